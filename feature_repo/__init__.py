@@ -1,0 +1,1 @@
+"""What Funnel knows about users and items: the dataset spec, column names and Feast definitions."""

@@ -1,0 +1,90 @@
+"""Column names of every table that one stage hands to another: the only place where they are spelt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+USER = "user_id"
+ITEM = "item_id"
+EVENT_ID = "event_id"
+TIMESTAMP = "timestamp"
+TYPE = "type"
+VALUE = "value"
+WEIGHT = "weight"
+POSITIVE = "positive"
+MONTH = "month"
+
+EVENT_TIMESTAMP = "event_timestamp"
+"""Feast's name for the moment from which a feature row is known."""
+
+REQUEST_TIME = "request_time"
+"""Epoch seconds of a request: the input of the on-demand view."""
+
+AVAILABLE_FROM = "available_from"
+AVAILABLE_UNTIL = "available_until"
+
+HISTORY_ITEMS = "history_item_ids"
+HISTORY_TIMES = "history_timestamps"
+HISTORY_LENGTH = 50
+
+CATEGORIES = "category_names"
+CATEGORY_SHARES = "category_shares"
+
+FIRST_EVENT_AT = "first_event_at"
+LAST_EVENT_AT = "last_event_at"
+ACTIVE_DAYS = "active_days"
+TREND = "trend"
+
+WINDOWS = {"1d": 1, "7d": 7, "30d": 30, "all": None}
+"""Name of each aggregation window and its length in days (None: since the beginning)."""
+
+
+def events(window: str) -> str:
+    """Return the name of the count of all events in a window, e.g. ``events_7d``."""
+    return f"events_{window}"
+
+
+def count(event_type: str, window: str) -> str:
+    """Return the name of the count of one event type, e.g. ``view_count_7d``."""
+    return f"{event_type}_count_{window}"
+
+
+def distinct_items(event_type: str, window: str) -> str:
+    """Return the name of a user's count of distinct items, e.g. ``view_items_7d``."""
+    return f"{event_type}_items_{window}"
+
+
+def distinct_users(event_type: str, window: str) -> str:
+    """Return the name of an item's count of distinct users, e.g. ``view_users_7d``."""
+    return f"{event_type}_users_{window}"
+
+
+def value_mean(window: str) -> str:
+    """Return the name of the mean event value in a window, e.g. ``value_mean_30d``."""
+    return f"value_mean_{window}"
+
+
+def seen(event_type: str) -> str:
+    """Return the name of the list of items a user has met by one event type, e.g. ``seen_view``."""
+    return f"seen_{event_type}"
+
+
+def user_counts(event_types: list[str], has_value: bool) -> list[str]:
+    """Return the windowed aggregates of a user, in the order of every table and matrix that has them."""
+    return _windowed(event_types, has_value, distinct_items)
+
+
+def item_counts(event_types: list[str], has_value: bool) -> list[str]:
+    """Return the windowed aggregates of an item, in the order of every table and matrix that has them."""
+    return _windowed(event_types, has_value, distinct_users)
+
+
+def _windowed(event_types: list[str], has_value: bool, distinct: Callable[[str, str], str]) -> list[str]:
+    names = []
+    for window in WINDOWS:
+        names.append(events(window))
+        for event_type in event_types:
+            names += [count(event_type, window), distinct(event_type, window)]
+        if has_value:
+            names.append(value_mean(window))
+    return names

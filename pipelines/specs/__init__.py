@@ -1,0 +1,1 @@
+"""Dataset specs that ship with Funnel."""

@@ -1,0 +1,50 @@
+"""Runs, curves and settings in MLflow's local store (SQLite below the working folder)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from feature_repo.workspace import Workspace
+
+
+class Tracker:
+    """One run's log."""
+
+    def __init__(self, client: Any, run: str) -> None:
+        self._client, self._run = client, run
+
+    def parameters(self, values: dict[str, Any]) -> None:
+        """Log settings."""
+        for name, value in values.items():
+            self._client.log_param(self._run, name, value)
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Log figures at a step; names as MLflow allows them."""
+        for name, value in values.items():
+            if value is not None:
+                self._client.log_metric(self._run, name.replace("@", "_at_"), value, step=step)
+
+
+@contextmanager
+def track(workspace: Workspace, name: str) -> Iterator[Tracker]:
+    """Open a run in the local store; it is marked failed if the block raises."""
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    workspace.tracking.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}")
+    experiment = client.get_experiment_by_name("funnel")
+    identity = experiment.experiment_id if experiment else client.create_experiment("funnel")
+    run = client.create_run(identity, run_name=name).info.run_id
+    try:
+        yield Tracker(client, run)
+    except BaseException:
+        client.set_terminated(run, "FAILED")
+        raise
+    client.set_terminated(run, "FINISHED")

@@ -1,0 +1,46 @@
+"""``funnel train``: towers, index and rankers of one workspace, tracked in MLflow."""
+
+from __future__ import annotations
+
+from feature_repo.workspace import Workspace, write_json
+from pipelines.ingest import read_events
+from pipelines.split import Split
+from pipelines.tracking import track
+from pipelines.train_ranking import SampleConfig, train_ranking
+from pipelines.train_retrieval import train_retrieval
+from ranking.config import RankerConfig
+from ranking.train import RankerReport
+from retrieval.training import Progress, TrainConfig
+
+
+def train(
+    workspace: Workspace,
+    progress: Progress,
+    towers: TrainConfig | None = None,
+    sample: SampleConfig | None = None,
+    rankers: RankerConfig | None = None,
+) -> RankerReport:
+    """Train everything that a release holds; finished parts of the same data and settings are kept.
+
+    Returns:
+        the table of rankers, with the best one's name.
+
+    """
+    towers, sample, rankers = towers or TrainConfig(), sample or SampleConfig(), rankers or RankerConfig()
+    events = read_events(workspace)
+    split = Split.by_time(events)
+    workspace.models.mkdir(parents=True, exist_ok=True)
+    write_json(workspace.models / "split.json", split.to_dict())
+    with track(workspace, "towers") as run:
+        run.parameters(vars(towers))
+        train_retrieval(workspace, events, split, towers, lambda step, m: run.metrics(m, step), progress)
+    with track(workspace, "rankers") as run:
+        return train_ranking(
+            workspace,
+            events,
+            split,
+            sample,
+            rankers,
+            lambda kind, m: run.metrics({f"{kind}_{name}": value for name, value in m.items()}),
+            progress,
+        )

@@ -1,0 +1,156 @@
+"""Builds the ranker's training sets from the retrieval stage's own candidates, and trains the rankers.
+
+A request's positives are the events that its user really had with the item next taken up; its
+negatives are the candidates that the retrieval stage proposed beside it, as serving would have.
+Other items that the user takes up within a day are neither: they are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from feature_repo import columns as c
+from feature_repo.workspace import Workspace
+from pipelines.point_in_time import DAY_S, PointInTime
+from pipelines.requests import Journal, Requests, replay, requests_from
+from pipelines.split import Split, epoch_seconds
+from ranking.config import RankerConfig
+from ranking.data import RankingData, RowSchema
+from ranking.train import RankerReport, train_rankers
+from retrieval.training import Progress
+from serving.candidates import Candidates
+from serving.codec import Codec
+from serving.recommender import Hydrator
+from serving.release import Retrieval, load_retrieval
+
+ATTRIBUTION_S = float(DAY_S)
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How many requests each part takes, and how many negatives a training request keeps."""
+
+    train_requests: int = 8_000
+    calibrate_requests: int = 1_500
+    choose_requests: int = 1_500
+    negatives: int = 60
+    seed: int = 7
+
+
+def row_schema(codec: Codec) -> RowSchema:
+    """Return the ranker's columns and heads for a codec."""
+    types = codec.spec.events.types
+    return RowSchema(
+        numeric=codec.numeric,
+        categorical=tuple(codec.categorical),
+        cardinalities=tuple(codec.categorical.values()),
+        heads=tuple(types),
+        head_weights=tuple(kind.weight for kind in types.values()),
+    )
+
+
+def train_ranking(
+    workspace: Workspace,
+    events: pd.DataFrame,
+    split: Split,
+    sample: SampleConfig,
+    config: RankerConfig,
+    log: Any,
+    progress: Progress,
+) -> RankerReport:
+    """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it."""
+    retrieval = load_retrieval(workspace.models / "retrieval")
+    builder = _SetBuilder(workspace, retrieval, events, sample, progress)
+    train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
+    calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
+    choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
+    schema = row_schema(retrieval.codec)
+    return train_rankers(train, calibrate, choose, schema, workspace.models / "ranking", config, log)
+
+
+class _SetBuilder:
+    def __init__(
+        self, workspace: Workspace, retrieval: Retrieval, events: pd.DataFrame, sample: SampleConfig, progress: Progress
+    ) -> None:
+        self.retrieval, self.sample, self.progress = retrieval, sample, progress
+        self.features = PointInTime(workspace)
+        self.events = events
+        self.time = epoch_seconds(events[c.TIMESTAMP])
+        self.first = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+        self.journal = Journal(events, retrieval.codec)
+        self.hydrator = Hydrator(retrieval.vectors)
+
+    def build(
+        self, name: str, start: float, stop: float, count: int, negatives: int | None, positive_only: bool = False
+    ) -> RankingData:
+        """Return the rows of sampled requests in ``[start, stop)``; ``negatives`` None keeps every candidate."""
+        rows = np.flatnonzero((self.time >= start) & (self.time < stop) & self.first)
+        if positive_only:
+            rows = rows[self.events[c.POSITIVE].to_numpy()[rows]]
+        generator = np.random.default_rng([self.sample.seed, len(name)])
+        rows = np.sort(generator.permutation(rows)[:count])
+        requests = requests_from(self.events.iloc[rows], self.retrieval.codec)
+        parts = []
+        done = 0
+        past = replay(requests, self.features, self.retrieval.codec, self.retrieval.items, self.journal)
+        for places, users, items in past:
+            vectors = self.retrieval.tower(users.context)
+            found = self.retrieval.retriever.retrieve(vectors, users.context.history, items, users.context.time)
+            allowed = self._allowed(found, requests[places], users.seen, items)
+            labels, ambiguous = next_labels(self.journal, requests[places], found)
+            keep = allowed & ~ambiguous
+            if negatives is not None:
+                keep &= _sampled(found, labels, negatives, generator)
+            numeric, categorical = self.hydrator.hydrate(users, vectors, found, items)
+            parts.append((numeric[keep], categorical[keep], labels[keep], places[found.request[keep]]))
+            done += len(places)
+            self.progress(f"ranking rows: {name}", done, len(requests))
+        numeric, categorical, labels, request = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return RankingData(numeric, categorical, labels, request.astype(np.int64))
+
+    @staticmethod
+    def _allowed(found: Candidates, requests: Requests, seen: list[dict[str, Any]], items: Any) -> npt.NDArray[np.bool_]:
+        allowed = np.ones(len(found.item), dtype=np.bool_)
+        for row in range(len(requests)):
+            part = slice(found.offsets[row], found.offsets[row + 1])
+            met = np.concatenate([*seen[row].values(), np.zeros(0, dtype=np.int32)])
+            allowed[part] = items.available(float(requests.time[row]))[found.item[part]]
+            allowed[part] &= ~np.isin(found.item[part], met)
+        return allowed
+
+
+def next_labels(
+    journal: Journal, requests: Requests, found: Candidates
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return labels float32 ``[n, T]`` of candidates and which are ambiguous (taken up soon, but not next)."""
+    labels = np.zeros((len(found.item), len(journal.types)), dtype=np.float32)
+    ambiguous = np.zeros(len(found.item), dtype=np.bool_)
+    for row in range(len(requests)):
+        part = slice(found.offsets[row], found.offsets[row + 1])
+        start = float(requests.time[row])
+        soon, how = journal.between(requests.user[row], start, start + ATTRIBUTION_S)
+        codes = found.item[part]
+        ambiguous[part] = np.isin(codes, soon) & (codes != requests.item[row])
+        place = np.flatnonzero(codes == requests.item[row])
+        if len(place):
+            labels[part.start + place[0], how[soon == requests.item[row]]] = 1.0
+    return labels, ambiguous
+
+
+def _sampled(
+    found: Candidates, labels: npt.NDArray[np.float32], negatives: int, generator: np.random.Generator
+) -> npt.NDArray[np.bool_]:
+    """Keep every positive and at most so many other candidates of each request."""
+    positive = labels.any(axis=1)
+    draw = generator.random(len(positive))
+    draw[positive] = -1.0
+    keep = np.zeros(len(positive), dtype=np.bool_)
+    for first, last in zip(found.offsets[:-1], found.offsets[1:], strict=True):
+        keep[first + np.argsort(draw[first:last], kind="stable")[: negatives + int(positive[first:last].sum())]] = True
+    return keep
+

@@ -1,0 +1,201 @@
+"""Trains the candidate generator: codes, two towers, FAISS index, similar items."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.encoding import AttributeEncoder, Vocabulary
+from feature_repo.workspace import Workspace, fingerprint, read_json, staged_folder, write_json
+from pipelines.point_in_time import DAY_S, PointInTime, catalogue_columns
+from pipelines.requests import requests_from
+from pipelines.split import Split, epoch_seconds
+from retrieval.context import concatenate
+from retrieval.examples import Examples
+from retrieval.export import export_user_tower
+from retrieval.index import build_index, save_index
+from retrieval.neighbours import neighbours
+from retrieval.towers import TowerConfig, TwoTowers
+from retrieval.training import Log, Progress, TrainConfig, item_vectors, train_towers
+from serving.candidates import Shares
+from serving.catalogue import ItemTable, build_items, to_arrow
+from serving.codec import Codec
+from serving.recommender import UserTowerSession
+from serving.users import UserReader
+
+_QUERIES = 1_000
+
+
+def train_retrieval(
+    workspace: Workspace,
+    events: pd.DataFrame,
+    split: Split,
+    config: TrainConfig,
+    log: Log,
+    progress: Progress,
+    shares: Shares | None = None,
+) -> Path:
+    """Train towers and write the candidate generator to ``models/retrieval``; a finished one is kept.
+
+    Args:
+        workspace: the working folder, features applied.
+        events: the whole log in order of time.
+        split: the towers learn from positive events before ``split.ranker``; the slice up to
+            ``split.calibrate`` stops their training.
+        config: training settings.
+        log: told each epoch's metrics.
+        progress: told each step.
+        shares: how many candidates each source may propose.
+
+    Returns:
+        the folder.
+
+    """
+    final = workspace.models / "retrieval"
+    spec, features = workspace.spec(), PointInTime(workspace)
+    version = fingerprint(_data_version(workspace), split.to_dict(), asdict(config), (shares or Shares()).model_dump())
+    if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
+        return final
+    time = epoch_seconds(events[c.TIMESTAMP])
+    known = events[time < split.ranker]
+    codec, items = fit_codec(spec, workspace, events, known, features, split)
+    progress("reading histories point in time", 0, 1)
+    training = examples(codec, features, known)
+    later = (time >= split.ranker) & (time < split.calibrate) & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+    validation = examples(codec, features, events[later])
+    build = tower_builder(codec, items, training)
+    towers, report = train_towers(
+        build, training, validation, config, workspace.models / "towers", version, log, progress
+    )
+    towers = towers.cpu()
+    with staged_folder(final) as folder:
+        index_report = _write(folder, codec, items, towers, validation, known, shares or Shares())
+        write_json(
+            folder / "report.json",
+            {
+                "version": version,
+                "towers": {**report.to_dict(), "validation": "recall@100 over the whole catalogue"},
+                "index": index_report,
+                "examples": len(training),
+                "settings": asdict(config),
+                "sizes": asdict(towers.config),
+            },
+        )
+    return final
+
+
+def _data_version(workspace: Workspace) -> str:
+    return str(read_json(workspace.ingest / "manifest.json")["data_version"])
+
+
+def fit_codec(
+    spec: DatasetSpec,
+    workspace: Workspace,
+    events: pd.DataFrame,
+    known: pd.DataFrame,
+    features: PointInTime,
+    split: Split,
+) -> tuple[Codec, ItemTable]:
+    """Fit vocabularies on what was known when the towers were trained; the catalogue has every item."""
+    ids, columns = catalogue_columns(spec, workspace.ingest, events)
+    users = sorted(known.loc[known[c.POSITIVE], c.USER].unique())
+    old = [row for row, start in enumerate(columns[c.AVAILABLE_FROM]) if start is None or start < split.ranker]
+    item_attributes = AttributeEncoder.fit(
+        spec.item_attributes, {name: [columns[name][row] for row in old] for name in spec.item_attributes}
+    )
+    categories = Vocabulary(())
+    if spec.category:
+        values = [columns[spec.category][row] for row in old]
+        categories = Vocabulary.fit(p for v in values for p in ([v] if isinstance(v, str) else v if v is not None else ()))
+    user_table = _user_attributes(spec, workspace, set(users))
+    user_attributes = AttributeEncoder.fit(spec.user_attributes, user_table)
+    codec = Codec(spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes)
+    end = events[c.TIMESTAMP].max() + pd.Timedelta(days=1)
+    _, activity = next(iter(features.item_activity(codec, np.array([int(end.timestamp()) // DAY_S]))))
+    columns |= {name: activity.counts[1:, n].tolist() for n, name in enumerate(codec.item_activity)}
+    columns |= {
+        c.FIRST_EVENT_AT: activity.first_event_at[1:].tolist(), c.LAST_EVENT_AT: activity.last_event_at[1:].tolist()
+    }  # fmt: skip
+    return codec, build_items(codec, columns)
+
+
+def _user_attributes(spec: DatasetSpec, workspace: Workspace, users: set[str]) -> dict[str, list[Any]]:
+    if not spec.user_attributes:
+        return {}
+    table = pq.read_table(workspace.ingest / "users.parquet").to_pylist()
+    rows = [row for row in table if row[c.USER] in users]
+    return {name: [row[name] for row in rows] for name in spec.user_attributes}
+
+
+def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examples:
+    """Return the positive events of a log with each user's features just before, through Feast."""
+    positive = events[events[c.POSITIVE]]
+    requests = requests_from(positive, codec)
+    reader = UserReader(codec)
+    parts = [
+        reader.context(columns, requests.time[rows])
+        for rows, columns in features.users("user_tower_v1", requests.user, requests.time)
+    ]
+    # The square root keeps a rare purchase from drowning a hundred views.
+    weight = np.sqrt(positive[c.WEIGHT].to_numpy(dtype=np.float32))
+    return Examples(concatenate(parts), requests.item, weight)
+
+
+def tower_builder(codec: Codec, items: ItemTable, training: Examples) -> Callable[[], TwoTowers]:
+    """Return a function that makes untrained towers for a codec and catalogue."""
+    has_id = np.bincount(training.item, minlength=len(items)) > 0
+    config = TowerConfig(
+        users=len(codec.users),
+        items=len(codec.items),
+        user_attributes=codec.user_attributes.table_size,
+        item_attributes=codec.item_attributes.table_size,
+        user_attribute_width=codec.user_attributes.width,
+        user_numbers=len(codec.user_attributes.numeric),
+        item_numbers=len(codec.item_attributes.numeric),
+    )
+    codes = torch.from_numpy(items.encoded.codes.astype(np.int64))
+    numbers = torch.from_numpy(codec.item_attributes.standardise(items.encoded.numbers))
+    return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(has_id))
+
+
+def _write(
+    folder: Path,
+    codec: Codec,
+    items: ItemTable,
+    towers: TwoTowers,
+    validation: Examples,
+    known: pd.DataFrame,
+    shares: Shares,
+) -> dict[str, Any]:
+    raw, unit = item_vectors(towers)
+    export_user_tower(towers, folder / "user_tower.onnx")
+    save_file({name: value.contiguous() for name, value in towers.state_dict().items()}, folder / "towers.safetensors")
+    np.save(folder / "item_vectors.npy", unit)
+    np.save(folder / "raw_item_vectors.npy", raw)
+    session = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
+    index, report = build_index(unit[1:], session(validation.context[:_QUERIES]))
+    save_index(index, folder / "index.faiss")
+    positive = known[known[c.POSITIVE]].sort_values([c.USER, c.TIMESTAMP, c.EVENT_ID], kind="stable")
+    near, similarity = neighbours(
+        positive[c.USER].astype("category").cat.codes.to_numpy(dtype=np.int64),
+        codec.items.encode(positive[c.ITEM].tolist()),
+        len(items),
+    )
+    np.save(folder / "neighbours.npy", near)
+    np.save(folder / "similarities.npy", similarity)
+    pq.write_table(to_arrow(items), folder / "items.parquet")
+    write_json(folder / "codec.json", codec.to_dict())
+    write_json(folder / "shares.json", json.loads(shares.model_dump_json()))
+    return report.to_dict()
+

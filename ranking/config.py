@@ -1,0 +1,94 @@
+"""Typed settings of every ranker; no heavy import, so that a command line can read them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+KINDS = ("popularity", "logistic", "lightgbm", "lambdarank", "dcn")
+"""Every kind of ranker, simplest first."""
+
+
+@dataclass(frozen=True)
+class PopularityConfig:
+    """The baseline: one column decides; the first numeric column if the named one does not exist."""
+
+    feature: str = "item_events_30d"
+
+
+@dataclass(frozen=True)
+class LogisticConfig:
+    """Logistic regression per head."""
+
+    regularisation: float = 1.0
+    class_weight: Literal["balanced"] | None = None
+    hash_size: int = 4096
+    max_rows: int = 200_000
+    max_iterations: int = 100
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    """LightGBM, one booster per head, or one booster for the order (lambdarank)."""
+
+    rounds: int = 120
+    learning_rate: float = 0.1
+    leaves: int = 31
+    min_rows_in_leaf: int = 100
+    feature_share: float = 0.8
+    bins: int = 127
+    l2: float = 1.0
+    patience: int = 15
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class DcnConfig:
+    """DCN-v2. ``epochs`` is raised until at least ``min_steps`` batches have been seen."""
+
+    structure: Literal["parallel", "stacked"] = "parallel"
+    cross_layers: int = 3
+    hidden: tuple[int, ...] = (128, 64)
+    embedding: int = 8
+    bucket_embedding: int = 2
+    epochs: int = 2
+    min_steps: int = 300
+    batch: int = 4096
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-4
+    gradient_norm: float = 1.0
+    unknown_rate: float = 0.02
+    loss: Literal["bce", "focal"] = "bce"
+    positive_weight: Literal["balanced"] | None = None
+    focal_gamma: float = 2.0
+    monitor: Literal["ndcg", "log_loss"] = "ndcg"
+    patience: int = 2
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class RankerConfig:
+    """What to train and how to compare it.
+
+    Raises:
+        ValueError: an unknown kind, or none.
+
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    seed: int = 0
+    ndcg_k: int = 10
+    popularity: PopularityConfig = field(default_factory=PopularityConfig)
+    logistic: LogisticConfig = field(default_factory=LogisticConfig)
+    trees: TreeConfig = field(default_factory=TreeConfig)
+    dcn: DcnConfig = field(default_factory=DcnConfig)
+
+    def __post_init__(self) -> None:
+        unknown = set(self.kinds) - set(KINDS)
+        if unknown or not self.kinds:
+            raise ValueError(f"unknown kinds {sorted(unknown)}: choose from {', '.join(KINDS)}")
+
+    def part(self, kind: str) -> dict[str, Any]:
+        """Return the settings that shape one kind, JSON-like: if they are unchanged, so is the model."""
+        settings = self.trees if kind in ("lightgbm", "lambdarank") else getattr(self, kind)
+        return {"seed": self.seed, "ndcg_k": self.ndcg_k, **asdict(settings)}

@@ -1,0 +1,82 @@
+"""How good probabilities and orders are. Ties never profit from the order of the rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ranking.data import Doubles, Ids, group_starts
+
+_Values = npt.NDArray[np.floating]
+
+
+def auc(labels: _Values, scores: _Values) -> float:
+    """Return the chance that a positive row scores above a negative one, ties counting half.
+
+    The Mann-Whitney form of the area under the ROC curve (Fawcett 2006, "An introduction to ROC
+    analysis"). Labels 0/1 [n], scores [n]. NaN when one class is absent.
+    """
+    positive = labels > 0
+    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
+    if not n_positive or not n_negative:
+        return float("nan")
+    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[group]
+    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def log_loss(labels: _Values, probabilities: _Values) -> float:
+    """Return the mean negative log likelihood in nats; probabilities are kept 1e-7 off 0 and 1.
+
+    A proper scoring rule (Good 1952): least, in expectation, at the true probabilities. Labels 0/1
+    [n], probabilities [n].
+    """
+    p = np.clip(probabilities.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.where(labels > 0, np.log(p), np.log1p(-p)).mean())
+
+
+def ece(labels: _Values, probabilities: _Values, bins: int = 15) -> float:
+    """Return the expected calibration error over bins of equal mass.
+
+    The mean over bins of ``|mean label - mean probability|``, weighted by bin size; equal-mass bins
+    after Nguyen & O'Connor (2015) and Nixon et al. (2019, "Measuring calibration in deep
+    learning"). Rows of equal probability share their labels, so it does not matter how ties fall
+    into bins. Labels 0/1 [n], probabilities [n].
+    """
+    p = probabilities.astype(np.float64)
+    unique, group, counts = np.unique(p, return_inverse=True, return_counts=True)
+    rate = np.bincount(group, weights=labels) / counts
+    gap = np.repeat(rate - unique, counts)
+    edges = np.linspace(0, len(gap), bins + 1).round().astype(np.intp)
+    sums = np.diff(np.r_[0.0, np.cumsum(gap)][edges])
+    return float(np.abs(sums).sum() / len(gap))
+
+
+def ndcg_per_request(gains: _Values, scores: _Values, request: Ids, k: int = 10) -> Doubles:
+    """Return NDCG@k of each request, float64 [R]; NaN for a request without any gain.
+
+    Linear gain, discount ``1 / log2(rank + 1)`` (Järvelin & Kekäläinen 2002). Rows of equal score
+    get the mean over all orders of the tie (McSherry & Najork 2008), as scikit-learn's
+    ``ndcg_score`` does. Gains >= 0 [n], scores [n], request ids [n], sorted.
+    """
+    starts = group_starts(request)
+    group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(request)]))
+    rank = np.arange(len(request)) - starts[group]
+    discount = np.where(rank < k, 1.0 / np.log2(rank + 2.0), 0.0)
+    order = np.lexsort((-scores, group))
+    ranked, sorted_scores = gains[order].astype(np.float64), scores[order]
+    new_tie = np.r_[True, (sorted_scores[1:] != sorted_scores[:-1]) | (group[1:] != group[:-1])]
+    ties = np.flatnonzero(new_tie)
+    sizes = np.diff(np.r_[ties, len(request)])
+    expected = np.add.reduceat(ranked, ties) * np.add.reduceat(discount, ties) / sizes
+    dcg = np.bincount(group[ties], weights=expected, minlength=len(starts))
+    best = np.bincount(group, weights=gains[np.lexsort((-gains, group))] * discount, minlength=len(starts))
+    ratio: Doubles = np.divide(dcg, best, out=np.full(len(starts), np.nan), where=best > 0)
+    return ratio
+
+
+def ndcg_at_k(gains: _Values, scores: _Values, request: Ids, k: int = 10) -> float:
+    """Return the mean NDCG@k over requests that have any gain; NaN when none has."""
+    values = ndcg_per_request(gains, scores, request, k)
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,55 @@
+"""What every ranker can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_repo.workspace import write_json
+from ranking.data import Codes, Floats, RowSchema
+
+Contributions = list[tuple[str, float]]
+
+Log = Callable[[str, dict[str, float]], None]
+"""Called with a kind and its figures while it is trained."""
+
+
+class Ranker(Protocol):
+    """A trained model of one kind; reads raw rows and owns whatever transform it needs."""
+
+    @property
+    def kind(self) -> str:
+        """Return the name that ``load`` dispatches on."""
+
+    @property
+    def schema(self) -> RowSchema:
+        """Return the columns that the model was trained on."""
+
+    def predict(self, numeric: Floats, categorical: Codes) -> Floats:
+        """Return uncalibrated probabilities, float32 [n, T], of raw rows [n, F] and [n, C]; n may be 0."""
+
+    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+        """Return what moved the score of one row, [F] and [C], largest absolute contribution first.
+
+        Contributions are in weighted log-odds, ``sum_t weight_t * logit_t`` before calibration; all
+        columns are returned unless ``top`` says how many.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.json``, ``schema.json`` and the model's own files into an existing folder."""
+
+
+def save_description(folder: Path, kind: str, schema: RowSchema, **settings: Any) -> None:
+    """Write the two files that every saved ranker has."""
+    write_json(folder / "model.json", {"kind": kind, **settings})
+    write_json(folder / "schema.json", schema.to_dict())
+
+
+def largest(names: Sequence[str], values: npt.NDArray[np.floating], top: int | None) -> Contributions:
+    """Return names with their values, largest absolute value first."""
+    order = np.argsort(-np.abs(values), kind="stable")[:top]
+    return [(names[column], float(values[column])) for column in order]

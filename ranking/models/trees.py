@@ -1,0 +1,203 @@
+"""Gradient-boosted trees: one LightGBM booster per head, or one for the order of a request."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_repo.workspace import read_json
+from ranking.config import TreeConfig
+from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
+from ranking.models.base import Contributions, Log, largest, save_description
+from ranking.sigmoid import fit_sigmoid, sigmoid
+
+
+def _load_openmp() -> None:
+    """Make libgomp.so.1 known to the process before LightGBM asks for it.
+
+    LightGBM's wheel expects the system to have GCC's OpenMP runtime, which a bare Debian has not.
+    torch's wheel carries one under the same SONAME; it is loaded from the file, because importing
+    torch would cost a server a second and 200 MB.
+    """
+    try:
+        ctypes.CDLL("libgomp.so.1", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        torch = importlib.util.find_spec("torch")
+        for place in (torch.submodule_search_locations or ()) if torch else ():
+            library = Path(place) / "lib" / "libgomp.so.1"
+            if library.is_file():
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
+_load_openmp()
+
+import lightgbm  # noqa: E402  (needs the library above)
+
+
+@dataclass(frozen=True)
+class TreeRanker:
+    """Boosters (LightGBM, Ke et al. 2017) and the sigmoids that make probabilities of their scores.
+
+    ``lightgbm`` has a booster per head, trained on log loss, with the identity as slope and
+    intercept. ``lambdarank`` has one booster (Burges 2010, "From RankNet to LambdaRank to
+    LambdaMART") whose score each head reads through a rising sigmoid.
+
+    Attributes:
+        kind: ``lightgbm`` or ``lambdarank``.
+        schema: columns of a row.
+        boosters: T of them, or one.
+        slope: one per head.
+        intercept: one per head.
+
+    """
+
+    kind: str
+    schema: RowSchema
+    boosters: tuple[lightgbm.Booster, ...]
+    slope: tuple[float, ...]
+    intercept: tuple[float, ...]
+
+    def predict(self, numeric: Floats, categorical: Codes) -> Floats:
+        """See ``Ranker.predict``."""
+        if not len(numeric):
+            return np.empty((0, len(self.schema.heads)), dtype=np.float32)  # LightGBM refuses zero rows
+        rows = _matrix(numeric, categorical, self.schema)
+        raw = np.stack([_raw(booster, rows) for booster in self.boosters], axis=1)
+        return sigmoid(raw * self.slope + self.intercept).astype(np.float32)
+
+    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+        """See ``Ranker.explain``: SHAP values of the trees (Lundberg et al. 2020).
+
+        They add up to the row's weighted log-odds minus the mean over the training rows.
+        """
+        rows = _matrix(numeric[None, :], categorical[None, :], self.schema)
+        # The last column is the expected value, which belongs to no feature.
+        parts = [booster.predict(rows, pred_contrib=True, num_threads=1) for booster in self.boosters]
+        by_head = np.broadcast_to(np.concatenate(parts)[:, :-1], (len(self.schema.heads), rows.shape[1]))
+        values = (self.schema.weights * self.slope) @ by_head
+        return largest(self.schema.numeric + self.schema.categorical, values, top)
+
+    def save(self, folder: Path) -> None:
+        """See ``Ranker.save``: each booster as LightGBM's own text."""
+        save_description(
+            folder,
+            self.kind,
+            self.schema,
+            boosters=len(self.boosters),
+            slope=self.slope,
+            intercept=self.intercept,
+        )
+        for number, booster in enumerate(self.boosters):
+            (folder / f"booster_{number}.txt").write_text(booster.model_to_string(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path, schema: RowSchema) -> TreeRanker:
+        """Return the ranker saved in ``folder``."""
+        values = read_json(folder / "model.json")
+        texts = [(folder / f"booster_{n}.txt").read_text(encoding="utf-8") for n in range(values["boosters"])]
+        boosters = tuple(lightgbm.Booster(model_str=text) for text in texts)
+        return cls(values["kind"], schema, boosters, tuple(values["slope"]), tuple(values["intercept"]))
+
+
+def fit_lightgbm(
+    train: RankingData, watch: RankingData, schema: RowSchema, config: TreeConfig, seed: int, log: Log
+) -> TreeRanker:
+    """Train a booster per head; ``watch``, held-out rows, says when to stop."""
+    data, held_out = _datasets(train, watch, schema, config)
+    boosters = []
+    for column, head in enumerate(schema.heads):
+        # Bins do not depend on labels, so one binned matrix serves every head.
+        data.set_label(np.ascontiguousarray(train.labels[:, column]))
+        held_out.set_label(np.ascontiguousarray(watch.labels[:, column]))
+        parameters = {**_parameters(config, seed), "objective": "binary", "metric": "binary_logloss"}
+        boosters.append(_boost(parameters, data, held_out, config))
+        log("lightgbm", {f"{head}_trees": float(boosters[-1].num_trees())})
+    ones, zeros = (1.0,) * len(boosters), (0.0,) * len(boosters)
+    return TreeRanker("lightgbm", schema, tuple(boosters), ones, zeros)
+
+
+def fit_lambdarank(
+    train: RankingData,
+    watch: RankingData,
+    schema: RowSchema,
+    config: TreeConfig,
+    seed: int,
+    k: int,
+    log: Log,
+) -> TreeRanker:
+    """Train one booster for NDCG@k; the gain of a row is its weighted label, 0 for rows without any.
+
+    Each head's sigmoid is fitted on ``watch``: on rows that the trees have seen, scores are too sure.
+    """
+    worth, watch_worth = (np.maximum(schema.score(part.labels), 0.0) for part in (train, watch))
+    gains = np.unique(np.r_[np.float32(0.0), worth, watch_worth])
+    data, held_out = _datasets(train, watch, schema, config)
+    data.set_label(np.searchsorted(gains, worth)).set_group(train.group_sizes())
+    held_out.set_label(np.searchsorted(gains, watch_worth)).set_group(watch.group_sizes())
+    parameters = {
+        **_parameters(config, seed),
+        "objective": "lambdarank",
+        "metric": "ndcg",
+        "eval_at": [k],
+        "lambdarank_truncation_level": k + 5,  # LightGBM's advice: a little above k
+        "label_gain": [float(gain) for gain in gains],
+    }
+    booster = _boost(parameters, data, held_out, config)
+    log("lambdarank", {"trees": float(booster.num_trees())})
+    scores = _raw(booster, _matrix(watch.numeric, watch.categorical, schema))
+    fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
+    slope, intercept = zip(*fits, strict=True)
+    return TreeRanker("lambdarank", schema, (booster,), slope, intercept)
+
+
+def _matrix(numeric: Floats, categorical: Codes, schema: RowSchema) -> Floats:
+    """Return float32 [n, F + C]; codes below 2^24 are exact in it."""
+    return np.hstack([numeric, schema.known_codes(categorical).astype(np.float32)])
+
+
+def _raw(booster: lightgbm.Booster, rows: Floats) -> Doubles:
+    # One thread: a server answers several requests at once, and each is small.
+    return np.asarray(booster.predict(rows, raw_score=True, num_threads=1), dtype=np.float64)
+
+
+def _datasets(
+    train: RankingData, watch: RankingData, schema: RowSchema, config: TreeConfig
+) -> tuple[lightgbm.Dataset, lightgbm.Dataset]:
+    width = len(schema.numeric)
+    data = lightgbm.Dataset(
+        _matrix(train.numeric, train.categorical, schema),
+        categorical_feature=list(range(width, width + len(schema.categorical))),
+        params={"max_bin": config.bins, "verbosity": -1, "num_threads": config.threads, "force_row_wise": True},
+        free_raw_data=True,
+    )
+    return data, data.create_valid(_matrix(watch.numeric, watch.categorical, schema))
+
+
+def _parameters(config: TreeConfig, seed: int) -> dict[str, Any]:
+    return {
+        "learning_rate": config.learning_rate,
+        "num_leaves": config.leaves,
+        "min_data_in_leaf": config.min_rows_in_leaf,
+        "feature_fraction": config.feature_share,
+        "lambda_l2": config.l2,
+        "max_bin": config.bins,
+        "num_threads": config.threads,
+        "seed": seed,
+        "deterministic": True,
+        "force_row_wise": True,
+        "verbosity": -1,
+    }
+
+
+def _boost(
+    parameters: dict[str, Any], data: lightgbm.Dataset, held_out: lightgbm.Dataset, config: TreeConfig
+) -> lightgbm.Booster:
+    stop = lightgbm.early_stopping(config.patience, verbose=False)
+    booster = lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=[stop])
+    # Read back from its own text, so that what is measured now is what will be served.
+    return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))

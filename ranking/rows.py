@@ -1,0 +1,88 @@
+"""The one row builder: a request's user, an item and what links them, as the ranker's inputs.
+
+Training and serving call the same function on the same arrays, so a feature cannot mean two things.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_repo.encoding import Codes, Floats
+from feature_repo.request_time import SECONDS_PER_DAY
+
+CROSS = (
+    "tower_score",  # cosine of user and item vectors
+    "tower_rank",  # log of the item's place among the tower's candidates
+    "similar_score",  # co-visitation with recent items, newest weigh most
+    "similar_last",  # co-visitation with the newest item
+    "cosine_last",  # cosine of item vectors: the newest item ...
+    "cosine_recent",  # ... the mean of the five newest ...
+    "cosine_best",  # ... and the nearest of the ten newest
+    "category_share",  # share of the user's positive events in the item's categories
+)
+"""Numeric features of a user-item pair."""
+
+ITEM_AGES = ("item_age_days", "item_recency_days")
+"""Days since an item's first and last event, at the moment of the request."""
+
+MOMENT = {"hour_of_day": 24, "day_of_week": 7}
+"""Categorical features of the moment, with their cardinalities."""
+
+
+@dataclass(frozen=True)
+class UserRows:
+    """``B`` requests: ``numeric`` float32 ``[B, Fu]`` (NaN: missing), ``categorical`` int32 ``[B, Cu]``."""
+
+    numeric: Floats
+    categorical: Codes
+    time: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ItemRows:
+    """All ``N`` items: ``numeric`` float32 ``[N, Fi]``, ``categorical`` int32 ``[N, Ci]``, event times epoch seconds."""
+
+    numeric: Floats
+    categorical: Codes
+    first_event_at: npt.NDArray[np.float64]
+    last_event_at: npt.NDArray[np.float64]
+
+
+def numeric_names(user: tuple[str, ...], item: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the numeric columns in the order in which rows are built."""
+    return (*CROSS, *ITEM_AGES, *user, *(f"item_{name}" for name in item))
+
+
+def build_rows(
+    users: UserRows,
+    items: ItemRows,
+    request: npt.NDArray[Any],
+    item: npt.NDArray[Any],
+    cross: Floats,
+) -> tuple[Floats, Codes]:
+    """Return the ranker's inputs of ``n`` user-item pairs.
+
+    Args:
+        users: the requests.
+        items: the catalogue as of the requests.
+        request: int ``[n]``, which request a pair belongs to.
+        item: int ``[n]``, which item.
+        cross: float32 ``[n, len(CROSS)]``.
+
+    Returns:
+        numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``.
+
+    """
+    at = users.time[request]
+    ages = np.stack(
+        [(at - items.first_event_at[item]) / SECONDS_PER_DAY, (at - items.last_event_at[item]) / SECONDS_PER_DAY], axis=1
+    )
+    numeric = np.concatenate(
+        [cross, ages.astype(np.float32), users.numeric[request], items.numeric[item]], axis=1, dtype=np.float32
+    )
+    categorical = np.concatenate([users.categorical[request], items.categorical[item]], axis=1, dtype=np.int32)
+    return numeric, categorical

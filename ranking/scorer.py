@@ -1,0 +1,83 @@
+"""What a server holds: a trained ranker together with its calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from feature_repo.workspace import read_json, write_json
+from ranking.calibration import Calibration
+from ranking.data import Codes, Floats, RowSchema
+from ranking.models import Ranker, load
+from ranking.models.base import Contributions
+
+
+@dataclass(frozen=True)
+class CalibratedRanker:
+    """Calibrated probabilities of every head, and the score that candidates are ordered by.
+
+    Attributes:
+        ranker: the model.
+        calibration: one map per head.
+
+    """
+
+    ranker: Ranker
+    calibration: Calibration
+
+    @classmethod
+    def load(cls, folder: Path) -> CalibratedRanker:
+        """Return what ``train_rankers`` saved below ``folder/<kind>``.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: the kind is unknown, or calibration and schema have different heads.
+
+        """
+        ranker = load(folder)
+        calibration = Calibration.from_dict(read_json(folder / "calibration.json"))
+        if len(calibration.heads) != len(ranker.schema.heads):
+            raise ValueError(f"{folder}: {len(calibration.heads)} calibrations for heads {ranker.schema.heads}")
+        return cls(ranker, calibration)
+
+    def save(self, folder: Path) -> None:
+        """Write everything that ``load`` reads into an existing folder."""
+        self.ranker.save(folder)
+        write_json(folder / "calibration.json", self.calibration.to_dict())
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of the model."""
+        return self.ranker.kind
+
+    @property
+    def schema(self) -> RowSchema:
+        """Return the columns that rows must have, in this order."""
+        return self.ranker.schema
+
+    def score(self, numeric: Floats, categorical: Codes) -> tuple[Floats, Floats]:
+        """Return ``sum_t weight_t * p_t``, float32 [n], and the calibrated p, float32 [n, T].
+
+        Args:
+            numeric: float32 [n, F], NaN for missing; n may be 0.
+            categorical: int32 [n, C]; codes that were not known in training count as unknown.
+
+        Raises:
+            ValueError: the rows do not have the schema's shape.
+
+        """
+        self.schema.check_rows(numeric, categorical)
+        probabilities = self.calibration(self.ranker.predict(numeric, categorical))
+        return self.schema.score(probabilities), probabilities.astype(np.float32)
+
+    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+        """Return the columns that moved one row, [F] and [C], largest first, in weighted log-odds.
+
+        Raises:
+            ValueError: the row does not have the schema's shape.
+
+        """
+        self.schema.check_rows(numeric[None, :], categorical[None, :])
+        return self.ranker.explain(numeric, categorical, top)

@@ -1,0 +1,234 @@
+"""Train every kind of ranker, calibrate it, measure it, and name the best."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from feature_repo.workspace import file_hash, fingerprint, read_json, staged_folder, write_json
+from ranking.calibration import fit_calibration
+from ranking.config import RankerConfig
+from ranking.data import RankingData, RowSchema
+from ranking.metrics import auc, ece, log_loss, ndcg_at_k
+from ranking.models import Ranker
+from ranking.models.base import Log
+from ranking.scorer import CalibratedRanker
+from ranking.transform import RowTransform
+
+_REVISION = 1
+"""Raised when the same data and settings give another model, so that old folders are made again."""
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """Validation figures of one head; None where they are undefined. ``raw``: before calibration."""
+
+    auc: float | None
+    log_loss: float
+    log_loss_raw: float
+    ece: float
+    ece_raw: float
+    calibration: str
+
+
+@dataclass(frozen=True)
+class KindReport:
+    """Validation figures of one kind.
+
+    Attributes:
+        version: fingerprint of data and settings.
+        ndcg: NDCG@k of the score, a row with any positive label gaining 1: what kinds are compared by.
+        weighted_ndcg: the same with the weighted label as gain.
+        heads: figures per head.
+
+    """
+
+    version: str
+    ndcg: float | None
+    weighted_ndcg: float | None
+    heads: dict[str, HeadReport]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> KindReport:
+        """Return the report that ``asdict`` described."""
+        heads = {name: HeadReport(**head) for name, head in values["heads"].items()}
+        return cls(**{**values, "heads": heads})
+
+
+@dataclass(frozen=True)
+class RankerReport:
+    """What ``report.json`` holds: the best kind, and the figures of all. No times: equal runs, equal bytes."""
+
+    best: str
+    ndcg_k: int
+    kinds: dict[str, KindReport]
+
+    @classmethod
+    def load(cls, folder: Path) -> RankerReport:
+        """Return the report of a finished run.
+
+        Raises:
+            FileNotFoundError: the run has not finished.
+
+        """
+        values = read_json(folder / "report.json")
+        kinds = {kind: KindReport.from_dict(report) for kind, report in values["kinds"].items()}
+        return cls(values["best"], values["ndcg_k"], kinds)
+
+
+@dataclass
+class _Job:
+    """One call of ``train_rankers``: the data, and what several kinds share."""
+
+    train: RankingData
+    calibrate: RankingData
+    validate: RankingData
+    schema: RowSchema
+    config: RankerConfig
+    log: Log
+
+    @cached_property
+    def data_version(self) -> str:
+        parts = (self.train, self.calibrate, self.validate)
+        return fingerprint(self.schema.to_dict(), [part.digest() for part in parts])
+
+    @cached_property
+    def transform(self) -> RowTransform:
+        return RowTransform.fit(self.train.numeric)
+
+
+def train_rankers(
+    train: RankingData,
+    calibrate: RankingData,
+    validate: RankingData,
+    schema: RowSchema,
+    folder: Path,
+    config: RankerConfig,
+    log: Log,
+) -> RankerReport:
+    """Train the configured kinds into ``folder/<kind>`` and write ``folder/report.json``.
+
+    A kind whose folder is complete and was made from the same data and settings is not trained
+    again; a kind appears in one step, so a killed run continues where it was and ends with the
+    bytes of an undisturbed one.
+
+    Args:
+        train: rows that models and transforms learn from.
+        calibrate: rows that say when to stop, and that probabilities are calibrated on.
+        validate: rows that kinds are measured and compared by; nothing is fitted to them.
+        schema: columns of all three.
+        folder: where models go.
+        config: which kinds, and their settings.
+        log: called with a kind and its figures (steps, trees, validation figures, seconds).
+
+    Raises:
+        ValueError: data and schema disagree.
+
+    """
+    for data in (train, calibrate, validate):
+        data.check(schema)
+    job = _Job(train, calibrate, validate, schema, config, log)
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = {kind: _train_kind(job, kind, folder / kind) for kind in config.kinds}
+    best = max(kinds, key=lambda kind: -math.inf if (value := kinds[kind].ndcg) is None else value)
+    report = RankerReport(best, config.ndcg_k, kinds)
+    write_json(folder / "report.json", asdict(report))
+    return report
+
+
+def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
+    version = fingerprint(_REVISION, kind, job.data_version, job.config.part(kind))
+    finished = _finished(folder, version)
+    if finished:
+        job.log(kind, {"resumed": 1.0})
+        return finished
+    started = time.perf_counter()
+    with staged_folder(folder) as staging:
+        ranker = _fit(job, kind)
+        seconds = time.perf_counter() - started
+        probabilities = ranker.predict(job.calibrate.numeric, job.calibrate.categorical)
+        calibration = fit_calibration(probabilities, job.calibrate.labels, job.calibrate.request)
+        calibrated = CalibratedRanker(ranker, calibration)
+        calibrated.save(staging)
+        report = _measure(calibrated, job, version)
+        files = {path.name: file_hash(path) for path in sorted(staging.iterdir())}
+        write_json(staging / _MANIFEST, {"report": asdict(report), "files": files})
+    job.log(kind, {"seconds": seconds, **_figures(report, job.config.ndcg_k)})
+    return report
+
+
+def _finished(folder: Path, version: str) -> KindReport | None:
+    """Return the report of a folder whose files are the ones that its manifest lists, else None."""
+    if not (folder / _MANIFEST).is_file():
+        return None
+    manifest = read_json(folder / _MANIFEST)
+    report = KindReport.from_dict(manifest["report"])
+    files: dict[str, str] = manifest["files"]
+    whole = all((folder / name).is_file() and file_hash(folder / name) == seen for name, seen in files.items())
+    return report if whole and report.version == version else None
+
+
+def _fit(job: _Job, kind: str) -> Ranker:
+    """Train one kind. Libraries are imported by the kind that needs them: torch alone takes a second."""
+    train, watch, schema, config = job.train, job.calibrate, job.schema, job.config
+    match kind:
+        case "popularity":
+            from ranking.models.popularity import fit_popularity
+
+            return fit_popularity(train, schema, config.popularity)
+        case "logistic":
+            from ranking.models.logistic import fit_logistic
+
+            return fit_logistic(train, job.transform, schema, config.logistic)
+        case "lightgbm":
+            from ranking.models.trees import fit_lightgbm
+
+            return fit_lightgbm(train, watch, schema, config.trees, config.seed, job.log)
+        case "lambdarank":
+            from ranking.models.trees import fit_lambdarank
+
+            return fit_lambdarank(train, watch, schema, config.trees, config.seed, config.ndcg_k, job.log)
+        case "dcn":
+            from ranking.dcn import fit_dcn
+
+            return fit_dcn(train, watch, job.transform, schema, config.dcn, config.seed, config.ndcg_k, job.log)
+    raise ValueError(f"unknown kind {kind!r}")
+
+
+def _measure(calibrated: CalibratedRanker, job: _Job, version: str) -> KindReport:
+    data, schema, k = job.validate, job.schema, job.config.ndcg_k
+    raw = calibrated.ranker.predict(data.numeric, data.categorical)
+    score, p = calibrated.score(data.numeric, data.categorical)
+    heads = {}
+    for column, head in enumerate(schema.heads):
+        labels = data.labels[:, column]
+        heads[head] = HeadReport(
+            auc=_known(auc(labels, p[:, column])),
+            log_loss=log_loss(labels, p[:, column]),
+            log_loss_raw=log_loss(labels, raw[:, column]),
+            ece=ece(labels, p[:, column]),
+            ece_raw=ece(labels, raw[:, column]),
+            calibration=calibrated.calibration.heads[column].method,
+        )
+    # A disliked row is worth less than nothing, but a gain is never negative.
+    worth = schema.score(data.labels).clip(min=0.0)
+    weighted = ndcg_at_k(worth, score, data.request, k)
+    return KindReport(version, _known(ndcg_at_k(data.wanted(), score, data.request, k)), _known(weighted), heads)
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(value) else value
+
+
+def _figures(report: KindReport, k: int) -> dict[str, float]:
+    figures = {f"ndcg@{k}": report.ndcg, f"weighted_ndcg@{k}": report.weighted_ndcg}
+    for name, head in report.heads.items():
+        figures |= {f"{name}_auc": head.auc, f"{name}_log_loss": head.log_loss, f"{name}_ece": head.ece}
+    return {name: value for name, value in figures.items() if value is not None}

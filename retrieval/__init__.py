@@ -1,0 +1,1 @@
+"""Candidate generation: two towers, their training, the FAISS index and the other sources."""

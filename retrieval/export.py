@@ -1,0 +1,40 @@
+"""The user tower as ONNX, which is what serving runs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from feature_repo.workspace import write_atomically
+from retrieval.towers import USER_INPUT_NAMES, TwoTowers, UserInputs
+
+
+def export_user_tower(towers: TwoTowers, path: Path) -> None:
+    """Write the user tower to ``path``; its inputs are the fields of ``UserInputs``, the batch size is free."""
+    config = towers.config
+    inputs = UserInputs(
+        user=torch.zeros(2, dtype=torch.int64),
+        attributes=torch.zeros(2, config.user_attribute_width, dtype=torch.int64),
+        numbers=torch.zeros(2, config.user_numbers),
+        clicked=torch.zeros(2, config.history, config.dimension),
+        present=torch.zeros(2, config.history),
+        gaps=torch.zeros(2, config.history, dtype=torch.int64),
+        hour=torch.zeros(2, dtype=torch.int64),
+        weekday=torch.zeros(2, dtype=torch.int64),
+    )
+    batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecation chatter
+        program = torch.onnx.export(
+            towers.users.cpu().eval(),
+            inputs.tensors(),
+            input_names=list(USER_INPUT_NAMES),
+            output_names=["vector"],
+            dynamic_shapes=tuple({0: batch} for _ in USER_INPUT_NAMES),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    write_atomically(path, program.model_proto.SerializeToString(deterministic=True))

@@ -1,0 +1,252 @@
+"""Training of the two towers: resumable, seeded, stopped early on a validation slice of time.
+
+A run that is killed and started again continues after its last finished epoch and ends with the same
+bits as an undisturbed one: every epoch draws its shuffling, negatives and dropout from its own seed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from feature_repo.workspace import fingerprint, read_json, write_json
+from retrieval.examples import Examples, user_inputs
+from retrieval.losses import sampled_softmax
+from retrieval.towers import TwoTowers
+
+Log = Callable[[int, dict[str, float]], None]
+Progress = Callable[[str, int, int], None]
+
+
+class CannotLearn(RuntimeError):
+    """The towers could not even learn one batch by heart: the data or the settings are broken."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. ``device`` None takes CUDA where there is one."""
+
+    epochs: int = 20
+    batch: int = 1024
+    uniform_negatives: int = 1024
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    patience: int = 2
+    seed: int = 7
+    recall_at: int = 100
+    validation_sample: int = 4_000
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What came out: recall@k on the validation slice of the best epoch, and the curves."""
+
+    best_epoch: int
+    recall: float
+    curve: list[dict[str, float]]
+    one_batch_loss: list[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+
+def train_towers(
+    build: Callable[[], TwoTowers],
+    training: Examples,
+    validation: Examples,
+    config: TrainConfig,
+    folder: Path,
+    version: str,
+    log: Log = lambda *_: None,
+    progress: Progress = lambda *_: None,
+) -> tuple[TwoTowers, TrainReport]:
+    """Train towers, or finish or load a training that ``folder`` holds.
+
+    Args:
+        build: makes untrained towers.
+        training: examples to learn from.
+        validation: later examples, to stop by.
+        config: settings.
+        folder: checkpoints, best weights and report.
+        version: of the data; a folder of another version or other settings is begun anew.
+        log: told each epoch's metrics.
+        progress: told each step.
+
+    Raises:
+        CannotLearn: one batch could not be overfitted.
+
+    """
+    run = _Run(build, training, validation, config, folder, fingerprint(version, asdict(config)))
+    return run.finish(log, progress)
+
+
+class _Run:
+    def __init__(
+        self,
+        build: Callable[[], TwoTowers],
+        training: Examples,
+        validation: Examples,
+        config: TrainConfig,
+        folder: Path,
+        version: str,
+    ) -> None:
+        self.config, self.training, self.folder, self.version = config, training, folder, version
+        self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.build = build
+        torch.manual_seed(config.seed)
+        self.towers = build().to(self.device)
+        counts = np.bincount(training.item, minlength=self.towers.config.items).astype(np.float64)
+        self.popularity = torch.from_numpy((counts / counts.sum()).astype(np.float32)).to(self.device)
+        rows = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_sample]
+        self.validation = validation[np.sort(rows)]
+
+    def finish(self, log: Log, progress: Progress) -> tuple[TwoTowers, TrainReport]:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        done = self.folder / "report.json"
+        if done.is_file() and (report := read_json(done)).pop("version") == self.version:
+            self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
+            return self.towers.eval(), TrainReport(**report)
+        optimizer = torch.optim.AdamW(
+            self.towers.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        state = self._resume(optimizer)
+        if not state["one_batch"]:
+            state["one_batch"] = self._overfit_one_batch()
+        while state["epoch"] < self.config.epochs and state["since_best"] < self.config.patience:
+            metrics = self._epoch(state["epoch"], optimizer, progress)
+            self._note(state, metrics, optimizer)
+            log(state["epoch"], metrics)
+        self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
+        report = TrainReport(state["best_epoch"], state["best"], state["curve"], state["one_batch"])
+        write_json(done, {**report.to_dict(), "version": self.version})
+        return self.towers.eval(), report
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        path = self.folder / "checkpoint.pt"
+        if path.is_file():
+            saved: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
+            if saved["state"]["version"] == self.version:
+                self.towers.load_state_dict(saved["towers"])
+                optimizer.load_state_dict(saved["optimizer"])
+                return dict(saved["state"])
+        return {
+            "version": self.version, "epoch": 0, "best": -1.0, "best_epoch": 0, "since_best": 0, "curve": [], "one_batch": []
+        }  # fmt: skip
+
+    def _note(self, state: dict[str, Any], metrics: dict[str, float], optimizer: torch.optim.Optimizer) -> None:
+        state["epoch"] += 1
+        state["curve"].append(metrics)
+        if metrics["recall"] > state["best"]:
+            state |= {"best": metrics["recall"], "best_epoch": state["epoch"], "since_best": 0}
+            _replace(self.folder / "best.safetensors", lambda path: save_file(self.towers.state_dict(), path))
+        else:
+            state["since_best"] += 1
+        saved = {"towers": self.towers.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
+        _replace(self.folder / "checkpoint.pt", lambda path: torch.save(saved, path))
+
+    def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer, progress: Progress) -> dict[str, float]:
+        config = self.config
+        generator = np.random.default_rng([config.seed, epoch])
+        torch.manual_seed(config.seed * 1_000 + epoch)
+        order = generator.permutation(len(self.training))
+        batches = [order[start : start + config.batch] for start in range(0, len(order), config.batch)]
+        losses, norms = [], []
+        self.towers.train()
+        for step, rows in enumerate(batches):
+            loss, norm = self._step(self.towers, optimizer, self.training[np.sort(rows)], generator)
+            losses.append(loss)
+            norms.append(norm)
+            progress(f"epoch {epoch + 1}, loss {np.mean(losses):.3f}", step + 1, len(batches))
+        return {
+            "loss": float(np.mean(losses)),
+            "gradient_norm": float(np.mean(norms)),
+            "temperature": float(self.towers.temperature().item()),
+            "recall": recall(self.towers, self.validation, self.config.recall_at),
+        }
+
+    def _step(
+        self, towers: TwoTowers, optimizer: torch.optim.Optimizer, batch: Examples, generator: np.random.Generator
+    ) -> tuple[float, float]:
+        catalogue = towers.config.items - 1
+        uniform = generator.integers(1, catalogue + 1, self.config.uniform_negatives)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            loss = self._loss(towers, batch, uniform, catalogue)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(towers.parameters(), self.config.clip)
+        optimizer.step()
+        return float(loss.item()), float(norm.item())
+
+    def _loss(
+        self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int
+    ) -> Tensor:
+        scored = np.concatenate([batch.item, uniform])
+        needed, places = np.unique(np.concatenate([batch.context.history.ravel(), scored]), return_inverse=True)
+        table = towers.items(torch.from_numpy(needed.astype(np.int64)).to(self.device))
+        history = torch.from_numpy(places[: batch.context.history.size].reshape(batch.context.history.shape))
+        users = towers.users(*user_inputs(batch.context, table, history.to(self.device)).tensors())
+        own = torch.from_numpy(places[batch.context.history.size :]).to(self.device)
+        codes = torch.from_numpy(scored.astype(np.int64)).to(self.device)
+        items = F.normalize(F.embedding(own, table), dim=-1, eps=1e-6)
+        weights = torch.from_numpy(batch.weight).to(self.device)
+        return sampled_softmax(
+            users, items, codes, self.popularity[codes], catalogue, towers.temperature(), weights
+        )
+
+    def _overfit_one_batch(self, steps: int = 60) -> list[float]:
+        """Learn 64 examples by heart on a copy; the loss must fall below half, or nothing can be learned."""
+        torch.manual_seed(self.config.seed)
+        towers = self.build().to(self.device)
+        towers.users.id_dropout = towers.items.id_dropout = 0.0
+        optimizer = torch.optim.AdamW(towers.parameters(), lr=1e-2)
+        generator = np.random.default_rng(self.config.seed)
+        batch = self.training[np.linspace(0, len(self.training) - 1, 64).astype(np.int64)]
+        losses = [self._step(towers, optimizer, batch, generator)[0] for _ in range(steps)]
+        if not losses[-1] < losses[0] / 2:
+            raise CannotLearn(f"one batch cannot be overfitted: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+        return [losses[0], losses[-1]]
+
+
+@torch.no_grad()
+def recall(towers: TwoTowers, examples: Examples, k: int, chunk: int = 512) -> float:
+    """Return the share of examples whose item is among the ``k`` best of all items, history left out."""
+    towers.eval()
+    raw = towers.raw_items()
+    items = F.normalize(raw, dim=-1, eps=1e-6)
+    hits = 0
+    for start in range(0, len(examples), chunk):
+        part = examples[start : start + chunk]
+        history = torch.from_numpy(part.context.history.astype(np.int64)).to(raw.device)
+        scores = towers.users(*user_inputs(part.context, raw, history).tensors()) @ items.T
+        own = torch.from_numpy(part.item.astype(np.int64)).to(raw.device).unsqueeze(1)
+        wanted = scores.gather(1, own)
+        scores.scatter_(1, history, float("-inf")).scatter_(1, own, wanted)
+        scores[:, 0] = float("-inf")
+        hits += int(((scores > wanted).sum(dim=1) < k).sum().item())
+    return hits / max(len(examples), 1)
+
+
+@torch.no_grad()
+def item_vectors(towers: TwoTowers) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return raw and unit vectors of all items, float32 ``[items, D]`` each."""
+    raw = towers.eval().raw_items()
+    return raw.cpu().numpy(), F.normalize(raw, dim=-1, eps=1e-6).cpu().numpy()
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    temporary = path.with_name(f".{path.name}")
+    write(temporary)
+    os.replace(temporary, path)

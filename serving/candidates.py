@@ -1,0 +1,155 @@
+"""Candidates: the union of what several sources propose for each request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+from feature_repo import columns as c
+from feature_repo.encoding import Codes, Floats
+from serving.catalogue import ItemTable
+
+SOURCES = ("two_tower", "similar", "popular", "trending", "new", "backfill")
+"""Every candidate source; a candidate's ``sources`` bit ``i`` is set if source ``i`` proposed it."""
+
+RECENT = 10
+"""How many of the newest history items the similar-items source starts from."""
+
+
+class Shares(BaseModel):
+    """How many candidates each source may propose."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    two_tower: int = Field(default=350, ge=1)
+    similar: int = Field(default=100, ge=0)
+    popular: int = Field(default=30, ge=0)
+    trending: int = Field(default=10, ge=0)
+    new: int = Field(default=10, ge=0)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Candidates of ``B`` requests end to end: request ``b`` has rows ``offsets[b]:offsets[b + 1]``.
+
+    ``item`` int32 ``[n]`` codes, ``sources`` uint8 ``[n]`` bits, ``tower_rank`` float32 ``[n]`` place
+    among the tower's candidates (NaN: not among them), ``similar`` float32 ``[n, 2]`` co-visitation
+    with the recent items and with the newest one.
+    """
+
+    item: Codes
+    sources: npt.NDArray[np.uint8]
+    tower_rank: Floats
+    similar: Floats
+    offsets: npt.NDArray[np.int64]
+
+    @property
+    def request(self) -> npt.NDArray[np.int64]:
+        """Which request each row belongs to, int64 ``[n]``."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+
+class Retriever:
+    """All candidate sources of a release."""
+
+    def __init__(self, index: faiss.Index, neighbours: Codes, similarities: Floats, shares: Shares) -> None:
+        self.index = index
+        self.neighbours = neighbours
+        self.similarities = similarities
+        self.shares = shares
+        self._recency = (0.8 ** np.arange(RECENT)).astype(np.float32)
+
+    def retrieve(self, vectors: Floats, history: Codes, items: ItemTable, time: npt.NDArray[np.float64]) -> Candidates:
+        """Return candidates of ``B`` requests.
+
+        Args:
+            vectors: user vectors float32 ``[B, D]``.
+            history: int32 ``[B, H]`` newest first.
+            items: the item table as of the requests.
+            time: float64 ``[B]`` epoch seconds.
+
+        """
+        count = min(self.shares.two_tower, self.index.ntotal)
+        _, rows = self.index.search(np.ascontiguousarray(vectors, dtype=np.float32), count)
+        static = static_lists(items, self.shares, float(time.max()))
+        parts = [self._merge(rows[b] + 1, history[b], static) for b in range(len(vectors))]
+        sizes = np.cumsum([0, *(len(part[0]) for part in parts)])
+        item, sources, rank, similar = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
+
+    def _merge(
+        self, tower: npt.NDArray[np.int64], history: Codes, static: dict[str, Codes]
+    ) -> tuple[Codes, npt.NDArray[np.uint8], Floats, Floats]:
+        tower = tower[tower > 0]  # FAISS says -1 where it found fewer
+        pool, score, last = self._similar(history)
+        proposed = pool[: self.shares.similar]
+        lists: list[tuple[int, Any]] = [(0, tower), (1, proposed)]
+        lists += [(SOURCES.index(name), codes) for name, codes in static.items()]
+        every = np.concatenate([codes for _, codes in lists]).astype(np.int32)
+        item, place = np.unique(every, return_inverse=True)
+        bits = np.concatenate([np.full(len(codes), 1 << source, dtype=np.uint8) for source, codes in lists])
+        sources = np.zeros(len(item), dtype=np.uint8)
+        np.bitwise_or.at(sources, place, bits)
+        rank = np.full(len(item), np.nan, dtype=np.float32)
+        rank[place[: len(tower)]] = np.log1p(np.arange(len(tower), dtype=np.float32))
+        return item, sources, rank, self._similar_to(item, pool, score, last)
+
+    def _similar(self, history: Codes) -> tuple[Codes, Floats, Floats]:
+        """Return items co-visited with the recent ones, best first, and their two scores."""
+        recent = history[:RECENT]
+        recent = recent[recent > 0]
+        if not len(recent):
+            empty = np.zeros(0, dtype=np.float32)
+            return np.zeros(0, dtype=np.int32), empty, empty
+        near = self.neighbours[recent]
+        weight = self.similarities[recent]
+        code, place = np.unique(near.ravel(), return_inverse=True)
+        score = np.bincount(place, (weight * self._recency[: len(recent), None]).ravel(), minlength=len(code))
+        last = np.bincount(place[: near.shape[1]], weight[0], minlength=len(code))
+        order = np.lexsort((code, -score))
+        order = order[(code[order] > 0) & (score[order] > 0)]
+        return code[order].astype(np.int32), score[order].astype(np.float32), last[order].astype(np.float32)
+
+    @staticmethod
+    def _similar_to(item: Codes, pool: Codes, score: Floats, last: Floats) -> Floats:
+        found = np.zeros((len(item), 2), dtype=np.float32)
+        if len(pool):
+            order = np.argsort(pool)
+            place = np.minimum(np.searchsorted(pool[order], item), len(pool) - 1)
+            match = pool[order][place] == item
+            found[match, 0] = score[order][place[match]]
+            found[match, 1] = last[order][place[match]]
+        return found
+
+
+def static_lists(items: ItemTable, shares: Shares, time: float) -> dict[str, Codes]:
+    """Return the sources that are the same for everybody: popular, trending and new items that can be had."""
+    available = items.available(time)
+    popular, trending = items.count(c.events("30d")), items.count(c.events("7d")) + 1e-3 * items.count(c.events("30d"))
+    begin = np.where(np.isfinite(items.available_from), items.available_from, items.activity.first_event_at)
+    begin = np.where(np.isfinite(begin), begin, -np.inf)
+    return {
+        "popular": top(np.where(available, popular, -np.inf), shares.popular),
+        "trending": top(np.where(available, trending * np.exp(trend(items)), -np.inf), shares.trending),
+        "new": top(np.where(available, begin, -np.inf), shares.new),
+    }
+
+
+def trend(items: ItemTable) -> Floats:
+    """Return each item's trend, log of its week's daily rate over its month's, float32 ``[N]``."""
+    return items.count(c.TREND)
+
+
+def top(values: npt.NDArray[Any], k: int) -> Codes:
+    """Return the rows of the ``k`` highest finite values, best first, ties by row."""
+    k = min(k, len(values))
+    if k == 0:
+        return np.zeros(0, dtype=np.int32)
+    rows = np.argpartition(-values, k - 1)[:k] if k < len(values) else np.arange(len(values))
+    rows = rows[np.lexsort((rows, -values[rows]))]
+    return rows[np.isfinite(values[rows])].astype(np.int32)

@@ -1,0 +1,91 @@
+"""Between the outside, where ids are strings, and the inside of a release, where they are codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.encoding import AttributeEncoder, Vocabulary
+from feature_repo.request_time import OUTPUTS
+from ranking.rows import MOMENT, numeric_names
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Every vocabulary of a release, and the order of the ranker's columns."""
+
+    spec: DatasetSpec
+    users: Vocabulary
+    items: Vocabulary
+    categories: Vocabulary
+    user_attributes: AttributeEncoder
+    item_attributes: AttributeEncoder
+
+    @property
+    def user_activity(self) -> tuple[str, ...]:
+        """Counts of a user, in column order."""
+        return (*c.user_counts(self.spec.event_types, self.spec.has_value), c.ACTIVE_DAYS)
+
+    @property
+    def item_activity(self) -> tuple[str, ...]:
+        """Counts and trend of an item, in column order."""
+        return (*c.item_counts(self.spec.event_types, self.spec.has_value), c.TREND)
+
+    @property
+    def user_numeric(self) -> tuple[str, ...]:
+        """Numeric ranking features of a user, in column order."""
+        ages = tuple(name for name in OUTPUTS if name.startswith("user_"))
+        return (*self.user_activity, *ages, "history_length", "history_gap_days", *self.user_attributes.numeric)
+
+    @property
+    def item_numeric(self) -> tuple[str, ...]:
+        """Numeric ranking features of an item, in column order."""
+        return (*self.item_activity, *self.item_attributes.numeric)
+
+    @property
+    def numeric(self) -> tuple[str, ...]:
+        """Numeric columns of the ranker's rows."""
+        return numeric_names(self.user_numeric, self.item_numeric)
+
+    @property
+    def categorical(self) -> dict[str, int]:
+        """Categorical columns of the ranker's rows and their cardinalities."""
+        columns = dict(MOMENT)
+        for owner, encoder in (("user", self.user_attributes), ("item", self.item_attributes)):
+            columns |= {f"{owner}_{name}": len(encoder.vocabularies[name]) for name in ranked(encoder)}
+        return columns
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "spec": self.spec.model_dump(mode="json"),
+            "users": self.users.values,
+            "items": self.items.values,
+            "categories": self.categories.values,
+            "user_attributes": self.user_attributes.to_dict(),
+            "item_attributes": self.item_attributes.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Codec:
+        """Restore what ``to_dict`` gave."""
+        return cls(
+            DatasetSpec.model_validate(raw["spec"]),
+            Vocabulary(raw["users"]),
+            Vocabulary(raw["items"]),
+            Vocabulary(raw["categories"]),
+            AttributeEncoder.from_dict(raw["user_attributes"]),
+            AttributeEncoder.from_dict(raw["item_attributes"]),
+        )
+
+
+def ranked(encoder: AttributeEncoder) -> list[str]:
+    """Return the attributes whose first code the ranker sees: all coded ones but free text."""
+    return [name for name in encoder.coded if encoder.kinds[name] != "text"]
+
+
+def ranked_codes(encoder: AttributeEncoder, first: Any) -> Any:
+    """Return the columns of ``first`` (int32 ``[n, coded]``) that the ranker sees."""
+    return first[:, [encoder.coded.index(name) for name in ranked(encoder)]]

@@ -1,0 +1,207 @@
+"""What may be recommended: rules of the release, rules of the request, and how the final list is chosen."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from feature_repo.dataset import SpecError
+from feature_repo.encoding import Codes, Floats
+from serving.catalogue import ItemTable
+
+Mask = npt.NDArray[np.bool_]
+Reason = Literal["seen", "unavailable", "blocklist", "excluded", "attribute_rule", "category_quota"]
+
+
+class FilterRules(BaseModel):
+    """``filters.toml``: the rules that hold for every request of a release."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    exclude_seen: Literal["all"] | list[str] = "all"
+    blocklist: list[str] = []
+    max_per_category: int | None = Field(default=None, ge=1)
+    diversity: float = Field(default=0.0, ge=0.0, lt=1.0)
+
+    @classmethod
+    def load(cls, path: Path, event_types: list[str]) -> FilterRules:
+        """Read and check a rules file.
+
+        Raises:
+            SpecError: not TOML, a field that does not exist or has a wrong value, an unknown event type.
+
+        """
+        try:
+            rules = cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path}: cannot be read as TOML: {error}") from None
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
+            raise SpecError(f"{path}: {'; '.join(problems)}") from None
+        unknown = set(rules.exclude_seen) - set(event_types) if rules.exclude_seen != "all" else set()
+        if unknown:
+            raise SpecError(f"{path}: exclude_seen names {sorted(unknown)}; the event types are {event_types}")
+        return rules
+
+
+class AttributeRule(BaseModel):
+    """A condition on one attribute; several conditions must all hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    any_of: list[str] | None = Field(default=None, alias="in", max_length=1000)
+    none_of: list[str] | None = Field(default=None, alias="not_in", max_length=1000)
+    at_least: float | None = Field(default=None, alias="min")
+    at_most: float | None = Field(default=None, alias="max")
+
+
+class UnknownAttribute(ValueError):
+    """A request's filter names an attribute that items do not have, or asks of it what it cannot tell."""
+
+
+@dataclass(frozen=True)
+class RequestRules:
+    """What one request asks for."""
+
+    k: int
+    exclude: tuple[str, ...] = ()
+    filters: dict[str, AttributeRule] = field(default_factory=dict)
+
+
+class Filters:
+    """The rules of a release over its item table."""
+
+    def __init__(self, rules: FilterRules, items: ItemTable) -> None:
+        self.rules = rules
+        self._blocked = np.zeros(len(items), dtype=np.bool_)
+        self._blocked[items.codec.items.encode(rules.blocklist)] = True
+        self._blocked[0] = False
+        self._values: dict[str, dict[str, Codes]] = {}
+
+    def check(self, filters: dict[str, AttributeRule], items: ItemTable) -> None:
+        """Raise ``UnknownAttribute`` if a request's filters cannot be applied to these items."""
+        kinds = items.codec.spec.item_attributes
+        for name, rule in filters.items():
+            kind = kinds.get(name)
+            if kind is None or kind == "text":
+                usable = sorted(n for n, k in kinds.items() if k != "text")
+                raise UnknownAttribute(f"items have no attribute '{name}' to filter by; they have {usable}")
+            by_range = rule.at_least is not None or rule.at_most is not None
+            by_value = rule.any_of is not None or rule.none_of is not None
+            if (by_range and kind != "numeric") or (by_value and kind == "numeric"):
+                raise UnknownAttribute(f"'{name}' is {kind}: use {'min/max' if kind == 'numeric' else 'in/not_in'}")
+
+    def removals(
+        self, items: ItemTable, request: RequestRules, seen: dict[str, Codes], time: float
+    ) -> dict[Reason, Mask]:
+        """Return, by reason, which of all ``N`` items the request may not show, bool ``[N]`` each."""
+        size = len(items)
+        masks: dict[Reason, Mask] = {"unavailable": ~items.available(time), "seen": np.zeros(size, dtype=np.bool_)}
+        for event_type, codes in seen.items():
+            if self.rules.exclude_seen == "all" or event_type in self.rules.exclude_seen:
+                masks["seen"][codes] = True
+        masks["seen"][0] = False
+        if self.rules.blocklist:
+            masks["blocklist"] = self._blocked
+        if request.exclude:
+            masks["excluded"] = np.zeros(size, dtype=np.bool_)
+            masks["excluded"][items.codec.items.encode(request.exclude)] = True
+            masks["excluded"][0] = False
+        if request.filters:
+            masks["attribute_rule"] = np.zeros(size, dtype=np.bool_)
+            for name, rule in request.filters.items():
+                masks["attribute_rule"] |= ~self._satisfies(items, name, rule)
+        return masks
+
+    def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> Mask:
+        if items.codec.spec.item_attributes[name] == "numeric":
+            numbers = items.encoded.numbers[:, items.codec.item_attributes.numeric.index(name)]
+            fits = np.ones(len(items), dtype=np.bool_)
+            if rule.at_least is not None:
+                fits &= numbers >= rule.at_least
+            if rule.at_most is not None:
+                fits &= numbers <= rule.at_most
+            return fits
+        values = self._index(items, name)
+        fits = np.ones(len(items), dtype=np.bool_)
+        if rule.any_of is not None:
+            fits[:] = False
+            for value in rule.any_of:
+                fits[values.get(value, ())] = True
+        for value in rule.none_of or ():
+            fits[values.get(value, ())] = False
+        return fits
+
+    def _index(self, items: ItemTable, name: str) -> dict[str, Codes]:
+        if name not in self._values:
+            found: dict[str, list[int]] = {}
+            for code, value in enumerate(items.raw[name]):
+                for part in [value] if isinstance(value, str) else value if value is not None else ():
+                    found.setdefault(part, []).append(code)
+            self._values[name] = {value: np.array(codes, dtype=np.int32) for value, codes in found.items()}
+        return self._values[name]
+
+
+def choose(
+    k: int,
+    codes: Codes,
+    scores: Floats,
+    items: ItemTable,
+    vectors: Floats,
+    rules: FilterRules,
+    taken: Counter[int] | None = None,
+) -> tuple[list[int], int]:
+    """Choose the final list from allowed items.
+
+    Args:
+        k: how many.
+        codes: int32 ``[n]`` allowed items, best first.
+        scores: float32 ``[n]``.
+        items: the item table.
+        vectors: unit item vectors ``[N, D]``.
+        rules: quota and diversity.
+        taken: how many of each category are chosen already; updated.
+
+    Returns:
+        places in ``codes`` of the chosen items, in their final order, and how many the quota passed over.
+
+    With ``diversity`` d > 0 each choice maximises (1 - d) x score (scaled to 0..1) - d x the highest
+    cosine to what is chosen: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
+
+    """
+    taken = Counter() if taken is None else taken
+    main = items.categories[codes, 0]
+    if rules.diversity == 0.0 and rules.max_per_category is None:
+        return list(range(min(k, len(codes)))), 0
+    open_ = np.ones(len(codes), dtype=np.bool_)
+    spread = float(scores.max() - scores.min()) if len(scores) else 0.0
+    relevance = (1.0 - rules.diversity) * (scores - scores.min()) / (spread or 1.0) if len(scores) else scores
+    nearest = np.zeros(len(codes), dtype=np.float32)
+    chosen: list[int] = []
+    over_quota = 0
+    while len(chosen) < k and open_.any():
+        gain = np.where(open_, relevance - rules.diversity * nearest, -np.inf)
+        best = int(gain.argmax())
+        open_[best] = False
+        category = int(main[best])
+        if rules.max_per_category is not None and category and taken[category] >= rules.max_per_category:
+            over_quota += 1
+            continue
+        taken[category] += 1
+        nearest = np.maximum(nearest, vectors[codes] @ vectors[codes[best]]) if rules.diversity else nearest
+        chosen.append(best)
+    return chosen, over_quota
+
+
+def removal_counts(masks: dict[Reason, Mask], codes: Sequence[int] | Codes) -> dict[str, int]:
+    """Return how many of the candidates each reason took out (an item may have several)."""
+    counts: dict[str, Any] = {reason: int(mask[codes].sum()) for reason, mask in masks.items()}
+    return {reason: count for reason, count in counts.items() if count}

@@ -1,0 +1,181 @@
+"""The funnel: user features -> candidates -> hydrate -> rank -> filter, for one request or many at once.
+
+Pure functions of arrays: no HTTP, no store, no clock, so offline evaluation runs what serving runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from feature_repo.encoding import Codes, Floats
+from ranking.scorer import CalibratedRanker
+from retrieval.context import UserContext
+from serving.candidates import SOURCES, Candidates, Retriever
+from serving.catalogue import ItemTable
+from serving.filters import FilterRules, Filters, RequestRules, choose, removal_counts
+from serving.hydrate import Hydrator
+from serving.users import UserBatch
+
+Degradation = Literal[
+    "online_store_unavailable",  # Redis did not answer: the request was served without user features
+    "unknown_user",  # nothing is known of the user: attributes and history are missing
+    "no_history",  # the user has no positive event yet
+    "few_candidates",  # fewer than k candidates were allowed: the rest came from the whole catalogue
+    "ranker_unavailable",  # the ranker failed: the order is the two towers'
+]
+"""Every word that ``degraded`` may hold."""
+
+
+@dataclass
+class Recommendation:
+    """One request's list: codes, scores and sources, best first, and what lay behind it."""
+
+    items: Codes
+    scores: Floats
+    sources: list[list[str]]
+    degraded: list[Degradation]
+    removed: dict[str, int] = field(default_factory=dict)
+    rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Candidates with what the ranker saw and said: everything that ``explain`` can tell."""
+
+    candidates: Candidates
+    numeric: Floats
+    categorical: Codes
+    scores: Floats
+    probabilities: Floats
+
+
+class UserTowerSession:
+    """The user tower in ONNX Runtime."""
+
+    def __init__(self, model: bytes, raw_items: Floats, threads: int = 1) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._raw = raw_items
+
+    def __call__(self, context: UserContext) -> Floats:
+        """Return unit vectors float32 ``[B, D]``."""
+        inputs = {**context.arrays(), "clicked": self._raw[context.history]}
+        return np.asarray(self._session.run(["vector"], inputs)[0], dtype=np.float32)
+
+
+class Recommender:
+    """A release's funnel."""
+
+    def __init__(
+        self,
+        tower: UserTowerSession,
+        vectors: Floats,
+        retriever: Retriever,
+        ranker: CalibratedRanker,
+        rules: FilterRules,
+        items: ItemTable,
+    ) -> None:
+        self.tower = tower
+        self.vectors = vectors
+        self.retriever = retriever
+        self.hydrator = Hydrator(vectors)
+        self.ranker = ranker
+        self.rules = rules
+        self.filters = Filters(rules, items)
+
+    def recommend(self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable) -> list[Recommendation]:
+        """Return one list per request; ``items`` is the item table as of the requests."""
+        return self.recommend_ranked(users, requests, items)[0]
+
+    def recommend_ranked(
+        self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable
+    ) -> tuple[list[Recommendation], Ranked, Floats]:
+        """Like ``recommend``, with the ranked candidates and the user vectors behind it."""
+        vectors = self.tower(users.context)
+        candidates = self.retriever.retrieve(vectors, users.context.history, items, users.context.time)
+        ranked, failed = self.rank(users, vectors, candidates, items)
+        lists = [
+            self._filter(row, users, vectors, request, ranked, items, failed) for row, request in enumerate(requests)
+        ]
+        return lists, ranked, vectors
+
+    def rank(
+        self, users: UserBatch, vectors: Floats, candidates: Candidates, items: ItemTable
+    ) -> tuple[Ranked, bool]:
+        """Score candidates; if the ranker breaks, their order is the towers' and the flag is set."""
+        numeric, categorical = self.hydrator.hydrate(users, vectors, candidates, items)
+        try:
+            scores, probabilities = self.ranker.score(numeric, categorical)
+        except Exception:  # noqa: BLE001 - whatever broke, the request can still be answered
+            heads = len(items.codec.spec.event_types)
+            empty = np.zeros((len(candidates.item), heads), dtype=np.float32)
+            return Ranked(candidates, numeric, categorical, numeric[:, 0], empty), True
+        return Ranked(candidates, numeric, categorical, scores, probabilities), False
+
+    def _filter(
+        self,
+        row: int,
+        users: UserBatch,
+        vectors: Floats,
+        request: RequestRules,
+        ranked: Ranked,
+        items: ItemTable,
+        ranker_failed: bool,
+    ) -> Recommendation:
+        masks = self.filters.removals(items, request, users.seen[row], float(users.context.time[row]))
+        banned = np.logical_or.reduce(list(masks.values()))
+        first, last = ranked.candidates.offsets[row], ranked.candidates.offsets[row + 1]
+        codes = ranked.candidates.item[first:last]
+        removed = removal_counts(masks, codes)
+        places = np.flatnonzero(~banned[codes])
+        order = places[np.lexsort((codes[places], -ranked.scores[first:last][places]))]
+        taken: Counter[int] = Counter()
+        chosen, over = choose(
+            request.k, codes[order], ranked.scores[first:last][order], items, self.vectors, self.rules, taken
+        )
+        rows = order[chosen] + first
+        if over:
+            removed["category_quota"] = over
+        sources = [_names(bits) for bits in ranked.candidates.sources[rows]]
+        result = Recommendation(codes[order[chosen]], ranked.scores[rows], sources, [], removed, rows)
+        if len(rows) < request.k:
+            banned[codes] = True
+            self._backfill(result, request.k, banned, vectors[row], items, taken)
+        if ranker_failed:
+            result.degraded.append("ranker_unavailable")
+        if not users.context.history[row].any():
+            result.degraded.append("no_history")
+        return result
+
+    def _backfill(
+        self, result: Recommendation, k: int, banned: npt.NDArray[np.bool_], vector: Floats, items: ItemTable, taken: Any
+    ) -> None:
+        """Fill a short list from all other allowed items, nearest to the user first."""
+        codes = np.flatnonzero(~banned).astype(np.int32)
+        if not len(codes):
+            return
+        near = self.vectors[codes] @ vector
+        order = np.lexsort((codes, -near))
+        chosen, _ = choose(k - len(result.items), codes[order], near[order], items, self.vectors, self.rules, taken)
+        extra = codes[order[chosen]]
+        if not len(extra):
+            return
+        lowest = float(result.scores.min()) if len(result.scores) else 0.0
+        step = np.arange(1, len(extra) + 1, dtype=np.float32) / (len(extra) + 1)
+        result.items = np.concatenate([result.items, extra])
+        result.scores = np.concatenate([result.scores, (lowest * (1.0 - step)).astype(np.float32)])
+        result.sources += [["backfill"] for _ in extra]
+        result.degraded.append("few_candidates")
+
+
+def _names(bits: int) -> list[str]:
+    return [name for position, name in enumerate(SOURCES) if bits >> position & 1]

@@ -1,0 +1,111 @@
+"""Rows of user features, from Feast online or point in time, as the arrays that the models take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_repo import columns as c
+from feature_repo.encoding import Codes, Floats
+from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
+from ranking.rows import UserRows
+from retrieval.context import UserContext
+from serving.codec import Codec, ranked_codes
+
+Columns = Mapping[str, Sequence[Any]]
+"""Feature values by name, one per request; None where missing."""
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """``B`` requests' users: the towers' view, the ranker's view, and what the filters need.
+
+    ``category_shares`` float32 ``[B, categories]``; ``seen[b]``: codes of the items met, by event type.
+    """
+
+    context: UserContext
+    rows: UserRows
+    category_shares: Floats
+    seen: list[dict[str, Codes]]
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+
+class UserReader:
+    """Reads feature rows into a ``UserBatch`` by a release's codes."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def context(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserContext:
+        """Return the user tower's view of ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds)."""
+        codec, size = self.codec, len(time)
+        attributes = codec.user_attributes.encode(columns, size)
+        history = np.zeros((size, c.HISTORY_LENGTH), dtype=np.int32)
+        ages = np.zeros((size, c.HISTORY_LENGTH), dtype=np.float32)
+        code = codec.items.code
+        pairs = zip(columns[c.HISTORY_ITEMS], columns[c.HISTORY_TIMES], strict=True)
+        for row, (items, times) in enumerate(pairs):
+            if items is None or len(items) == 0:
+                continue
+            codes = [code(item) for item in reversed(items[-c.HISTORY_LENGTH :])]
+            history[row, : len(codes)] = codes
+            ages[row, : len(codes)] = time[row] - np.asarray(times[-c.HISTORY_LENGTH :], dtype=np.float64)[::-1]
+        return UserContext(
+            codec.users.encode(columns[c.USER]),
+            attributes.codes,
+            codec.user_attributes.standardise(attributes.numbers),
+            history,
+            np.maximum(ages, 0.0),
+            time,
+        )
+
+    def read(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserBatch:
+        """Return ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds) as arrays."""
+        context = self.context(columns, time)
+        return UserBatch(context, self._rows(columns, context), self._shares(columns, len(time)), self._seen(columns))
+
+    def _rows(self, columns: Columns, context: UserContext) -> UserRows:
+        codec, time = self.codec, context.time
+        attributes = codec.user_attributes.encode(columns, len(time))
+        counts = np.stack([_numbers(columns, name, len(time)) for name in codec.user_activity], axis=1)
+        moment = request_time_features(
+            time, _numbers(columns, c.FIRST_EVENT_AT, len(time)), _numbers(columns, c.LAST_EVENT_AT, len(time))
+        )
+        length = (context.history > 0).sum(axis=1)
+        gap = np.where(length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan)
+        derived = np.stack([moment["user_recency_days"], moment["user_tenure_days"], length, gap], axis=1)
+        numeric = np.concatenate([counts, derived, attributes.numbers], axis=1, dtype=np.float32, casting="same_kind")
+        clock = np.stack([moment["hour_of_day"], moment["day_of_week"]], axis=1).astype(np.int32)
+        codes = ranked_codes(codec.user_attributes, attributes.first)
+        return UserRows(numeric, np.concatenate([clock, codes], axis=1, dtype=np.int32), time)
+
+    def _shares(self, columns: Columns, size: int) -> Floats:
+        shares = np.zeros((size, len(self.codec.categories)), dtype=np.float32)
+        if c.CATEGORIES in columns:
+            pairs = zip(columns[c.CATEGORIES], columns[c.CATEGORY_SHARES], strict=True)
+            for row, (names, values) in enumerate(pairs):
+                if names is not None and len(names):
+                    shares[row, [self.codec.categories.code(name) for name in names]] = values
+            shares[:, 0] = 0.0
+        return shares
+
+    def _seen(self, columns: Columns) -> list[dict[str, Codes]]:
+        by_type = {t: columns[c.seen(t)] for t in self.codec.spec.event_types if c.seen(t) in columns}
+        size = len(columns[c.USER])
+        return [
+            {t: self.codec.items.encode(lists[row] if lists[row] is not None else ()) for t, lists in by_type.items()}
+            for row in range(size)
+        ]
+
+
+def _numbers(columns: Columns, name: str, size: int) -> npt.NDArray[np.float64]:
+    values = columns.get(name)
+    if values is None:
+        return np.full(size, np.nan)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

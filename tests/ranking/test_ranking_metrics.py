@@ -1,0 +1,71 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as reference
+
+from ranking.metrics import auc, ece, log_loss, ndcg_at_k, ndcg_per_request
+
+
+def test_auc_by_hand() -> None:
+    labels = np.array([1, 0, 1, 0.0])
+    # Pairs (positive, negative): 0.9>0.5, 0.9>0.1, 0.5=0.5, 0.5>0.1 -> 3.5 of 4.
+    assert auc(labels, np.array([0.9, 0.5, 0.5, 0.1])) == 3.5 / 4
+    assert math.isnan(auc(np.ones(3), np.arange(3.0)))
+
+
+def test_log_loss_by_hand() -> None:
+    assert log_loss(np.array([1.0, 0.0]), np.array([0.8, 0.4])) == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
+    assert log_loss(np.array([1.0]), np.array([0.0])) == pytest.approx(-math.log(1e-7))
+
+
+def test_ece_by_hand() -> None:
+    labels, p = np.array([0.0, 1.0, 1.0, 1.0]), np.array([0.1, 0.2, 0.7, 0.8])
+    # Two bins: |0.5 - 0.15| and |1 - 0.75|, half of the rows each.
+    assert ece(labels, p, bins=2) == pytest.approx((0.35 + 0.25) / 2)
+    assert ece(labels, np.full(4, 0.75), bins=2) == pytest.approx(0.0)
+
+
+def test_ndcg_by_hand() -> None:
+    gains = np.array([0, 1, 0, 1, 0, 0, 0, 0.0])
+    scores = np.array([3, 2, 1, 0, 1, 2, 3, 4.0])
+    request = np.array([7, 7, 7, 7, 9, 9, 9, 9])
+    best = 1 + 1 / math.log2(3)
+    whole = (1 / math.log2(3) + 1 / math.log2(5)) / best
+    assert ndcg_per_request(gains, scores, request, 10)[0] == pytest.approx(whole)
+    assert ndcg_per_request(gains, scores, request, 2)[0] == pytest.approx(1 / math.log2(3) / best)
+    assert math.isnan(ndcg_per_request(gains, scores, request, 2)[1])
+    assert ndcg_at_k(gains, scores, request, 2) == pytest.approx(1 / math.log2(3) / best)
+    assert math.isnan(ndcg_at_k(gains[4:], scores[4:], request[4:]))
+
+
+def test_ties_do_not_profit_from_row_order() -> None:
+    request = np.zeros(4, dtype=np.int64)
+    first = ndcg_at_k(np.array([1.0, 0, 0, 0]), np.zeros(4), request)
+    last = ndcg_at_k(np.array([0, 0, 0, 1.0]), np.zeros(4), request)
+    assert first == pytest.approx(last)
+    assert first == pytest.approx(np.mean(1 / np.log2([2, 3, 4, 5])))
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_agree_with_scikit_learn(levels: int) -> None:
+    random = np.random.default_rng(levels)
+    requests, candidates = 60, 25
+    scores = random.integers(0, levels, requests * candidates) / levels
+    labels = (random.random(len(scores)) < 0.1 + 0.3 * scores).astype(np.float64)
+    p = 0.05 + 0.9 * scores
+    gains = labels * random.integers(1, 4, len(scores))
+    request = np.repeat(np.arange(requests), candidates)
+    assert auc(labels, scores) == pytest.approx(reference.roc_auc_score(labels, scores))
+    assert log_loss(labels, p) == pytest.approx(reference.log_loss(labels, p))
+    ours = ndcg_per_request(gains, scores, request, 10)
+    some = ~np.isnan(ours)
+    theirs = reference.ndcg_score(gains.reshape(requests, -1)[some], scores.reshape(requests, -1)[some], k=10)
+    assert ours[some].mean() == pytest.approx(theirs)
+
+
+def test_ece_of_true_probabilities_is_small() -> None:
+    random = np.random.default_rng(0)
+    p = random.random(50_000)
+    labels = (random.random(50_000) < p).astype(np.float64)
+    assert ece(labels, p) < 0.01 < ece(labels, p**2)
