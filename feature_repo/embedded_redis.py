@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import IO
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 _LONGEST_SOCKET_PATH = 100  # the kernel's limit is 108 bytes
 _START_TIMEOUT_S = 60.0
@@ -58,6 +60,12 @@ def ensure_running(folder: Path) -> Path:
         if not _answers(folder):
             _start(folder)
     return socket_path(folder)
+
+
+def connect(folder: Path, timeout_s: float = 5.0) -> redis.Redis:
+    """Return a client of a data folder's server, which is started if need be; it does not wait to retry."""
+    path = str(ensure_running(folder))
+    return redis.Redis(unix_socket_path=path, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 1))
 
 
 def release(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 import redis
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 
-from feature_repo.embedded_redis import ensure_running
+from feature_repo.embedded_redis import connect
 from feature_repo.workspace import default_root
 
 
@@ -19,6 +19,7 @@ class EmbeddedRedisOnlineStoreConfig(RedisOnlineStoreConfig):
         "feature_repo.online_store.EmbeddedRedisOnlineStore"
     )
     folder: str | None = None
+    timeout_s: float = 5.0
 
 
 class EmbeddedRedisOnlineStore(RedisOnlineStore):
@@ -27,5 +28,5 @@ class EmbeddedRedisOnlineStore(RedisOnlineStore):
     def _get_client(self, online_store_config: EmbeddedRedisOnlineStoreConfig) -> redis.Redis:
         if not self._client:
             folder = Path(online_store_config.folder or default_root() / "redis")
-            self._client = redis.Redis(unix_socket_path=str(ensure_running(folder)))
+            self._client = connect(folder, online_store_config.timeout_s)
         return self._client

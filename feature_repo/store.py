@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import redis
 import yaml
 from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
+from feature_repo.embedded_redis import connect
 from feature_repo.views import Profile, build
 from feature_repo.workspace import Workspace
 
@@ -30,8 +32,8 @@ def profile() -> Profile:
     return name  # type: ignore[return-value]
 
 
-def feature_store(workspace: Workspace) -> FeatureStore:
-    """Return the store whose registry and Redis data lie in ``workspace``.
+def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
+    """Return the store whose registry and Redis data lie in ``workspace``; ``timeout_s`` bounds a Redis call.
 
     Raises:
         ValueError: a variable that the cluster profile needs is not set.
@@ -46,8 +48,27 @@ def feature_store(workspace: Workspace) -> FeatureStore:
     workspace.feast_registry.parent.mkdir(parents=True, exist_ok=True)
     config["registry"] = str(workspace.feast_registry)
     if chosen == "local":
-        config["online_store"]["folder"] = str(workspace.redis)
+        config["online_store"] |= {"folder": str(workspace.redis), "timeout_s": timeout_s}
+    else:
+        config["online_store"]["connection_string"] += f",socket_timeout={timeout_s}"
     return FeatureStore(config=RepoConfig(repo_path=_HERE, **config))
+
+
+def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
+    """Return a client of the Redis that the profile's online store uses.
+
+    Raises:
+        ValueError: the cluster profile without ``FUNNEL_REDIS``.
+
+    """
+    if profile() == "local":
+        return connect(workspace.redis, timeout_s)
+    if "FUNNEL_REDIS" not in os.environ:
+        raise ValueError("the cluster profile needs FUNNEL_REDIS in the environment")
+    address, *options = os.environ["FUNNEL_REDIS"].split(",")
+    host, _, port = address.partition(":")
+    settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
+    return redis.Redis(host=host, port=int(port or 6379), socket_timeout=timeout_s, **settings)
 
 
 def apply(store: FeatureStore, workspace: Workspace) -> None:

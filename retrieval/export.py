@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def export_user_tower(towers: TwoTowers, path: Path) -> None:
         weekday=torch.zeros(2, dtype=torch.int64),
     )
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nobody needs here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecation chatter
         program = torch.onnx.export(
@@ -37,4 +39,10 @@ def export_user_tower(towers: TwoTowers, path: Path) -> None:
             verbose=False,
         )
     assert program is not None
-    write_atomically(path, program.model_proto.SerializeToString(deterministic=True))
+    model = program.model_proto
+    # Metadata holds stack traces with the paths of the machine that exported.
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        del part.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    write_atomically(path, model.SerializeToString(deterministic=True))

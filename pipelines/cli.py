@@ -1,0 +1,154 @@
+"""The command line: ``funnel``. Each command is one stage; heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+# Threads that wait must not burn the core that others need; read when OpenMP is loaded, so set first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("FEAST_USAGE", "False")
+warnings.filterwarnings("ignore", module=r"(?!feature_repo|pipelines|retrieval|ranking|serving)")
+
+import typer  # noqa: E402
+
+from feature_repo.dataset import SpecError  # noqa: E402
+from feature_repo.workspace import MissingStage, Workspace, default_root  # noqa: E402
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+benchmarks = typer.Typer(no_args_is_help=True, help="Measure; the last line is JSON.")
+app.add_typer(benchmarks, name="benchmark")
+
+Home = Annotated[Path | None, typer.Option(help="Working folder [default: FUNNEL_HOME, else work/current]")]
+Data = Annotated[str, typer.Option(help="A known data set, or the path of a dataset.toml")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files")]
+Rules = Annotated[Path | None, typer.Option("--filters", help="Filter rules [default: those that ship]")]
+Limit = Annotated[int | None, typer.Option(help="At most so many events, evenly spaced [default: all]")]
+Host = Annotated[str, typer.Option(help="Address to listen on")]
+Port = Annotated[int, typer.Option(help="Port to listen on")]
+
+
+def _workspace(home: Path | None) -> Workspace:
+    return Workspace((home or default_root()).resolve())
+
+
+@app.command()
+def ingest(
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    home: Home = None,
+    shift_to_now: Annotated[bool, typer.Option(help="Move historic times, by whole weeks, to end now")] = False,
+) -> None:
+    """Bring new files in: typed tables, bad rows to quarantine."""
+    from pipelines.stages import run_ingest
+
+    run_ingest(data, data_dir, home, shift_to_now)
+
+
+@app.command()
+def features(
+    home: Home = None,
+    master: Annotated[str | None, typer.Option(help="Spark master [default: FUNNEL_SPARK_MASTER, else local]")] = None,
+) -> None:
+    """Compute the offline feature tables with Spark."""
+    from pipelines.stages import run_features
+
+    run_features(_workspace(home), master)
+
+
+@app.command()
+def materialize(home: Home = None) -> None:
+    """Register the views with Feast and write the newest features to Redis."""
+    from pipelines.stages import run_materialize
+
+    run_materialize(_workspace(home))
+
+
+@app.command()
+def train(home: Home = None) -> None:
+    """Train towers, index and rankers."""
+    from pipelines.stages import run_train
+
+    run_train(_workspace(home))
+
+
+@app.command()
+def release(home: Home = None, filters: Rules = None) -> None:
+    """Pack the trained models into a release and make it the current one."""
+    from pipelines.stages import run_release
+
+    run_release(_workspace(home), filters)
+
+
+@app.command()
+def evaluate(home: Home = None, limit: Limit = None) -> None:
+    """Replay the test slice through the current release; the last line is JSON."""
+    from pipelines.display import result
+    from pipelines.stages import run_evaluate
+
+    result(json.dumps(run_evaluate(_workspace(home), limit)))
+
+
+@app.command()
+def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Serve the current release over HTTP."""
+    from pipelines.demo import run_server
+
+    run_server(_workspace(home), host, port)
+
+
+@app.command()
+def batch(
+    out: Annotated[Path, typer.Option(help="Parquet file to write")],
+    home: Home = None,
+    k: Annotated[int, typer.Option(help="Items a user", min=1, max=500)] = 20,
+) -> None:
+    """Recommend to every known user at once, to Parquet."""
+    from pipelines.batch import run_batch
+
+    run_batch(_workspace(home), out, k)
+
+
+@app.command()
+def demo(
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    home: Home = None,
+    serve: Annotated[bool, typer.Option(help="Start the API at the end")] = True,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+) -> None:
+    """Run every stage, show recommendations, and serve."""
+    from pipelines.demo import run_demo
+
+    run_demo(data, data_dir, home, serve, host, port)
+
+
+@benchmarks.command("point-in-time")
+def point_in_time(
+    rows: Annotated[int, typer.Option(help="Entity rows", min=1)] = 500_000,
+    spark: Annotated[bool, typer.Option(help="Compare with Spark's join, every row")] = True,
+) -> None:
+    """Feast's point-in-time join: DuckDB and Spark over the same Parquet."""
+    from benchmarks.point_in_time import run
+    from pipelines.display import result
+
+    result(json.dumps(run(rows, spark)))
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user ends with one sentence and exit code 2."""
+    try:
+        app()
+    except (SpecError, MissingStage) as error:
+        sys.stderr.write(f"funnel: {error}\n")
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__module__.split(".")[0] not in ("feature_repo", "pipelines", "retrieval", "ranking", "serving"):
+            raise
+        sys.stderr.write(f"funnel: {error}\n")
+        sys.exit(1)

@@ -1,0 +1,186 @@
+"""The stages, each runnable alone and safe to run twice: what the command line calls."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from feature_repo.dataset import DatasetSpec, SpecError, load_spec
+from feature_repo.workspace import (
+    PROJECT_ROOT,
+    MissingStage,
+    Workspace,
+    fingerprint,
+    link_atomically,
+    read_json,
+    staged_folder,
+)
+from pipelines import display
+
+SPECS = Path(__file__).resolve().parent / "specs"
+FEATURES_VERSION = 1
+"""Raised when the feature job's meaning changes, so that its tables are made anew."""
+
+
+def known_specs() -> list[str]:
+    """Return the names of the data sets whose layout Funnel knows."""
+    return sorted(path.stem for path in SPECS.glob("*.toml"))
+
+
+def find_spec(data: str) -> DatasetSpec:
+    """Return the spec of a known data set, or the one in a ``dataset.toml``.
+
+    Raises:
+        SpecError: neither is there, or the file breaks the schema.
+
+    """
+    if data in known_specs():
+        return load_spec(SPECS / f"{data}.toml")
+    if data.endswith(".toml"):
+        return load_spec(Path(data))
+    raise SpecError(f"unknown data set '{data}': choose from {known_specs()}, or give the path of a dataset.toml")
+
+
+def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
+    """Return the working folder of a data set; the default one becomes ``work/current``."""
+    if home is not None:
+        return Workspace(home.resolve())
+    root = PROJECT_ROOT / "work" / spec.name
+    root.mkdir(parents=True, exist_ok=True)
+    link_atomically(PROJECT_ROOT / "work" / "current", root)
+    return Workspace(root)
+
+
+def run_ingest(data: str, data_dir: Path | None, home: Path | None, shift_to_now: bool) -> Workspace:
+    """Ingest a data set (the built-in one is generated first) and print the report."""
+    from pipelines.ingest import ingest
+
+    spec = find_spec(data)
+    if data_dir is None and spec.name != "synthetic":
+        if not data.endswith(".toml"):
+            raise SpecError(f"'{data}' needs its files: give --data-dir (make: DATA_DIR=<folder>)")
+        data_dir = Path(data).resolve().parent
+    workspace = workspace_for(spec, home)
+    if data_dir is None:
+        from pipelines.synthetic import generate
+
+        data_dir = workspace.root / "raw"
+        with display.stage("Generate the built-in world"):
+            generate(data_dir)
+    with display.stage("Ingest") as progress:
+        report = ingest(spec, data_dir, workspace, shift_to_now=shift_to_now, progress=progress)
+    rows = [["new files", report.files], ["new events", report.events], ["all events", report.total_events]]
+    rows += [["users", report.users], ["items", report.items], ["shifted by days", report.shift_s // 86_400]]
+    rows += [[f"quarantined: {reason}", count] for reason, count in sorted(report.quarantined.items())]
+    display.table("Ingest", ["", "rows"], rows)
+    return workspace
+
+
+def run_features(workspace: Workspace, master: str | None = None) -> Path:
+    """Compute the offline tables with Spark; nothing is done if they are of this data already."""
+    spec = workspace.spec()
+    version = fingerprint(data_version(workspace), FEATURES_VERSION)
+    final = workspace.root / "features" / version
+    if final.is_dir() and workspace.features.is_dir() and workspace.features.resolve() == final.resolve():
+        display.console.print("[green]Features[/]: up to date")
+        return final
+    from pipelines.features import build_features
+    from pipelines.ingest import event_files
+    from pipelines.spark import spark_session
+
+    with display.stage("Features (Spark)") as progress:
+        progress("starting Spark", 0, 1)
+        spark = spark_session("funnel-features", master, workspace.root)
+        try:
+            with staged_folder(final) as folder:
+                build_features(
+                    spark, spec, workspace.ingest, folder, event_files(workspace), lambda what: progress(what, 0, 1)
+                )
+        finally:
+            spark.stop()
+    link_atomically(workspace.features, final)
+    for old in final.parent.iterdir():
+        if old.is_dir() and not old.is_symlink() and old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def run_materialize(workspace: Workspace) -> None:
+    """Register the views with Feast and write the newest features of every user and item to Redis."""
+    if not workspace.features.is_dir():
+        raise MissingStage(f"no features in {workspace.root}: run 'funnel features' first")
+    from feature_repo.store import apply, feature_store
+    from feature_repo.views import NEVER_STALE
+
+    with display.stage("Materialize (Feast -> Redis)"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Feast's own deprecations
+        store = feature_store(workspace)
+        apply(store, workspace)
+        now = datetime.now(UTC)
+        with _muted():
+            store.materialize(start_date=now - NEVER_STALE, end_date=now)
+
+
+def _muted() -> Any:
+    """Return a context in which Feast's own progress bars go nowhere."""
+    import contextlib
+    import io
+    import os
+
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+def run_train(workspace: Workspace) -> None:
+    """Train towers, index and rankers, and print the rankers' table."""
+    from pipelines.train import train
+
+    with display.stage("Train") as progress:
+        report = train(workspace, progress)
+    rows = []
+    for kind, figures in sorted(report.kinds.items(), key=lambda pair: pair[1].ndcg or 0.0):
+        name = f"{kind} *" if kind == report.best else kind
+        first = next(iter(figures.heads.values()))
+        rows.append([name, figures.ndcg or 0.0, first.auc or 0.0, first.log_loss, first.ece])
+    head = next(iter(workspace.spec().event_types))
+    display.table("Rankers on validation", ["", "NDCG@10", f"AUC {head}", "log loss", "ECE"], rows)
+
+
+def run_release(workspace: Workspace, rules: Path | None) -> Path:
+    """Pack and check a release, and make it the current one."""
+    from pipelines.release import make_release
+
+    with display.stage("Release"):
+        folder = make_release(workspace, rules)
+    display.console.print(f"release {folder.name}")
+    return folder
+
+
+def run_evaluate(workspace: Workspace, limit: int | None) -> dict[str, Any]:
+    """Evaluate the current release and print its table."""
+    from pipelines.evaluate import evaluate
+    from pipelines.release import current_release
+
+    folder = current_release(workspace)
+    with display.stage("Evaluate") as progress:
+        figures = evaluate(workspace, folder, progress, limit)
+    columns = ["recall@10", "ndcg@10", "mrr@10", "recall@100", "recall@500", "coverage@10", "novelty@10"]
+    rows = [[name, *(row[column] for column in columns)] for name, row in figures["models"].items()]
+    display.table(f"{figures['data']}: {figures['events']} events, {figures['users']} users", ["", *columns], rows)
+    return figures
+
+
+def data_version(workspace: Workspace) -> str:
+    """Return the version of the ingested data.
+
+    Raises:
+        MissingStage: nothing has been ingested.
+
+    """
+    path = workspace.ingest / "manifest.json"
+    if not path.is_file():
+        raise MissingStage(f"no data in {workspace.root}: run 'funnel ingest' (or 'make demo') first")
+    return str(read_json(path)["data_version"])

@@ -1,0 +1,92 @@
+"""Requests and responses of the HTTP API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from serving.filters import AttributeRule
+
+Id = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class RecommendationRequest(_Strict):
+    """Who asks, for how many, and what to leave out."""
+
+    user_id: Id
+    k: int = Field(default=20, ge=1, le=500)
+    exclude: list[Id] = Field(default=[], max_length=10_000)
+    filters: dict[str, AttributeRule] = Field(default={}, max_length=20)
+    explain: bool = False
+
+
+class RecommendedItem(BaseModel):
+    """One recommended item."""
+
+    item_id: str
+    score: float
+    sources: list[str]
+    explain: dict[str, Any] | None = None
+
+
+class RecommendationResponse(BaseModel):
+    """The list, best first; ``degraded`` names each loss of quality, ``filtered`` what rules took out (explain)."""
+
+    request_id: str
+    release: str
+    items: list[RecommendedItem]
+    degraded: list[str]
+    filtered: dict[str, int] | None = None
+
+
+class SimilarResponse(BaseModel):
+    """Items like another one, most similar first."""
+
+    release: str
+    items: list[RecommendedItem]
+
+
+class UserFeaturesResponse(BaseModel):
+    """What the online store knows of a user."""
+
+    user_id: str
+    known: bool
+    features: dict[str, Any]
+
+
+class EventsRequest(_Strict):
+    """Up to 1,000 events; each is checked by itself."""
+
+    events: list[dict[str, Any]] = Field(min_length=1, max_length=1_000)
+
+
+class Event(_Strict):
+    """One event. ``timestamp`` is epoch seconds or ISO 8601."""
+
+    event_id: Id
+    user_id: Id
+    item_id: Id
+    type: str
+    timestamp: float | str
+    value: float | None = Field(default=None, allow_inf_nan=False)
+    request_id: Id | None = None
+
+
+class Rejected(BaseModel):
+    """An event that was not accepted, by its place in the request."""
+
+    index: int
+    reason: str
+
+
+class EventsResponse(BaseModel):
+    """What became of the events."""
+
+    accepted: int
+    duplicates: int
+    rejected: list[Rejected]
