@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from feature_repo import columns as c
+from feature_repo.request_time import OUTPUTS
 
 AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
@@ -22,22 +25,55 @@ class SpecError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Table(_Strict):
     """Where a table lies and how its files are written.
 
     ``path`` is a file, a folder or a glob, relative to the data folder. ``columns`` names the
-    columns of files that have no header line.
+    columns of files that have no header line. A ``separator`` of one ASCII character allows quoted
+    values, as RFC 4180 has them; with any other, a quotation mark is a character like all others.
     """
 
-    path: str
+    path: Annotated[str, Field(min_length=1)]
     format: Literal["csv", "parquet", "jsonl"] | None = None
     separator: str = ","
     encoding: str = "utf-8"
-    columns: list[str] | None = None
-    list_separator: str = "|"
+    columns: Annotated[list[str], Field(min_length=1)] | None = None
+    list_separator: Annotated[str, Field(min_length=1)] = "|"
+
+    @model_validator(mode="after")
+    def _files_can_be_split(self) -> Self:
+        if not self.separator or set(self.separator) & set('"\r\n\0'):
+            raise ValueError(f"separator = {self.separator!r} cannot part columns")
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise ValueError(f"encoding = '{self.encoding}' is not a text encoding that Python knows") from None
+        if self.columns and len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"columns names one column twice: {self.columns}")
+        return self
+
+    def find(self, folder: Path) -> list[Path]:
+        """Return the table's files below the data folder, sorted by path; hidden ones are passed over.
+
+        Raises:
+            SpecError: ``path`` is no valid pattern.
+
+        """
+        direct = folder / self.path
+        if direct.is_file():
+            return [direct]
+        base = direct if direct.is_dir() else Path(direct.anchor) if Path(self.path).is_absolute() else folder
+        pattern = "**/*" if direct.is_dir() else str(Path(self.path).relative_to(Path(self.path).anchor))
+        try:
+            found = [path for path in base.glob(pattern) if path.is_file()]
+        except ValueError as error:
+            raise SpecError(f"path = '{self.path}' is not a pattern of files: {error}") from None
+        # Spark and notebooks keep unfinished and old copies in folders like _temporary and .ipynb_checkpoints.
+        hidden = (".", "_")
+        return sorted(p for p in found if not any(part.startswith(hidden) for part in _below(p, base).parts))
 
     def file_format(self, file: Path) -> str:
         """Return the format of one file: the declared one, else what its ending says."""
@@ -49,6 +85,10 @@ class Table(_Strict):
         if ending not in known:
             raise SpecError(f"{file.name}: unknown file ending; set format = 'csv', 'parquet' or 'jsonl'")
         return known[ending]
+
+
+def _below(path: Path, base: Path) -> Path:
+    return path.relative_to(base) if path.is_relative_to(base) else Path(path.name)
 
 
 class EventType(_Strict):
@@ -77,14 +117,21 @@ class Events(Table):
     types: dict[Name, EventType] = {"interaction": EventType(positive=True)}
 
     @model_validator(mode="after")
-    def _types_make_sense(self) -> Events:
+    def _types_make_sense(self) -> Self:
         if not any(t.positive for t in self.types.values()):
             raise ValueError("[events.types]: at least one type needs positive = true")
+        thresholds = [t.min_value for t in self.types.values() if t.min_value is not None]
         if self.type is None and len(self.types) > 1:
             if self.value is None:
                 raise ValueError("[events]: several types need a 'type' column, or a 'value' column and min_value")
-            if any(t.min_value is None for t in self.types.values()):
+            if len(thresholds) < len(self.types):
                 raise ValueError("[events.types]: without a 'type' column every type needs min_value")
+        if thresholds and (self.type is not None or self.value is None):
+            raise ValueError("[events.types]: min_value needs a 'value' column and no 'type' column")
+        if len(set(thresholds)) < len(thresholds):
+            raise ValueError("[events.types]: two types have the same min_value")
+        if self.rename_types and self.type is None:
+            raise ValueError("[events.rename_types]: there is no 'type' column")
         unknown = set(self.rename_types.values()) - set(self.types)
         if unknown:
             raise ValueError(f"[events.rename_types]: {sorted(unknown)} not among [events.types]")
@@ -98,6 +145,13 @@ class Users(Table):
     attributes: dict[Name, AttributeKind] = {}
     rename: dict[Name, str] = {}
     optional: bool = False
+
+    @model_validator(mode="after")
+    def _attributes_exist(self) -> Self:
+        unknown = set(self.rename) - set(self.attributes)
+        if unknown:
+            raise ValueError(f"rename: {sorted(unknown)} not among the attributes")
+        return self
 
     def source_column(self, attribute: str) -> str:
         """Return the column of the file that holds an attribute."""
@@ -113,7 +167,7 @@ class Items(Users):
     available_until: str | None = None
 
     @model_validator(mode="after")
-    def _names_exist(self) -> Items:
+    def _names_exist(self) -> Self:
         for field in ("title", "category"):
             name = getattr(self, field)
             if name is not None and name not in self.attributes:
@@ -130,6 +184,13 @@ class DatasetSpec(_Strict):
     events: Events
     users: Users | None = None
     items: Items | None = None
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Self:
+        taken = {*self.user_attributes, *self.item_attributes} & _taken(self.event_types)
+        if taken:
+            raise ValueError(f"attribute {sorted(taken)}: the name is Funnel's own; choose another, with rename")
+        return self
 
     @property
     def event_types(self) -> list[str]:
@@ -166,9 +227,18 @@ class DatasetSpec(_Strict):
         gone: dict[str, None] = {}
         for field in ("users", "items"):
             table = getattr(self, field)
-            if table is not None and table.optional and not list(folder.glob(table.path)):
+            if table is not None and table.optional and not table.find(folder):
                 gone[field] = None
         return self.model_copy(update=gone)
+
+
+def _taken(event_types: list[str]) -> set[str]:
+    """Return the names of columns and features that every data set with these event types has."""
+    fixed = {c.USER, c.ITEM, c.EVENT_TIMESTAMP, c.REQUEST_TIME, c.AVAILABLE_FROM, c.AVAILABLE_UNTIL}
+    fixed |= {c.HISTORY_ITEMS, c.HISTORY_TIMES, c.CATEGORIES, c.CATEGORY_SHARES}
+    fixed |= {c.FIRST_EVENT_AT, c.LAST_EVENT_AT, c.ACTIVE_DAYS, c.TREND, *OUTPUTS}
+    counts = [*c.user_counts(event_types, True), *c.item_counts(event_types, True)]
+    return fixed | {*counts, *(c.seen(name) for name in event_types)}
 
 
 def load_spec(path: Path) -> DatasetSpec:
@@ -183,6 +253,8 @@ def load_spec(path: Path) -> DatasetSpec:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file; a dataset.toml describes the data") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     try:

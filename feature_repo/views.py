@@ -22,6 +22,7 @@ from feast import (
     StreamFeatureView,
     ValueType,
 )
+from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, FeastType, Float32, Float64, Int64, String, UnixTimestamp
@@ -104,7 +105,7 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
             entities=[entity],
             ttl=ttl,
             schema=_fields(entity, schema),
-            source=_source(name, features, profile),
+            source=source(name, features, profile),
         )
 
     activity = view("user_activity", user, user_activity_schema(spec), SNAPSHOT_TTL)
@@ -132,10 +133,13 @@ def _fields(entity: Entity, schema: dict[str, FeastType]) -> list[Field]:
     return [Field(name=entity.join_key, dtype=String)] + [Field(name=n, dtype=t) for n, t in schema.items()]
 
 
-def _source(table: str, features: Path, profile: Profile) -> DataSource:
+def source(table: str, features: Path, profile: Profile) -> DataSource:
+    """Return the source of one offline table below ``features``."""
     path = str(features / table)
     if profile == "local":
-        return FileSource(name=f"{table}_source", path=path, timestamp_field=c.EVENT_TIMESTAMP)
+        return FileSource(
+            name=f"{table}_source", path=path, file_format=ParquetFormat(), timestamp_field=c.EVENT_TIMESTAMP
+        )
     from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
     return SparkSource(
@@ -144,7 +148,7 @@ def _source(table: str, features: Path, profile: Profile) -> DataSource:
 
 
 def _history(user: Entity, features: Path, profile: Profile) -> tuple[StreamFeatureView, PushSource]:
-    push = PushSource(name="user_history_push", batch_source=_source("user_history", features, profile))
+    push = PushSource(name="user_history_push", batch_source=source("user_history", features, profile))
     schema: dict[str, FeastType] = {c.HISTORY_ITEMS: Array(String), c.HISTORY_TIMES: Array(Int64)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # Feast announces that stream views are young

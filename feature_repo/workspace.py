@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,19 +85,23 @@ def default_root() -> Path:
     return Path(os.environ.get("FUNNEL_HOME") or PROJECT_ROOT / "work" / "current")
 
 
+TEMPORARY = ".tmp"
+"""How the name of a file ends that is still being written; it begins with a dot."""
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that readers see the old or the new content, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # unlike mkstemp's, readable by whom the umask allows
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -125,8 +129,9 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
     What a killed run left behind is removed first, so a stage can always be run again.
     """
-    staging = final.with_name(f".staging-{final.name}")
-    shutil.rmtree(staging, ignore_errors=True)
+    staging, old = (final.with_name(f".{word}-{final.name}") for word in ("staging", "old"))
+    for left in (staging, old):
+        shutil.rmtree(left, ignore_errors=True)
     staging.mkdir(parents=True)
     try:
         yield staging
@@ -134,14 +139,20 @@ def staged_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
     if final.exists():
-        shutil.rmtree(final)
+        os.replace(final, old)  # a rename, so that there is no finished folder only for a moment
     os.replace(staging, final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def fingerprint(*parts: Any) -> str:
     """Return a short stable hash of JSON-like values: the version of what was made from them."""
-    text = json.dumps(parts, sort_keys=True, default=str)
+    text = json.dumps(parts, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    # The order of a set differs from process to process.
+    return sorted(value, key=str) if isinstance(value, set | frozenset) else str(value)
 
 
 def file_hash(path: Path) -> str:

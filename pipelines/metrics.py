@@ -23,7 +23,7 @@ def accuracy(places: Places, k: int = K) -> dict[str, float]:
     if not len(places):
         return {f"{name}@{k}": 0.0 for name in ("hit_rate", "recall", "ndcg", "mrr", "map")}
     hit = (places >= 0) & (places < k)
-    reciprocal = np.where(hit, 1.0 / (places + 1.0), 0.0).mean()
+    reciprocal = np.where(hit, 1.0 / (np.maximum(places, 0) + 1.0), 0.0).mean()
     recall = float(hit.mean())
     gain = np.where(hit, 1.0 / np.log2(np.maximum(places, 0) + 2.0), 0.0)
     return {

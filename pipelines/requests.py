@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,14 @@ def requests_from(events: pd.DataFrame, codec: Codec) -> Requests:
     )
 
 
+class Past(NamedTuple):
+    """Some of a user's events: epoch seconds, item codes, and types by their place in the spec."""
+
+    time: Times
+    item: npt.NDArray[np.int32]
+    kind: npt.NDArray[np.int64]
+
+
 class Journal:
     """What each user did, in order of time: what a stream would have known, and what came next."""
 
@@ -57,16 +65,16 @@ class Journal:
         rows = events.groupby(c.USER, sort=False).indices
         self._of_user = {user: (time[where], item[where], kind[where]) for user, where in rows.items()}
 
-    def between(self, user: str, start: float, stop: float) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Return item codes and types (as positions) of a user's events in ``[start, stop)``."""
+    def between(self, user: str, start: float, stop: float) -> Past:
+        """Return a user's events in ``[start, stop)``, oldest first."""
         time, item, kind = self._of_user[user]
         first, last = np.searchsorted(time, [start, stop])
-        return item[first:last], kind[first:last]
+        return Past(time[first:last], item[first:last], kind[first:last])
 
     def seen(self, user: str, before: float) -> dict[str, npt.NDArray[np.int32]]:
         """Return the items a user had met strictly before a moment, by event type."""
-        item, kind = self.between(user, -np.inf, before)
-        return {name: item[kind == n] for n, name in enumerate(self.types)}
+        past = self.between(user, -np.inf, before)
+        return {name: past.item[past.kind == n] for n, name in enumerate(self.types)}
 
 
 def replay(

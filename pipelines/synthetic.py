@@ -1,41 +1,43 @@
 """The built-in synthetic world: its users choose among its items, and the reasons are known.
 
-An event happens because of the user's taste (which the user's attributes hint at and which drifts
-from week to week), the item's popularity and novelty, the hour of the day and the session's intent.
-Each session draws an intent among the themes and then its items, without replacement, by the
-Gumbel-top-k trick (Kool et al. 2019, https://arxiv.org/abs/1903.06059), which is a softmax choice
-repeated. Choices are made in float64, so that the last bit of a processor's ``exp`` moves no event.
+``pipelines.world`` holds these reasons; here they are drawn, lived through and written to files. A
+session's views are drawn by the Gumbel-top-k trick (Kool et al. 2019,
+https://arxiv.org/abs/1903.06059), which is a softmax choice repeated. Choices are made in float64,
+so that the last bit of a processor's ``exp`` moves no event.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-
-DAY = 86_400.0
-WEEK = 7 * DAY
-END = 1_719_705_600.0
-"""The world's last moment: 2024-06-30 00:00 UTC, epoch seconds."""
+from feature_repo.workspace import write_atomically
+from pipelines.world import (
+    DAY,
+    END,
+    MAX_VIEWS,
+    REPEAT_PENALTY,
+    SESSION_GAP_S,
+    THEMES_PER_GENRE,
+    Floats,
+    Ints,
+    World,
+    WorldConfig,
+)
 
 VERSION = 1
 """Raise it when the same configuration gives other bytes: folders of older versions are made anew."""
 
 FILES = ("events.csv", "users.csv", "items.csv", "truth.npz", "dataset.toml")
 SPEC = Path(__file__).parent / "specs" / "synthetic.toml"
+DEFAULT = WorldConfig()
 
-THEMES_PER_GENRE = 4
 WORDS_BY_GENRE = {
     "adventure": "Lost Rope Jungle Compass Storm Summit Treasure Raft",
     "comedy": "Clumsy Prank Awkward Wedding Banana Parrot Ridiculous Neighbour",
@@ -59,142 +61,9 @@ DEVICES = ["mobile", "desktop", "tablet"]
 HOURLY_TRAFFIC = [3, 2, 1, 1, 1, 2, 4, 6, 7, 6, 5, 5, 7, 6, 5, 5, 6, 7, 9, 11, 12, 12, 9, 6]
 EVENT_TYPES = ["view", "like", "purchase"]
 
-MEAN_VIEWS, MAX_VIEWS = 5, 15
+MEAN_VIEWS = 5
 EVENTS_PER_SESSION = 5.5  # measured, so that events_per_user is met; sessions too close to another do not happen
-SESSION_GAP = 2 * 3600.0
-REPEAT_PENALTY = np.array([0.0, 4.0, np.inf])
-"""Utility lost by an item that the user has viewed never, once, twice."""
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """Size, seed and temper of a world.
-
-    ``events_per_user`` is a mean over all users, about met. The strengths scale log-utilities:
-    ``taste`` by the match of user and item, ``intent`` by the match of session and item,
-    ``popularity`` is the Zipf exponent, ``rhythm`` the swing with the hour of the day; ``drift`` is
-    a week's step of the taste (whose norm is about one).
-
-    Raises:
-        ValueError: a size is too small to make a world of.
-
-    """
-
-    users: int = 3000
-    items: int = 2000
-    days: int = 120
-    seed: int = 7
-    events_per_user: float = 75.0
-    latent_dim: int = 16
-    taste: float = 7.0
-    intent: float = 6.0
-    popularity: float = 0.8
-    rhythm: float = 0.6
-    drift: float = 0.12
-
-    def __post_init__(self) -> None:
-        if min(self.users, self.days, self.latent_dim) < 1 or self.items < MAX_VIEWS or self.events_per_user <= 0:
-            raise ValueError(f"a world needs users, days, events and at least {MAX_VIEWS} items: {self}")
-
-    @property
-    def start(self) -> float:
-        """The world's first moment, epoch seconds."""
-        return END - self.days * DAY
-
-    def rng(self, purpose: str) -> np.random.Generator:
-        """Return the random stream of one part of the world: parts do not disturb each other."""
-        return np.random.default_rng([self.seed, *purpose.encode()])
-
-
-DEFAULT = WorldConfig()
-
-
-@dataclass(frozen=True, eq=False)
-class World:
-    """The true preferences of U users for I items with G genres and K themes in D dimensions.
-
-    All times are epoch seconds. ``tastes`` are known at W week boundaries and linear in between.
-    """
-
-    user_ids: list[str]  # U external ids
-    item_ids: list[str]  # I external ids
-    start: Floats  # [] the first moment
-    joined: Floats  # [U] no event of a user comes earlier
-    activity: Floats  # [U] relative number of sessions a day
-    user_codes: Ints  # [U, 3] indices into AGE_GROUPS, COUNTRIES, DEVICES
-    tastes: npt.NDArray[np.float32]  # [U, W, D] scaled by the strength of taste
-    price_tastes: Floats  # [U] log-utility per standard deviation of log-price
-    item_vectors: Floats  # [I, D] of norm one
-    item_genres: npt.NDArray[np.bool_]  # [I, G]
-    item_brands: Ints  # [I] indices into BRANDS
-    titles: npt.NDArray[np.str_]  # [I]
-    prices: Floats  # [I]
-    log_popularity: Floats  # [I] log-utility common to all users
-    available_from: Floats  # [I] first moment
-    available_until: Floats  # [I] first moment no longer available; inf where there is none
-    themes: Floats  # [K, D] of norm one; theme k belongs to genre k // THEMES_PER_GENRE
-    intent_pull: Floats  # [I, K] log-utility that a session with the intent of theme k adds
-    rhythm: Floats  # [G, 2] swing in log-utility and favourite hour (UTC)
-
-    def affinity(self, user: Ints, time: Floats) -> Floats:
-        """Return [B, I] log-utilities that are the user's own: taste and price."""
-        log_price = np.log(self.prices)
-        log_price = (log_price - log_price.mean()) / log_price.std()
-        affinity: Floats = self._taste(user, time) @ self.item_vectors.T + self.price_tastes[user, None] * log_price
-        return affinity
-
-    def appeal(self, time: Floats) -> Floats:
-        """Return [B, I] log-utilities that all users share; -inf where the item is not available."""
-        moment = time[:, None]
-        novelty = 0.8 * np.exp(-np.maximum(moment - self.available_from, 0) / (10 * DAY))
-        genres = self.item_genres / self.item_genres.sum(1, keepdims=True)
-        appeal: Floats = self.log_popularity + novelty + self._hour(time) @ genres.T
-        appeal[(moment < self.available_from) | (moment >= self.available_until)] = -np.inf
-        return appeal
-
-    def intents(self, user: Ints, time: Floats) -> Floats:
-        """Return [B, K] log-probabilities of a session's intent."""
-        logits: Floats = 0.8 * self._taste(user, time) @ self.themes.T
-        logits += np.repeat(self._hour(time), THEMES_PER_GENRE, axis=1)
-        logits -= np.log(np.exp(logits).sum(1, keepdims=True))
-        return logits
-
-    def utilities(self, user: Ints, time: Floats) -> npt.NDArray[np.float32]:
-        """Return [B, I] log-probabilities of a session's first choice, its intent summed out exactly.
-
-        ``user`` [B] holds indices into ``user_ids``, ``time`` [B] unshifted epoch seconds. What the
-        user has already seen is not considered; items not available at that time have -inf.
-        """
-        logits = self.affinity(user, time) + self.appeal(time)
-        top = logits.max(1, initial=-1e300, keepdims=True)
-        weight, pull = np.exp(logits - top), np.exp(self.intent_pull)
-        with np.errstate(divide="ignore"):
-            share = np.exp(self.intents(user, time)) / np.maximum(weight @ pull, 1e-300)
-            return np.asarray(np.log(weight * (share @ pull.T)), dtype=np.float32)
-
-    def save(self, path: Path) -> None:
-        """Write all arrays to an uncompressed ``.npz`` without pickles."""
-        arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
-        with _replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> World:
-        """Read what ``save`` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            content: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
-        return cls(**content | {name: content[name].tolist() for name in ("user_ids", "item_ids")})
-
-    def _taste(self, user: Ints, time: Floats) -> Floats:
-        week = np.clip((time - self.start) / WEEK, 0, self.tastes.shape[1] - 1)
-        before = np.minimum(week.astype(np.int64), self.tastes.shape[1] - 2)
-        part = (week - before)[:, None]
-        taste: Floats = self.tastes[user, before] * (1 - part) + self.tastes[user, before + 1] * part
-        return taste
-
-    def _hour(self, time: Floats) -> Floats:
-        swing, favourite = self.rhythm.T
-        return np.asarray(swing * np.cos(2 * np.pi * (time[:, None] % DAY / 3600 - favourite) / 24))
+SESSION_STARTS_APART_S = 2 * 3600.0
 
 
 class Events(NamedTuple):
@@ -216,17 +85,14 @@ def generate(folder: Path, config: WorldConfig = DEFAULT) -> World:
     complete = all((folder / name).is_file() for name in (*FILES, mark.name))
     if complete and mark.read_text(encoding="utf-8") == wanted:
         return World.load(folder / "truth.npz")
-    folder.mkdir(parents=True, exist_ok=True)
     mark.unlink(missing_ok=True)
     world = make_world(config)
     world.save(folder / "truth.npz")
     _write_users(folder / "users.csv", world)
     _write_items(folder / "items.csv", world)
     _write_events(folder / "events.csv", world, simulate(world, config))
-    with _replacing(folder / "dataset.toml") as temporary:
-        shutil.copyfile(SPEC, temporary)
-    with _replacing(mark) as temporary:
-        temporary.write_text(wanted, encoding="utf-8")
+    write_atomically(folder / "dataset.toml", SPEC.read_bytes())
+    write_atomically(mark, wanted)
     return world
 
 
@@ -313,7 +179,7 @@ def simulate(world: World, config: WorldConfig) -> Events:
     user, start = _sessions(world, config)
     item, affinity = _choose(world, config, user, start)
     rng = config.rng("events")
-    gaps = np.clip(rng.lognormal(np.log(100), 0.8, item.shape), 5, 1200).astype(np.int64)
+    gaps = np.clip(rng.lognormal(np.log(100), 0.8, item.shape), 5, SESSION_GAP_S).astype(np.int64)
     gaps[:, 0] = 0
     viewed = start.astype(np.int64)[:, None] + gaps.cumsum(1)
     keen = affinity / config.taste
@@ -343,7 +209,7 @@ def _sessions(world: World, config: WorldConfig) -> tuple[Ints, Floats]:
     time = np.floor(np.where((usual >= joined) & (usual < END), usual, anytime))
     order = np.lexsort((time, user))
     user, time = user[order], time[order]
-    apart = np.append(True, (np.diff(user) > 0) | (np.diff(time) > SESSION_GAP))[: len(user)]
+    apart = np.append(True, (np.diff(user) > 0) | (np.diff(time) > SESSION_STARTS_APART_S))[: len(user)]
     return user[apart], time[apart]
 
 
@@ -402,16 +268,7 @@ def _write_events(path: Path, world: World, events: Events) -> None:
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[str]]) -> None:
-    with _replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(",".join(row) + "\n" for row in (header, *rows))
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a name to write to, which becomes ``path`` only when all is written."""
-    temporary = path.with_name(path.name + ".part")
-    yield temporary
-    os.replace(temporary, path)
+    write_atomically(path, "".join(",".join(row) + "\n" for row in (header, *rows)))
 
 
 def _iso(time: npt.NDArray[Any]) -> list[str]:

@@ -35,12 +35,11 @@ def train(
         run.parameters(vars(towers))
         train_retrieval(workspace, events, split, towers, lambda step, m: run.metrics(m, step), progress)
     with track(workspace, "rankers") as run:
-        return train_ranking(
-            workspace,
-            events,
-            split,
-            sample,
-            rankers,
-            lambda kind, m: run.metrics({f"{kind}_{name}": value for name, value in m.items()}),
-            progress,
-        )
+        trained = []
+
+        def note(kind: str, metrics: dict[str, float]) -> None:
+            trained.append(kind)
+            progress(f"rankers: {kind} trained", len(trained), len(rankers.kinds))
+            run.metrics({f"{kind}_{name}": value for name, value in metrics.items()})
+
+        return train_ranking(workspace, events, split, sample, rankers, note, progress)

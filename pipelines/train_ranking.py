@@ -133,7 +133,7 @@ def next_labels(
     for row in range(len(requests)):
         part = slice(found.offsets[row], found.offsets[row + 1])
         start = float(requests.time[row])
-        soon, how = journal.between(requests.user[row], start, start + ATTRIBUTION_S)
+        _, soon, how = journal.between(requests.user[row], start, start + ATTRIBUTION_S)
         codes = found.item[part]
         ambiguous[part] = np.isin(codes, soon) & (codes != requests.item[row])
         place = np.flatnonzero(codes == requests.item[row])

@@ -44,7 +44,7 @@ class UserRows:
 
 @dataclass(frozen=True)
 class ItemRows:
-    """All ``N`` items: ``numeric`` float32 ``[N, Fi]``, ``categorical`` int32 ``[N, Ci]``, event times epoch seconds."""
+    """All ``N`` items: ``numeric`` float32 ``[N, Fi]``, ``categorical`` int32 ``[N, Ci]``, times epoch seconds."""
 
     numeric: Floats
     categorical: Codes
@@ -78,11 +78,8 @@ def build_rows(
 
     """
     at = users.time[request]
-    ages = np.stack(
-        [(at - items.first_event_at[item]) / SECONDS_PER_DAY, (at - items.last_event_at[item]) / SECONDS_PER_DAY], axis=1
-    )
-    numeric = np.concatenate(
-        [cross, ages.astype(np.float32), users.numeric[request], items.numeric[item]], axis=1, dtype=np.float32
-    )
+    met = np.stack([items.first_event_at[item], items.last_event_at[item]], axis=1)
+    ages = ((at[:, None] - met) / SECONDS_PER_DAY).astype(np.float32)
+    numeric = np.concatenate([cross, ages, users.numeric[request], items.numeric[item]], axis=1, dtype=np.float32)
     categorical = np.concatenate([users.categorical[request], items.categorical[item]], axis=1, dtype=np.int32)
     return numeric, categorical

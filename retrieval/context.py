@@ -15,7 +15,8 @@ GAP_BUCKETS = 32
 
 def gap_buckets(seconds: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Return log2 buckets of ages in seconds: 0 for a second or less, at most ``GAP_BUCKETS - 1``."""
-    return np.clip(np.log2(np.maximum(seconds, 1.0)), 0, GAP_BUCKETS - 1).astype(np.int64)
+    logs = np.log2(np.maximum(seconds, 1.0))
+    return np.asarray(np.clip(logs, 0, GAP_BUCKETS - 1), dtype=np.int64)
 
 
 @dataclass(frozen=True)

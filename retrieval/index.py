@@ -76,14 +76,13 @@ def _tune(index: faiss.Index, vectors: Floats, queries: Floats, kind: str, at: i
     exact.add(vectors)
     truth = exact.search(queries, at)[1]
     inverted = faiss.extract_index_ivf(index)
-    nprobe, recall = 1, 0.0
-    while nprobe <= inverted.nlist:
+    nprobe = 0
+    while True:
+        nprobe = min(max(1, 2 * nprobe), inverted.nlist)
         inverted.nprobe = nprobe
         recall = recall_against(truth, index.search(queries, at)[1])
-        if recall >= _TARGET_RECALL:
-            break
-        nprobe *= 2
-    return IndexReport(kind, recall, at, min(nprobe, inverted.nlist))
+        if recall >= _TARGET_RECALL or nprobe == inverted.nlist:
+            return IndexReport(kind, recall, at, nprobe)
 
 
 def recall_against(truth: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:

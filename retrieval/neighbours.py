@@ -24,7 +24,7 @@ def neighbours(users: npt.NDArray[np.int64], items: Codes, catalogue: int, k: in
 
     Args:
         users: int64 ``[n]``, whose event it is; the events are in order of user, then time.
-        items: int32 ``[n]`` codes.
+        items: int32 ``[n]`` codes; 0 is nobody's neighbour.
         catalogue: number of codes, 0 (no item) included.
         k: neighbours per item.
 
@@ -36,7 +36,7 @@ def neighbours(users: npt.NDArray[np.int64], items: Codes, catalogue: int, k: in
     for distance in range(1, REACH + 1):
         same = users[:-distance] == users[distance:]
         first, second = items[:-distance][same], items[distance:][same]
-        keep = first != second
+        keep = (first != second) & (first > 0) & (second > 0)
         weight = np.full(int(keep.sum()), 1.0 / distance)
         counts = counts + sparse.csr_matrix((weight, (first[keep], second[keep])), shape=counts.shape)
     counts = (counts + _BACKWARD * counts.T).tocsr()

@@ -22,8 +22,6 @@ from feature_repo.columns import HISTORY_LENGTH
 from retrieval.context import GAP_BUCKETS
 
 
-
-
 @dataclass(frozen=True)
 class TowerConfig:
     """Sizes of both towers. Counts include code 0 (unknown)."""
@@ -100,7 +98,7 @@ class ItemTower(nn.Module):
         keep = self.has_id[codes]
         if self.training and self.id_dropout:
             keep = keep * (torch.rand_like(keep) >= self.id_dropout).float()
-        raw = self.ids(codes) * keep.unsqueeze(1) + _bag(self.attribute_table, self.item_attributes[codes])
+        raw: Tensor = self.ids(codes) * keep.unsqueeze(1) + _bag(self.attribute_table, self.item_attributes[codes])
         if self.numbers is not None:
             raw = raw + self.numbers(self.item_numbers[codes])
         return raw * (codes > 0).float().unsqueeze(1)
@@ -173,8 +171,8 @@ class TwoTowers(nn.Module):
     @torch.no_grad()
     def raw_items(self) -> Tensor:
         """Return raw vectors of all items, float32 ``[items, D]``."""
-        chunks = torch.arange(self.config.items, device=self.log_temperature.device).split(65_536)
-        return torch.cat([self.items(chunk) for chunk in chunks])
+        codes = torch.arange(self.config.items, device=self.log_temperature.device)
+        return torch.cat([self.items(chunk) for chunk in torch.split(codes, 65_536)])
 
 
 def _embedding(rows: int, size: int) -> nn.Embedding:
@@ -186,5 +184,5 @@ def _embedding(rows: int, size: int) -> nn.Embedding:
 def _bag(table: nn.Embedding, codes: Tensor) -> Tensor:
     """Return the mean embedding of the codes that are not 0, float32 ``[n, D]``; no codes give 0."""
     present = (codes > 0).unsqueeze(-1).to(table.weight.dtype)
-    total = (table(codes) * present).sum(dim=1)
+    total: Tensor = (table(codes) * present).sum(dim=1)
     return total / present.sum(dim=1).clamp(min=1.0)

@@ -76,8 +76,9 @@ class Retriever:
         """
         count = min(self.shares.two_tower, self.index.ntotal)
         _, rows = self.index.search(np.ascontiguousarray(vectors, dtype=np.float32), count)
-        static = static_lists(items, self.shares, float(time.max()))
-        parts = [self._merge(rows[b] + 1, history[b], static) for b in range(len(vectors))]
+        state = items.availability_state(time)
+        static = {int(s): static_lists(items, self.shares, float(time[state == s][0])) for s in np.unique(state)}
+        parts = [self._merge(rows[b] + 1, history[b], static[int(state[b])]) for b in range(len(vectors))]
         sizes = np.cumsum([0, *(len(part[0]) for part in parts)])
         item, sources, rank, similar = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
@@ -150,6 +151,11 @@ def top(values: npt.NDArray[Any], k: int) -> Codes:
     k = min(k, len(values))
     if k == 0:
         return np.zeros(0, dtype=np.int32)
-    rows = np.argpartition(-values, k - 1)[:k] if k < len(values) else np.arange(len(values))
+    values = np.where(np.isfinite(values), values, -np.inf)
+    least = np.partition(values, -k)[-k]
+    above = np.flatnonzero(values > least)
+    # Partitioning alone would let chance decide between equals at the edge.
+    rows = np.concatenate([above, np.flatnonzero(values == least)[: k - len(above)]])
     rows = rows[np.lexsort((rows, -values[rows]))]
-    return rows[np.isfinite(values[rows])].astype(np.int32)
+    best: Codes = rows[np.isfinite(values[rows])].astype(np.int32)
+    return best

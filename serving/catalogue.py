@@ -67,6 +67,14 @@ class ItemTable:
         mask[0] = False
         return np.asarray(mask)
 
+    def availability_state(self, time: Times) -> npt.NDArray[np.int64]:
+        """Return numbers, int64 ``[n]``, equal for moments between which nothing comes or goes."""
+        return np.searchsorted(self._turns, time, side="right").astype(np.int64)
+
+    @cached_property
+    def _turns(self) -> Times:
+        return np.unique(np.concatenate([self.available_from, self.available_until]))
+
     def count(self, name: str) -> Floats:
         """Return one activity column, float32 ``[N]``, 0 where nothing is known."""
         return np.nan_to_num(self.activity.counts[:, self.codec.item_activity.index(name)], nan=0.0)

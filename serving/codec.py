@@ -66,19 +66,43 @@ class Codec:
             "categories": self.categories.values,
             "user_attributes": self.user_attributes.to_dict(),
             "item_attributes": self.item_attributes.to_dict(),
+            # JSON objects have no order that survives every writer, and attribute codes hang on it.
+            "order": {
+                "types": self.spec.event_types,
+                "user_attributes": list(self.user_attributes.kinds),
+                "item_attributes": list(self.item_attributes.kinds),
+            },
         }
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Codec:
         """Restore what ``to_dict`` gave."""
+        order: dict[str, list[str]] = raw.get("order", {})
         return cls(
-            DatasetSpec.model_validate(raw["spec"]),
+            _ordered_spec(raw["spec"], order),
             Vocabulary(raw["users"]),
             Vocabulary(raw["items"]),
             Vocabulary(raw["categories"]),
-            AttributeEncoder.from_dict(raw["user_attributes"]),
-            AttributeEncoder.from_dict(raw["item_attributes"]),
+            _encoder(raw["user_attributes"], order.get("user_attributes", [])),
+            _encoder(raw["item_attributes"], order.get("item_attributes", [])),
         )
+
+
+def _ordered_spec(raw: dict[str, Any], order: dict[str, list[str]]) -> DatasetSpec:
+    ordered = {**raw, "events": {**raw["events"], "types": _in_order(raw["events"]["types"], order.get("types", []))}}
+    for table in ("users", "items"):
+        if raw.get(table):
+            names = order.get(f"{table.removesuffix('s')}_attributes", [])
+            ordered[table] = {**raw[table], "attributes": _in_order(raw[table]["attributes"], names)}
+    return DatasetSpec.model_validate(ordered)
+
+
+def _encoder(raw: dict[str, Any], order: list[str]) -> AttributeEncoder:
+    return AttributeEncoder.from_dict({**raw, "kinds": _in_order(raw["kinds"], order)})
+
+
+def _in_order(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    return {name: values[name] for name in names} | values
 
 
 def ranked(encoder: AttributeEncoder) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,9 @@ class FilterRules(BaseModel):
         return rules
 
 
+_NOWHERE: Codes = np.zeros(0, dtype=np.int32)
+
+
 class AttributeRule(BaseModel):
     """A condition on one attribute; several conditions must all hold."""
 
@@ -85,6 +88,7 @@ class Filters:
         self._blocked[items.codec.items.encode(rules.blocklist)] = True
         self._blocked[0] = False
         self._values: dict[str, dict[str, Codes]] = {}
+        self._numbers: dict[str, npt.NDArray[np.float64]] = {}
 
     def check(self, filters: dict[str, AttributeRule], items: ItemTable) -> None:
         """Raise ``UnknownAttribute`` if a request's filters cannot be applied to these items."""
@@ -123,7 +127,7 @@ class Filters:
 
     def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> Mask:
         if items.codec.spec.item_attributes[name] == "numeric":
-            numbers = items.encoded.numbers[:, items.codec.item_attributes.numeric.index(name)]
+            numbers = self._exact(items, name)
             fits = np.ones(len(items), dtype=np.bool_)
             if rule.at_least is not None:
                 fits &= numbers >= rule.at_least
@@ -135,10 +139,17 @@ class Filters:
         if rule.any_of is not None:
             fits[:] = False
             for value in rule.any_of:
-                fits[values.get(value, ())] = True
+                fits[values.get(value, _NOWHERE)] = True
         for value in rule.none_of or ():
-            fits[values.get(value, ())] = False
+            fits[values.get(value, _NOWHERE)] = False
         return fits
+
+    def _exact(self, items: ItemTable, name: str) -> npt.NDArray[np.float64]:
+        """Return a numeric attribute as given: the models' float32 cannot tell 16,777,216 from 16,777,217."""
+        if name not in self._numbers:
+            numbers = [np.nan if value is None else value for value in items.raw[name]]
+            self._numbers[name] = np.array(numbers, dtype=np.float64)
+        return self._numbers[name]
 
     def _index(self, items: ItemTable, name: str) -> dict[str, Codes]:
         if name not in self._values:
@@ -177,28 +188,41 @@ def choose(
     cosine to what is chosen: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
     """
-    taken = Counter() if taken is None else taken
-    main = items.categories[codes, 0]
     if rules.diversity == 0.0 and rules.max_per_category is None:
         return list(range(min(k, len(codes)))), 0
-    open_ = np.ones(len(codes), dtype=np.bool_)
-    spread = float(scores.max() - scores.min()) if len(scores) else 0.0
-    relevance = (1.0 - rules.diversity) * (scores - scores.min()) / (spread or 1.0) if len(scores) else scores
-    nearest = np.zeros(len(codes), dtype=np.float32)
+    taken = Counter() if taken is None else taken
     chosen: list[int] = []
     over_quota = 0
-    while len(chosen) < k and open_.any():
-        gain = np.where(open_, relevance - rules.diversity * nearest, -np.inf)
-        best = int(gain.argmax())
-        open_[best] = False
-        category = int(main[best])
+    if len(chosen) == k or not len(codes):
+        return chosen, over_quota
+    order = _most_diverse(codes, scores, vectors, rules.diversity, chosen) if rules.diversity else range(len(codes))
+    for place in order:
+        category = int(items.categories[codes[place], 0])
         if rules.max_per_category is not None and category and taken[category] >= rules.max_per_category:
             over_quota += 1
             continue
         taken[category] += 1
-        nearest = np.maximum(nearest, vectors[codes] @ vectors[codes[best]]) if rules.diversity else nearest
-        chosen.append(best)
+        chosen.append(place)
+        if len(chosen) == k:
+            break
     return chosen, over_quota
+
+
+def _most_diverse(codes: Codes, scores: Floats, vectors: Floats, diversity: float, chosen: list[int]) -> Iterator[int]:
+    """Yield places of ``codes``, each the best beside what the caller has put into ``chosen`` by then."""
+    spread = float(scores.max() - scores.min()) or 1.0
+    gain = (1.0 - diversity) * (scores - scores.min()) / spread
+    mine, nearest, counted = vectors[codes], None, 0
+    open_ = np.ones(len(codes), dtype=np.bool_)
+    for _ in range(len(codes)):
+        if len(chosen) > counted:
+            cosine = mine @ mine[chosen[-1]]
+            nearest = cosine if nearest is None else np.maximum(nearest, cosine)
+            counted = len(chosen)
+        value = gain if nearest is None else gain - diversity * nearest
+        place = int(np.where(open_, value, -np.inf).argmax())
+        open_[place] = False
+        yield place
 
 
 def removal_counts(masks: dict[Reason, Mask], codes: Sequence[int] | Codes) -> dict[str, int]:

@@ -108,13 +108,13 @@ class Recommender:
         ]
         return lists, ranked, vectors
 
-    def rank(
-        self, users: UserBatch, vectors: Floats, candidates: Candidates, items: ItemTable
-    ) -> tuple[Ranked, bool]:
+    def rank(self, users: UserBatch, vectors: Floats, candidates: Candidates, items: ItemTable) -> tuple[Ranked, bool]:
         """Score candidates; if the ranker breaks, their order is the towers' and the flag is set."""
         numeric, categorical = self.hydrator.hydrate(users, vectors, candidates, items)
         try:
             scores, probabilities = self.ranker.score(numeric, categorical)
+            if not np.isfinite(scores).all():
+                raise FloatingPointError("scores are not finite")
         except Exception:  # noqa: BLE001 - whatever broke, the request can still be answered
             heads = len(items.codec.spec.event_types)
             empty = np.zeros((len(candidates.item), heads), dtype=np.float32)
@@ -157,7 +157,13 @@ class Recommender:
         return result
 
     def _backfill(
-        self, result: Recommendation, k: int, banned: npt.NDArray[np.bool_], vector: Floats, items: ItemTable, taken: Any
+        self,
+        result: Recommendation,
+        k: int,
+        banned: npt.NDArray[np.bool_],
+        vector: Floats,
+        items: ItemTable,
+        taken: Any,
     ) -> None:
         """Fill a short list from all other allowed items, nearest to the user first."""
         codes = np.flatnonzero(~banned).astype(np.int32)
@@ -170,9 +176,9 @@ class Recommender:
         if not len(extra):
             return
         lowest = float(result.scores.min()) if len(result.scores) else 0.0
-        step = np.arange(1, len(extra) + 1, dtype=np.float32) / (len(extra) + 1)
+        below = abs(lowest) * np.arange(1, len(extra) + 1, dtype=np.float32) / (len(extra) + 1)
         result.items = np.concatenate([result.items, extra])
-        result.scores = np.concatenate([result.scores, (lowest * (1.0 - step)).astype(np.float32)])
+        result.scores = np.concatenate([result.scores, (lowest - below).astype(np.float32)])
         result.sources += [["backfill"] for _ in extra]
         result.degraded.append("few_candidates")
 

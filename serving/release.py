@@ -94,8 +94,7 @@ def write_manifest(folder: Path, versions: dict[str, Any]) -> str:
         versions: what it was made from (data, code, ...); part of the manifest, not of the id.
 
     """
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: file_hash(folder / name) for name in names if name not in (MANIFEST, EVALUATION)}
+    files = {name: file_hash(folder / name) for name in sorted(_contents(folder))}
     identity = _identity(files)
     write_json(folder / MANIFEST, {"format": FORMAT, "release": identity, "files": files, **versions})
     return identity
@@ -123,6 +122,9 @@ def verify(folder: Path) -> dict[str, Any]:
             raise BadRelease(f"{folder}: {name} is missing")
         if file_hash(path) != expected:
             raise BadRelease(f"{folder}: {name} is not what was released (its hash differs)")
+    added = sorted(_contents(folder) - set(files))
+    if added:
+        raise BadRelease(f"{folder}: {', '.join(added)} is not part of what was released")
     return manifest
 
 
@@ -146,10 +148,14 @@ def load_release(folder: Path) -> Release:
     codec = retrieval.codec
     if ranker.schema.numeric != codec.numeric or ranker.schema.categorical != tuple(codec.categorical):
         raise BadRelease(f"{folder}: the ranker was trained on other columns than the row builder makes")
-    recommender = Recommender(
-        retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, retrieval.items
-    )
+    recommender = Recommender(retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, retrieval.items)
     return Release(manifest["release"], folder, manifest, retrieval, recommender, UserReader(codec))
+
+
+def _contents(folder: Path) -> set[str]:
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    # An evaluation that was killed may leave its unfinished file behind.
+    return {name for name in names if not name.startswith(f".{EVALUATION}.")} - {MANIFEST, EVALUATION}
 
 
 def _identity(files: dict[str, str]) -> str:

@@ -15,7 +15,8 @@ import pytest
 
 from feature_repo.dataset import load_spec
 from pipelines import synthetic
-from pipelines.synthetic import DAY, END, FILES, World, WorldConfig, generate, make_world, simulate
+from pipelines.synthetic import FILES, generate, make_world, simulate
+from pipelines.world import DAY, END, REPEAT_PENALTY, SESSION_GAP_S, World, WorldConfig
 
 SMALL = WorldConfig(users=150, items=120, days=30, events_per_user=40)
 MEDIUM = WorldConfig(users=500, items=500, days=60, events_per_user=60)
@@ -221,33 +222,108 @@ def test_truth_comes_back_from_disk(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.utilities(user, moment), world.utilities(user, moment))
 
 
-def ndcg_of_next_views(world: World, log: synthetic.Events, config: WorldConfig, limit: int) -> tuple[float, float]:
-    """Return NDCG@10 of the oracle and of popularity on new items viewed in the last fifth of the time."""
-    cut = END - 0.2 * config.days * DAY
-    views = np.flatnonzero(log.kind == 0)
-    popularity = np.bincount(log.item[views[log.time[views] < cut]], minlength=config.items).astype(float)
-    late = views[log.time[views] >= cut]
-    late = late[:: max(1, len(late) // limit)]
-    gains = []
-    for event in late:
-        user, item, moment = log.user[event], log.item[event], log.time[event]
-        before = views[(log.user[views] == user) & (log.time[views] < moment)]
-        if item in log.item[before]:
-            continue
-        true = world.utilities(np.array([user]), np.array([moment], dtype=float))[0]
-        true[log.item[before]] = -np.inf
-        known = np.where(np.isfinite(true), popularity, -np.inf)
-        ranks = [(score > score[item]).sum() for score in (true, known)]
-        gains.append([1 / np.log2(rank + 2) if rank < 10 else 0.0 for rank in ranks])
-    oracle, popular = np.mean(gains, axis=0)
-    return float(oracle), float(popular)
+@dataclasses.dataclass
+class NextViews:
+    """New items viewed in the last fifth of the time, with the user's views of earlier sessions and of this one."""
+
+    user: Any
+    item: Any
+    start: Any
+    before: list[Any]
+    earlier: list[Any]
+
+    @classmethod
+    def of(cls, log: synthetic.Events, config: WorldConfig, limit: int) -> NextViews:
+        views = np.flatnonzero(log.kind == 0)
+        views = views[np.lexsort((log.time[views], log.user[views]))]
+        user, item, moment = log.user[views], log.item[views], log.time[views]
+        starts = np.append(True, (np.diff(user) > 0) | (np.diff(moment) > SESSION_GAP_S))
+        session = np.maximum.accumulate(np.where(starts, np.arange(len(views)), 0))
+        joined = np.searchsorted(user, user)
+        late = np.flatnonzero(moment >= END - 0.2 * config.days * DAY)
+        late = np.array([at for at in late[:: max(1, len(late) // limit)] if item[at] not in item[joined[at] : at]])
+        before = [item[joined[at] : session[at]] for at in late]
+        earlier = [item[session[at] : at] for at in late]
+        return cls(user[late], item[late], moment[session[late]].astype(float), before, earlier)
+
+    @property
+    def inside(self) -> Any:
+        """Whether it is not its session's first view."""
+        return np.array([len(views) > 0 for views in self.earlier])
+
+    def gains(self, scores: Any) -> Any:
+        """Return each view's NDCG@10 among the items not seen before."""
+        scores = np.array(scores)
+        for row, seen in enumerate(zip(self.before, self.earlier, strict=True)):
+            scores[row, np.concatenate(seen)] = -np.inf
+        ranks = (scores > scores[np.arange(len(scores)), self.item][:, None]).sum(1)
+        return np.where(ranks < 10, 1 / np.log2(ranks + 2), 0)
 
 
 def test_oracle_clearly_beats_popularity(medium: tuple[World, synthetic.Events]) -> None:
     world, log = medium
-    oracle, popular = ndcg_of_next_views(world, log, MEDIUM, limit=1500)
-    assert oracle > 2 * popular > 0
-    assert oracle < 0.6
+    views = NextViews.of(log, MEDIUM, limit=1500)
+    early = (log.kind == 0) & (log.time < END - 0.2 * MEDIUM.days * DAY)
+    popularity = np.bincount(log.item[early], minlength=MEDIUM.items)
+    utilities = world.utilities(views.user, views.start)
+    oracle = views.gains(utilities).mean()
+    popular = views.gains(np.where(np.isfinite(utilities), popularity, -np.inf)).mean()
+    assert 0.6 > oracle > 2 * popular > 0
+
+
+def test_the_session_tells_its_intent(medium: tuple[World, synthetic.Events]) -> None:
+    world, log = medium
+    views = NextViews.of(log, MEDIUM, limit=3000)
+    first = world.utilities(views.user, views.start)
+    told = world.session_utilities(views.user, views.start, views.earlier)
+    np.testing.assert_array_equal(told[~views.inside], first[~views.inside])
+    better = (views.gains(told) - views.gains(first))[views.inside]
+    assert len(better) > 1000
+    assert better.mean() > 0.1
+    knowing = world.session_utilities(views.user, views.start, views.earlier, views.before)
+    assert views.gains(knowing).mean() > views.gains(told).mean()
+
+
+def test_session_utilities_follow_from_the_model_by_bayes() -> None:
+    world, earlier, before = make_world(SMALL), [7, 3, 11], [3, 5, 9, 9]
+    user, moment = np.array([3]), np.array([END - 9 * DAY])
+    world = dataclasses.replace(world, available_from=np.where(np.arange(SMALL.items) == 20, END, 0.0))
+    logits = (world.affinity(user, moment) + world.appeal(moment))[0]
+    logits -= REPEAT_PENALTY[np.bincount(before, minlength=SMALL.items)]
+    joint = np.zeros(SMALL.items)
+    for intent, pull in zip(world.intents(user, moment)[0], world.intent_pull.T, strict=True):
+        weight, share = np.exp(logits + pull), np.exp(intent)
+        for item in earlier:
+            share *= weight[item] / weight.sum()
+            weight[item] = 0
+        joint += share * weight / weight.sum()
+    told = world.session_utilities(user, moment, [np.array(earlier)], [np.array(before)])
+    assert told.dtype == np.float32
+    np.testing.assert_allclose(np.exp(told[0]), joint / joint.sum(), rtol=1e-4)
+    assert set(np.flatnonzero(np.isneginf(told[0]))) >= {3, 7, 9, 11, 20}
+
+
+def test_views_are_as_probable_as_session_utilities_say(medium: tuple[World, synthetic.Events]) -> None:
+    """The mean log-probability of what happened is the mean negative entropy, within sampling error."""
+    world, log = medium
+    views = NextViews.of(log, MEDIUM, limit=3000)
+    logp = world.session_utilities(views.user, views.start, views.earlier, views.before).astype(np.float64)
+    for row, seen in enumerate(views.before):  # only new items were asked for
+        logp[row, seen] = -np.inf
+    logp -= np.log(np.exp(logp).sum(1, keepdims=True))
+    entropy = -(np.exp(logp) * np.where(np.isfinite(logp), logp, 0.0)).sum(1)
+    excess = -logp[np.arange(len(logp)), views.item] - entropy
+    assert abs(excess.mean()) < 4 * excess.std() / np.sqrt(len(excess))
+
+
+def test_any_number_of_requests_is_scored_alike() -> None:
+    world, rng = make_world(SMALL), np.random.default_rng(0)
+    user, moment = rng.integers(SMALL.users, size=600), END - DAY * rng.uniform(1, 20, 600)
+    earlier = [rng.permutation(SMALL.items)[: at % 15] for at in range(600)]
+    together = world.session_utilities(user, moment, earlier)
+    alone = world.session_utilities(user[-1:], moment[-1:], earlier[-1:])
+    np.testing.assert_allclose(together[-1:], alone, rtol=1e-5)
+    assert world.session_utilities(user[:0], moment[:0], []).shape == (0, SMALL.items)
 
 
 def test_a_finished_folder_is_only_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

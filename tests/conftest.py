@@ -1,0 +1,66 @@
+"""One small world, taken through every real stage once; tests look at what each stage left."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+
+from feature_repo.dataset import load_spec
+from feature_repo.embedded_redis import release as stop_redis
+from feature_repo.workspace import Workspace
+from pipelines import stages
+from pipelines.evaluate import evaluate
+from pipelines.ingest import ingest
+from pipelines.release import make_release
+from pipelines.synthetic import WorldConfig, generate
+from pipelines.train import train
+from pipelines.train_ranking import SampleConfig
+from ranking.config import DcnConfig, RankerConfig, TreeConfig
+from retrieval.training import TrainConfig
+
+WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
+TOWERS = TrainConfig(epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000)
+SAMPLE = SampleConfig(train_requests=800, calibrate_requests=250, choose_requests=250, negatives=40)
+RANKERS = RankerConfig(trees=TreeConfig(rounds=40), dcn=DcnConfig(epochs=1, min_steps=60))
+
+
+def silent(*_: object) -> None:
+    """Report progress to nobody."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """The workspace, its release and the release's evaluation."""
+
+    workspace: Workspace
+    release: Path
+    evaluation: dict
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    root = tmp_path_factory.mktemp("funnel")
+    workspace = Workspace(root)
+    generate(root / "raw", WORLD)
+    ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    stages.run_features(workspace)
+    stages.run_materialize(workspace)
+    train(workspace, silent, TOWERS, SAMPLE, RANKERS)
+    release = make_release(workspace)
+    yield Built(workspace, release, evaluate(workspace, release, silent))
+    stop_redis(workspace.redis)
+
+
+@pytest.fixture
+def copied(built: Built, tmp_path: Path) -> Iterator[Workspace]:
+    """A copy of the built workspace without its Redis, for tests that change things."""
+    target = tmp_path / "w"
+    shutil.copytree(built.workspace.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark"))
+    workspace = Workspace(target)
+    yield workspace
+    stop_redis(workspace.redis)

@@ -1,0 +1,126 @@
+"""Feast's historical join: DuckDB and Spark agree on every row, with brute force, and with the online store."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from feast import FeatureStore
+from feast.repo_config import RepoConfig
+
+from feature_repo import columns as c
+from feature_repo.store import feature_store
+from feature_repo.views import SNAPSHOT_TTL, build
+from pipelines.ingest import read_events
+from pipelines.spark import spark_session
+
+REFERENCES = [
+    "user_profile:country",
+    "user_activity:events_7d",
+    "user_activity:view_items_30d",
+    "user_activity:value_mean_all",
+    "user_activity:last_event_at",
+    "user_affinity:category_names",
+    "user_affinity:category_shares",
+    "user_history:history_item_ids",
+    "user_history:history_timestamps",
+    "user_seen:seen_view",
+    "item_profile:genre",
+    "item_profile:price",
+    "item_activity:events_30d",
+    "item_activity:like_users_all",
+    "item_activity:trend",
+]
+
+
+def entity_rows(workspace, rows=600):
+    events = read_events(workspace, [c.USER, c.ITEM])
+    sample = events.iloc[np.linspace(0, len(events) - 1, rows).astype(int)]
+    frame = sample[[c.USER, c.ITEM]].reset_index(drop=True)
+    moved = np.random.default_rng(1).integers(-40 * 86_400, 40 * 86_400, rows)
+    frame["event_timestamp"] = sample[c.TIMESTAMP].reset_index(drop=True) + pd.to_timedelta(moved, unit="s")
+    frame.loc[:4, c.USER] = "nobody"
+    frame.loc[5:8, "event_timestamp"] += SNAPSHOT_TTL + pd.Timedelta(days=200)
+    frame["row"] = np.arange(rows)
+    return frame
+
+
+def values(frame):
+    plain = frame.sort_values("row", ignore_index=True)[[r.split(":")[1] for r in REFERENCES]]
+    return plain.map(lambda v: tuple(v) if isinstance(v, (list, np.ndarray)) else None if v is None or v != v else v)
+
+
+@pytest.fixture(scope="module")
+def duckdb_rows(built):
+    entities = entity_rows(built.workspace)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = feature_store(built.workspace).get_historical_features(entity_df=entities, features=REFERENCES).to_df()
+    return entities, found
+
+
+def test_spark_gives_the_same_rows(built, duckdb_rows, tmp_path):
+    entities, fast = duckdb_rows
+    config = RepoConfig(
+        project="funnel",
+        provider="local",
+        registry=str(tmp_path / "registry.db"),
+        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
+        offline_store={"type": "spark", "spark_conf": {"spark.sql.session.timeZone": "UTC"}},
+        entity_key_serialization_version=3,
+        repo_path=tmp_path,
+    )
+    session = spark_session("point-in-time", work=tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = FeatureStore(config=config)
+        store.apply(build(built.workspace.spec(), built.workspace.features.resolve(), "cluster"))
+        slow = store.get_historical_features(entity_df=entities, features=REFERENCES).to_df()
+    session.stop()
+    left, right = values(fast), values(slow)
+    assert len(left) == len(right) == len(entities)
+    for column in left:
+        pairs = zip(left[column], right[column], strict=True)
+        assert [p for p in pairs if p[0] != p[1]] == [], column
+
+
+def test_brute_force_gives_the_same_rows(built, duckdb_rows):
+    entities, found = duckdb_rows
+    found = found.sort_values("row", ignore_index=True)
+    table = pd.read_parquet(built.workspace.features / "user_activity")
+    by_user = dict(list(table.groupby(c.USER)))
+    for row, entity in entities.iterrows():
+        at = entity["event_timestamp"]
+        known = by_user.get(entity[c.USER], table.iloc[:0])
+        known = known[(known["event_timestamp"] <= at) & (known["event_timestamp"] >= at - SNAPSHOT_TTL)]
+        if known.empty:
+            assert pd.isna(found.loc[row, "events_7d"])
+        else:
+            newest = known.loc[known["event_timestamp"].idxmax()]
+            assert found.loc[row, "events_7d"] == newest["events_7d"]
+            assert found.loc[row, "last_event_at"] == newest["last_event_at"]
+
+
+def test_rows_keep_their_order_and_none_is_dropped(duckdb_rows):
+    entities, found = duckdb_rows
+    assert found["row"].tolist() == entities["row"].tolist()
+    assert found.loc[:4, "events_7d"].isna().all()
+
+
+def test_offline_features_equal_online_features(built):
+    store = feature_store(built.workspace)
+    users = read_events(built.workspace, [c.USER])[c.USER].unique()[:60]
+    names = [r for r in REFERENCES if r.startswith("user_")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        online = store.get_online_features(features=names, entity_rows=[{c.USER: u} for u in users]).to_dict()
+        now = pd.DataFrame({c.USER: users, "event_timestamp": pd.Timestamp.now(tz="UTC")})
+        offline = store.get_historical_features(entity_df=now, features=names).to_df()
+    for name in (r.split(":")[1] for r in names):
+        for left, right in zip(online[name], offline[name], strict=True):
+            if isinstance(right, np.ndarray):
+                assert list(left) == list(right), name
+            elif right is None or right != right:
+                assert left is None, name
+            else:
+                assert left == pytest.approx(right, abs=0), name

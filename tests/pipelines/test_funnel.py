@@ -1,0 +1,39 @@
+"""What the whole path gives on the built-in world."""
+
+import pytest
+
+from pipelines.split import SHARES
+
+
+def test_each_stage_is_better_than_the_one_before(built):
+    ndcg = {name: figures["ndcg@10"] for name, figures in built.evaluation["models"].items()}
+    assert ndcg["funnel"] > ndcg["two_tower"] > ndcg["popular"] > ndcg["random"]
+    assert ndcg["two_tower"] > ndcg["recently_popular"]
+
+
+def test_nobody_beats_the_true_preferences_of_the_session(built):
+    share = built.evaluation["share_of_best_possible"]
+    assert 0.2 < share["funnel"] < 1.0
+    assert share["oracle"] == 1.0
+
+
+def test_candidates_bound_the_ranker(built):
+    candidates = built.evaluation["candidates"]
+    assert candidates["recall@500"] >= candidates["recall@100"] >= built.evaluation["models"]["funnel"]["recall@10"]
+
+
+def test_random_is_at_chance(built):
+    figures = built.evaluation["models"]["random"]
+    assert figures["recall@10"] == pytest.approx(10 / 200, abs=0.04)  # about 200 of 250 items can be had
+
+
+def test_metrics_are_consistent(built):
+    for figures in built.evaluation["models"].values():
+        assert figures["recall@10"] == figures["hit_rate@10"]
+        assert figures["mrr@10"] == figures["map@10"] <= figures["ndcg@10"] <= figures["recall@10"]
+        assert figures["recall@10"] <= figures["recall@100"] <= figures["recall@500"] <= 1.0
+        assert 0.0 < figures["coverage@10"] <= 1.0
+
+
+def test_split_is_in_order():
+    assert list(SHARES.values()) == sorted(SHARES.values())

@@ -1,0 +1,155 @@
+"""Any stage stopped by kill -9 and run again ends where an undisturbed run ends."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from feature_repo import columns as c
+from feature_repo.embedded_redis import release as stop_redis
+from feature_repo.store import feature_store
+from feature_repo.workspace import Workspace, file_hash, read_json
+from pipelines.ingest import event_files
+from tests.conftest import RANKERS, SAMPLE, TOWERS
+
+TRAIN = f"""
+from pathlib import Path
+import sys
+from pipelines.train import train
+from pipelines.train_ranking import SampleConfig
+from ranking.config import DcnConfig, RankerConfig, TreeConfig
+from retrieval.training import TrainConfig
+from feature_repo.workspace import Workspace
+def say(what, done, total):
+    print(what.split(',')[0], flush=True)
+train(Workspace(Path(sys.argv[1])), say, {TOWERS!r}, {SAMPLE!r},
+      RankerConfig(trees=TreeConfig(rounds={RANKERS.trees.rounds}),
+                   dcn=DcnConfig(epochs={RANKERS.dcn.epochs}, min_steps={RANKERS.dcn.min_steps})))
+print('done', flush=True)
+"""
+
+
+def funnel(*arguments):
+    return [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
+
+
+def start(command):
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run(command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-2_000:]
+
+
+def kill_when(command, reached, patience=120.0):
+    """Start a command, kill it -9 as soon as ``reached()`` holds; fail if it ended before that."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + patience
+    while not reached():
+        assert process.poll() is None, "the stage ended before it could be killed"
+        assert time.monotonic() < deadline, "the stage never came so far"
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def model_hashes(workspace):
+    folder = workspace.models
+    wanted = [p for part in ("retrieval", "ranking") for p in (folder / part).rglob("*") if p.is_file()]
+    return {str(p.relative_to(folder)): file_hash(p) for p in wanted}
+
+
+def tables(workspace):
+    found = {}
+    for folder in sorted(workspace.features.iterdir()):
+        frame = pd.read_parquet(folder)
+        key = c.USER if c.USER in frame else c.ITEM
+        frame = frame.sort_values([key, c.EVENT_TIMESTAMP], ignore_index=True)
+        found[folder.name] = frame.map(lambda v: tuple(v) if isinstance(v, np.ndarray) else v)
+    return found
+
+
+def test_ingest(built, tmp_path):
+    workspace = Workspace(tmp_path / "w")
+    arguments = ("ingest", "--data-dir", built.workspace.root / "raw", "--home", workspace.root, "--shift-to-now")
+    kill_when(funnel(*arguments), lambda: any(workspace.ingest.rglob("*.parquet")))
+    assert not (workspace.ingest / "manifest.json").is_file()
+    run(funnel(*arguments))
+    assert read_json(workspace.ingest / "manifest.json") == read_json(built.workspace.ingest / "manifest.json")
+    for left, right in zip(event_files(workspace), event_files(built.workspace), strict=True):
+        assert file_hash(Path(left)) == file_hash(Path(right))
+
+
+def test_features(built, copied):
+    expected = tables(built.workspace)
+    for link in (copied.features, *(copied.root / "features").glob("[0-9a-f]*")):
+        if link.is_symlink():
+            link.unlink()
+        elif link.is_dir():
+            shutil.rmtree(link)
+    kill_when(funnel("features", "--home", copied.root), lambda: any((copied.root / "features").rglob("*.parquet")))
+    assert not copied.features.exists()
+    run(funnel("features", "--home", copied.root))
+    actual = tables(copied)
+    assert actual.keys() == expected.keys()
+    for name, frame in expected.items():
+        pd.testing.assert_frame_equal(actual[name], frame, check_exact=True, obj=name)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_materialize(built, copied, share):
+    def size(workspace):
+        log = workspace.redis / "appendonly.aof"
+        return log.stat().st_size if log.exists() else 0
+
+    whole = size(built.workspace)
+    kill_when(funnel("materialize", "--home", copied.root), lambda: size(copied) > whole * share)
+    run(funnel("materialize", "--home", copied.root))
+    users = [{c.USER: f"u{n:04}"} for n in range(0, 400, 5)]
+    features = ["user_activity:events_all", "user_history:history_item_ids", "user_seen:seen_view"]
+    answers = [
+        feature_store(w).get_online_features(features=features, entity_rows=users).to_dict()
+        for w in (copied, built.workspace)
+    ]
+    assert answers[0] == answers[1]
+    assert any(answers[0]["events_all"])
+    stop_redis(copied.redis)
+
+
+@pytest.mark.parametrize("after", ["epoch 2", "ranking rows: calibrate", "lightgbm"])
+def test_train(built, copied, after):
+    expected = model_hashes(built.workspace)
+    shutil.rmtree(copied.models)
+    process = start([sys.executable, "-c", TRAIN, str(copied.root)])
+    if after == "lightgbm":
+        while not (copied.models / "ranking" / "lightgbm").is_dir():
+            assert process.poll() is None
+            time.sleep(0.01)
+    else:
+        for line in process.stdout:
+            if line.startswith(after):
+                break
+        else:
+            raise AssertionError(process.stderr.read()[-2_000:])
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    run([sys.executable, "-c", TRAIN, str(copied.root)])
+    assert model_hashes(copied) == expected
+
+
+def test_release(built, copied):
+    expected = built.release.name
+    shutil.rmtree(copied.releases)
+    kill_when(funnel("release", "--home", copied.root), lambda: any(copied.releases.glob(".staging-*/*")))
+    assert not (copied.releases / "current").exists()
+    run(funnel("release", "--home", copied.root))
+    assert (copied.releases / "current").resolve().name == expected
+    assert not list(copied.releases.glob(".staging-*"))

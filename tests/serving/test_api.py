@@ -1,0 +1,213 @@
+"""The real server over HTTP: `funnel serve` on the built release, its Feast and its Redis."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import redis
+
+from feature_repo import columns as c
+from feature_repo.embedded_redis import socket_path
+from pipelines.ingest import read_events
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_server(workspace):
+    port = free_port()
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()"]
+    command += ["serve", "--home", str(workspace.root), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            client.get("/healthz")
+            return process, client
+        except httpx.TransportError:
+            assert process.poll() is None, process.stderr.read()[-3_000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def stop(process):
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def client(built):
+    process, client = start_server(built.workspace)
+    yield client
+    stop(process)
+
+
+@pytest.fixture(scope="module")
+def user(built):
+    events = read_events(built.workspace, [c.USER, c.POSITIVE])
+    return events.loc[events[c.POSITIVE], c.USER].iloc[-1]
+
+
+def recommend(client, user, **options):
+    answer = client.post("/v1/recommendations", json={"user_id": user, **options})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def ids(answer):
+    return [item["item_id"] for item in answer["items"]]
+
+
+def test_recommendations(client, user, built):
+    answer = recommend(client, user, k=10)
+    assert answer["release"] == built.release.name
+    assert len(set(ids(answer))) == 10
+    assert answer["degraded"] == []
+    scores = [item["score"] for item in answer["items"]]
+    assert scores == sorted(scores, reverse=True)
+    assert {source for item in answer["items"] for source in item["sources"]} <= {
+        "two_tower", "similar", "popular", "trending", "new"
+    }  # fmt: skip
+    events = read_events(built.workspace, [c.USER, c.ITEM])
+    assert not set(ids(answer)) & set(events.loc[events[c.USER] == user, c.ITEM])
+
+
+def test_the_same_request_gives_the_same_items(client, user):
+    assert ids(recommend(client, user, k=20)) == ids(recommend(client, user, k=20))
+
+
+def test_filters_and_excludes(client, user, built):
+    first = ids(recommend(client, user, k=5))
+    assert not set(first) & set(ids(recommend(client, user, k=20, exclude=first)))
+    genres = {i["item_id"] for i in recommend(client, user, k=200, filters={"genre": {"in": ["drama"]}})["items"]}
+    without = {i["item_id"] for i in recommend(client, user, k=200, filters={"genre": {"not_in": ["drama"]}})["items"]}
+    assert genres and without and not genres & without
+    answer = client.post("/v1/recommendations", json={"user_id": user, "filters": {"colour": {"in": ["red"]}}})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "colour" in answer.json()["detail"]
+
+
+def test_explain(client, user):
+    answer = recommend(client, user, k=5, explain=True)
+    for item in answer["items"]:
+        explained = item["explain"]
+        assert set(explained["sources"]) == set(item["sources"])
+        assert explained["rank_score"] == pytest.approx(item["score"])
+        assert 1 <= len(explained["features"]) <= 8
+        assert set(explained["probabilities"]) == {"view", "like", "purchase"}
+    assert answer["filtered"]["seen"] > 0
+    assert "explain" not in recommend(client, user, k=1)["items"][0]
+
+
+def test_an_unknown_user_is_served(client):
+    answer = recommend(client, "никто 👻", k=20)
+    assert len(ids(answer)) == 20
+    assert set(answer["degraded"]) == {"unknown_user", "no_history"}
+
+
+def test_an_accepted_event_changes_the_next_response(client):
+    newcomer = f"new-{time.time_ns()}"
+    before = recommend(client, newcomer, k=10)
+    clicked = before["items"][0]["item_id"]
+    event = {"event_id": newcomer, "user_id": newcomer, "item_id": clicked, "type": "view", "timestamp": time.time()}
+    answer = client.post("/v1/events", json={"events": [event, event]})
+    assert answer.status_code == 202
+    assert answer.json() == {"accepted": 1, "duplicates": 1, "rejected": []}
+    after = recommend(client, newcomer, k=10)
+    assert clicked not in ids(after)
+    assert after["degraded"] == []
+    assert ids(after) != [i for i in ids(before) if i != clicked]
+    features = client.get(f"/v1/users/{newcomer}/features").json()
+    assert features["known"] and features["features"]["history_item_ids"] == [clicked]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"type": "stare"}, "unknown type"),
+        ({"timestamp": 12.0}, "7 days ago"),
+        ({"timestamp": time.time() + 9_999}, "future"),
+        ({"timestamp": "yesterday"}, "ISO 8601"),
+        ({"user_id": "x" * 257}, "user_id"),
+        ({"item_id": 7}, "item_id"),
+        ({"surprise": 1}, "surprise"),
+    ],
+)
+def test_a_bad_event_is_rejected_alone(client, change, reason):
+    good = {"event_id": f"e{time.time_ns()}", "user_id": "u", "item_id": "i0001", "type": "view", "timestamp": time.time()}
+    answer = client.post("/v1/events", json={"events": [{**good, **change}, good]}).json()
+    assert answer["accepted"] == 1
+    assert [r["index"] for r in answer["rejected"]] == [0]
+    assert reason in answer["rejected"][0]["reason"]
+
+
+def test_similar_items(client, built):
+    answer = client.get("/v1/items/i0003/similar", params={"k": 15}).json()
+    found = ids(answer)
+    assert len(set(found)) == 15 and "i0003" not in found
+    assert client.get("/v1/items/nothing/similar").status_code == 404
+
+
+@pytest.mark.parametrize("body", [{}, {"user_id": ""}, {"user_id": "u", "k": 0}, {"user_id": "u", "unknown": 1}, [1]])
+def test_bad_requests_are_problem_details(client, body):
+    answer = client.post("/v1/recommendations", json=body)
+    assert answer.status_code == 422
+    assert set(answer.json()) == {"type", "title", "status", "detail"}
+
+
+def test_operations(client, built):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    ready = client.get("/readyz").json()
+    assert ready == {"status": "ready", "release": built.release.name, "online_store": True}
+    text = client.get("/metrics").text
+    assert f'funnel_release_info{{release="{built.release.name}"}} 1.0' in text
+    assert "funnel_stage_seconds_bucket" in text
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/recommendations", "/v1/events", "/healthz", "/readyz", "/metrics"} <= set(paths)
+
+
+def test_redis_gone_is_a_word_and_not_an_error(copied, user):
+    import shutil
+
+    from pipelines.stages import run_materialize
+
+    run_materialize(copied)
+    process, client = start_server(copied)
+    with client:
+        assert recommend(client, user, k=20)["degraded"] == []
+        with redis.Redis(unix_socket_path=str(socket_path(copied.redis))) as server:
+            pid = server.info("server")["process_id"]
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(3):
+            answer = recommend(client, user, k=20)
+            assert len(ids(answer)) == 20
+            assert "online_store_unavailable" in answer["degraded"]
+        event = {"event_id": "e", "user_id": "u", "item_id": "i0001", "type": "view", "timestamp": time.time()}
+        refused = client.post("/v1/events", json={"events": [event]})
+        assert refused.status_code == 503 and "retry-after" in refused.headers
+        assert client.get("/readyz").json()["online_store"] is False
+    stop(process)
+    shutil.rmtree(copied.redis)
+
+
+def test_a_damaged_release_is_refused(copied):
+    release = (copied.releases / "current").resolve()
+    manifest = json.loads((release / "manifest.json").read_text())
+    victim = release / "item_vectors.npy"
+    assert victim.name in manifest["files"]
+    victim.write_bytes(victim.read_bytes()[:-1])
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "serve", "--home", str(copied.root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "item_vectors.npy is not what was released" in done.stderr
