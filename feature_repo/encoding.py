@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float32]
 LARGEST_VOCABULARY = 20_000
 _BAG_LENGTH = {"categorical": 1, "multi_categorical": 6, "text": 8}
 _LEAST_COUNT = {"categorical": 1, "multi_categorical": 1, "text": 3}
+_LEAST_SPREAD = 1e-6
 _WORD = re.compile(r"\w+")
 
 
@@ -100,13 +101,14 @@ class AttributeEncoder:
         vocabularies, moments = {}, {}
         for name, kind in kinds.items():
             if kind == "numeric":
-                logs = _signed_log(np.asarray(columns[name], dtype=np.float64))
+                logs = _signed_log(_floats(columns[name]))
                 known = logs[np.isfinite(logs)]
-                spread = float(known.std()) if len(known) else 0.0
-                moments[name] = (float(known.mean()) if len(known) else 0.0, spread or 1.0)
+                mean, spread = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+                # Below what float32 can tell apart, a constant's rounding would be blown up to 5 deviations.
+                moments[name] = (mean, spread if spread > _LEAST_SPREAD * max(1.0, abs(mean)) else 1.0)
             else:
-                parts = (part for value in columns[name] for part in _parts(kind, value))
-                vocabularies[name] = Vocabulary.fit(parts, _LEAST_COUNT[kind])
+                met = (part for value in columns[name] for part in parts(kind, value))
+                vocabularies[name] = Vocabulary.fit(met, _LEAST_COUNT[kind])
         return cls(kinds, vocabularies, moments)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: int) -> Encoded:
@@ -119,14 +121,14 @@ class AttributeEncoder:
             kind, vocabulary = self.kinds[name], self.vocabularies[name]
             length, shift = _BAG_LENGTH[kind], self.offsets[name] - 1
             for row, value in enumerate(columns.get(name, ())):
-                bag = [code for part in _parts(kind, value) if (code := vocabulary.code(part))][:length]
+                bag = [code for part in parts(kind, value) if (code := vocabulary.code(part))][:length]
                 if bag:
                     codes[row, start : start + len(bag)] = np.asarray(bag) + shift
                     first[row, position] = bag[0]
             start += length
         for position, name in enumerate(self.numeric):
             if name in columns:
-                numbers[:, position] = [np.nan if v is None else v for v in columns[name]]
+                numbers[:, position] = _floats(columns[name])
         return Encoded(codes, first, numbers)
 
     def standardise(self, numbers: Floats) -> Floats:
@@ -153,14 +155,18 @@ class AttributeEncoder:
         return cls(raw["kinds"], vocabularies, {name: (m, s) for name, (m, s) in raw["moments"].items()})
 
 
-def _parts(kind: AttributeKind, value: Any) -> list[str]:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return []
-    if kind == "text":
-        return [word.lower() for word in _WORD.findall(value)]
-    if kind == "multi_categorical":
-        return list(value)
-    return [value]
+def parts(kind: AttributeKind, value: Any) -> list[str]:
+    """Return what one attribute value consists of: a bag of strings, empty if it is missing."""
+    if isinstance(value, str):
+        return [word.lower() for word in _WORD.findall(value)] if kind == "text" else [value]
+    if kind == "multi_categorical" and isinstance(value, Sequence | np.ndarray):
+        return [part for part in value if isinstance(part, str)]
+    return []  # None, NaN or pandas' NA: missing
+
+
+def _floats(values: Sequence[Any]) -> Floats:
+    with np.errstate(over="ignore"):  # too large for float32 is infinite
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64).astype(np.float32)
 
 
 def _signed_log(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -36,7 +36,7 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
 
     @staticmethod
     def get_historical_features(
-        config: RepoConfig,
+        config: RepoConfig,  # noqa: ARG004 - Feast's signature
         feature_views: list[FeatureView],
         feature_refs: list[str],
         entity_df: pd.DataFrame | str | None,

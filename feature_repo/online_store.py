@@ -25,6 +25,8 @@ class EmbeddedRedisOnlineStoreConfig(RedisOnlineStoreConfig):
 class EmbeddedRedisOnlineStore(RedisOnlineStore):
     """The stock Redis store; only the way to the server differs."""
 
+    _client: redis.Redis | None = None
+
     def _get_client(self, online_store_config: EmbeddedRedisOnlineStoreConfig) -> redis.Redis:
         if not self._client:
             folder = Path(online_store_config.folder or default_root() / "redis")

@@ -32,6 +32,10 @@ Host = Annotated[str, typer.Option(help="Address to listen on")]
 Port = Annotated[int, typer.Option(help="Port to listen on")]
 
 
+def _use_all_cores() -> None:
+    os.environ.setdefault("FUNNEL_THREADS", str(os.cpu_count() or 1))
+
+
 def _workspace(home: Path | None) -> Workspace:
     return Workspace((home or default_root()).resolve())
 
@@ -73,6 +77,7 @@ def train(home: Home = None) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
+    _use_all_cores()
     run_train(_workspace(home))
 
 
@@ -90,6 +95,7 @@ def evaluate(home: Home = None, limit: Limit = None) -> None:
     from pipelines.display import result
     from pipelines.stages import run_evaluate
 
+    _use_all_cores()
     result(json.dumps(run_evaluate(_workspace(home), limit)))
 
 
@@ -110,6 +116,7 @@ def batch(
     """Recommend to every known user at once, to Parquet."""
     from pipelines.batch import run_batch
 
+    _use_all_cores()
     run_batch(_workspace(home), out, k)
 
 
@@ -125,6 +132,7 @@ def demo(
     """Run every stage, show recommendations, and serve."""
     from pipelines.demo import run_demo
 
+    _use_all_cores()
     run_demo(data, data_dir, home, serve, host, port)
 
 

@@ -82,7 +82,7 @@ def evaluate(workspace: Workspace, folder: Path, progress: Progress, limit: int 
         run.batch(users, items, requests[places])
         done += len(places)
         progress("evaluating", done, len(requests))
-    result = {
+    result: dict[str, Any] = {
         "data": release.codec.spec.name,
         "release": release.id,
         "users": len(set(requests.user)),

@@ -39,7 +39,9 @@ class PointInTime:
             raise MissingStage(f"no Feast registry in {workspace.root}: run 'funnel materialize' first")
         self.store = feature_store(workspace)
 
-    def users(self, service: str, users: npt.NDArray[Any], times: Times) -> Iterator[tuple[slice, dict[str, list[Any]]]]:
+    def users(
+        self, service: str, users: npt.NDArray[Any], times: Times
+    ) -> Iterator[tuple[slice, dict[str, list[Any]]]]:
         """Yield feature columns of requests, a slice of them at a time, in their order.
 
         Args:
@@ -72,7 +74,8 @@ class PointInTime:
             matrix = {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
             for position, day in enumerate(chunk):
                 rows = slice(position * len(items), (position + 1) * len(items))
-                yield int(day), activity_from({n: np.concatenate([[np.nan], v[rows]]) for n, v in matrix.items()}, codec)
+                columns = {name: np.concatenate([[np.nan], values[rows]]) for name, values in matrix.items()}
+                yield int(day), activity_from(columns, codec)
 
     def _references(self, service: str) -> list[str]:
         found = self.store.get_feature_service(service)

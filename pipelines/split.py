@@ -1,7 +1,7 @@
 """Time splits: what each part may learn from lies before what it is judged on.
 
-    towers learn | ranker learns | calibration | choice of ranker | test
-                 ^ ranker         ^ calibrate    ^ choose           ^ test
+towers learn | ranker learns | calibration | choice of ranker | test
+^ ranker         ^ calibrate    ^ choose           ^ test
 """
 
 from __future__ import annotations

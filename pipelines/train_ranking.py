@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from feature_repo import columns as c
+from feature_repo.encoding import Codes
 from feature_repo.workspace import Workspace
 from pipelines.point_in_time import DAY_S, PointInTime
 from pipelines.requests import Journal, Requests, replay, requests_from
@@ -24,8 +25,9 @@ from ranking.data import RankingData, RowSchema
 from ranking.train import RankerReport, train_rankers
 from retrieval.training import Progress
 from serving.candidates import Candidates
+from serving.catalogue import ItemTable
 from serving.codec import Codec
-from serving.recommender import Hydrator
+from serving.hydrate import Hydrator
 from serving.release import Retrieval, load_retrieval
 
 ATTRIBUTION_S = float(DAY_S)
@@ -103,7 +105,7 @@ class _SetBuilder:
             found = self.retrieval.retriever.retrieve(vectors, users.context.history, items, users.context.time)
             allowed = self._allowed(found, requests[places], users.seen, items)
             labels, ambiguous = next_labels(self.journal, requests[places], found)
-            keep = allowed & ~ambiguous
+            keep: npt.NDArray[np.bool_] = allowed & ~ambiguous
             if negatives is not None:
                 keep &= _sampled(found, labels, negatives, generator)
             numeric, categorical = self.hydrator.hydrate(users, vectors, found, items)
@@ -114,7 +116,9 @@ class _SetBuilder:
         return RankingData(numeric, categorical, labels, request.astype(np.int64))
 
     @staticmethod
-    def _allowed(found: Candidates, requests: Requests, seen: list[dict[str, Any]], items: Any) -> npt.NDArray[np.bool_]:
+    def _allowed(
+        found: Candidates, requests: Requests, seen: list[dict[str, Codes]], items: ItemTable
+    ) -> npt.NDArray[np.bool_]:
         allowed = np.ones(len(found.item), dtype=np.bool_)
         for row in range(len(requests)):
             part = slice(found.offsets[row], found.offsets[row + 1])
@@ -146,7 +150,7 @@ def _sampled(
     found: Candidates, labels: npt.NDArray[np.float32], negatives: int, generator: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
     """Keep every positive and at most so many other candidates of each request."""
-    positive = labels.any(axis=1)
+    positive = np.asarray(labels.any(axis=1))
     draw = generator.random(len(positive))
     draw[positive] = -1.0
     keep = np.zeros(len(positive), dtype=np.bool_)

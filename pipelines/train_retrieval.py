@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from feature_repo.encoding import AttributeEncoder, Vocabulary
+from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.workspace import Workspace, fingerprint, read_json, staged_folder, write_json
 from pipelines.point_in_time import DAY_S, PointInTime, catalogue_columns
 from pipelines.requests import requests_from
@@ -116,8 +116,8 @@ def fit_codec(
     )
     categories = Vocabulary(())
     if spec.category:
-        values = [columns[spec.category][row] for row in old]
-        categories = Vocabulary.fit(p for v in values for p in ([v] if isinstance(v, str) else v if v is not None else ()))
+        kind = spec.item_attributes[spec.category]
+        categories = Vocabulary.fit(part for row in old for part in parts(kind, columns[spec.category][row]))
     user_table = _user_attributes(spec, workspace, set(users))
     user_attributes = AttributeEncoder.fit(spec.user_attributes, user_table)
     codec = Codec(spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes)
@@ -143,13 +143,13 @@ def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examp
     positive = events[events[c.POSITIVE]]
     requests = requests_from(positive, codec)
     reader = UserReader(codec)
-    parts = [
+    contexts = [
         reader.context(columns, requests.time[rows])
         for rows, columns in features.users("user_tower_v1", requests.user, requests.time)
     ]
     # The square root keeps a rare purchase from drowning a hundred views.
     weight = np.sqrt(positive[c.WEIGHT].to_numpy(dtype=np.float32))
-    return Examples(concatenate(parts), requests.item, weight)
+    return Examples(concatenate(contexts), requests.item, weight)
 
 
 def tower_builder(codec: Codec, items: ItemTable, training: Examples) -> Callable[[], TwoTowers]:

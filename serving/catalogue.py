@@ -80,7 +80,7 @@ class ItemTable:
         return np.nan_to_num(self.activity.counts[:, self.codec.item_activity.index(name)], nan=0.0)
 
 
-def activity_from(columns: Mapping[str, Sequence[Any]], codec: Codec) -> Activity:
+def activity_from(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], codec: Codec) -> Activity:
     """Return activity from feature columns that have one value per item code, row 0 included."""
 
     def numbers(name: str) -> Times:

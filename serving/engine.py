@@ -227,7 +227,7 @@ def _epoch(moment: float | str) -> float:
             raise ValueError("timestamp is neither epoch seconds nor ISO 8601") from None
         if pd.isna(stamp):
             raise ValueError("timestamp is neither epoch seconds nor ISO 8601")
-        moment = (stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp()
+        return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
     if not math.isfinite(moment):
         raise ValueError("timestamp is not a finite number")
     return float(moment)

@@ -190,11 +190,11 @@ def choose(
     """
     if rules.diversity == 0.0 and rules.max_per_category is None:
         return list(range(min(k, len(codes)))), 0
+    if k == 0 or not len(codes):
+        return [], 0
     taken = Counter() if taken is None else taken
     chosen: list[int] = []
     over_quota = 0
-    if len(chosen) == k or not len(codes):
-        return chosen, over_quota
     order = _most_diverse(codes, scores, vectors, rules.diversity, chosen) if rules.diversity else range(len(codes))
     for place in order:
         category = int(items.categories[codes[place], 0])

@@ -50,7 +50,7 @@ class OnlineFeatures:
         """
         columns = self.users([user_id], now)
         try:
-            recent = self._redis.lrange(recent_key(user_id), 0, -1)
+            recent: list[bytes] = self._redis.lrange(recent_key(user_id), 0, -1)  # type: ignore[assignment]
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
         known = any(columns[name][0] is not None for name in columns if name not in _NEVER_MISSING)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from feature_repo.encoding import Codes, Floats
+from feature_repo.threads import inference_threads
 from ranking.scorer import CalibratedRanker
 from retrieval.context import UserContext
 from serving.candidates import SOURCES, Candidates, Retriever
@@ -59,10 +60,9 @@ class Ranked:
 class UserTowerSession:
     """The user tower in ONNX Runtime."""
 
-    def __init__(self, model: bytes, raw_items: Floats, threads: int = 1) -> None:
+    def __init__(self, model: bytes, raw_items: Floats) -> None:
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._raw = raw_items
 
@@ -145,7 +145,7 @@ class Recommender:
         rows = order[chosen] + first
         if over:
             removed["category_quota"] = over
-        sources = [_names(bits) for bits in ranked.candidates.sources[rows]]
+        sources = [_SOURCE_NAMES[bits] for bits in ranked.candidates.sources[rows]]
         result = Recommendation(codes[order[chosen]], ranked.scores[rows], sources, [], removed, rows)
         if len(rows) < request.k:
             banned[codes] = True
@@ -183,5 +183,7 @@ class Recommender:
         result.degraded.append("few_candidates")
 
 
-def _names(bits: int) -> list[str]:
-    return [name for position, name in enumerate(SOURCES) if bits >> position & 1]
+_SOURCE_NAMES = [
+    [name for position, name in enumerate(SOURCES) if bits >> position & 1] for bits in range(1 << len(SOURCES))
+]
+"""Names of the sources by every pattern of their bits."""

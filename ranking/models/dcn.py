@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnxruntime
 
+from feature_repo.threads import inference_threads
 from feature_repo.workspace import read_json, write_json
 from ranking.data import Codes, Floats, RowSchema
 from ranking.models.base import Contributions, largest, save_description
@@ -21,7 +22,7 @@ _CHUNK = 16_384
 
 @dataclass(frozen=True)
 class DcnRanker:
-    """Runs the exported graph on one thread; sessions may be shared between threads.
+    """Runs the exported graph; sessions may be shared between threads.
 
     Attributes:
         schema: columns of a row.
@@ -39,8 +40,7 @@ class DcnRanker:
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
-        # A server answers several requests at once; threads within one would only get in the way.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
         return onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
 
     def logits(self, numeric: Floats, categorical: Codes) -> Floats:

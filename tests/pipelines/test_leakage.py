@@ -56,7 +56,8 @@ def test_history_is_what_the_log_says(built):
     made = examples(codec, PointInTime(built.workspace), sample)
     requests = requests_from(sample, codec)
     for row in range(0, len(sample), 7):
-        own = positive[(positive[c.USER] == requests.user[row]) & (positive[c.TIMESTAMP] < sample[c.TIMESTAMP].iloc[row])]
+        before = positive[c.TIMESTAMP] < sample[c.TIMESTAMP].iloc[row]
+        own = positive[(positive[c.USER] == requests.user[row]) & before]
         newest_first = list(dict.fromkeys(reversed(own[c.ITEM].tolist())))[: c.HISTORY_LENGTH]
         expected = codec.items.encode(newest_first)
         assert made.context.history[row, : len(expected)].tolist() == expected.tolist()

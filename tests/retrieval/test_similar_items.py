@@ -41,7 +41,9 @@ def test_neighbours_are_the_recount(seed: int) -> None:
         found = codes[item] > 0
         assert found.sum() == len(expected)
         assert similarities[item, found] == pytest.approx([score for _, score in expected], rel=1e-5)
-        assert [near[item][int(code)] for code in codes[item, found]] == pytest.approx(similarities[item, found], rel=1e-5)
+        assert [near[item][int(code)] for code in codes[item, found]] == pytest.approx(
+            similarities[item, found], rel=1e-5
+        )
         assert not similarities[item, ~found].any()
 
 

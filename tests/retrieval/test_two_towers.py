@@ -8,7 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkerboard import CHANCE, CONFIG, HISTORY, ITEMS, NEW_ITEMS, WITHIN, Solved, World, full, measure, shuffled, solve
+from checkerboard import (
+    CHANCE,
+    CONFIG,
+    HISTORY,
+    ITEMS,
+    NEW_ITEMS,
+    WITHIN,
+    Solved,
+    World,
+    full,
+    measure,
+    shuffled,
+    solve,
+)
 
 from retrieval.context import UserContext
 from retrieval.examples import user_inputs
