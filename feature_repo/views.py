@@ -29,7 +29,6 @@ from feast.types import Array, FeastType, Float32, Float64, Int64, String, UnixT
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec
-from feature_repo.request_time import request_time_features
 
 Profile = Literal["local", "cluster"]
 
@@ -178,6 +177,9 @@ def _request_time_view(activity: FeatureView) -> OnDemandFeatureView:
         singleton=True,
     )
     def request_time(inputs: dict[str, Any]) -> dict[str, Any]:
-        return request_time_features(inputs[c.REQUEST_TIME], inputs[c.FIRST_EVENT_AT], inputs[c.LAST_EVENT_AT])
+        # Feast keeps this function's source in its registry and runs it by itself: it brings its imports along.
+        from feature_repo.request_time import request_time_features
+
+        return request_time_features(inputs["request_time"], inputs["first_event_at"], inputs["last_event_at"])
 
     return request_time

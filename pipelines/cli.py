@@ -7,12 +7,23 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # Threads that wait must not burn the core that others need; read when OpenMP is loaded, so set first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("FEAST_USAGE", "False")
-warnings.filterwarnings("ignore", module=r"(?!feature_repo|pipelines|retrieval|ranking|serving)")
+
+OURS = ("feature_repo", "pipelines", "retrieval", "ranking", "serving", "benchmarks")
+_show = warnings.showwarning
+
+
+def _show_ours(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    """Show a warning about our own code; other people's deprecations are no business of the user's."""
+    if any(f"/{package}/" in filename for package in OURS):
+        _show(message, category, filename, *rest)
+
+
+warnings.showwarning = _show_ours  # a filter would not do: the libraries that warn also reset the filters
 
 import typer  # noqa: E402
 
@@ -156,7 +167,7 @@ def main() -> None:
         sys.stderr.write(f"funnel: {error}\n")
         sys.exit(2)
     except RuntimeError as error:
-        if type(error).__module__.split(".")[0] not in ("feature_repo", "pipelines", "retrieval", "ranking", "serving"):
+        if type(error).__module__.split(".")[0] not in OURS:
             raise
         sys.stderr.write(f"funnel: {error}\n")
         sys.exit(1)

@@ -33,8 +33,8 @@ def csv_header(path: Path, table: Table) -> list[str]:
     """Return the column names of a CSV file (empty: the file is)."""
     if table.columns:
         return table.columns
-    with open_unpacked(path) as file:
-        first = io.TextIOWrapper(file, table.encoding, errors="replace").readline().strip("\n")
+    with open_unpacked(path) as file, io.TextIOWrapper(file, table.encoding, errors="replace") as text:
+        first = text.readline().strip("\n")
     if len(table.separator) > 1:
         return first.split(table.separator) if first else []
     return next(csv.reader([first], delimiter=table.separator), [])

@@ -94,9 +94,7 @@ def parse_times(raw: pd.Series, unit: str) -> pd.Series:
     """
     number = _number(raw)
     if unit == "iso" or (unit == "auto" and number.notna().sum() * 2 < raw.notna().sum()):
-        dates = raw.where(raw.str.match(r"\d{4}").fillna(False))  # pandas reads "now" and "today" too
-        parsed = pd.to_datetime(dates.astype("object"), errors="coerce", utc=True, format="ISO8601")
-        return parsed.astype("datetime64[us, UTC]")
+        return _iso_times(raw)
     if unit == "auto":
         scale = np.select([number.abs() < 1e11, number.abs() < 1e14], [1e6, 1e3], 1.0)
     else:
@@ -107,6 +105,18 @@ def parse_times(raw: pd.Series, unit: str) -> pd.Series:
     whole = np.where(readable, micros, 0).round().astype("int64")
     moments = pd.Series(whole.view("datetime64[us]"), index=raw.index).dt.tz_localize("UTC")
     return moments.where(pd.Series(readable, index=raw.index))
+
+
+def _iso_times(raw: pd.Series) -> pd.Series:
+    def parse(chosen: pd.Series) -> pd.Series:
+        texts = raw.where(chosen.fillna(False)).astype("object")
+        parsed = pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601")
+        return parsed.astype("datetime64[us, UTC]")
+
+    dates = raw.str.match(r"\d{4}")  # pandas reads "now" and "today" too
+    zoned = raw.str.match(r".*[T ].*(?:[Zz]|[+-]\d\d:?(?:\d\d)?)$")
+    # Apart, because pandas gives a time without zone the offset of the one before it.
+    return parse(dates & zoned).fillna(parse(dates & ~zoned))
 
 
 def _typed_events(spec: DatasetSpec, rows: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,7 @@ import pytest
 
 from feature_repo.dataset import load_spec
 from feature_repo.embedded_redis import release as stop_redis
+from feature_repo.store import apply, feature_store
 from feature_repo.workspace import Workspace
 from pipelines import stages
 from pipelines.evaluate import evaluate
@@ -62,5 +63,6 @@ def copied(built: Built, tmp_path: Path) -> Iterator[Workspace]:
     target = tmp_path / "w"
     shutil.copytree(built.workspace.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark"))
     workspace = Workspace(target)
+    apply(feature_store(workspace), workspace)  # the registry names the tables by their full paths
     yield workspace
     stop_redis(workspace.redis)

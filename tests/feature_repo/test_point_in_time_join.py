@@ -47,7 +47,8 @@ def entity_rows(workspace, rows=600):
 
 def values(frame):
     plain = frame.sort_values("row", ignore_index=True)[[r.split(":")[1] for r in REFERENCES]]
-    return plain.map(lambda v: tuple(v) if isinstance(v, (list, np.ndarray)) else None if v is None or v != v else v)
+    # repr compares floats by every bit and takes a missing value for equal to another.
+    return plain.map(lambda v: repr(list(v)) if isinstance(v, (list, np.ndarray)) else repr(v if v == v else None))
 
 
 @pytest.fixture(scope="module")

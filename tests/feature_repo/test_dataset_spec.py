@@ -1,0 +1,194 @@
+"""A wrong dataset.toml is one clear sentence; a right one says what later stages ask."""
+
+import copy
+import tomllib
+
+import pytest
+
+from feature_repo.dataset import DatasetSpec, SpecError, load_spec
+
+GOOD = """
+name = "tiny"
+[events]
+path = "events.csv"
+user = "user"
+item = "item"
+timestamp = "time"
+type = "type"
+value = "value"
+rename_types = { VIEW = "view" }
+[events.types]
+view = { weight = 1 }
+buy = { weight = 5, positive = true }
+[users]
+path = "users.csv"
+key = "id"
+attributes = { country = "categorical" }
+rename = { country = "Land" }
+optional = true
+[items]
+path = "items/*.csv"
+key = "id"
+attributes = { title = "text", tags = "multi_categorical", price = "numeric" }
+title = "title"
+category = "tags"
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "dataset.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_whole_spec(tmp_path):
+    spec = load_spec(write(tmp_path, GOOD))
+    assert spec.event_types == ["view", "buy"]
+    assert spec.positive_types == ["buy"]
+    assert spec.has_value
+    assert spec.category == "tags"
+    assert spec.user_attributes == {"country": "categorical"}
+    assert list(spec.item_attributes) == ["title", "tags", "price"]
+    assert spec.users.source_column("country") == "Land"
+    assert spec.items.source_column("title") == "title"
+    assert DatasetSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_the_least_spec(tmp_path):
+    text = 'name = "x"\n[events]\npath = "e"\nuser = "u"\nitem = "i"\ntimestamp = "t"\n'
+    spec = load_spec(write(tmp_path, text))
+    assert spec.event_types == spec.positive_types == ["interaction"]
+    assert (spec.has_value, spec.category, spec.user_attributes, spec.item_attributes) == (False, None, {}, {})
+
+
+def test_optional_tables_may_be_absent(tmp_path):
+    spec = load_spec(write(tmp_path, GOOD))
+    assert spec.without_optional(tmp_path).users is None
+    assert spec.without_optional(tmp_path).items is not None
+    (tmp_path / "users.csv").touch()
+    assert spec.without_optional(tmp_path) == spec
+    absolute = spec.model_copy(update={"users": spec.users.model_copy(update={"path": "/no/such/*.csv"})})
+    assert absolute.without_optional(tmp_path).users is None
+
+
+def changed(path, value):
+    """Return the good spec with one field changed (None: removed)."""
+    raw = copy.deepcopy(tomllib.loads(GOOD))
+    *parents, last = path.split(".")
+    table = raw
+    for parent in parents:
+        table = table[parent]
+    if value is None:
+        del table[last]
+    else:
+        table[last] = value
+    return raw
+
+
+UNTYPED = {"view": {}, "buy": {"positive": True}}
+
+WRONG = [
+    ("name", "Not A Name", "name: "),
+    ("name", None, "name: Field required"),
+    ("events", None, "events: Field required"),
+    ("events.user", None, "events.user: Field required"),
+    ("events.user", 3, "events.user: Input should be a valid string"),
+    ("events.users", "u", "events.users: Extra inputs are not permitted"),
+    ("events.path", "", "events.path: "),
+    ("events.format", "xml", "events.format: Input should be 'csv', 'parquet' or 'jsonl'"),
+    ("events.separator", "", "separator = '' cannot part columns"),
+    ("events.separator", '"', "cannot part columns"),
+    ("events.separator", "\n", "cannot part columns"),
+    ("events.encoding", "utf-9", "encoding = 'utf-9' is not a text encoding"),
+    ("events.encoding", "zlib", "encoding = 'zlib' is not a text encoding"),
+    ("events.columns", [], "events.columns: "),
+    ("events.columns", ["a", "a"], "columns names one column twice"),
+    ("events.timestamp_unit", "days", "events.timestamp_unit: "),
+    ("events.types", {}, "at least one type needs positive = true"),
+    ("events.types", {"view": {}}, "at least one type needs positive = true"),
+    ("events.types.view.weight", -1, "events.types.view.weight: "),
+    ("events.types.view.weight", float("inf"), "events.types.view.weight: "),
+    ("events.types.view.weight", float("nan"), "events.types.view.weight: "),
+    ("events.types", {"View": {"positive": True}}, "events.types.View"),
+    ("events.types.view.min_value", 1, "min_value needs a 'value' column and no 'type' column"),
+    ("events.rename_types", {"X": "none"}, "['none'] not among [events.types]"),
+    ("users.key", None, "users.key: Field required"),
+    ("users.attributes", {"country": "colour"}, "users.attributes.country: "),
+    ("users.attributes", {"Country": "text"}, "users.attributes.Country"),
+    ("users.rename", {"land": "Land"}, "rename: ['land'] not among the attributes"),
+    ("users.title", "country", "users.title: Extra inputs"),
+    ("items.attributes.item_id", "text", "attribute ['item_id']: the name is Funnel's own"),
+    ("items.attributes.view_count_7d", "numeric", "attribute ['view_count_7d']: the name is Funnel's own"),
+    ("items.attributes.available_from", "numeric", "attribute ['available_from']: the name is Funnel's own"),
+    ("items.list_separator", "", "items.list_separator: "),
+    ("items.title", "name", "title = 'name' is not among [items.attributes]"),
+    ("items.category", "name", "category = 'name' is not among [items.attributes]"),
+    ("items.category", "price", "category = 'price' must be categorical or multi_categorical"),
+]
+
+
+def toml(value):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{key}" = {toml(inner)}' for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace('"', '\\"').replace("\n", "\\n") + '"'
+    return str(value).lower()
+
+
+def refused(tmp_path, raw):
+    path = write(tmp_path, "\n".join(f"{key} = {toml(value)}" for key, value in raw.items()))
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_the_helper_writes_what_it_should(tmp_path):
+    raw = tomllib.loads(GOOD)
+    text = "\n".join(f"{key} = {toml(value)}" for key, value in raw.items())
+    assert load_spec(write(tmp_path, text)) == DatasetSpec.model_validate(raw)
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG)
+def test_one_mistake_is_one_sentence(tmp_path, path, value, message):
+    assert message in refused(tmp_path, changed(path, value))
+
+
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ({"types": UNTYPED}, "several types need a 'type' column"),
+        ({"types": UNTYPED, "value": "v"}, "without a 'type' column every type needs min_value"),
+        ({"types": {"a": {"min_value": 1, "positive": True}}}, "min_value needs a 'value' column"),
+        (
+            {"types": {"a": {"min_value": 1, "positive": True}, "b": {"min_value": 1}}, "value": "v"},
+            "two types have the same min_value",
+        ),
+        ({"types": {"a": {"positive": True}}, "rename_types": {"A": "a"}}, "there is no 'type' column"),
+    ],
+)
+def test_types_without_a_type_column(tmp_path, events, message):
+    raw = {"name": "x", "events": {"path": "e", "user": "u", "item": "i", "timestamp": "t", **events}}
+    assert message in refused(tmp_path, raw)
+
+
+def test_several_mistakes_are_all_named(tmp_path):
+    raw = changed("name", "No")
+    del raw["events"]["item"]
+    message = refused(tmp_path, raw)
+    assert "name: " in message
+    assert "; events.item: Field required" in message
+
+
+def test_files_that_are_no_spec(tmp_path):
+    for path, message in ((tmp_path / "none.toml", "no such file"), (tmp_path, "cannot be read")):
+        with pytest.raises(SpecError, match=message):
+            load_spec(path)
+    for content in (b"name = ", b"\xff\xfe", b"a = 1\na = 2"):
+        (tmp_path / "x.toml").write_bytes(content)
+        with pytest.raises(SpecError, match="not valid TOML"):
+            load_spec(tmp_path / "x.toml")
