@@ -58,8 +58,7 @@ def ensure_running(folder: Path) -> Path:
             fcntl.flock(users, fcntl.LOCK_SH)
             _held[folder] = (os.getpid(), users)
             atexit.register(release, folder)
-        if not _answers(folder):
-            _start(folder)
+        _start(folder)
     return socket_path(folder)
 
 
@@ -102,7 +101,8 @@ class _exclusive:  # noqa: N801 - reads as a word in a with statement
 
 
 def _client(folder: Path) -> redis.Redis:
-    return redis.Redis(unix_socket_path=str(socket_path(folder)), socket_timeout=5)
+    # The client's own retries would take eight seconds to find that no server runs.
+    return redis.Redis(unix_socket_path=str(socket_path(folder)), socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
 
 def _answers(folder: Path) -> bool:
@@ -125,7 +125,7 @@ def _take(path: Path) -> IO[bytes] | None:
 
 
 def _start(folder: Path) -> None:
-    """Start a server, or wait for one that lives but does not answer yet (or is still shutting down)."""
+    """Start a server unless one answers; wait for one that lives but is busy, or still shutting down."""
     server: subprocess.Popen[bytes] | None = None
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:

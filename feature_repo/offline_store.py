@@ -107,6 +107,9 @@ class _AsofJob(RetrievalJob):
         del timeout
         with duckdb.connect() as database:
             database.execute("SET TimeZone = 'UTC'")
+            # DuckDB guesses that registered rows are few and would loop over them: 161 s instead of 0.6 s
+            # for 370,000 rows against 900,000.
+            database.execute("SET asof_loop_join_threshold = 0")
             database.register("entities", self._entities)
             return database.execute(self._query).to_arrow_table()
 
@@ -137,9 +140,7 @@ def _asof_query(
         path = source.path.replace("'", "''")
         if not path.endswith(".parquet"):
             path += "/*.parquet"
-        joins.append(
-            f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)} AND {at} >= {known}"
-        )
+        joins.append(f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)} AND {at} >= {known}")
         prefix = view.projection.name_to_use()
         for reference in feature_refs:
             owner, feature = reference.split(":", 1)

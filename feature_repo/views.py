@@ -141,9 +141,7 @@ def source(table: str, features: Path, profile: Profile) -> DataSource:
         )
     from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
-    return SparkSource(
-        name=f"{table}_source", path=path, file_format="parquet", timestamp_field=c.EVENT_TIMESTAMP
-    )
+    return SparkSource(name=f"{table}_source", path=path, file_format="parquet", timestamp_field=c.EVENT_TIMESTAMP)
 
 
 def _history(user: Entity, features: Path, profile: Profile) -> tuple[StreamFeatureView, PushSource]:

@@ -89,7 +89,5 @@ def run_server(workspace: Workspace, host: str, port: int, user: str = "1") -> N
     app = create_app(workspace, current_release(workspace))
     server = _Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
     body = json.dumps({"user_id": user, "k": _SHOWN})
-    server.curl = (
-        f"curl -s http://{host}:{port}/v1/recommendations -H 'content-type: application/json' -d '{body}'"
-    )
+    server.curl = f"curl -s http://{host}:{port}/v1/recommendations -H 'content-type: application/json' -d '{body}'"
     server.run()

@@ -35,10 +35,10 @@ def train(
         run.parameters(vars(towers))
         train_retrieval(workspace, events, split, towers, lambda step, m: run.metrics(m, step), progress)
     with track(workspace, "rankers") as run:
-        trained = []
+        trained: set[str] = set()
 
         def note(kind: str, metrics: dict[str, float]) -> None:
-            trained.append(kind)
+            trained.add(kind)
             progress(f"rankers: {kind} trained", len(trained), len(rankers.kinds))
             run.metrics({f"{kind}_{name}": value for name, value in metrics.items()})
 

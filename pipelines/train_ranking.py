@@ -157,4 +157,3 @@ def _sampled(
     for first, last in zip(found.offsets[:-1], found.offsets[1:], strict=True):
         keep[first + np.argsort(draw[first:last], kind="stable")[: negatives + int(positive[first:last].sum())]] = True
     return keep
-

@@ -198,4 +198,3 @@ def _write(
     write_json(folder / "codec.json", codec.to_dict())
     write_json(folder / "shares.json", json.loads(shares.model_dump_json()))
     return report.to_dict()
-

@@ -102,9 +102,7 @@ class LogisticRanker:
         slots = Slots(schema.cardinalities, read_json(folder / "model.json")["hash_size"])
         transform = RowTransform.from_dict(read_json(folder / "transform.json"))
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
-            return cls(
-                schema, transform, slots, arrays["weights"], arrays["category_weights"], arrays["intercept"]
-            )
+            return cls(schema, transform, slots, arrays["weights"], arrays["category_weights"], arrays["intercept"])
 
 
 def fit_logistic(

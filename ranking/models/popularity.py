@@ -44,9 +44,7 @@ class PopularityRanker:
 
     def save(self, folder: Path) -> None:
         """See ``Ranker.save``."""
-        save_description(
-            folder, self.kind, self.schema, column=self.column, slope=self.slope, intercept=self.intercept
-        )
+        save_description(folder, self.kind, self.schema, column=self.column, slope=self.slope, intercept=self.intercept)
 
     @classmethod
     def load(cls, folder: Path, schema: RowSchema) -> PopularityRanker:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from feature_repo import embedded_redis as e
 
@@ -42,7 +44,7 @@ def user(folder):
 
 def is_up(folder):
     try:
-        with redis.Redis(unix_socket_path=str(e.socket_path(folder)), socket_timeout=5) as client:
+        with redis.Redis(unix_socket_path=str(e.socket_path(folder)), retry=Retry(NoBackoff(), 0)) as client:
             return client.ping()
     except redis.ConnectionError:
         return False
