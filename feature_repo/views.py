@@ -116,6 +116,7 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
     affinity_schema: dict[str, FeastType] = {c.CATEGORIES: Array(String), c.CATEGORY_SHARES: Array(Float32)}
     affinity = [view("user_affinity", user, affinity_schema, SNAPSHOT_TTL)] if spec.category else []
     moment = _request_time_view(activity)
+    # User and item views share names such as events_7d: read ranking_v1 with full_feature_names=True.
     services = [
         FeatureService(name="user_tower_v1", features=[*profiles, history]),
         FeatureService(
@@ -166,18 +167,22 @@ def _request_time_view(activity: FeatureView) -> OnDemandFeatureView:
     @on_demand_feature_view(  # type: ignore[untyped-decorator]
         sources=[request, activity[[c.FIRST_EVENT_AT, c.LAST_EVENT_AT]]],
         schema=[
-            Field(name="hour_of_day", dtype=Int64),
-            Field(name="day_of_week", dtype=Int64),
+            Field(name="hour_of_day", dtype=Float64),
+            Field(name="day_of_week", dtype=Float64),
             Field(name="user_recency_days", dtype=Float64),
             Field(name="user_tenure_days", dtype=Float64),
         ],
         mode="python",
-        singleton=True,
     )
     def request_time(inputs: dict[str, Any]) -> dict[str, Any]:
         # Feast keeps this function's source in its registry and runs it by itself: it brings its imports along.
+        import numpy as np
+
         from feature_repo.request_time import request_time_features
 
-        return request_time_features(inputs["request_time"], inputs["first_event_at"], inputs["last_event_at"])
+        names = ("request_time", "first_event_at", "last_event_at")
+        moments = [np.array([np.nan if v is None else v for v in inputs[name]], dtype=np.float64) for name in names]
+        features = request_time_features(*moments)
+        return {name: [None if v != v else v for v in values.tolist()] for name, values in features.items()}
 
     return request_time

@@ -17,13 +17,13 @@ OURS = ("feature_repo", "pipelines", "retrieval", "ranking", "serving", "benchma
 _show = warnings.showwarning
 
 
-def _show_ours(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+def _show_ours(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
     """Show a warning about our own code; other people's deprecations are no business of the user's."""
     if any(f"/{package}/" in filename for package in OURS):
-        _show(message, category, filename, *rest)
+        _show(message, category, filename, lineno, *rest)
 
 
-warnings.showwarning = _show_ours  # a filter would not do: the libraries that warn also reset the filters
+warnings.showwarning = _show_ours  # type: ignore[assignment]  # a filter would not do: the libraries that warn also reset the filters
 
 import typer  # noqa: E402
 

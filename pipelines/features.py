@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -19,25 +18,27 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark import StorageLevel
-from pyspark.sql import Column, DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec
-
-MICROS = 1_000_000
-DAY_MICROS = 86_400 * MICROS
-
-HEARTBEAT_DAYS = 84
-"""An unchanged row is repeated this often, so that a TTL of 90 days never outlives a value that holds."""
+from pipelines.activity import (
+    DAY,
+    DAY_MICROS,
+    MICROS,
+    MOMENT,
+    Span,
+    item_activity,
+    stamped,
+    user_activity,
+    with_heartbeats,
+)
 
 AFFINITY_LENGTH = 20
 SEEN_LENGTH = 2_000
 
-_DAY, _MOMENT, _UNITS, _NEXT = "_day", "_moment", "_units", "_next"
-_PREVIOUS, _EVENTS, _VALUES, _OFFSET, _STAMP, _KIND = "_previous", "_events", "_values", "_offset", "_stamp", "_kind"
-_LABEL = "_label"
-_FINITE = {window: days for window, days in c.WINDOWS.items() if days is not None}
+_UNITS, _STAMP, _KIND, _LABEL = "_units", "_stamp", "_kind", "_label"
 
 _EVENT_SCHEMA = (
     f"{c.EVENT_ID} string, {c.USER} string, {c.ITEM} string, {c.TIMESTAMP} timestamp, {c.TYPE} string, "
@@ -49,22 +50,6 @@ _SPARK_TYPES: dict[AttributeKind, str] = {
     "numeric": "double",
     "text": "string",
 }
-
-
-@dataclass(frozen=True)
-class _Span:
-    """The time that the events cover: their first day, and the day and moment of the final snapshot."""
-
-    first_day: int
-    last_midnight: int
-    end: int
-
-    def stamp(self, day: Column) -> Column:
-        """Return the moment from which the snapshot of a midnight is known, as a timestamp."""
-        return F.timestamp_micros(self.stamp_micros(day))
-
-    def stamp_micros(self, day: Column) -> Column:
-        return F.when(day == self.last_midnight, F.lit(self.end)).otherwise(day * F.lit(DAY_MICROS))
 
 
 def build_features(
@@ -110,7 +95,7 @@ def build_features(
 
 
 def _tables(
-    spark: SparkSession, spec: DatasetSpec, ingest: Path, events: DataFrame, span: _Span
+    spark: SparkSession, spec: DatasetSpec, ingest: Path, events: DataFrame, span: Span
 ) -> dict[str, Callable[[], DataFrame]]:
     """Return how to build each table that the spec calls for."""
     tables: dict[str, Callable[[], DataFrame]] = {
@@ -157,8 +142,8 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
             c.ITEM,
             c.TYPE,
             c.POSITIVE,
-            moment.alias(_MOMENT),
-            F.floor(moment / DAY_MICROS).alias(_DAY),
+            moment.alias(MOMENT),
+            F.floor(moment / DAY_MICROS).alias(DAY),
             F.round(value * MICROS).cast("bigint").alias(c.VALUE),
             F.round(F.col(c.WEIGHT) * MICROS).cast("bigint").alias(c.WEIGHT),
         )
@@ -166,11 +151,11 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
     )
 
 
-def _span(events: DataFrame) -> _Span:
-    first, last = events.agg(F.min(_MOMENT), F.max(_MOMENT)).collect()[0]
+def _span(events: DataFrame) -> Span:
+    first, last = events.agg(F.min(MOMENT), F.max(MOMENT)).collect()[0]
     if last is None:
         raise ValueError("no events: there is nothing to make features of")
-    return _Span(first // DAY_MICROS, last // DAY_MICROS + 1, last + MICROS)
+    return Span(first // DAY_MICROS, last // DAY_MICROS + 1, last + MICROS)
 
 
 def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]) -> DataFrame:
@@ -179,122 +164,7 @@ def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]
     return spark.read.schema(schema).parquet(str(file)) if file.exists() else spark.createDataFrame([], schema)
 
 
-def user_activity(events: DataFrame, spec: DatasetSpec, span: _Span) -> DataFrame:
-    """Return each user's counts by window (bigint), mean values (double), first and last event, active days."""
-    return _activity(events, spec, span, c.USER, c.distinct_items)
-
-
-def item_activity(events: DataFrame, spec: DatasetSpec, span: _Span) -> DataFrame:
-    """Return each item's counts by window (bigint), mean values (double), first and last event, and trend.
-
-    The trend is the logarithm of the week's events a day over the month's, each plus 0.1 so that
-    an item with few events has a trend near zero.
-    """
-    week, month = (F.col(c.events(window)) / days + 0.1 for window, days in (("7d", 7), ("30d", 30)))
-    activity = _activity(events, spec, span, c.ITEM, c.distinct_users).withColumn(c.TREND, F.ln(week / month))
-    return activity.drop(c.ACTIVE_DAYS)
-
-
-def _activity(
-    events: DataFrame, spec: DatasetSpec, span: _Span, key: str, distinct: Callable[[str, str], str]
-) -> DataFrame:
-    """Count over windows in time linear in the events: what enters and leaves a window, summed up.
-
-    What happens on day ``d`` is in the window of ``n`` days from midnight ``d + 1`` to midnight
-    ``d + n``: it adds at the one and takes away at ``d + n + 1``. So only these midnights, and the
-    last, can have a new row.
-    """
-    offset = F.col(_OFFSET)
-    changes = (
-        _daily(events, spec, key)
-        .withColumn(_OFFSET, F.explode(F.array(*map(F.lit, [0, 1, *(days + 1 for days in _FINITE.values())]))))
-        .withColumn(_DAY, F.when(offset == 0, F.lit(span.last_midnight)).otherwise(F.col(_DAY) + offset))
-        .where(F.col(_DAY) <= span.last_midnight)
-        .groupBy(key, _DAY)
-        .agg(
-            F.min(F.when(offset == 1, F.col(c.FIRST_EVENT_AT))).alias(c.FIRST_EVENT_AT),
-            F.max(F.when(offset == 1, F.col(c.LAST_EVENT_AT))).alias(c.LAST_EVENT_AT),
-            F.count_if(offset == 1).alias(c.ACTIVE_DAYS),
-            *_window_changes(spec, distinct),
-        )
-    )
-    history = Window.partitionBy(key).orderBy(_DAY).rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    fold = {c.FIRST_EVENT_AT: F.min, c.LAST_EVENT_AT: F.max}
-    names = [name for name in changes.columns if name not in (key, _DAY)]
-    totals = changes.select(key, _DAY, *(fold.get(name, F.sum)(name).over(history).alias(name) for name in names))
-    if spec.has_value:
-        means = {
-            c.value_mean(window): F.when(values > 0, F.col(_UNITS + window) / (values * MICROS))
-            for window, values in ((window, F.col(_VALUES + window)) for window in c.WINDOWS)
-        }
-        totals = totals.withColumns(means).drop(*(part + window for part in (_UNITS, _VALUES) for window in c.WINDOWS))
-    return _stamped(_with_heartbeats(totals, key), key, span)
-
-
-def _daily(events: DataFrame, spec: DatasetSpec, key: str) -> DataFrame:
-    """Sum each key's events by day, and count the pairs that a day brings into each window or is the last to hold.
-
-    A pair (user, item, type) counts once in a window however often it occurs: it comes in with an
-    occurrence that has no other in the ``n`` days before it, and goes out after one that has no
-    other in the ``n`` days after it.
-    """
-    pair_days = events.groupBy(c.USER, c.ITEM, c.TYPE, _DAY).agg(
-        F.count("*").alias(_EVENTS),
-        F.sum(c.VALUE).alias(_UNITS),
-        F.count(c.VALUE).alias(_VALUES),
-        F.min(_MOMENT).alias(c.FIRST_EVENT_AT),
-        F.max(_MOMENT).alias(c.LAST_EVENT_AT),
-    )
-    days = Window.partitionBy(c.USER, c.ITEM, c.TYPE).orderBy(_DAY)
-    pair_days = pair_days.withColumns({_PREVIOUS: F.lag(_DAY).over(days), _NEXT: F.lead(_DAY).over(days)})
-    previous, following = F.col(_PREVIOUS), F.col(_NEXT)
-    sums = {_EVENTS: F.sum(_EVENTS), _VALUES: F.sum(_VALUES), _UNITS: F.coalesce(F.sum(_UNITS), F.lit(0))}
-    sums[c.FIRST_EVENT_AT] = F.floor(F.min(c.FIRST_EVENT_AT) / MICROS)
-    sums[c.LAST_EVENT_AT] = F.floor(F.max(c.LAST_EVENT_AT) / MICROS)
-    for kind in spec.event_types:
-        of_kind = F.col(c.TYPE) == kind
-        sums[_EVENTS + kind] = F.sum(F.when(of_kind, F.col(_EVENTS)).otherwise(0))
-        sums[f"_in_{kind}_all"] = F.count_if(of_kind & previous.isNull())
-        for window, n in _FINITE.items():
-            new = previous.isNull() | (previous < F.col(_DAY) - n)
-            last = following.isNull() | (following > F.col(_DAY) + n)
-            sums[f"_in_{kind}_{window}"] = F.count_if(of_kind & new)
-            sums[f"_out_{kind}_{window}"] = F.count_if(of_kind & last)
-    return pair_days.groupBy(key, _DAY).agg(*(total.alias(name) for name, total in sums.items()))
-
-
-def _window_changes(spec: DatasetSpec, distinct: Callable[[str, str], str]) -> Iterator[Column]:
-    """Yield, for each windowed column, the sum of what comes in and goes out at one midnight."""
-    for window, n in c.WINDOWS.items():
-        parts = {c.events(window): (_EVENTS, _EVENTS)}
-        for kind in spec.event_types:
-            parts[c.count(kind, window)] = (_EVENTS + kind, _EVENTS + kind)
-            parts[distinct(kind, window)] = (f"_in_{kind}_{window}", f"_out_{kind}_{window}")
-        if spec.has_value:
-            parts |= {_UNITS + window: (_UNITS, _UNITS), _VALUES + window: (_VALUES, _VALUES)}
-        for name, (comes, goes) in parts.items():
-            change = F.when(F.col(_OFFSET) == 1, F.col(comes))
-            if n is not None:
-                change = change.when(F.col(_OFFSET) == n + 1, -F.col(goes))
-            yield F.sum(change.otherwise(0)).alias(name)
-
-
-def _with_heartbeats(snapshots: DataFrame, key: str) -> DataFrame:
-    """Repeat each snapshot every ``HEARTBEAT_DAYS`` until the key's next one."""
-    following = F.lead(_DAY).over(Window.partitionBy(key).orderBy(_DAY))
-    until = F.coalesce(F.col(_NEXT) - 1, F.col(_DAY))
-    days = F.sequence(F.col(_DAY), until, F.lit(HEARTBEAT_DAYS).cast("bigint"))
-    return snapshots.withColumn(_NEXT, following).withColumn(_DAY, F.explode(days)).drop(_NEXT)
-
-
-def _stamped(snapshots: DataFrame, key: str, span: _Span) -> DataFrame:
-    """Replace the day of a snapshot by the moment from which it is known, in the order that Parquet packs best."""
-    values = [name for name in snapshots.columns if name not in (key, _DAY)]
-    stamped = snapshots.select(key, span.stamp(F.col(_DAY)).alias(c.EVENT_TIMESTAMP), *values)
-    return stamped.sortWithinPartitions(key, c.EVENT_TIMESTAMP)
-
-
-def user_affinity(events: DataFrame, items: DataFrame, category: str, span: _Span) -> DataFrame:
+def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span) -> DataFrame:
     """Return each user's categories (array<string>) and their shares of weight (array<float>), largest first.
 
     A positive event gives its weight to each category of its item. At most ``AFFINITY_LENGTH``
@@ -305,16 +175,16 @@ def user_affinity(events: DataFrame, items: DataFrame, category: str, span: _Spa
     labels = F.filter(labels, lambda label: label.isNotNull())
     # An item without a category counts as of none, "", so that its user's days keep their rows.
     labels = F.when(F.size(labels) > 0, labels).otherwise(F.array(F.lit(""))).alias(_LABEL)
-    liked = events.where(c.POSITIVE).groupBy(c.USER, c.ITEM, (F.col(_DAY) + 1).alias(_DAY)).agg(F.sum(c.WEIGHT))
-    liked = liked.toDF(c.USER, c.ITEM, _DAY, c.WEIGHT).join(items.select(c.ITEM, labels), c.ITEM, "left")
+    liked = events.where(c.POSITIVE).groupBy(c.USER, c.ITEM, (F.col(DAY) + 1).alias(DAY)).agg(F.sum(c.WEIGHT))
+    liked = liked.toDF(c.USER, c.ITEM, DAY, c.WEIGHT).join(items.select(c.ITEM, labels), c.ITEM, "left")
     label = F.explode(F.coalesce(_LABEL, F.array(F.lit("")))).alias(_LABEL)
-    gains = liked.select(c.USER, label, _DAY, c.WEIGHT)
-    weight = F.sum(c.WEIGHT).over(Window.partitionBy(c.USER, _LABEL).orderBy(_DAY))
+    gains = liked.select(c.USER, label, DAY, c.WEIGHT)
+    weight = F.sum(c.WEIGHT).over(Window.partitionBy(c.USER, _LABEL).orderBy(DAY))
     counted = (F.col(_LABEL) != "") & (F.col(c.WEIGHT) > 0)
     totals = (
         _every_day(gains, span)
         .withColumn(c.WEIGHT, weight)
-        .groupBy(c.USER, _DAY)
+        .groupBy(c.USER, DAY)
         .agg(
             F.sum(F.when(counted, F.col(c.WEIGHT))).alias(_UNITS),
             # Sorted by the negative weight first, then by name.
@@ -324,26 +194,26 @@ def user_affinity(events: DataFrame, items: DataFrame, category: str, span: _Spa
     )
     shares = totals.select(
         c.USER,
-        _DAY,
+        DAY,
         F.transform(_LABEL, lambda entry: entry[_LABEL]).alias(c.CATEGORIES),
         F.transform(_LABEL, lambda entry: (-entry["col1"] / F.col(_UNITS)).cast("float")).alias(c.CATEGORY_SHARES),
     )
-    return _stamped(_with_heartbeats(shares, c.USER), c.USER, span)
+    return stamped(with_heartbeats(shares, c.USER), c.USER, span)
 
 
-def _every_day(gains: DataFrame, span: _Span) -> DataFrame:
+def _every_day(gains: DataFrame, span: Span) -> DataFrame:
     """Sum a user's gains by label and day, with a row for each of the user's labels on each of the user's days."""
     by_user = gains.groupBy(c.USER).agg(
         F.collect_set(_LABEL).alias(_LABEL),
-        F.array_union(F.collect_set(_DAY), F.array(F.lit(span.last_midnight).cast("bigint"))).alias(_DAY),
-        F.collect_list(F.struct(_LABEL, _DAY, c.WEIGHT)).alias(_UNITS),
+        F.array_union(F.collect_set(DAY), F.array(F.lit(span.last_midnight).cast("bigint"))).alias(DAY),
+        F.collect_list(F.struct(_LABEL, DAY, c.WEIGHT)).alias(_UNITS),
     )
     zero = F.lit(0).cast("bigint").alias(c.WEIGHT)
     grid = F.transform(
-        _LABEL, lambda label: F.transform(_DAY, lambda day: F.struct(label.alias(_LABEL), day.alias(_DAY), zero))
+        _LABEL, lambda label: F.transform(DAY, lambda day: F.struct(label.alias(_LABEL), day.alias(DAY), zero))
     )
     cells = by_user.select(c.USER, F.inline(F.concat(_UNITS, F.flatten(grid))))
-    return cells.groupBy(c.USER, _LABEL, _DAY).agg(F.sum(c.WEIGHT).alias(c.WEIGHT))
+    return cells.groupBy(c.USER, _LABEL, DAY).agg(F.sum(c.WEIGHT).alias(c.WEIGHT))
 
 
 def user_history(events: DataFrame) -> DataFrame:
@@ -353,13 +223,13 @@ def user_history(events: DataFrame) -> DataFrame:
     times (array<bigint>, epoch seconds) are those of their latest positive events. The row of a
     moment includes the events of that moment.
     """
-    liked = events.where(c.POSITIVE).withColumns({_STAMP: F.col(_MOMENT), _KIND: F.lit(0)})
+    liked = events.where(c.POSITIVE).withColumns({_STAMP: F.col(MOMENT), _KIND: F.lit(0)})
     lists = _recent(liked, c.HISTORY_LENGTH, 1)
     stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
     return lists.select(c.USER, stamp, F.col("items_0").alias(c.HISTORY_ITEMS), F.col("times_0").alias(c.HISTORY_TIMES))
 
 
-def user_seen(events: DataFrame, spec: DatasetSpec, span: _Span) -> DataFrame:
+def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
     """Return, for each midnight after a day with events, the items a user has met by each event type.
 
     Lists (array<string>, empty where there are none) are distinct, latest last, at most
@@ -368,7 +238,7 @@ def user_seen(events: DataFrame, spec: DatasetSpec, span: _Span) -> DataFrame:
     kinds = spec.event_types
     kind = F.array_position(F.array(*map(F.lit, kinds)), F.col(c.TYPE)) - 1
     known = events.where(F.col(c.TYPE).isin(kinds)).withColumns(
-        {_STAMP: span.stamp_micros(F.col(_DAY) + 1), _KIND: kind}
+        {_STAMP: span.stamp_micros(F.col(DAY) + 1), _KIND: kind}
     )
     lists = _recent(known, SEEN_LENGTH, len(kinds))
     stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
@@ -379,8 +249,8 @@ def _recent(events: DataFrame, length: int, lists: int) -> DataFrame:
     """Fold each user's events, in order, into ``lists`` lists of recent items; one row for each ``_STAMP``."""
     schema = [f"{c.USER} string", f"{_STAMP} bigint"]
     schema += [f"items_{i} array<string>, times_{i} array<bigint>" for i in range(lists)]
-    ordered = events.sortWithinPartitions(c.USER, _MOMENT, c.EVENT_ID)
-    rows = ordered.select(c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(_MOMENT) / MICROS).alias(_MOMENT))
+    ordered = events.sortWithinPartitions(c.USER, MOMENT, c.EVENT_ID)
+    rows = ordered.select(c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(MOMENT) / MICROS).alias(MOMENT))
     return rows.mapInArrow(_recent_lists(length, lists), ", ".join(schema))
 
 
@@ -422,7 +292,7 @@ def _recent_lists(length: int, lists: int) -> Callable[[Iterable[pa.RecordBatch]
     return fold
 
 
-def profile(events: DataFrame, table: DataFrame, key: str, span: _Span) -> DataFrame:
+def profile(events: DataFrame, table: DataFrame, key: str, span: Span) -> DataFrame:
     """Return the attributes of every user or item, known since the day before the data begins.
 
     Keys that only events name have null attributes.

@@ -26,6 +26,7 @@ from serving.codec import Codec
 
 DAY_S = 86_400
 _CHUNK_ROWS = 20_000
+_ROW = "funnel_row"
 _ITEM_ROWS = 400_000
 
 Times = npt.NDArray[np.float64]
@@ -87,9 +88,14 @@ class PointInTime:
         ]
 
     def _join(self, frame: pd.DataFrame, references: list[str]) -> pa.Table:
+        """Return the joined rows in the order of ``frame``, which Spark does not keep."""
+        numbered = frame.assign(**{_ROW: np.arange(len(frame))})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Feast's own deprecations
-            return self.store.get_historical_features(entity_df=frame, features=references).to_arrow()
+            found = self.store.get_historical_features(entity_df=numbered, features=references).to_arrow()
+        if len(found) != len(frame):
+            raise RuntimeError(f"the point-in-time join returned {len(found)} rows for {len(frame)}")
+        return found.sort_by(_ROW).drop_columns([_ROW])
 
 
 def just_before(times: Times) -> pd.Series:

@@ -9,9 +9,10 @@ from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
 from feature_repo import columns as c
-from feature_repo.store import feature_store
+from feature_repo.store import apply, feature_store
 from feature_repo.views import SNAPSHOT_TTL, build
 from pipelines.ingest import read_events
+from pipelines.point_in_time import PointInTime
 from pipelines.spark import spark_session
 
 REFERENCES = [
@@ -125,3 +126,43 @@ def test_offline_features_equal_online_features(built):
                 assert left is None, name
             else:
                 assert left == pytest.approx(right, abs=0), name
+
+
+def test_the_ranking_service_with_its_request_time_features(built):
+    store = feature_store(built.workspace)
+    entities = entity_rows(built.workspace, 40).drop(columns="row")
+    entities[c.REQUEST_TIME] = (entities["event_timestamp"].astype("datetime64[us, UTC]").astype("int64")) // 1_000_000
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = store.get_historical_features(
+            entity_df=entities, features=store.get_feature_service("ranking_v1"), full_feature_names=True
+        ).to_df()
+    assert len(found) == len(entities)
+    at, last = found[c.REQUEST_TIME], found["user_activity__last_event_at"]
+    recency = found["request_time__user_recency_days"].astype("float64")
+    pd.testing.assert_series_equal(recency, (at - last) / 86_400, check_names=False, check_exact=True)
+    assert (found["request_time__hour_of_day"] == entities["event_timestamp"].dt.hour.to_numpy()).all()
+    assert {"user_activity__events_7d", "item_activity__events_7d"} <= set(found.columns)
+
+
+def test_training_sets_are_the_same_in_the_cluster_profile(built, copied, monkeypatch):
+    events = read_events(built.workspace, [c.USER]).iloc[::150]
+    at = events[c.TIMESTAMP].astype("int64").to_numpy() / 1e6
+
+    def read(workspace):
+        rows = PointInTime(workspace).users("user_tower_v1", events[c.USER].to_numpy(), at)
+        return [columns for _, columns in rows]
+
+    expected = read(built.workspace)
+    monkeypatch.setenv("FUNNEL_PROFILE", "cluster")
+    monkeypatch.setenv("FUNNEL_REDIS", "localhost:1")  # not called: historical reads need no online store
+    monkeypatch.setenv("FUNNEL_SPARK_MASTER", "local[2]")
+    session = spark_session("training-sets", work=copied.root)
+    apply(feature_store(copied), copied)
+    found = read(copied)
+    session.stop()
+    assert len(expected) == len(found)
+    for left, right in zip(expected, found, strict=True):
+        assert left.keys() == right.keys()
+        for name in left.keys() - {"event_timestamp"}:
+            assert left[name] == right[name], name

@@ -17,7 +17,8 @@ from pyspark.sql import SparkSession
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from pipelines.features import AFFINITY_LENGTH, HEARTBEAT_DAYS, _recent_lists, build_features
+from pipelines.activity import HEARTBEAT_DAYS
+from pipelines.features import AFFINITY_LENGTH, _recent_lists, build_features
 from pipelines.spark import spark_session
 
 DAY = 86_400_000_000
