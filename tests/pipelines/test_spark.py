@@ -89,6 +89,13 @@ def test_the_shim_drops_only_sparks_flag(no_java: Path, tmp_path: Path) -> None:
     assert java.stat().st_mtime_ns == written
 
 
+def test_an_inherited_shim_is_kept(no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert no_java.is_dir()
+    shim = java_home(tmp_path / "parent")
+    monkeypatch.setenv("JAVA_HOME", str(shim))
+    assert java_home(tmp_path / "child") == shim
+
+
 def test_spark_runs_on_the_bundled_java(no_java: Path, tmp_path: Path) -> None:
     assert no_java.is_dir()
     script = (
