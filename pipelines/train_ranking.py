@@ -37,7 +37,7 @@ ATTRIBUTION_S = float(DAY_S)
 class SampleConfig:
     """How many requests each part takes, and how many negatives a training request keeps."""
 
-    train_requests: int = 8_000
+    train_requests: int = 6_000
     calibrate_requests: int = 1_500
     choose_requests: int = 1_500
     negatives: int = 60
