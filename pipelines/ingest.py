@@ -123,11 +123,26 @@ def event_files(workspace: Workspace) -> list[str]:
         MissingStage: nothing has been ingested here.
 
     """
+    batches = _ingested(workspace)["batches"]
+    return [str(workspace.ingest / name) for batch in batches for name in batch["files"]]
+
+
+def data_version(workspace: Workspace) -> str:
+    """Return the version of the ingested data.
+
+    Raises:
+        MissingStage: nothing has been ingested here.
+
+    """
+    return str(_ingested(workspace)["data_version"])
+
+
+def _ingested(workspace: Workspace) -> dict[str, Any]:
     path = workspace.ingest / "manifest.json"
     if not path.is_file():
         raise MissingStage(f"no data in {workspace.root}: run 'funnel ingest' (or 'make demo') first")
-    manifest = read_json(path)
-    return [str(workspace.ingest / name) for batch in manifest["batches"] for name in batch["files"]]
+    manifest: dict[str, Any] = read_json(path)
+    return manifest
 
 
 def read_events(workspace: Workspace, columns: list[str] | None = None) -> pd.DataFrame:

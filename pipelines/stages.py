@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import shutil
 import warnings
 from datetime import UTC, datetime
@@ -15,7 +18,6 @@ from feature_repo.workspace import (
     Workspace,
     fingerprint,
     link_atomically,
-    read_json,
     staged_folder,
 )
 from pipelines import display
@@ -81,6 +83,8 @@ def run_ingest(data: str, data_dir: Path | None, home: Path | None, shift_to_now
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:
     """Compute the offline tables with Spark; nothing is done if they are of this data already."""
+    from pipelines.ingest import data_version, event_files
+
     spec = workspace.spec()
     version = fingerprint(data_version(workspace), FEATURES_VERSION)
     final = workspace.root / "features" / version
@@ -88,7 +92,6 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
         display.console.print("[green]Features[/]: up to date")
         return final
     from pipelines.features import build_features
-    from pipelines.ingest import event_files
     from pipelines.spark import spark_session
 
     with display.stage("Features (Spark)") as progress:
@@ -126,10 +129,6 @@ def run_materialize(workspace: Workspace) -> None:
 
 def _muted() -> Any:
     """Return a context in which Feast's own progress bars go nowhere."""
-    import contextlib
-    import io
-    import os
-
     os.environ.setdefault("TQDM_DISABLE", "1")
     return contextlib.redirect_stdout(io.StringIO())
 
@@ -171,16 +170,3 @@ def run_evaluate(workspace: Workspace, limit: int | None) -> dict[str, Any]:
     rows = [[name, *(row[column] for column in columns)] for name, row in figures["models"].items()]
     display.table(f"{figures['data']}: {figures['events']} events, {figures['users']} users", ["", *columns], rows)
     return figures
-
-
-def data_version(workspace: Workspace) -> str:
-    """Return the version of the ingested data.
-
-    Raises:
-        MissingStage: nothing has been ingested.
-
-    """
-    path = workspace.ingest / "manifest.json"
-    if not path.is_file():
-        raise MissingStage(f"no data in {workspace.root}: run 'funnel ingest' (or 'make demo') first")
-    return str(read_json(path)["data_version"])

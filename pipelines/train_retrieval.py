@@ -18,6 +18,7 @@ from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.workspace import Workspace, fingerprint, read_json, staged_folder, write_json
+from pipelines.ingest import data_version
 from pipelines.point_in_time import DAY_S, PointInTime, catalogue_columns
 from pipelines.requests import requests_from
 from pipelines.split import Split, epoch_seconds
@@ -64,7 +65,7 @@ def train_retrieval(
     """
     final = workspace.models / "retrieval"
     spec, features = workspace.spec(), PointInTime(workspace)
-    version = fingerprint(_data_version(workspace), split.to_dict(), asdict(config), (shares or Shares()).model_dump())
+    version = fingerprint(data_version(workspace), split.to_dict(), asdict(config), (shares or Shares()).model_dump())
     if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
         return final
     time = epoch_seconds(events[c.TIMESTAMP])
@@ -93,10 +94,6 @@ def train_retrieval(
             },
         )
     return final
-
-
-def _data_version(workspace: Workspace) -> str:
-    return str(read_json(workspace.ingest / "manifest.json")["data_version"])
 
 
 def fit_codec(

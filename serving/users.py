@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes, Floats
+from feature_repo.encoding import Codes, Encoded, Floats
 from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
 from ranking.rows import UserRows
 from retrieval.context import UserContext
@@ -44,8 +44,10 @@ class UserReader:
 
     def context(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserContext:
         """Return the user tower's view of ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds)."""
+        return self._context(columns, time, self.codec.user_attributes.encode(columns, len(time)))
+
+    def _context(self, columns: Columns, time: npt.NDArray[np.float64], attributes: Encoded) -> UserContext:
         codec, size = self.codec, len(time)
-        attributes = codec.user_attributes.encode(columns, size)
         history = np.zeros((size, c.HISTORY_LENGTH), dtype=np.int32)
         ages = np.zeros((size, c.HISTORY_LENGTH), dtype=np.float32)
         code = codec.items.code
@@ -67,12 +69,13 @@ class UserReader:
 
     def read(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserBatch:
         """Return ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds) as arrays."""
-        context = self.context(columns, time)
-        return UserBatch(context, self._rows(columns, context), self._shares(columns, len(time)), self._seen(columns))
+        attributes = self.codec.user_attributes.encode(columns, len(time))
+        context = self._context(columns, time, attributes)
+        rows = self._rows(columns, context, attributes)
+        return UserBatch(context, rows, self._shares(columns, len(time)), self._seen(columns))
 
-    def _rows(self, columns: Columns, context: UserContext) -> UserRows:
+    def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:
         codec, time = self.codec, context.time
-        attributes = codec.user_attributes.encode(columns, len(time))
         counts = np.stack([_numbers(columns, name, len(time)) for name in codec.user_activity], axis=1)
         moment = request_time_features(
             time, _numbers(columns, c.FIRST_EVENT_AT, len(time)), _numbers(columns, c.LAST_EVENT_AT, len(time))
