@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from feature_repo import columns as c
+from feature_repo.recent import PANE_S
 from feature_repo.request_time import OUTPUTS
 
 AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]
@@ -236,6 +237,10 @@ def _taken(event_types: list[str]) -> set[str]:
     """Return the names of columns and features that every data set with these event types has."""
     fixed = {c.USER, c.ITEM, c.EVENT_TIMESTAMP, c.REQUEST_TIME, c.AVAILABLE_FROM, c.AVAILABLE_UNTIL}
     fixed |= {c.HISTORY_ITEMS, c.HISTORY_TIMES, c.CATEGORIES, c.CATEGORY_SHARES}
+    fixed |= {c.RECENT_ITEMS, c.RECENT_TYPES, c.RECENT_TIMES, c.RECENT_CATEGORIES, c.POSITION}
+    fixed |= {c.SESSION_EVENTS, c.SESSION_SECONDS, c.SESSION_CATEGORIES}
+    fixed |= {name(window) for window in PANE_S for name in (c.panes, c.trend)}
+    fixed |= {c.count(kind, window) for kind in event_types for window in PANE_S}
     fixed |= {c.FIRST_EVENT_AT, c.LAST_EVENT_AT, c.ACTIVE_DAYS, c.TREND, *OUTPUTS}
     counts = [*c.user_counts(event_types, True), *c.item_counts(event_types, True)]
     return fixed | {*counts, *(c.seen(name) for name in event_types)}

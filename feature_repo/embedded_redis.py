@@ -150,7 +150,7 @@ def _launch(folder: Path, lock: IO[bytes]) -> subprocess.Popen[bytes]:
         "unixsocketperm": "700",
         "dir": str(folder),
         "appendonly": "yes",
-        "appendfsync": "everysec",
+        "appendfsync": "always",  # an accepted event is on disk before its sender hears so
         "save": "",
         "maxmemory-policy": "noeviction",
         "logfile": str(log),

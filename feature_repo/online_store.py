@@ -1,29 +1,93 @@
-"""Feast's Redis online store on the embedded server, which it starts when it is not running."""
+"""Feast's Redis online store, safe beside a stream: no older row replaces what the stream wrote.
+
+The layout of keys, fields and values is Feast's own
+(https://github.com/feast-dev/feast/blob/master/docs/specs/online_store_format.md), so Feast reads every row.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import redis
+from feast import FeatureView, RepoConfig
+from feast.infra.online_stores.helpers import _mmh3, _redis_key
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
+from feast.types import Array, FeastType, Int64, String
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.embedded_redis import connect
+from feature_repo.views import STREAMED
 from feature_repo.workspace import default_root
 
+_ROWS_A_CALL = 1_000
 
-class EmbeddedRedisOnlineStoreConfig(RedisOnlineStoreConfig):
+# Writes only if the row is still the one whose time was compared: the stream may have written meanwhile.
+_REPLACE = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= (ARGV[2] ~= '' and ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+return 1
+"""
+
+
+class StreamSafeRedisOnlineStoreConfig(RedisOnlineStoreConfig):
+    """The options of Feast's Redis store."""
+
+    type: str = "feature_repo.online_store.StreamSafeRedisOnlineStore"  # type: ignore[assignment]
+
+
+class StreamSafeRedisOnlineStore(RedisOnlineStore):
+    """Feast's Redis store, but materialization leaves streamed rows that are newer than its own."""
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """Write rows; of a streamed view only those that are not older than what is stored."""
+        if table.name not in STREAMED:
+            super().online_write_batch(config, table, data, progress)
+            return
+        client = self._get_client(config.online_store)
+        replace = client.register_script(_REPLACE)
+        version = config.entity_key_serialization_version
+        for start in range(0, len(data), _ROWS_A_CALL):
+            part = data[start : start + _ROWS_A_CALL]
+            keys = [_redis_key(config.project, row[0], version) for row in part]
+            with client.pipeline(transaction=False) as read:
+                for key in keys:
+                    read.hget(key, stamp_field(table.name))
+                stored = read.execute()
+            with client.pipeline(transaction=False) as write:
+                for key, old, (_, values, moment, _created) in zip(keys, stored, part, strict=True):
+                    if old and Timestamp.FromString(old).ToMicroseconds() > int(moment.timestamp() * 1e6):
+                        continue
+                    encoded = {name: value.SerializeToString() for name, value in values.items()}
+                    fields = row_fields(table.name, encoded, moment)
+                    flat = [word for pair in fields.items() for word in pair]
+                    replace(keys=[key], args=[stamp_field(table.name), old or b"", *flat], client=write)
+                write.execute()
+            if progress:
+                progress(len(part))
+
+
+class EmbeddedRedisOnlineStoreConfig(StreamSafeRedisOnlineStoreConfig):
     """``folder`` holds the server's data; by default ``redis`` in the working folder in use."""
 
-    type: Literal["feature_repo.online_store.EmbeddedRedisOnlineStore"] = (  # type: ignore[assignment]
-        "feature_repo.online_store.EmbeddedRedisOnlineStore"
-    )
+    type: str = "feature_repo.online_store.EmbeddedRedisOnlineStore"
     folder: str | None = None
     timeout_s: float = 5.0
 
 
-class EmbeddedRedisOnlineStore(RedisOnlineStore):
-    """The stock Redis store; only the way to the server differs."""
+class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
+    """The store on the embedded server, which it starts when it is not running."""
 
     _client: redis.Redis | None = None
 
@@ -32,3 +96,43 @@ class EmbeddedRedisOnlineStore(RedisOnlineStore):
             folder = Path(online_store_config.folder or default_root() / "redis")
             self._client = connect(folder, online_store_config.timeout_s)
         return self._client
+
+
+@cache
+def stamp_field(view: str) -> bytes:
+    """Return the field of a row's hash that holds the time of a view's values."""
+    return f"_ts:{view}".encode()
+
+
+@cache
+def _feature_field(view: str, feature: str) -> bytes:
+    field: bytes = _mmh3(f"{view}:{feature}")
+    return field
+
+
+def row_fields(view: str, encoded: Mapping[str, bytes], moment: datetime) -> dict[bytes, bytes]:
+    """Return the hash fields of one row of a view, its values encoded already."""
+    stamp = Timestamp()
+    stamp.FromDatetime(moment)
+    fields = {_feature_field(view, name): value for name, value in encoded.items()}
+    return {stamp_field(view): stamp.SerializeToString(), **fields}
+
+
+def row_key(config: RepoConfig, join_key: str, value: str) -> bytes:
+    """Return the Redis key of an entity's hash."""
+    entity = EntityKey(join_keys=[join_key], entity_values=[Value(string_val=value)])
+    key: bytes = _redis_key(config.project, entity, config.entity_key_serialization_version)
+    return key
+
+
+_ENCODERS: dict[FeastType, Callable[[Any], Value]] = {
+    String: lambda value: Value(string_val=value),
+    Int64: lambda value: Value(int64_val=value),
+    Array(String): lambda value: Value(string_list_val=StringList(val=value)),
+    Array(Int64): lambda value: Value(int64_list_val=Int64List(val=value)),
+}
+
+
+def encode_row(schema: Mapping[str, FeastType], row: Mapping[str, Any]) -> dict[str, bytes]:
+    """Return the encoded values of a streamed row without a data frame between."""
+    return {name: _ENCODERS[kind](row[name]).SerializeToString() for name, kind in schema.items()}

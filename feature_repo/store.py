@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import redis
 import yaml
 from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
-from feature_repo.embedded_redis import connect
+from feature_repo.embedded_redis import connect, ensure_running
 from feature_repo.views import Profile, build
 from feature_repo.workspace import Workspace
 
@@ -63,12 +64,24 @@ def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
     """
     if profile() == "local":
         return connect(workspace.redis, timeout_s)
+    return redis.Redis.from_url(redis_url(workspace), socket_timeout=timeout_s)
+
+
+def redis_url(workspace: Workspace) -> str:
+    """Return the URL of that Redis, which other processes can use; the embedded server is started if need be.
+
+    Raises:
+        ValueError: the cluster profile without ``FUNNEL_REDIS``.
+
+    """
+    if profile() == "local":
+        return f"unix://{ensure_running(workspace.redis)}"
     if "FUNNEL_REDIS" not in os.environ:
         raise ValueError("the cluster profile needs FUNNEL_REDIS in the environment")
     address, *options = os.environ["FUNNEL_REDIS"].split(",")
-    host, _, port = address.partition(":")
-    settings: dict[str, Any] = dict(option.split("=", 1) for option in options)
-    return redis.Redis(host=host, port=int(port or 6379), socket_timeout=timeout_s, **settings)
+    settings = dict(option.split("=", 1) for option in options)
+    tls = settings.pop("ssl", "false").lower() == "true"
+    return f"redis{'s' if tls else ''}://{address}?{urlencode(settings)}"
 
 
 def apply(store: FeatureStore, workspace: Workspace) -> None:

@@ -29,6 +29,7 @@ from feast.types import Array, FeastType, Float32, Float64, Int64, String, UnixT
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec
+from feature_repo.recent import PANE_S
 
 Profile = Literal["local", "cluster"]
 
@@ -81,6 +82,25 @@ def user_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
     return {name: _ATTRIBUTE_TYPES[kind] for name, kind in spec.user_attributes.items()}
 
 
+HISTORY_SCHEMA: dict[str, FeastType] = {c.HISTORY_ITEMS: Array(String), c.HISTORY_TIMES: Array(Int64)}
+"""The features of ``user_history`` and their types."""
+
+ITEM_RECENT_SCHEMA: dict[str, FeastType] = {**{c.panes(w): Array(Int64) for w in PANE_S}, c.POSITION: String}
+"""The features of ``item_recent`` and their types."""
+
+USER_RECENT_SCHEMA: dict[str, FeastType] = {
+    c.RECENT_ITEMS: Array(String),
+    c.RECENT_TYPES: Array(String),
+    c.RECENT_TIMES: Array(Int64),
+    c.RECENT_CATEGORIES: Array(String),
+    **ITEM_RECENT_SCHEMA,
+}
+"""The features of ``user_recent`` and their types."""
+
+STREAMED = ("user_history", "user_recent", "item_recent")
+"""Views that the streaming job writes; what it wrote is never replaced by an older row."""
+
+
 def _counts(names: list[str]) -> dict[str, FeastType]:
     means = {c.value_mean(window) for window in c.WINDOWS}
     return {name: Float64 if name in means else Int64 for name in names}
@@ -110,22 +130,34 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
     activity = view("user_activity", user, user_activity_schema(spec), SNAPSHOT_TTL)
     item_activity = view("item_activity", item, item_activity_schema(spec), SNAPSHOT_TTL)
     seen = view("user_seen", user, {c.seen(t): Array(String) for t in spec.event_types}, NEVER_STALE)
-    history, push = _history(user, features, profile)
+    streams = {
+        name: _stream_view(name, entity, schema, ttl, features, profile)
+        for name, entity, schema, ttl in (
+            ("user_history", user, HISTORY_SCHEMA, NEVER_STALE),
+            ("user_recent", user, USER_RECENT_SCHEMA, SNAPSHOT_TTL),
+            ("item_recent", item, ITEM_RECENT_SCHEMA, SNAPSHOT_TTL),
+        )
+    }
+    history, recent, item_recent = (streams[name] for name in STREAMED)
     profiles = [view("user_profile", user, s, NEVER_STALE) for s in [user_profile_schema(spec)] if s]
     item_profiles = [view("item_profile", item, s, NEVER_STALE) for s in [item_profile_schema(spec)] if s]
     affinity_schema: dict[str, FeastType] = {c.CATEGORIES: Array(String), c.CATEGORY_SHARES: Array(Float32)}
     affinity = [view("user_affinity", user, affinity_schema, SNAPSHOT_TTL)] if spec.category else []
-    moment = _request_time_view(activity)
+    request = RequestSource(name="request", schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
+    moment = _request_time_view(request, activity)
+    sliding = _sliding_views(request, recent, item_recent, tuple(spec.event_types))
     # User and item views share names such as events_7d: read ranking_v1 with full_feature_names=True.
     services = [
         FeatureService(name="user_tower_v1", features=[*profiles, history]),
         FeatureService(
             name="ranking_v1", features=[*profiles, activity, *affinity, *item_profiles, item_activity, moment]
         ),
-        FeatureService(name="online_user_v1", features=[*profiles, history, activity, *affinity, seen, moment]),
+        FeatureService(name="online_user_v1", features=[*profiles, history, recent, activity, *affinity, seen, moment]),
+        FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
+        FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
     ]
-    views = [activity, item_activity, seen, history, *profiles, *item_profiles, *affinity, moment]
-    return [user, item, push, *views, *services]
+    views = [activity, item_activity, seen, *streams.values(), *profiles, *item_profiles, *affinity, moment, *sliding]
+    return [user, item, *(view.stream_source for view in streams.values()), *views, *services]
 
 
 def _fields(entity: Entity, schema: dict[str, FeastType]) -> list[Field]:
@@ -145,25 +177,23 @@ def source(table: str, features: Path, profile: Profile) -> DataSource:
     return SparkSource(name=f"{table}_source", path=path, file_format="parquet", timestamp_field=c.EVENT_TIMESTAMP)
 
 
-def _history(user: Entity, features: Path, profile: Profile) -> tuple[StreamFeatureView, PushSource]:
-    push = PushSource(name="user_history_push", batch_source=source("user_history", features, profile))
-    schema: dict[str, FeastType] = {c.HISTORY_ITEMS: Array(String), c.HISTORY_TIMES: Array(Int64)}
+def _stream_view(
+    name: str, entity: Entity, schema: dict[str, FeastType], ttl: timedelta, features: Path, profile: Profile
+) -> StreamFeatureView:
+    push = PushSource(name=f"{name}_push", batch_source=source(name, features, profile))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # Feast announces that stream views are young
-        history = StreamFeatureView(
-            name="user_history",
-            entities=[user],
-            ttl=NEVER_STALE,
-            schema=_fields(user, schema),
+        return StreamFeatureView(
+            name=name,
+            entities=[entity],
+            ttl=ttl,
+            schema=_fields(entity, schema),
             source=push,
             timestamp_field=c.EVENT_TIMESTAMP,
         )
-    return history, push
 
 
-def _request_time_view(activity: FeatureView) -> OnDemandFeatureView:
-    request = RequestSource(name="request", schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
-
+def _request_time_view(request: RequestSource, activity: FeatureView) -> OnDemandFeatureView:
     @on_demand_feature_view(  # type: ignore[untyped-decorator]
         sources=[request, activity[[c.FIRST_EVENT_AT, c.LAST_EVENT_AT]]],
         schema=[
@@ -186,3 +216,34 @@ def _request_time_view(activity: FeatureView) -> OnDemandFeatureView:
         return {name: [None if v != v else v for v in values.tolist()] for name, values in features.items()}
 
     return request_time
+
+
+def _sliding_views(
+    request: RequestSource, users: FeatureView, items: FeatureView, types: tuple[str, ...]
+) -> list[OnDemandFeatureView]:
+    """Return the views that count panes over windows as of the request: the same code as in the stream."""
+    counts = [Field(name=c.count(kind, window), dtype=Int64) for window in PANE_S for kind in types]
+    session = [Field(name=c.SESSION_EVENTS, dtype=Int64), Field(name=c.SESSION_SECONDS, dtype=Int64)]
+    session.append(Field(name=c.SESSION_CATEGORIES, dtype=Array(String)))
+
+    @on_demand_feature_view(sources=[request, users], schema=[*counts, *session], mode="python")  # type: ignore[untyped-decorator]
+    def user_sliding(inputs: dict[str, Any]) -> dict[str, Any]:
+        from feature_repo.recent import user_features_at
+
+        rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
+        found = [user_features_at(row["request_time"], row, types) for row in rows]
+        return {name: [features[name] for features in found] for name in found[0]}
+
+    @on_demand_feature_view(  # type: ignore[untyped-decorator]
+        sources=[request, items],
+        schema=[*counts, *(Field(name=c.trend(window), dtype=Float64) for window in PANE_S)],
+        mode="python",
+    )
+    def item_sliding(inputs: dict[str, Any]) -> dict[str, Any]:
+        from feature_repo.recent import item_features_at
+
+        rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
+        found = [item_features_at(row["request_time"], row, types) for row in rows]
+        return {name: [features[name] for features in found] for name in found[0]}
+
+    return [user_sliding, item_sliding]

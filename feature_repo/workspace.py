@@ -63,6 +63,11 @@ class Workspace:
         return self.root / "releases"
 
     @property
+    def impressions(self) -> Path:
+        """What was served: Parquet files, written by the server."""
+        return self.root / "impressions"
+
+    @property
     def tracking(self) -> Path:
         """MLflow's local store."""
         return self.root / "mlflow"

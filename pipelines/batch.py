@@ -25,8 +25,8 @@ _BATCH = 64
 def run_batch(workspace: Workspace, out: Path, k: int) -> None:
     """Write one row a user: ``user_id``, ``item_ids`` and ``scores``, best first; the file appears when complete."""
     release = load_release(current_release(workspace))
-    online = OnlineFeatures(workspace, release.codec)
-    items = release.items.with_activity(online.item_activity())
+    online = OnlineFeatures(workspace, release.items)
+    items = release.items.with_activity(online.item_activity(time.time()))
     users = sorted(read_events(workspace, [c.USER])[c.USER].unique())
     schema = pa.schema([(c.USER, pa.string()), ("item_ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
     temporary = out.with_name(f".{out.name}.part")
@@ -35,7 +35,7 @@ def run_batch(workspace: Workspace, out: Path, k: int) -> None:
         for start in range(0, len(users), _BATCH):
             names = users[start : start + _BATCH]
             now = time.time()
-            batch = release.reader.read(online.users(names, now), np.full(len(names), now))
+            batch = release.reader.read(online.users(names, now)[0], np.full(len(names), now))
             lists = release.recommender.recommend(batch, [RequestRules(k)] * len(names), items)
             rows = {
                 c.USER: names,

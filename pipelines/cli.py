@@ -84,12 +84,18 @@ def materialize(home: Home = None) -> None:
 
 
 @app.command()
-def train(home: Home = None) -> None:
+def train(
+    home: Home = None,
+    from_impressions: Annotated[
+        bool, typer.Option("--from-impressions", help="Only the rankers, from what was served and what came of it")
+    ] = False,
+    attribution_hours: Annotated[float, typer.Option(help="How long after a response an event counts", min=0)] = 24.0,
+) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
     _use_all_cores()
-    run_train(_workspace(home))
+    run_train(_workspace(home), attribution_hours if from_impressions else None)
 
 
 @app.command()
@@ -116,6 +122,27 @@ def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> Non
     from pipelines.demo import run_server
 
     run_server(_workspace(home), host, port)
+
+
+@app.command()
+def stream(
+    home: Home = None,
+    status: Annotated[bool, typer.Option("--status", help="Say how the job is doing, and end")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Begin a new checkpoint from the offline tables")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds from batch to batch; 0: as soon as there are events")] = 0.0,
+    max_entries: Annotated[int, typer.Option(help="At most so many events a batch", min=1)] = 100_000,
+    partitions: Annotated[int, typer.Option(help="Partitions of the state, fixed with the checkpoint", min=1)] = 1,
+    master: Annotated[str | None, typer.Option(help="Spark master [default: FUNNEL_SPARK_MASTER, else local]")] = None,
+) -> None:
+    """Keep the features of users and items fresh from the event log."""
+    if status:
+        from pipelines.streaming.status import show_status
+
+        show_status(_workspace(home))
+        return
+    from pipelines.streaming.job import StreamConfig, run_stream
+
+    run_stream(_workspace(home), StreamConfig(interval, max_entries, partitions), master, rebuild)
 
 
 @app.command()

@@ -42,7 +42,7 @@ def run_demo(data: str, data_dir: Path | None, home: Path | None, serve: bool, h
 
 def show_recommendations(workspace: Workspace) -> list[str]:
     """Print the recommendations of the three most recently active users beside their history; return the users."""
-    engine = Engine(load_release(current_release(workspace)), workspace)
+    engine = Engine(load_release(current_release(workspace)), workspace, log_impressions=False)
     events = read_events(workspace, [c.USER, c.POSITIVE])
     active = events.loc[events[c.POSITIVE], c.USER].iloc[::-1].drop_duplicates()
     users = [str(user) for user in active.iloc[:_USERS]]

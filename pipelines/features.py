@@ -23,6 +23,7 @@ from pyspark.sql import functions as F
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec
+from feature_repo.workspace import write_json
 from pipelines.activity import (
     DAY,
     DAY_MICROS,
@@ -34,6 +35,7 @@ from pipelines.activity import (
     user_activity,
     with_heartbeats,
 )
+from pipelines.recent import POSITION_FILE, STATE, recent_rows, stream_state
 
 AFFINITY_LENGTH = 20
 SEEN_LENGTH = 2_000
@@ -59,6 +61,7 @@ def build_features(
     out: Path,
     event_files: list[str] | None = None,
     progress: Callable[[str], None] = lambda _message: None,
+    log_position: str = "0-0",
 ) -> dict[str, int]:
     """Write every offline feature table as a folder of Parquet below ``out``.
 
@@ -69,10 +72,12 @@ def build_features(
         out: where the tables go; a table of the same name is replaced.
         event_files: the event files to read, relative to ``ingest`` or absolute; by default all.
         progress: called with one line for each finished table.
+        log_position: the newest entry of the event log among the events.
 
     Returns:
         The number of rows of each table: ``user_activity``, ``item_activity``, ``user_affinity``,
-        ``user_history``, ``user_seen``, ``user_profile``, ``item_profile``, as far as ``spec`` has them.
+        ``user_history``, ``user_seen``, ``user_profile``, ``item_profile``, as far as ``spec`` has them,
+        ``stream_state``, ``user_recent`` and ``item_recent``.
 
     Raises:
         ValueError: there are no events.
@@ -83,7 +88,11 @@ def build_features(
     rows = {}
     try:
         span = _span(events)
-        for name, build in _tables(spark, spec, ingest, events, span).items():
+        tables = _tables(spark, spec, ingest, events, span)
+        tables[STATE] = lambda: stream_state(events, spec, log_position)
+        tables["user_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=True)
+        tables["item_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=False)
+        for name, build in tables.items():
             started = time.monotonic()
             folder = str(out / name)
             build().write.mode("overwrite").option("compression", "snappy").parquet(folder)
@@ -91,6 +100,7 @@ def build_features(
             progress(f"{name}: {rows[name]:,} rows in {time.monotonic() - started:.1f} s")
     finally:
         events.unpersist()
+    write_json(out / POSITION_FILE, {"position": log_position})
     return rows
 
 

@@ -137,6 +137,16 @@ def data_version(workspace: Workspace) -> str:
     return str(_ingested(workspace)["data_version"])
 
 
+def log_position(workspace: Workspace) -> str:
+    """Return the newest entry of the event log among the ingested events, ``0-0`` if none came from there.
+
+    Raises:
+        MissingStage: nothing has been ingested here.
+
+    """
+    return str(_ingested(workspace).get("log_position", "0-0"))
+
+
 def _ingested(workspace: Workspace) -> dict[str, Any]:
     path = workspace.ingest / "manifest.json"
     if not path.is_file():

@@ -47,13 +47,16 @@ class JavaMissing(RuntimeError):
     """There is no Java that Spark can run on; the message says how to get one."""
 
 
-def spark_session(app: str, master: str | None = None, work: Path | None = None) -> SparkSession:
+def spark_session(
+    app: str, master: str | None = None, work: Path | None = None, extra: dict[str, str] | None = None
+) -> SparkSession:
     """Return this process's Spark session, starting it if there is none yet.
 
     Args:
         app: the name shown in Spark's lists of applications.
         master: a Spark master URL; by default ``FUNNEL_SPARK_MASTER``, else ``local[*]``.
         work: the working folder; scratch files go to ``spark/`` below it. By default the one in use.
+        extra: more settings, which win over the usual ones.
 
     Environment: ``FUNNEL_SPARK_DRIVER_MEMORY`` (default ``3g``). On a cluster ``PYSPARK_PYTHON``
     names the workers' Python; local workers always run the interpreter of this process.
@@ -74,6 +77,7 @@ def spark_session(app: str, master: str | None = None, work: Path | None = None)
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     else:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    settings |= extra or {}
     return SparkSession.Builder().appName(app).master(master).config(map=settings).getOrCreate()
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from feature_repo.workspace import (
 from pipelines import display
 
 SPECS = Path(__file__).resolve().parent / "specs"
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raised when the feature job's meaning changes, so that its tables are made anew."""
 
 
@@ -83,7 +84,7 @@ def run_ingest(data: str, data_dir: Path | None, home: Path | None, shift_to_now
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:
     """Compute the offline tables with Spark; nothing is done if they are of this data already."""
-    from pipelines.ingest import data_version, event_files
+    from pipelines.ingest import data_version, event_files, log_position
 
     spec = workspace.spec()
     version = fingerprint(data_version(workspace), FEATURES_VERSION)
@@ -93,18 +94,22 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
         return final
     from pipelines.features import build_features
     from pipelines.spark import spark_session
+    from pipelines.streaming.offline import carry_over, tables_lock
 
     with display.stage("Features (Spark)") as progress:
         progress("starting Spark", 0, 1)
         spark = spark_session("funnel-features", master, workspace.root)
         try:
             with staged_folder(final) as folder:
-                build_features(
-                    spark, spec, workspace.ingest, folder, event_files(workspace), lambda what: progress(what, 0, 1)
-                )
+                files = event_files(workspace)
+                say: Callable[[str], None] = lambda what: progress(what, 0, 1)  # noqa: E731
+                build_features(spark, spec, workspace.ingest, folder, files, say, log_position(workspace))
         finally:
             spark.stop()
-    link_atomically(workspace.features, final)
+    with tables_lock(workspace, exclusive=True):
+        if workspace.features.is_dir():
+            carry_over(workspace.features.resolve(), final)
+        link_atomically(workspace.features, final)
     for old in final.parent.iterdir():
         if old.is_dir() and not old.is_symlink() and old != final:
             shutil.rmtree(old)
@@ -133,12 +138,19 @@ def _muted() -> Any:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def run_train(workspace: Workspace) -> None:
-    """Train towers, index and rankers, and print the rankers' table."""
-    from pipelines.train import train
+def run_train(workspace: Workspace, attribution_hours: float | None = None) -> None:
+    """Train towers, index and rankers, and print the rankers' table.
+
+    With ``attribution_hours`` only the rankers are trained, from what was served and the events that
+    followed within that time.
+    """
+    from pipelines.train import train, train_served
 
     with display.stage("Train") as progress:
-        report = train(workspace, progress)
+        if attribution_hours is None:
+            report = train(workspace, progress)
+        else:
+            report = train_served(workspace, attribution_hours * 3_600, progress)
     rows = []
     for kind, figures in sorted(report.kinds.items(), key=lambda pair: pair[1].ndcg or 0.0):
         name = f"{kind} *" if kind == report.best else kind

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from feature_repo.workspace import Workspace
 from serving.engine import Engine, UnknownItem
+from serving.events import LogFull
 from serving.filters import UnknownAttribute
 from serving.online import OnlineStoreUnavailable
 from serving.release import load_release
@@ -47,10 +48,11 @@ def create_app(workspace: Workspace, release: Path) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.engine = Engine(load_release(release), workspace)
+        engine = app.state.engine = Engine(load_release(release), workspace)
         gc.collect()
         gc.freeze()  # what is loaded stays: a full collection would only stop requests for its time
         yield
+        engine.close()
 
     app = FastAPI(title="Funnel", lifespan=lifespan, docs_url="/docs", redoc_url=None)
     _add_errors(app)
@@ -123,6 +125,12 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(UnknownItem)
     async def unknown_item(_: Request, error: UnknownItem) -> JSONResponse:
         return _problem(404, "no such item", f"this release has no item '{error}'")
+
+    @app.exception_handler(LogFull)
+    async def log_full(_: Request, error: LogFull) -> JSONResponse:
+        response = _problem(429, "the event log is full", f"no event of the request was taken; send it again ({error})")
+        response.headers["Retry-After"] = "5"
+        return response
 
     @app.exception_handler(OnlineStoreUnavailable)
     async def no_store(_: Request, error: OnlineStoreUnavailable) -> JSONResponse:

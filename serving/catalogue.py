@@ -75,6 +75,11 @@ class ItemTable:
     def _turns(self) -> Times:
         return np.unique(np.concatenate([self.available_from, self.available_until]))
 
+    def main_category(self, item_id: str) -> str:
+        """Return the name of an item's main category, "" if it has none."""
+        code = self.categories[self.codec.items.code(item_id), 0]
+        return self.codec.categories.values[code - 1] if code else ""
+
     def count(self, name: str) -> Floats:
         """Return one activity column, float32 ``[N]``, 0 where nothing is known."""
         return np.nan_to_num(self.activity.counts[:, self.codec.item_activity.index(name)], nan=0.0)

@@ -10,28 +10,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from feature_repo import columns as c
 from feature_repo.workspace import Workspace
-from serving.events import EventLog
+from serving.events import open_log
 from serving.filters import RequestRules
+from serving.impressions import Impression, ImpressionLog
+from serving.intake import Intake
 from serving.online import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features
-from serving.recommender import Degradation, Ranked, Recommendation
+from serving.recommender import Ranked, Recommendation
 from serving.release import Release
 from serving.schemas import (
-    Event,
     EventsResponse,
     RecommendationRequest,
     RecommendationResponse,
     RecommendedItem,
-    Rejected,
     SimilarResponse,
 )
 
-_OLDEST_EVENT_S = 7 * 86_400
-_CLOCK_SKEW_S = 300
 _TOP_FEATURES = 8
 _SOURCE_FEATURES = {
     "two_tower": "tower_score",
@@ -60,7 +57,18 @@ class Metrics:
         )  # fmt: skip
         self.degraded = Counter("funnel_degraded_total", "Losses of quality", ["reason"], registry=self.registry)
         self.events = Counter("funnel_events_total", "Events by outcome", ["outcome"], registry=self.registry)
+        self.age = Histogram(
+            "funnel_feature_age_seconds", "Age of the rows read from the online store", ["view"],
+            registry=self.registry, buckets=[0.25, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400, 604_800, 2_592_000],
+        )  # fmt: skip
+        self.impressions = Counter(
+            "funnel_impressions_total", "Logged responses by outcome", ["outcome"], registry=self.registry
+        )
         self.release = Gauge("funnel_release_info", "The release being served", ["release"], registry=self.registry)
+
+    def observe_age(self, view: str, seconds: float) -> None:
+        """Note the age of a feature row."""
+        self.age.labels(view).observe(seconds)
 
     @contextmanager
     def stage(self, name: str) -> Any:
@@ -73,17 +81,25 @@ class Metrics:
 class Engine:
     """Answers the API's questions."""
 
-    def __init__(self, release: Release, workspace: Workspace) -> None:
+    def __init__(self, release: Release, workspace: Workspace, *, log_impressions: bool = True) -> None:
         self.release = release
+        self.impressions: ImpressionLog | None = None
         self.metrics = Metrics()
         self.metrics.release.labels(release.id).set(1)
-        self.online = OnlineFeatures(workspace, release.codec)
-        self.log = EventLog(workspace)
+        self.online = OnlineFeatures(workspace, release.items, self.metrics.observe_age)
+        self.intake = Intake(open_log(workspace), release.codec.spec, self.metrics.events)
         try:
-            self.items = release.items.with_activity(self.online.item_activity())
+            self.items = release.items.with_activity(self.online.item_activity(time.time()))
         except OnlineStoreUnavailable:
             self.items = release.items  # counts as of the release, until the next start
         self.recommend(RecommendationRequest(user_id="warm-up", k=1))
+        if log_impressions:
+            self.impressions = ImpressionLog(workspace.impressions, self.metrics.impressions)
+
+    def close(self) -> None:
+        """Write the impressions that still wait."""
+        if self.impressions:
+            self.impressions.close()
 
     def user_features(self, user_id: str) -> UserFeatures:
         """Return what the online store knows of a user."""
@@ -98,11 +114,13 @@ class Engine:
         """
         recommender, codec, now = self.release.recommender, self.release.codec, time.time()
         recommender.filters.check(request.filters, self.items)
-        degraded: list[Degradation] = []
+        degraded: list[str] = []
+        position = None
         with self.metrics.stage("features"):
             try:
                 features = self.online.user(request.user_id, now)
-                columns = features.columns
+                columns, position = features.columns, features.position
+                degraded += [f"stale_{view}" for view in features.stale]
                 if not features.known:
                     degraded.append("unknown_user")
             except OnlineStoreUnavailable:
@@ -123,13 +141,16 @@ class Engine:
                 result.items, result.scores, result.sources, explained, strict=True
             )
         ]
-        return RecommendationResponse(
+        response = RecommendationResponse(
             request_id=uuid.uuid4().hex,
             release=self.release.id,
             items=items,
             degraded=list(degraded),
             filtered=result.removed if request.explain else None,
         )
+        if self.impressions:
+            self.impressions.offer(_impression(request, response, now, position, result, ranked))
+        return response
 
     def similar(self, item_id: str, k: int) -> SimilarResponse:
         """Return items like another: co-visited ones first, then the nearest vectors.
@@ -163,34 +184,8 @@ class Engine:
         return SimilarResponse(release=self.release.id, items=items)
 
     def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
-        """Check events one by one and append the good ones to the log.
-
-        Raises:
-            OnlineStoreUnavailable: the log did not take them; repeating the call is safe.
-
-        """
-        good, rejected = [], []
-        now = time.time()
-        for index, fields in enumerate(raw):
-            try:
-                good.append(self._checked(fields, now))
-            except ValueError as error:
-                rejected.append(Rejected(index=index, reason=_reason(error)))
-        appended = self.log.append(good)
-        for outcome, count in (("accepted", appended.accepted), ("rejected", len(rejected))):
-            self.metrics.events.labels(outcome).inc(count)
-        return EventsResponse(accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected)
-
-    def _checked(self, fields: dict[str, Any], now: float) -> dict[str, Any]:
-        event = Event.model_validate(fields)
-        if event.type not in self.release.codec.spec.events.types:
-            raise ValueError(f"unknown type '{event.type}'; known: {self.release.codec.spec.event_types}")
-        moment = _epoch(event.timestamp)
-        if not moment > now - _OLDEST_EVENT_S:
-            raise ValueError("timestamp is more than 7 days ago")
-        if moment > now + _CLOCK_SKEW_S:
-            raise ValueError("timestamp is in the future")
-        return {**event.model_dump(exclude_none=True), "timestamp": moment}
+        """Check events one by one and append the good ones to the log, see ``Intake``."""
+        return self.intake.accept(raw)
 
     def _explain(self, result: Recommendation, ranked: Ranked) -> list[dict[str, Any] | None]:
         names = self.release.codec.numeric
@@ -214,27 +209,30 @@ class Engine:
         return self.release.codec.items.values[code - 1]
 
 
+def _impression(
+    request: RecommendationRequest,
+    response: RecommendationResponse,
+    now: float,
+    position: str | None,
+    result: Recommendation,
+    ranked: Ranked,
+) -> Impression:
+    return Impression(
+        request_id=response.request_id,
+        user_id=request.user_id,
+        time=now,
+        release=response.release,
+        k=request.k,
+        degraded=response.degraded,
+        position=position,
+        item_ids=[item.item_id for item in response.items],
+        scores=result.scores,
+        sources=result.sources,
+        numeric=ranked.numeric[result.rows],
+        categorical=ranked.categorical[result.rows],
+    )
+
+
 def _finite(value: Any) -> float:
     number = float(value)
     return number if math.isfinite(number) else 0.0
-
-
-def _epoch(moment: float | str) -> float:
-    if isinstance(moment, str):
-        try:
-            stamp = pd.Timestamp(moment)
-        except (ValueError, OverflowError):
-            raise ValueError("timestamp is neither epoch seconds nor ISO 8601") from None
-        if pd.isna(stamp):
-            raise ValueError("timestamp is neither epoch seconds nor ISO 8601")
-        return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
-    if not math.isfinite(moment):
-        raise ValueError("timestamp is not a finite number")
-    return float(moment)
-
-
-def _reason(error: ValueError) -> str:
-    errors = getattr(error, "errors", None)
-    if errors is None:
-        return str(error)
-    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'event'}: {problem['msg']}" for problem in errors())

@@ -1,67 +1,137 @@
-"""Accepted events: appended to the log and visible to their user's next request, in one Redis step."""
+"""Accepted events: in the log, known as seen, and visible to their user's next request, in one Redis step."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 
+from feature_repo.event_log import COMMITTED, LOG, recent_key
 from feature_repo.store import redis_client
 from feature_repo.workspace import Workspace
-from serving.online import OnlineStoreUnavailable, recent_key
+from serving.online import OnlineStoreUnavailable
 
-LOG = "funnel:events"
-_DEDUPLICATE_S = 86_400
+DEFAULT_MAX_EVENTS = 1_000_000
 _RECENT_S = 7 * 86_400
-_RECENT_EVENTS = 100
+_RECENT_EVENTS = 500
+_ID_SHARDS = 16_384  # so that a shard of a few million ids a day is still one of Redis's compact sets of integers
 
-# One script, so that an event is in the log, in the overlay and known as seen, or in none of them.
+# One script, so that a batch is in the log, in the overlay and known as seen, or in none of them.
+# Ids are kept by day and looked for in two days: a repeat is known for 24 to 48 hours.
 _APPEND = """
-if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', ARGV[1]) then return 0 end
-redis.call('XADD', KEYS[2], '*', 'event', ARGV[2])
-redis.call('LPUSH', KEYS[3], ARGV[3])
-redis.call('LTRIM', KEYS[3], 0, ARGV[4] - 1)
-redis.call('EXPIRE', KEYS[3], ARGV[5])
-return 1
+local log, limit = KEYS[1], tonumber(ARGV[1])
+local count = (#ARGV - 3) / 4
+if redis.call('XLEN', log) + count > limit then
+  local done = redis.call('GET', KEYS[2])
+  if done then
+    redis.call('XTRIM', log, 'MINID', '~', done, 'LIMIT', 20000)
+    if redis.call('XLEN', log) + count > limit then redis.call('XTRIM', log, 'MINID', done) end
+  end
+  if redis.call('XLEN', log) + count > limit then return -1 end
+end
+local day = math.floor(redis.call('TIME')[1] / 86400)
+local accepted = 0
+for first = 4, #ARGV, 4 do
+  local shard, digest, user, payload = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 3]
+  local today = 'funnel:ids:' .. day .. ':' .. shard
+  local before = 'funnel:ids:' .. (day - 1) .. ':' .. shard
+  if redis.call('SISMEMBER', before, digest) == 0 and redis.call('SADD', today, digest) == 1 then
+    redis.call('EXPIRE', today, 172800)
+    local id = redis.call('XADD', log, '*', 'event', payload)
+    redis.call('LPUSH', user, id .. '|' .. payload)
+    redis.call('LTRIM', user, 0, ARGV[2] - 1)
+    redis.call('EXPIRE', user, ARGV[3])
+    accepted = accepted + 1
+  end
+end
+return accepted
 """
+
+
+class LogFull(RuntimeError):
+    """The log holds as many events as it may that the streaming job has not finished with; nothing was appended."""
 
 
 @dataclass(frozen=True)
 class Appended:
-    """How many events were new, and how many repeated an ``event_id`` of the last day."""
+    """How many events were new, and how many repeated an ``event_id`` of at least the last 24 hours."""
 
     accepted: int
     duplicates: int
 
 
-class EventLog:
-    """The Redis Stream that accepted events go to."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._redis = redis_client(workspace)
-        self._append = self._redis.register_script(_APPEND)
+class EventLog(Protocol):
+    """Where accepted events go: the port that Redis Stream, Kafka and files are adapters of."""
 
     def append(self, events: Sequence[dict[str, Any]]) -> Appended:
-        """Append checked events.
+        """Append checked events; when it returns they are durable.
+
+        Raises:
+            OnlineStoreUnavailable: the log did not answer; repeating the call is safe.
+            LogFull: nothing was appended.
+
+        """
+
+
+class RedisStreamLog:
+    """The default: a Redis Stream, bounded, never trimmed past what the streaming job has committed.
+
+    Durable means written and synced where Redis runs with ``appendonly yes`` and ``appendfsync always``,
+    as the embedded one does; ``durable`` says whether the server is set so.
+    """
+
+    def __init__(self, workspace: Workspace, max_events: int | None = None) -> None:
+        """Connect; ``max_events`` bounds the log [default: FUNNEL_LOG_MAX_EVENTS, else a million]."""
+        self._redis = redis_client(workspace)
+        self._append = self._redis.register_script(_APPEND)
+        self._max = max_events or int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS))
+
+    def durable(self) -> bool | None:
+        """Return whether Redis syncs an event before it answers (None: it does not say)."""
+        try:
+            settings: dict[str, str] = self._redis.config_get("append*")  # type: ignore[assignment]
+        except redis.RedisError:
+            return None
+        return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+
+    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+        """Append checked events; when it returns they are in the log and their users' next requests see them.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
+            LogFull: nothing was appended.
 
         """
+        if not events:
+            return Appended(0, 0)
+        arguments: list[Any] = [self._max, _RECENT_EVENTS, _RECENT_S]
+        for event in events:
+            digest = id_digest(event["event_id"])
+            payload = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+            arguments += [digest % _ID_SHARDS, digest, recent_key(event["user_id"]), payload]
         try:
-            pipeline = self._redis.pipeline(transaction=False)
-            for event in events:
-                seen = {name: event[name] for name in ("item_id", "type", "timestamp")}
-                self._append(
-                    keys=[f"funnel:event:{event['event_id']}", LOG, recent_key(event["user_id"])],
-                    args=[_DEDUPLICATE_S, json.dumps(event), json.dumps(seen), _RECENT_EVENTS, _RECENT_S],
-                    client=pipeline,
-                )
-            results = pipeline.execute()
+            accepted = int(self._append(keys=[LOG, COMMITTED], args=arguments))
+        except redis.ResponseError as error:
+            if "OOM" in str(error):
+                raise LogFull("Redis has no memory left") from error
+            raise OnlineStoreUnavailable(str(error)) from error
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
-        accepted = sum(int(result) for result in results)
-        return Appended(accepted, len(results) - accepted)
+        if accepted < 0:
+            raise LogFull(f"{self._max} events wait for the streaming job")
+        return Appended(accepted, len(events) - accepted)
+
+
+def id_digest(event_id: str) -> int:
+    """Return a signed 64-bit digest of an event id: what is kept to know repeats (a chance of 1e-5 in 10 million)."""
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def open_log(workspace: Workspace) -> EventLog:
+    """Return the event log of a workspace."""
+    return RedisStreamLog(workspace)

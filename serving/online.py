@@ -1,23 +1,29 @@
-"""Online features through Feast from Redis, and the events that came in since."""
+"""Online features through Feast from Redis, none older than its view's TTL, and the events that came in since."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import redis
+from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
+from feature_repo.event_log import recent_key
+from feature_repo.request_time import OUTPUTS
 from feature_repo.store import feature_store, redis_client
 from feature_repo.workspace import Workspace
-from serving.catalogue import Activity, activity_from
+from serving.catalogue import Activity, ItemTable, activity_from
 from serving.codec import Codec
+from serving.overlay import merge_overlay, parse_overlay
 
 _TIMEOUT_S = 0.5
 _ITEMS_PER_READ = 500
+
+ObserveAge = Callable[[str, float], None]
+"""Called with a view and the age of one of its rows in seconds."""
 
 
 class OnlineStoreUnavailable(RuntimeError):
@@ -26,73 +32,114 @@ class OnlineStoreUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class UserFeatures:
-    """One user's feature row; ``known`` is False if the store has nothing of them."""
+    """One user's feature row.
+
+    ``known`` is False if the store has nothing of them, ``position`` the newest log entry that the row
+    includes, ``stale`` the views whose values were too old and count as missing.
+    """
 
     columns: dict[str, list[Any]]
     known: bool
+    position: str | None = None
+    stale: tuple[str, ...] = ()
+
+
+class Reader:
+    """Feast's online read of some features, with each view's TTL enforced, which Feast leaves to its callers."""
+
+    def __init__(self, store: FeatureStore, features: FeatureService | list[str], observe_age: ObserveAge) -> None:
+        """Find out the views behind a feature service or some ``view:feature``, and the features of each."""
+        self._store, self._features, self._observe_age = store, features, observe_age
+        if isinstance(features, FeatureService):
+            pairs = [(view.name, field.name) for view in features.feature_view_projections for field in view.features]
+        else:
+            pairs = [(view, name) for view, _, name in (reference.partition(":") for reference in features)]
+        views = {view.name: view for view in (*store.list_feature_views(), *store.list_stream_feature_views())}
+        self._ttls = {view: views[view].ttl or timedelta(0) for view, _ in pairs if view in views}
+        self._names = {view: [name for owner, name in pairs if owner == view] for view in self._ttls}
+
+    def read(self, rows: list[dict[str, Any]], now: float) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
+        """Return feature columns of some entities, and for each entity the views that were past their TTL.
+
+        Raises:
+            OnlineStoreUnavailable: Redis did not answer.
+
+        """
+        try:
+            response = self._store.get_online_features(features=self._features, entity_rows=rows)
+        except (redis.RedisError, OSError) as error:
+            raise OnlineStoreUnavailable(str(error)) from error
+        columns: dict[str, list[Any]] = response.to_dict()
+        place = {name: n for n, name in enumerate(response.proto.metadata.feature_names.val)}
+        stale: list[tuple[str, ...]] = [() for _ in rows]
+        for view, names in self._names.items():
+            ttl = self._ttls[view].total_seconds()
+            stamps = response.proto.results[place[names[0]]].event_timestamps
+            for row, stamp in enumerate(stamps):
+                if stamp.seconds == 0 and all(columns[name][row] is None for name in names):
+                    continue
+                age = now - stamp.seconds
+                self._observe_age(view, age)
+                if age > ttl > 0:
+                    stale[row] += (view,)
+                    for name in names:
+                        columns[name][row] = None
+        return columns, stale
 
 
 class OnlineFeatures:
     """Reads of the online store for one release."""
 
-    def __init__(self, workspace: Workspace, codec: Codec) -> None:
-        self._codec = codec
+    def __init__(
+        self, workspace: Workspace, items: ItemTable, observe_age: ObserveAge = lambda _view, _age: None
+    ) -> None:
+        self._codec = codec = items.codec
+        self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
-        self._service = self._store.get_feature_service("online_user_v1")
+        self._users = Reader(self._store, self._store.get_feature_service("online_user_v1"), observe_age)
+        activity = [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+        self._items = Reader(self._store, [f"item_activity:{name}" for name in activity], observe_age)
         self._redis = redis_client(workspace, timeout_s=_TIMEOUT_S)
 
     def user(self, user_id: str, now: float) -> UserFeatures:
-        """Return a user's features at a moment, the events accepted since the last materialization merged in.
+        """Return a user's features at a moment, with every accepted event in them, streamed or not.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        columns = self.users([user_id], now)
+        # The overlay first: what the stream takes from it in between is in the row as well, and counts once.
         try:
-            recent: list[bytes] = self._redis.lrange(recent_key(user_id), 0, -1)  # type: ignore[assignment]
+            entries: list[bytes] = self._redis.lrange(recent_key(user_id), 0, -1)  # type: ignore[assignment]
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
+        columns, stale = self.users([user_id], now)
         known = any(columns[name][0] is not None for name in columns if name not in _NEVER_MISSING)
-        events = [json.loads(entry) for entry in reversed(recent)]
-        merge_recent(columns, events, self._codec)
-        return UserFeatures(columns, known or bool(events))
+        position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
+        return UserFeatures(columns, known or bool(entries) or bool(stale[0]), position, stale[0])
 
-    def users(self, user_ids: Sequence[str], now: float) -> dict[str, list[Any]]:
-        """Return the feature rows of many users, as last materialized.
-
-        Raises:
-            OnlineStoreUnavailable: Redis did not answer.
-
-        """
-        rows = [{c.USER: user_id, c.REQUEST_TIME: int(now)} for user_id in user_ids]
-        try:
-            columns: dict[str, list[Any]] = self._store.get_online_features(
-                features=self._service, entity_rows=rows
-            ).to_dict()
-        except (redis.RedisError, OSError) as error:
-            raise OnlineStoreUnavailable(str(error)) from error
-        return columns
-
-    def item_activity(self) -> Activity:
-        """Return all items' activity as it stands in the online store.
+    def users(self, user_ids: Sequence[str], now: float) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
+        """Return the feature rows of many users as they are stored, and each one's views past their TTL.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        names = [*self._codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
-        references = [f"item_activity:{name}" for name in names]
+        return self._users.read([{c.USER: user, c.REQUEST_TIME: int(now)} for user in user_ids], now)
+
+    def item_activity(self, now: float) -> Activity:
+        """Return all items' activity as it stands in the online store; what is past its TTL is missing.
+
+        Raises:
+            OnlineStoreUnavailable: Redis did not answer.
+
+        """
         ids = self._codec.items.values
-        columns: dict[str, list[Any]] = {name: [None] for name in names}
-        try:
-            for start in range(0, len(ids), _ITEMS_PER_READ):
-                rows = [{c.ITEM: item} for item in ids[start : start + _ITEMS_PER_READ]]
-                part = self._store.get_online_features(features=references, entity_rows=rows).to_dict()
-                for name in names:
-                    columns[name] += part[name]
-        except (redis.RedisError, OSError) as error:
-            raise OnlineStoreUnavailable(str(error)) from error
+        parts = [
+            self._items.read([{c.ITEM: item} for item in ids[start : start + _ITEMS_PER_READ]], now)[0]
+            for start in range(0, len(ids), _ITEMS_PER_READ)
+        ]
+        columns = {name: [None, *(value for part in parts for value in part[name])] for name in parts[0]}
         return activity_from(columns, self._codec)
 
     def ping(self) -> bool:
@@ -103,33 +150,7 @@ class OnlineFeatures:
             return False
 
 
-_NEVER_MISSING = {c.USER, "hour_of_day", "day_of_week"}
-
-
-def recent_key(user_id: str) -> str:
-    """Return the Redis key of a user's accepted events, newest first."""
-    return f"funnel:recent:{user_id}"
-
-
-def merge_recent(columns: dict[str, list[Any]], events: Sequence[dict[str, Any]], codec: Codec) -> None:
-    """Merge a user's recent events, oldest first, into the history and seen lists of their feature row.
-
-    An item that is in the history already moves to its end, as in the offline table.
-    """
-    items, times = list(columns[c.HISTORY_ITEMS][0] or ()), list(columns[c.HISTORY_TIMES][0] or ())
-    newest = times[-1] if times else -np.inf
-    for event in events:
-        item, kind = event["item_id"], event["type"]
-        name = c.seen(kind)
-        if name in columns:
-            columns[name][0] = [*(columns[name][0] or ()), item]
-        if codec.spec.events.types[kind].positive and event["timestamp"] >= newest:
-            if item in items:
-                place = items.index(item)
-                del items[place], times[place]
-            items.append(item)
-            times.append(event["timestamp"])
-    columns[c.HISTORY_ITEMS][0], columns[c.HISTORY_TIMES][0] = items[-c.HISTORY_LENGTH :], times[-c.HISTORY_LENGTH :]
+_NEVER_MISSING = {c.USER, *OUTPUTS}
 
 
 def no_features(user_id: str, codec: Codec) -> dict[str, list[Any]]:

@@ -30,6 +30,13 @@ Degradation = Literal[
     "no_history",  # the user has no positive event yet
     "few_candidates",  # fewer than k candidates were allowed: the rest came from the whole catalogue
     "ranker_unavailable",  # the ranker failed: the order is the two towers'
+    # A view's values were past its TTL and counted as missing:
+    "stale_user_profile",
+    "stale_user_history",
+    "stale_user_recent",
+    "stale_user_activity",
+    "stale_user_affinity",
+    "stale_user_seen",
 ]
 """Every word that ``degraded`` may hold."""
 

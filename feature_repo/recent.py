@@ -1,0 +1,230 @@
+"""What a key did lately: the one definition of every streaming feature.
+
+The Spark stream, the Spark batch job, the server's overlay of events that the stream has not seen yet,
+and the recount that checks them all fold events with this code, so a feature cannot mean two things.
+
+The *facts* that a fold keeps do not depend on the order in which events arrive: the newest events by
+event time, the newest distinct positive items, and counts in panes of time. What a model sees (counts
+over sliding windows, decayed trends, the session) is computed from the facts as of the moment of a
+request, so a count shrinks as time passes without anything being written.
+
+A window slides by a sixtieth of its length, its *pane*: 10 seconds, 1 minute, 24 minutes. The count of a
+window at time ``t`` is of the pane of ``t`` and the 59 before it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from feature_repo import columns as c
+
+PANES = 60
+"""Panes in a window."""
+
+PANE_S = {"10m": 10, "1h": 60, "24h": 1_440}
+"""Length of a pane of each window, seconds."""
+
+HALF_LIFE_PANES = 15
+"""The age at which an event counts half in the trend of a window: a quarter of the window."""
+
+SESSION_GAP_S = 1_800
+"""A pause of more than half an hour ends a session (the convention of web analytics)."""
+
+MICROS = 1_000_000
+
+
+class Happened(NamedTuple):
+    """One event of a key: event time in microseconds, id, item, and type by its place in the spec."""
+
+    micros: int
+    event_id: str
+    item: str
+    kind: int
+
+
+Panes = dict[int, list[int]]
+"""Counts by type in each pane, by the pane's number since the epoch."""
+
+
+@dataclass
+class Counts:
+    """Events of a user or item in the panes of each window, and the log position up to which they are counted."""
+
+    panes: list[Panes] = field(default_factory=lambda: [{} for _ in PANE_S])
+    position: str = "0-0"
+
+    def add(self, micros: int, kind: int, kinds: int) -> None:
+        """Count an event; ``kinds`` is the number of event types."""
+        second = micros // MICROS
+        for panes, length in zip(self.panes, PANE_S.values(), strict=True):
+            pane = second // length
+            if pane in panes:
+                panes[pane][kind] += 1
+            elif pane > max(panes, default=pane) - PANES:
+                panes[pane] = [int(place == kind) for place in range(kinds)]
+                # Panes that no window can reach any more go at once, so that what is kept depends on no order.
+                for old in [old for old in panes if old <= pane - PANES]:
+                    del panes[old]
+
+
+@dataclass
+class UserFacts(Counts):
+    """What is kept of a user: the newest events, and the newest positive event of each item."""
+
+    events: list[Happened] = field(default_factory=list)
+    history: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def fold(self, events: Iterable[Happened], positive: Sequence[bool]) -> None:
+        """Take events in, in any order; ``positive[kind]`` says whether a type enters the history."""
+        new = list(events)
+        for event in new:
+            self.add(event.micros, event.kind, len(positive))
+            if positive[event.kind]:
+                latest = (event.micros, event.event_id)
+                if latest > self.history.get(event.item, (-1, "")):
+                    self.history[event.item] = latest
+        self.events = sorted([*self.events, *new])[-c.HISTORY_LENGTH :]
+        if len(self.history) > c.HISTORY_LENGTH:
+            newest = sorted(self.history, key=self.history.__getitem__)[-c.HISTORY_LENGTH :]
+            self.history = {item: self.history[item] for item in newest}
+
+
+def position_key(position: str | None) -> tuple[int, int]:
+    """Return a log position (``milliseconds-number``) in a form that sorts; None sorts first."""
+    if not position:
+        return 0, 0
+    milliseconds, _, number = position.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+def event_micros(timestamp: float, position: str) -> int:
+    """Return an event's time in microseconds: never later than its arrival, which its log position tells.
+
+    Senders' clocks run ahead; what has arrived has happened.
+    """
+    return min(round(timestamp * MICROS), position_key(position)[0] * 1_000 + 999)
+
+
+def user_row(facts: UserFacts, types: Sequence[str], category: Callable[[str], str]) -> dict[str, Any]:
+    """Return a user's features as Feast keeps them, of ``user_history`` and ``user_recent``.
+
+    Args:
+        facts: the user's.
+        types: the event types in the spec's order.
+        category: the main category of an item, "" if it has none.
+
+    """
+    history = sorted(facts.history.items(), key=lambda pair: pair[1])
+    return {
+        c.HISTORY_ITEMS: [item for item, _ in history],
+        c.HISTORY_TIMES: [micros // MICROS for _, (micros, _) in history],
+        c.RECENT_ITEMS: [event.item for event in facts.events],
+        c.RECENT_TYPES: [types[event.kind] for event in facts.events],
+        c.RECENT_TIMES: [event.micros // MICROS for event in facts.events],
+        c.RECENT_CATEGORIES: [category(event.item) for event in facts.events],
+        **count_row(facts),
+    }
+
+
+def count_row(facts: Counts) -> dict[str, Any]:
+    """Return the pane columns (flat: pane, then its counts by type) and the position of a key."""
+    panes = zip(PANE_S, facts.panes, strict=True)
+    row: dict[str, Any] = {
+        c.panes(window): [number for pane in sorted(counts) for number in (pane, *counts[pane])]
+        for window, counts in panes
+    }
+    return {**row, c.POSITION: facts.position}
+
+
+def panes_of(row: dict[str, Any], kinds: int) -> list[Panes]:
+    """Return the panes of a feature row; a missing value is no pane."""
+    width = kinds + 1
+    found = []
+    for window in PANE_S:
+        flat = row.get(c.panes(window))
+        flat = [] if flat is None else list(flat)
+        found.append({flat[n]: flat[n + 1 : n + width] for n in range(0, len(flat), width)})
+    return found
+
+
+def counts_at(time: float, panes: Sequence[Panes], kinds: int) -> list[list[int]]:
+    """Return the counts of each window at a moment (epoch seconds), by type."""
+    counts = []
+    for window, length in zip(panes, PANE_S.values(), strict=True):
+        last = int(time // length)
+        inside = [window[pane] for pane in window if last - PANES < pane <= last]
+        counts.append([sum(pane[kind] for pane in inside) for kind in range(kinds)])
+    return counts
+
+
+def trends_at(time: float, panes: Sequence[Panes]) -> list[float]:
+    """Return the decayed number of events in each window at a moment (epoch seconds)."""
+    trends = []
+    for window, length in zip(panes, PANE_S.values(), strict=True):
+        last = int(time // length)
+        ages = ((last - pane, sum(window[pane])) for pane in sorted(window) if last - PANES < pane <= last)
+        trends.append(float(sum(count * 0.5 ** (age / HALF_LIFE_PANES) for age, count in ages)))
+    return trends
+
+
+def session_at(time: float, times: Sequence[int], categories: Sequence[str]) -> tuple[int, int, list[str]]:
+    """Return a session's events, its seconds from first to last event, and its categories, latest last.
+
+    Args:
+        time: the moment, epoch seconds; a session that ended before is of no event.
+        times: the newest events' times, ascending, epoch seconds; a session is counted among these.
+        categories: their items' main categories.
+
+    """
+    start, previous = len(times), time
+    while start > 0 and previous - times[start - 1] <= SESSION_GAP_S:
+        start -= 1
+        previous = times[start]
+    if start == len(times):
+        return 0, 0, []
+    names = dict.fromkeys(name for name in reversed(categories[start:]) if name)
+    return len(times) - start, int(times[-1] - times[start]), list(names)[::-1]
+
+
+def dump(facts: Counts) -> bytes:
+    """Return facts as JSON, as the stream keeps them in its state."""
+    value: dict[str, Any] = {"position": facts.position, "panes": [list(p.items()) for p in facts.panes]}
+    if isinstance(facts, UserFacts):
+        value["events"] = facts.events
+        value["history"] = [(item, *latest) for item, latest in facts.history.items()]
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def load(data: bytes | str) -> UserFacts:
+    """Restore what ``dump`` gave."""
+    value = json.loads(data)
+    return UserFacts(
+        [dict(panes) for panes in value["panes"]],
+        value["position"],
+        [Happened(*event) for event in value.get("events", ())],
+        {item: (micros, event_id) for item, micros, event_id in value.get("history", ())},
+    )
+
+
+def user_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:
+    """Return the sliding counts by type and the session at a moment (epoch seconds) of a ``user_recent`` row."""
+    times, categories = row.get(c.RECENT_TIMES), row.get(c.RECENT_CATEGORIES)
+    session = session_at(time, () if times is None else times, () if categories is None else categories)
+    names = (c.SESSION_EVENTS, c.SESSION_SECONDS, c.SESSION_CATEGORIES)
+    panes = panes_of(row, len(types))
+    return {**_counts_by_name(time, panes, types), **dict(zip(names, session, strict=True))}
+
+
+def item_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:
+    """Return the sliding counts by type and decayed trends at a moment (epoch seconds) of an ``item_recent`` row."""
+    panes = panes_of(row, len(types))
+    trends = zip(map(c.trend, PANE_S), trends_at(time, panes), strict=True)
+    return {**_counts_by_name(time, panes, types), **dict(trends)}
+
+
+def _counts_by_name(time: float, panes: Sequence[Panes], types: Sequence[str]) -> dict[str, int]:
+    counts = zip(PANE_S, counts_at(time, panes, len(types)), strict=True)
+    return {c.count(kind, window): n for window, of_kind in counts for kind, n in zip(types, of_kind, strict=True)}

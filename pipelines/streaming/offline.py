@@ -1,0 +1,149 @@
+"""What the stream wrote, appended to the offline tables: a small file a batch, merged as they become many.
+
+A file is named by the batches that it holds, so a batch that is run again replaces its own file, and a
+merge that was killed leaves nothing that a later look cannot tell: a file whose batches lie within
+another's is removed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo import columns as c
+from feature_repo.recent import position_key
+from feature_repo.workspace import TEMPORARY, Workspace
+from pipelines.recent import ITEM_COLUMNS, USER_COLUMNS
+
+MERGE = 200
+"""So many files of neighbouring batches become one."""
+
+_STAMP = (c.EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"))
+SCHEMAS = {
+    "user_history": pa.schema(
+        [
+            (c.USER, pa.string()),
+            _STAMP,
+            (c.HISTORY_ITEMS, pa.list_(pa.string())),
+            (c.HISTORY_TIMES, pa.list_(pa.int64())),
+        ]
+    ),
+    "user_recent": pa.schema([(c.USER, pa.string()), _STAMP, *USER_COLUMNS]),
+    "item_recent": pa.schema([(c.ITEM, pa.string()), _STAMP, *ITEM_COLUMNS]),
+}
+"""Offline tables that the stream appends to."""
+
+EVENT_SCHEMA = pa.schema(
+    [
+        ("position", pa.string()),
+        (c.EVENT_ID, pa.string()),
+        (c.USER, pa.string()),
+        (c.ITEM, pa.string()),
+        (c.TYPE, pa.string()),
+        (c.TIMESTAMP, pa.timestamp("us", tz="UTC")),
+        (c.VALUE, pa.float64()),
+        ("request_id", pa.string()),
+        ("accepted_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+"""The archive of accepted events."""
+
+_NAME = re.compile(r"stream-(\d+)-(\d+)-(\d+)\.parquet")
+
+
+class Part(NamedTuple):
+    """A file of the stream: the generation of its checkpoint, and its first and last batch."""
+
+    generation: int
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        """The file's name; names sort in the order of time."""
+        return f"stream-{self.generation:06d}-{self.first:012d}-{self.last:012d}.parquet"
+
+
+def archive(workspace: Workspace) -> Path:
+    """Return the folder of all events that the stream has taken from the log."""
+    return workspace.root / "stream" / "events"
+
+
+def arrival(position: str) -> datetime:
+    """Return when a log entry was accepted; entries of one millisecond differ in their microseconds."""
+    milliseconds, number = position_key(position)
+    micros = milliseconds * 1_000 + min(number, 999)
+    return datetime.fromtimestamp(micros // 1_000_000, UTC).replace(microsecond=micros % 1_000_000)
+
+
+def write_part(folder: Path, part: Part, rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema) -> None:
+    """Write one file in one step; no rows, no file."""
+    if not len(rows):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
+    temporary = folder / f".{part.name}{TEMPORARY}"
+    # No sync: after a crash of the machine the batch, whose checkpoint was not synced either, is in the log still.
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, folder / part.name)
+
+
+def parts(folder: Path) -> list[Part]:
+    """Return the files of a folder in the order of batches, those within another's batches removed."""
+    kept: list[Part] = []
+    found = [Part(*map(int, match.groups())) for path in folder.glob("stream-*") if (match := _NAME.match(path.name))]
+    for part in sorted(found, key=lambda part: (part.generation, part.first, -part.last)):
+        if kept and kept[-1].generation == part.generation and part.last <= kept[-1].last:
+            (folder / part.name).unlink(missing_ok=True)
+        else:
+            kept.append(part)
+    return kept
+
+
+def merge(folder: Path, schema: pa.Schema, below: int, generation: int) -> int:
+    """Merge runs of ``MERGE`` files of batches before ``below``, and return how many files became one.
+
+    Files that were merged before are merged again with their like, so that their number stays small.
+    """
+    merged = 0
+    found = [part for part in parts(folder) if part.generation < generation or part.last < below]
+    for width in (1, MERGE, MERGE * MERGE):
+        # A batch without rows has no file, so a run is of neighbours, not of consecutive numbers.
+        run = [part for part in found if part.last - part.first < width and (width == 1 or part.last > part.first)]
+        run = [part for part in run if part.generation == run[0].generation]
+        while len(run) >= MERGE:
+            some, run = run[:MERGE], run[MERGE:]
+            table = pa.concat_tables([pq.read_table(folder / part.name, schema=schema) for part in some])
+            write_part(folder, Part(some[0].generation, some[0].first, some[-1].last), table, schema)
+            for part in some:
+                (folder / part.name).unlink()
+            merged += len(some)
+    return merged
+
+
+@contextmanager
+def tables_lock(workspace: Workspace, exclusive: bool) -> Iterator[None]:
+    """Hold the lock of the offline tables: shared to append, exclusive to put new tables in their place."""
+    path = workspace.root / "features" / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
+
+
+def carry_over(old: Path, new: Path) -> None:
+    """Link what the stream appended to the old tables into new ones."""
+    for table in SCHEMAS:
+        for path in (old / table).glob("stream-*.parquet"):
+            (new / table).mkdir(parents=True, exist_ok=True)
+            if not (new / table / path.name).exists():
+                os.link(path, new / table / path.name)

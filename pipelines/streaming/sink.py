@@ -1,0 +1,179 @@
+"""What a batch changes: rows to the online store first, then the same rows and the events to the offline tables.
+
+Everything written is absolute and named by its batch, so that a batch that is run again overwrites.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from feast import FeatureStore
+from pyspark.sql import DataFrame
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.online_store import encode_row, row_fields, row_key
+from feature_repo.recent import count_row, load, user_row
+from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
+from feature_repo.workspace import Workspace
+from pipelines.streaming.lease import Lease
+from pipelines.streaming.offline import (
+    EVENT_SCHEMA,
+    MERGE,
+    SCHEMAS,
+    Part,
+    archive,
+    arrival,
+    merge,
+    tables_lock,
+    write_part,
+)
+
+DEAD_LETTERS = "funnel:events:dead"
+"""Redis Stream of entries that could not be read, each with its reason and its place in the log."""
+
+STATUS = "funnel:stream:status"
+_ROWS_A_TRANSACTION = 500
+_DEAD_LETTERS_KEPT = 100_000
+
+# A batch that is run again must not say twice what it has said: entries are numbered by their place in the log.
+_DEAD = """
+local last = redis.call('GET', KEYS[2]) or ''
+if ARGV[1] <= last then return 0 end
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', 'position', ARGV[2], 'reason', ARGV[3], 'entry', ARGV[4])
+redis.call('SET', KEYS[2], ARGV[1])
+return 1
+"""
+
+Row = dict[str, Any]
+
+
+class Sink:
+    """Writes the batches of one run of the job."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        spec: DatasetSpec,
+        store: FeatureStore,
+        client: redis.Redis,
+        lease: Lease,
+        generation: int,
+        categories: dict[str, str],
+    ) -> None:
+        self._workspace, self._types, self._config = workspace, spec.event_types, store.config
+        self._redis, self._lease, self._generation = client, lease, generation
+        self._category: Callable[[str], str] = lambda item: categories.get(item, "")
+        self._merger: threading.Thread | None = None
+        self.watermark_micros = 0
+
+    def __call__(self, changes: DataFrame, batch: int) -> None:
+        """Write one batch: called by Spark, again after a crash."""
+        started = time.time()
+        self.write(changes.toArrow().to_pylist(), batch, started)
+
+    def write(self, changes: list[Row], batch: int, started: float) -> None:
+        """Write the changes of a batch, in the order in which they matter to a reader."""
+        users = [self._user(row) for row in changes if row["what"] == "user"]
+        items = [self._item(row) for row in changes if row["what"] == "item"]
+        events = [row for row in changes if row["what"] == "event"]
+        self.write_online(users, items)
+        visible = time.time()
+        self.write_offline(users, items, events, batch)
+        poison = [row for row in changes if row["what"] == "poison"]
+        self.write_dead_letters(poison)
+        self._write_status(batch, events, len(poison), started, visible)
+        if batch % MERGE == MERGE - 1:
+            self._start_merge(batch)
+
+    def _user(self, change: Row) -> Row:
+        facts = load(change["payload"])
+        row = user_row(facts, self._types, self._category)
+        return {c.USER: change["key"], c.EVENT_TIMESTAMP: arrival(facts.position), **row}
+
+    def _item(self, change: Row) -> Row:
+        facts = load(change["payload"])
+        return {c.ITEM: change["key"], c.EVENT_TIMESTAMP: arrival(facts.position), **count_row(facts)}
+
+    def write_online(self, users: list[Row], items: list[Row]) -> None:
+        """Write feature rows in Feast's layout; both views of a user change in one step."""
+        hashes = []
+        for row in users:
+            fields = row_fields("user_history", encode_row(HISTORY_SCHEMA, row), row[c.EVENT_TIMESTAMP])
+            fields |= row_fields("user_recent", encode_row(USER_RECENT_SCHEMA, row), row[c.EVENT_TIMESTAMP])
+            hashes.append((row_key(self._config, c.USER, row[c.USER]), fields))
+        for row in items:
+            fields = row_fields("item_recent", encode_row(ITEM_RECENT_SCHEMA, row), row[c.EVENT_TIMESTAMP])
+            hashes.append((row_key(self._config, c.ITEM, row[c.ITEM]), fields))
+        for start in range(0, len(hashes), _ROWS_A_TRANSACTION):
+            self._lease.write(hashes[start : start + _ROWS_A_TRANSACTION])
+
+    def write_offline(self, users: list[Row], items: list[Row], events: list[Row], batch: int) -> None:
+        """Append the same rows to the offline tables, and the events to their archive."""
+        part = Part(self._generation, batch, batch)
+        with tables_lock(self._workspace, exclusive=False):
+            folder = self._workspace.features.resolve()
+            for table, rows in (("user_history", users), ("user_recent", users), ("item_recent", items)):
+                write_part(folder / table, part, rows, SCHEMAS[table])
+        write_part(archive(self._workspace), part, [_event(row) for row in events], EVENT_SCHEMA)
+
+    def write_dead_letters(self, poison: list[Row]) -> None:
+        """Put entries that could not be read aside, with the reason, each once."""
+        for row in sorted(poison, key=lambda row: arrival(row["position"])):
+            reason, _, entry = row["payload"].partition("\n")
+            order = "{:020d}-{:010d}".format(*map(int, row["position"].split("-")))
+            arguments = (order, row["position"], reason, entry, _DEAD_LETTERS_KEPT)
+            self._redis.eval(_DEAD, 2, DEAD_LETTERS, f"{DEAD_LETTERS}:last", *arguments)
+
+    def _write_status(self, batch: int, events: list[Row], poison: int, started: float, visible: float) -> None:
+        """Add a batch to the totals; one that was counted before is not counted again."""
+        raw: bytes | None = self._redis.get(STATUS)  # type: ignore[assignment]
+        status: dict[str, Any] = json.loads(raw) if raw else {"events": 0, "late": 0, "poison": 0}
+        mark = [self._generation, batch]
+        if status.get("batch", [-1, -1]) < mark:
+            status["events"] += len(events)
+            status["late"] += sum(row["micros"] < self.watermark_micros for row in events)
+            status["poison"] += poison
+        if events:
+            newest = max(arrival(row["position"]) for row in events)
+            status |= {"position": max((row["position"] for row in events), key=_order)}
+            status["lag_ms"] = round(visible * 1_000 - newest.timestamp() * 1_000)
+            status["event_time"] = max(row["micros"] for row in events) / 1e6
+        status |= {
+            "batch": mark,
+            "batch_events": len(events),
+            "batch_s": round(time.time() - started, 3),
+            "at": time.time(),
+            "watermark": self.watermark_micros / 1e6,
+        }
+        self._redis.set(STATUS, json.dumps(status))
+
+    def _start_merge(self, below: int) -> None:
+        """Merge small files beside the next batches; a merge that still runs is waited for by nobody."""
+        if self._merger and self._merger.is_alive():
+            return
+        self._merger = threading.Thread(target=self.merge, args=(below,), daemon=True, name="merge")
+        self._merger.start()
+
+    def merge(self, below: int) -> None:
+        """Merge the small files of batches before ``below``."""
+        with tables_lock(self._workspace, exclusive=False):
+            folder = self._workspace.features.resolve()
+            for table, schema in SCHEMAS.items():
+                merge(folder / table, schema, below, self._generation)
+        merge(archive(self._workspace), EVENT_SCHEMA, below, self._generation)
+
+
+def _event(row: Row) -> Row:
+    event = json.loads(row["payload"])
+    fields = {name: event.get(name) for name in (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.VALUE, "request_id")}
+    return {**fields, "position": row["position"], c.TIMESTAMP: row["micros"], "accepted_at": arrival(row["position"])}
+
+
+def _order(position: str) -> tuple[int, ...]:
+    return tuple(map(int, position.split("-")))

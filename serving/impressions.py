@@ -1,0 +1,221 @@
+"""What was served, as the ranker saw it: one Parquet row a response, written beside the requests, not in their way.
+
+The queue is bounded, so that a disk that stands still costs impressions and neither memory nor a request.
+A killed process loses what it has not written yet: at most two seconds of impressions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import Empty, Full, Queue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from prometheus_client import Counter
+
+from feature_repo.encoding import Codes, Floats
+from feature_repo.workspace import write_atomically
+
+QUEUE = 10_000
+ROWS_PER_FILE = 2_000
+FLUSH_S = 2.0
+_CLOSE_S = 10.0
+
+IMPRESSION_SCHEMA = pa.schema(
+    [
+        ("request_id", pa.string()),
+        ("user_id", pa.string()),
+        ("time", pa.float64()),
+        ("release", pa.string()),
+        ("k", pa.int32()),
+        ("degraded", pa.list_(pa.string())),
+        ("position", pa.string()),
+        ("items_as_of", pa.string()),
+        ("item_ids", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("sources", pa.list_(pa.list_(pa.string()))),
+        ("propensities", pa.list_(pa.float32())),
+        ("numeric", pa.list_(pa.list_(pa.float32()))),
+        ("categorical", pa.list_(pa.list_(pa.int32()))),
+    ]
+)
+"""One row is one request; an item's place in the lists is its position, 0 the best."""
+
+_log = logging.getLogger(__name__)
+_files = itertools.count()
+
+
+@dataclass(frozen=True)
+class Impression:
+    """One response: ``n`` items, of which the ranker scored the first ``m``; the others were backfilled.
+
+    Attributes:
+        request_id: what the response was named; events may refer to it.
+        user_id: who asked.
+        time: epoch seconds, the moment that the features were computed for.
+        release: id of the release that answered.
+        k: how many items were asked for.
+        degraded: the response's losses of quality.
+        item_ids: ``n`` ids, best first.
+        scores: float32 ``[n]``.
+        sources: ``n`` lists of the sources that proposed an item.
+        numeric: float32 ``[m, F]``, the ranker's input of the first ``m`` items; NaN: missing.
+        categorical: int32 ``[m, C]``, likewise.
+        propensities: float32 ``[n]``, the chance with which each item took its place; None means 1.0
+            for all, as the list is chosen deterministically (exploration would say otherwise here).
+        position: the newest entry of the event log that was known of the user, if any.
+        items_as_of: the moment up to which item counts were known, if any.
+
+    """
+
+    request_id: str
+    user_id: str
+    time: float
+    release: str
+    k: int
+    degraded: list[str]
+    item_ids: list[str]
+    scores: Floats
+    sources: list[list[str]]
+    numeric: Floats
+    categorical: Codes
+    propensities: Floats | None = None
+    position: str | None = None
+    items_as_of: str | None = None
+
+
+class ImpressionLog:
+    """Takes impressions from requests and writes them to files, a few seconds later, on a thread of its own."""
+
+    def __init__(self, folder: Path, counter: Counter, queued: int = QUEUE) -> None:
+        """Start the writer.
+
+        Args:
+            folder: where files go; made when the first one is written.
+            counter: counts impressions by ``outcome``: logged, dropped (the queue was full, or the log
+                closed) or failed (the file could not be written).
+            queued: how many impressions may wait.
+
+        """
+        self._folder = folder
+        self._logged, self._dropped, self._failed = (counter.labels(o) for o in ("logged", "dropped", "failed"))
+        self._queue: Queue[Impression | None] = Queue(queued)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
+        self._thread.start()
+
+    def offer(self, impression: Impression) -> None:
+        """Hand over an impression; never waits and never raises. Its arrays must not be changed afterwards."""
+        if self._closing.is_set():
+            self._dropped.inc()
+            return
+        try:
+            self._queue.put_nowait(impression)
+        except Full:
+            self._dropped.inc()
+
+    def close(self, timeout_s: float = _CLOSE_S) -> None:
+        """Write what waits and stop the writer; a disk that stands still is waited for no longer than ``timeout_s``."""
+        if not self._closing.is_set():
+            self._closing.set()
+            try:
+                self._queue.put(None, timeout=timeout_s)
+            except Full:
+                _log.warning("impressions: the writer stands still; what waits is lost")
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        closed = False
+        while not closed:
+            batch, closed = self._take()
+            if batch:
+                self._write(batch)
+        self._dropped.inc(self._queue.qsize())  # offered in the very moment of closing
+
+    def _take(self) -> tuple[list[Impression], bool]:
+        """Wait for a file's worth of impressions; the flag says that no more will come."""
+        first = self._queue.get()
+        if first is None:
+            return [], True
+        batch, end = [first], time.monotonic() + FLUSH_S
+        while len(batch) < ROWS_PER_FILE:
+            try:
+                impression = self._queue.get(timeout=max(0.0, end - time.monotonic()))
+            except Empty:
+                break
+            if impression is None:
+                return batch, True
+            batch.append(impression)
+        return batch, False
+
+    def _write(self, batch: Sequence[Impression]) -> None:
+        try:
+            sink = pa.BufferOutputStream()
+            pq.write_table(to_table(batch), sink, compression="zstd")
+            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+            name = f"{stamp}-{os.getpid()}-{next(_files):06d}.parquet"
+            write_atomically(self._folder / name, sink.getvalue().to_pybytes())
+        except Exception as error:  # noqa: BLE001 - a full disk today must not cost the impressions of tomorrow
+            self._failed.inc(len(batch))
+            _log.warning("%d impressions were not written: %s", len(batch), error)
+        else:
+            self._logged.inc(len(batch))
+
+
+def to_table(batch: Sequence[Impression]) -> pa.Table:
+    """Return impressions as rows of ``IMPRESSION_SCHEMA``.
+
+    Raises:
+        ValueError: the parts of an impression disagree on the number of items.
+
+    """
+    if not all(len(one.item_ids) == len(one.scores) == len(one.sources) for one in batch):
+        raise ValueError("items, scores and sources of an impression differ in number")
+    shown = np.array([len(one.item_ids) for one in batch], dtype=np.int32)
+    ranked = np.array([len(one.numeric) for one in batch], dtype=np.int32)
+    plain = ("request_id", "user_id", "time", "release", "k", "degraded", "position", "items_as_of")
+    columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in (*plain, "item_ids", "sources")}
+    chances = [np.ones(n, np.float32) if one.propensities is None else one.propensities
+               for one, n in zip(batch, shown, strict=True)]  # fmt: skip
+    columns["scores"] = _lists(shown, np.concatenate([one.scores for one in batch]).astype(np.float32))
+    columns["propensities"] = _lists(shown, np.concatenate(chances).astype(np.float32))
+    columns["numeric"] = _vectors(shown, ranked, np.concatenate([one.numeric for one in batch]))
+    columns["categorical"] = _vectors(shown, ranked, np.concatenate([one.categorical for one in batch]))
+    return pa.table({field.name: columns[field.name] for field in IMPRESSION_SCHEMA}, schema=IMPRESSION_SCHEMA)
+
+
+def _lists(lengths: npt.NDArray[np.int32], values: Any) -> pa.Array:
+    """Return ``values`` cut into lists of such lengths."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, values if isinstance(values, pa.Array) else pa.array(values))
+
+
+def _vectors(shown: npt.NDArray[np.int32], ranked: npt.NDArray[np.int32], rows: npt.NDArray[Any]) -> pa.Array:
+    """Return lists of vectors: the first ``ranked`` of each ``shown`` items have one, the others an empty one."""
+    place = np.arange(shown.sum()) - np.repeat(np.cumsum(shown) - shown, shown)
+    widths = np.where(place < np.repeat(ranked, shown), rows.shape[1], 0)
+    return _lists(shown, _lists(widths, np.ascontiguousarray(rows).ravel()))
+
+
+def read_impressions(folder: Path, columns: list[str] | None = None) -> pa.Table:
+    """Return all impressions of a folder in order of time, by default every column of ``IMPRESSION_SCHEMA``.
+
+    Files that are still being written are not seen; a folder that is absent or empty gives an empty table.
+    """
+    files = sorted(str(path) for path in folder.glob("[!.]*.parquet"))
+    if not files:
+        return IMPRESSION_SCHEMA.empty_table().select(columns or IMPRESSION_SCHEMA.names)
+    table = ds.dataset(files, schema=IMPRESSION_SCHEMA, format="parquet").to_table(columns=columns)
+    return table.sort_by("time") if columns is None or "time" in columns else table

@@ -1,0 +1,79 @@
+"""What ``POST /v1/events`` does: each event checked by itself, the good ones appended to the log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from prometheus_client import Counter
+
+from feature_repo.dataset import DatasetSpec
+from serving.events import EventLog
+from serving.schemas import Event, EventsResponse, Rejected
+
+_OLDEST_EVENT_S = 7 * 86_400
+_CLOCK_SKEW_S = 300
+
+
+class Intake:
+    """Checks events against a data set's types and appends them to its log."""
+
+    def __init__(self, log: EventLog, spec: DatasetSpec, counter: Counter) -> None:
+        """``counter`` counts events by ``outcome``: accepted, duplicate, rejected."""
+        self._log, self._types, self._counter = log, spec.event_types, counter
+
+    def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
+        """Check events one by one and append the good ones; when it returns they are durable.
+
+        Raises:
+            OnlineStoreUnavailable: the log did not answer; repeating the call is safe.
+            LogFull: the log takes no more for now; nothing was appended.
+
+        """
+        good, rejected = [], []
+        now = time.time()
+        for index, fields in enumerate(raw):
+            try:
+                good.append(self._checked(fields, now))
+            except ValueError as error:
+                rejected.append(Rejected(index=index, reason=_reason(error)))
+        appended = self._log.append(good)
+        outcomes = {"accepted": appended.accepted, "duplicate": appended.duplicates, "rejected": len(rejected)}
+        for outcome, count in outcomes.items():
+            self._counter.labels(outcome).inc(count)
+        return EventsResponse(accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected)
+
+    def _checked(self, fields: dict[str, Any], now: float) -> dict[str, Any]:
+        event = Event.model_validate(fields)
+        if event.type not in self._types:
+            raise ValueError(f"unknown type '{event.type}'; known: {self._types}")
+        moment = _epoch(event.timestamp)
+        if not moment > now - _OLDEST_EVENT_S:
+            raise ValueError("timestamp is more than 7 days ago")
+        if moment > now + _CLOCK_SKEW_S:
+            raise ValueError("timestamp is more than 5 minutes in the future")
+        return {**event.model_dump(exclude_none=True), "timestamp": moment}
+
+
+def _epoch(moment: float | str) -> float:
+    if isinstance(moment, str):
+        try:
+            stamp = pd.Timestamp(moment)
+        except (ValueError, OverflowError):
+            raise ValueError("timestamp is neither epoch seconds nor ISO 8601") from None
+        if pd.isna(stamp):
+            raise ValueError("timestamp is neither epoch seconds nor ISO 8601")
+        return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
+    if not math.isfinite(moment):
+        raise ValueError("timestamp is not a finite number")
+    return float(moment)
+
+
+def _reason(error: ValueError) -> str:
+    errors = getattr(error, "errors", None)
+    if errors is None:
+        return str(error)
+    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'event'}: {problem['msg']}" for problem in errors())

@@ -1,0 +1,91 @@
+"""The overlay: events that were accepted but that the stream may not have folded into features yet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.recent import MICROS, Counts, count_row, event_micros, panes_of, position_key
+
+Columns = dict[str, list[Any]]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An accepted event of a user, with its place in the log."""
+
+    position: str
+    item: str
+    type: str
+    micros: int
+
+
+def parse_overlay(entries: Sequence[bytes]) -> list[Accepted]:
+    """Return a user's overlay, oldest first, from its entries as Redis keeps them, newest first."""
+    accepted = []
+    for entry in reversed(entries):
+        position, _, payload = entry.decode().partition("|")
+        event = json.loads(payload)
+        micros = event_micros(event["timestamp"], position)
+        accepted.append(Accepted(position, event["item_id"], event["type"], micros))
+    return accepted
+
+
+def merge_overlay(
+    columns: Columns, accepted: Sequence[Accepted], spec: DatasetSpec, category: Callable[[str], str]
+) -> str | None:
+    """Merge a user's overlay into the one feature row in ``columns``, and return the newest position it includes.
+
+    The history and seen lists take every event, since what they hold already changes nothing. Counts take
+    those that are newer than the row's position. An item that comes again moves to its new time's place.
+    ``category`` tells the main category of an item.
+    """
+    known = [event for event in accepted if event.type in spec.events.types]
+    _merge_history(columns, [event for event in known if spec.events.types[event.type].positive])
+    for kind in spec.event_types:
+        name = c.seen(kind)
+        met = [event.item for event in known if event.type == kind]
+        if met and name in columns:
+            columns[name][0] = [*(columns[name][0] or ()), *met]
+    position: str | None = columns[c.POSITION][0] if c.POSITION in columns else None
+    fresh = [event for event in known if position_key(event.position) > position_key(position)]
+    if not fresh:
+        return position
+    newest = max((event.position for event in fresh), key=position_key)
+    if c.POSITION in columns:
+        _merge_recent(columns, fresh, spec, newest, category)
+    return newest
+
+
+def _merge_history(columns: Columns, events: Sequence[Accepted]) -> None:
+    times = columns[c.HISTORY_TIMES][0]
+    latest = dict(zip(columns[c.HISTORY_ITEMS][0], times, strict=True)) if times is not None else {}
+    for event in sorted(events, key=lambda event: event.micros):
+        second = event.micros // MICROS
+        if second > latest.get(event.item, -1):
+            latest.pop(event.item, None)  # so that it goes behind others of its second
+            latest[event.item] = second
+    kept = sorted(latest.items(), key=lambda pair: pair[1])[-c.HISTORY_LENGTH :]
+    columns[c.HISTORY_ITEMS][0] = [item for item, _ in kept]
+    columns[c.HISTORY_TIMES][0] = [second for _, second in kept]
+
+
+def _merge_recent(
+    columns: Columns, fresh: Sequence[Accepted], spec: DatasetSpec, newest: str, category: Callable[[str], str]
+) -> None:
+    types = spec.event_types
+    counts = Counts(panes_of({name: values[0] for name, values in columns.items()}, len(types)), newest)
+    for event in fresh:
+        counts.add(event.micros, types.index(event.type), len(types))
+    for name, value in count_row(counts).items():
+        columns[name][0] = value
+    names = (c.RECENT_ITEMS, c.RECENT_TYPES, c.RECENT_TIMES, c.RECENT_CATEGORIES)
+    lists = [columns[name][0] if columns[name][0] is not None else [] for name in names]
+    rows = [*zip(*lists, strict=True), *((e.item, e.type, e.micros // MICROS, category(e.item)) for e in fresh)]
+    rows = sorted(rows, key=lambda row: row[2])[-c.HISTORY_LENGTH :]
+    for name, values in zip(names, zip(*rows, strict=True), strict=True):
+        columns[name][0] = list(values)
