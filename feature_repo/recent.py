@@ -228,3 +228,23 @@ def item_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> 
 def _counts_by_name(time: float, panes: Sequence[Panes], types: Sequence[str]) -> dict[str, int]:
     counts = zip(PANE_S, counts_at(time, panes, len(types)), strict=True)
     return {c.count(kind, window): n for window, of_kind in counts for kind, n in zip(types, of_kind, strict=True)}
+
+
+def user_sliding(inputs: dict[str, list[Any]], types: Sequence[str]) -> dict[str, list[Any]]:
+    """Return ``user_features_at`` of many rows, given and returned as columns: the on-demand view of Feast."""
+    return _by_column(user_features_at, inputs, types)
+
+
+def item_sliding(inputs: dict[str, list[Any]], types: Sequence[str]) -> dict[str, list[Any]]:
+    """Return ``item_features_at`` of many rows, given and returned as columns: the on-demand view of Feast."""
+    return _by_column(item_features_at, inputs, types)
+
+
+def _by_column(
+    features_at: Callable[[float, dict[str, Any], Sequence[str]], dict[str, Any]],
+    inputs: dict[str, list[Any]],
+    types: Sequence[str],
+) -> dict[str, list[Any]]:
+    rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
+    found = [features_at(row[c.REQUEST_TIME], row, types) for row in rows]
+    return {name: [features[name] for features in found] for name in found[0]}

@@ -226,24 +226,18 @@ def _sliding_views(
     session = [Field(name=c.SESSION_EVENTS, dtype=Int64), Field(name=c.SESSION_SECONDS, dtype=Int64)]
     session.append(Field(name=c.SESSION_CATEGORIES, dtype=Array(String)))
 
-    @on_demand_feature_view(sources=[request, users], schema=[*counts, *session], mode="python")  # type: ignore[untyped-decorator]
-    def user_sliding(inputs: dict[str, Any]) -> dict[str, Any]:
-        from feature_repo.recent import user_features_at
+    def view(name: str, recent: FeatureView, schema: list[Field]) -> OnDemandFeatureView:
+        # Feast keeps this text and runs it alone, so what the function needs to know is written into it.
+        source = (
+            f"def {name}(inputs):\n"
+            f"    from feature_repo.recent import {name} as sliding\n"
+            f"    return sliding(inputs, {types!r})\n"
+        )
+        scope: dict[str, Any] = {"__name__": "__main__"}
+        exec(source, scope)  # noqa: S102
+        return OnDemandFeatureView(
+            name=name, sources=[request, recent], schema=schema, mode="python", udf=scope[name], udf_string=source
+        )
 
-        rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
-        found = [user_features_at(row["request_time"], row, types) for row in rows]
-        return {name: [features[name] for features in found] for name in found[0]}
-
-    @on_demand_feature_view(  # type: ignore[untyped-decorator]
-        sources=[request, items],
-        schema=[*counts, *(Field(name=c.trend(window), dtype=Float64) for window in PANE_S)],
-        mode="python",
-    )
-    def item_sliding(inputs: dict[str, Any]) -> dict[str, Any]:
-        from feature_repo.recent import item_features_at
-
-        rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
-        found = [item_features_at(row["request_time"], row, types) for row in rows]
-        return {name: [features[name] for features in found] for name in found[0]}
-
-    return [user_sliding, item_sliding]
+    trends = [Field(name=c.trend(window), dtype=Float64) for window in PANE_S]
+    return [view("user_sliding", users, [*counts, *session]), view("item_sliding", items, [*counts, *trends])]

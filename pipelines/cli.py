@@ -28,7 +28,7 @@ warnings.showwarning = _show_ours  # type: ignore[assignment]  # a filter would 
 import typer  # noqa: E402
 
 from feature_repo.dataset import SpecError  # noqa: E402
-from feature_repo.workspace import MissingStage, Workspace, default_root  # noqa: E402
+from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace, default_root  # noqa: E402
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 benchmarks = typer.Typer(no_args_is_help=True, help="Measure; the last line is JSON.")
@@ -128,6 +128,9 @@ def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> Non
 def stream(
     home: Home = None,
     status: Annotated[bool, typer.Option("--status", help="Say how the job is doing, and end")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare online features with a recount of all events")
+    ] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Begin a new checkpoint from the offline tables")] = False,
     interval: Annotated[float, typer.Option(help="Seconds from batch to batch; 0: as soon as there are events")] = 0.0,
     max_entries: Annotated[int, typer.Option(help="At most so many events a batch", min=1)] = 100_000,
@@ -139,6 +142,11 @@ def stream(
         from pipelines.streaming.status import show_status
 
         show_status(_workspace(home))
+        return
+    if check:
+        from pipelines.streaming.recount import show_check
+
+        show_check(_workspace(home))
         return
     from pipelines.streaming.job import StreamConfig, run_stream
 
@@ -184,6 +192,25 @@ def point_in_time(
     from pipelines.display import result
 
     result(json.dumps(run(rows, spark)))
+
+
+@benchmarks.command("streaming")
+def streaming(
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of its own world [default: work/benchmark-streaming]")
+    ] = None,
+    rate: Annotated[int, typer.Option(help="Events a second at which lag is measured", min=20)] = 200,
+    seconds: Annotated[float, typer.Option(help="For so long", min=5)] = 60.0,
+    heavy_rate: Annotated[int, typer.Option(help="Events a second that the job must keep up with", min=100)] = 10_000,
+    heavy_seconds: Annotated[float, typer.Option(help="For so long", min=5)] = 60.0,
+) -> None:
+    """Lag, throughput and losses of the streaming job, with the real API, Redis and Spark."""
+    from benchmarks.streaming import run
+    from pipelines.display import result
+
+    _use_all_cores()
+    root = (home or PROJECT_ROOT / "work" / "benchmark-streaming").resolve()
+    result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds)))
 
 
 def main() -> None:
