@@ -10,12 +10,15 @@ READY := .venv/.ready-$(EXTRA)
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-faults lint clean
 demo: $(READY)
 	$(BIN)/funnel demo --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --port $(PORT) $(if $(filter no,$(SERVE)),--no-serve)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-faults: $(READY)
+	$(BIN)/python -m pytest -m faults
 
 lint: $(READY)
 	$(BIN)/ruff check .

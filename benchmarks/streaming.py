@@ -132,7 +132,7 @@ def steady(api: httpx.Client, store: FeatureStore, rate: int, seconds: float) ->
     start = time.time()
     for tick in range(int(seconds * 20)):
         time.sleep(max(0.0, start + tick / 20 - time.time()))
-        probe = f"probe-{tick}"
+        probe = f"probe-{start:.0f}-{tick}"
         users = [f"b{rng.randrange(USERS)}" for _ in range(rate // 20 - 1)]
         events = [event(number + place, user, rng) for place, user in enumerate([*users, probe])]
         number += len(events)
@@ -151,7 +151,7 @@ def own_writes(api: httpx.Client, count: int = 100) -> dict[str, float]:
     times, missed = [], 0
     rng = random.Random(2)
     for number in range(count):
-        click = event(number, f"own-{number}", rng)
+        click = event(number, f"own-{time.time():.0f}-{number}", rng)
         start = time.perf_counter()
         api.post("/v1/events", json={"events": [click]})
         features = api.get(f"/v1/users/{click['user_id']}/features").json()["features"]
@@ -208,8 +208,9 @@ def sustained(workspace: Workspace, store: FeatureStore, rate: int, seconds: flo
     feeder.start()
     while feeder.is_alive():
         time.sleep(0.5)
-        log.append([event(number, f"heavy-{number}", rng)])
-        probes.sent(f"heavy-{number}")
+        user = f"heavy-{start:.0f}-{number}"  # a user of whom no earlier run left anything
+        log.append([event(number, user, rng)])
+        probes.sent(user)
         number += 1
     fed_s = time.time() - start
     lags = probes.finish(120)
@@ -246,9 +247,11 @@ def _feed(root: Path, rate: int, seconds: float) -> None:
 def run(root: Path, rate: int, seconds: float, heavy_rate: int, heavy_seconds: float) -> dict[str, Any]:
     """Measure in a world below ``root`` and return the figures."""
     workspace = build_world(root)
-    shutil.rmtree(root / "stream", ignore_errors=True)
     client, store = redis_client(workspace), feature_store(workspace)
-    client.flushall()
+    client.flushall()  # an earlier run's events, with its checkpoint and the rows that it appended
+    shutil.rmtree(root / "stream", ignore_errors=True)
+    for rows in root.glob("features/current/*/stream-*.parquet"):
+        rows.unlink()
     stages.run_materialize(workspace)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LOG = "funnel:events"
 """Redis Stream of accepted events."""
@@ -31,6 +33,11 @@ class KafkaAddress:
 def recent_key(user_id: str) -> str:
     """Return the Redis key of a user's overlay: accepted events, newest first."""
     return f"funnel:recent:{user_id}"
+
+
+def encode(event: Any) -> str:
+    """Return an event as every log keeps it: JSON without spaces."""
+    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
 
 
 def log_address() -> KafkaAddress | Path | None:

@@ -154,6 +154,29 @@ def stream(
 
 
 @app.command()
+def replay(
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    url: Annotated[str, typer.Option(help="Where the API is")] = "http://127.0.0.1:8000",
+    speed: Annotated[float, typer.Option(help="Seconds of the data in a second; 0: as many as can be", min=0)] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many events [default: all]", min=1)] = None,
+    run: Annotated[str | None, typer.Option(help="Name in the event ids [default: the time]")] = None,
+    batch: Annotated[int, typer.Option(help="At most so many events a request", min=1, max=1_000)] = 100,
+) -> None:
+    """Send a data set's events to the API at the pace at which they happened; the last line is JSON.
+
+    Stopped, it is taken up with the same --run: events that were sent are answered as duplicates for a day.
+    """
+    import time
+
+    from pipelines.display import result
+    from pipelines.replay import ReplayConfig, run_replay
+
+    name = run or time.strftime("replay-%Y%m%dT%H%M%SZ", time.gmtime())
+    result(json.dumps(run_replay(data, data_dir, ReplayConfig(url, name, speed, batch), limit)))
+
+
+@app.command()
 def batch(
     out: Annotated[Path, typer.Option(help="Parquet file to write")],
     home: Home = None,

@@ -32,6 +32,7 @@ from feature_repo.workspace import (
 )
 from pipelines.parsing import QUARANTINE_COLUMNS, parse_entities, parse_events, wanted_entities, wanted_events
 from pipelines.readers import check_header, find_files, read_file
+from pipelines.streaming.offline import read_archive
 from pipelines.tables import EVENT_SCHEMA, write_entities, write_events, write_quarantine
 
 __all__ = ["EVENT_SCHEMA", "IngestReport", "event_files", "ingest", "read_events"]
@@ -95,7 +96,8 @@ def ingest(
     report = IngestReport(files=len(new))
     entities = _read_entities(spec, folder, report)
     latest = now + _CLOCK_SKEW - pd.Timedelta(seconds=manifest["shift_s"] or 0)
-    known = _known_event_ids(workspace, manifest) if new else set()
+    streamed = read_archive(workspace, manifest.get("log_position", "0-0"))
+    known = _known_event_ids(workspace, manifest) if new or len(streamed) else set()
     events, bad = _read_events(spec, folder, list(new.values()), latest, known, report, progress)
     if not manifest["batches"] and not len(events):
         raise SpecError(f"no usable event in {[path.name for path in files]}: {dict(report.quarantined)}")
@@ -108,12 +110,33 @@ def ingest(
         write_quarantine(workspace.ingest, batch, bad)
         manifest["batches"].append({"id": batch, "rows": len(events), "files": written})
         manifest["files"] |= {digest: _name(path, folder) for digest, path in new.items()}
+    if len(streamed):
+        _add_streamed(workspace, spec, streamed, manifest, known | set(events.get(c.EVENT_ID, ())), report)
     for kind, (rows, rejected) in entities.items():
         write_entities(workspace.ingest, spec, kind, rows, manifest["shift_s"])
         write_quarantine(workspace.ingest, kind, rejected)
     tables = {kind: fingerprint(rows.astype(str).to_csv()) for kind, (rows, _) in entities.items()}
     _finish(workspace, spec, manifest, tables, report)
     return report
+
+
+def _add_streamed(
+    workspace: Workspace,
+    spec: DatasetSpec,
+    streamed: pa.Table,
+    manifest: dict[str, Any],
+    known: set[str],
+    report: IngestReport,
+) -> None:
+    """Add the events that came through the log since the last ingest; their times are of the present already."""
+    events = streamed.select([name for name in EVENT_SCHEMA.names if name in streamed.column_names]).to_pandas()
+    events = events[~events[c.EVENT_ID].isin(known) & events[c.TYPE].isin(spec.event_types)]
+    position = streamed["position"][-1].as_py()
+    batch = fingerprint("log", position)
+    written = write_events(workspace.ingest, spec, events, batch, 0)
+    manifest["batches"].append({"id": batch, "rows": len(events), "files": written})
+    manifest["log_position"] = position
+    report.events += len(events)
 
 
 def event_files(workspace: Workspace) -> list[str]:
@@ -191,7 +214,8 @@ def _finish(
     workspace: Workspace, spec: DatasetSpec, manifest: dict[str, Any], tables: dict[str, str], report: IngestReport
 ) -> None:
     """Write what describes the tables, the manifest last: with it the run counts."""
-    version = fingerprint(sorted(manifest["files"]), tables, manifest["spec"], manifest["shift_s"])
+    origin = [sorted(manifest["files"]), tables, manifest["spec"], manifest["shift_s"]]
+    version = fingerprint(*origin, *([manifest["log_position"]] if "log_position" in manifest else []))
     report.total_events = sum(batch["rows"] for batch in manifest["batches"])
     report.data_version, report.shift_s = version, manifest["shift_s"]
     write_atomically(workspace.ingest / "dataset.json", spec.model_dump_json(indent=2) + "\n")

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import redis
 
-from feature_repo.event_log import COMMITTED, LOG, recent_key
+from feature_repo.event_log import COMMITTED, LOG, encode, log_address, recent_key
 from feature_repo.store import redis_client
 from feature_repo.workspace import Workspace
 from serving.online import OnlineStoreUnavailable
 
 DEFAULT_MAX_EVENTS = 1_000_000
-_RECENT_S = 7 * 86_400
-_RECENT_EVENTS = 500
-_ID_SHARDS = 16_384  # so that a shard of a few million ids a day is still one of Redis's compact sets of integers
+RECENT_S = 7 * 86_400
+RECENT_EVENTS = 500
+ID_SHARDS = 16_384  # so that a shard of a few million ids a day is still one of Redis's compact sets of integers
 
 # One script, so that a batch is in the log, in the overlay and known as seen, or in none of them.
 # Ids are kept by day and looked for in two days: a repeat is known for 24 to 48 hours.
@@ -109,11 +109,10 @@ class RedisStreamLog:
         """
         if not events:
             return Appended(0, 0)
-        arguments: list[Any] = [self._max, _RECENT_EVENTS, _RECENT_S]
+        arguments: list[Any] = [self._max, RECENT_EVENTS, RECENT_S]
         for event in events:
             digest = id_digest(event["event_id"])
-            payload = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-            arguments += [digest % _ID_SHARDS, digest, recent_key(event["user_id"]), payload]
+            arguments += [digest % ID_SHARDS, digest, recent_key(event["user_id"]), encode(event)]
         try:
             accepted = int(self._append(keys=[LOG, COMMITTED], args=arguments))
         except redis.ResponseError as error:
@@ -133,5 +132,16 @@ def id_digest(event_id: str) -> int:
 
 
 def open_log(workspace: Workspace) -> EventLog:
-    """Return the event log of a workspace."""
-    return RedisStreamLog(workspace)
+    """Return the event log of a workspace: the Redis Stream, unless ``FUNNEL_EVENT_LOG`` names a topic or folder.
+
+    Raises:
+        BadLogAddress: the variable names no log.
+        KafkaMissing: it names a topic, and the client of Kafka is not installed.
+
+    """
+    address = log_address()
+    if address is None:
+        return RedisStreamLog(workspace)
+    from serving.event_adapters import FileLog, KafkaLog
+
+    return FileLog(workspace, address) if isinstance(address, Path) else KafkaLog(workspace, address)

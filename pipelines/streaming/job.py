@@ -25,6 +25,7 @@ from pipelines.recent import POSITION_FILE, STATE, main_categories
 from pipelines.spark import spark_session
 from pipelines.streaming.lease import Fenced, Lease
 from pipelines.streaming.logs import Reading, log_entries
+from pipelines.streaming.offline import read_archive
 from pipelines.streaming.processor import OUTPUT, FoldProcessor
 from pipelines.streaming.sink import Sink
 from pipelines.streaming.source import patient_client
@@ -63,7 +64,7 @@ class StreamJob:
             rebuild: begin a new checkpoint from the offline tables.
 
         Raises:
-            MissingStage: there are no features to start from.
+            MissingStage: there are no features to start from, or they lack events that an earlier checkpoint had.
             JobRunning: another job works on this log.
             Fenced: another job took over.
 
@@ -95,9 +96,14 @@ class StreamJob:
         path, checkpoint = self._folder / "generation.json", self._folder / "checkpoint"
         if checkpoint.is_dir() and path.is_file() and not rebuild:
             return dict(read_json(path))
+        start = read_json(self._workspace.features / POSITION_FILE)["position"]
+        if len(read_archive(self._workspace, start)):
+            raise MissingStage(
+                "events that the stream has taken are not in the offline tables yet: "
+                "run 'funnel ingest', 'funnel features' and 'funnel materialize' first"
+            )
         number = read_json(path)["generation"] + 1 if path.is_file() else 1
         shutil.rmtree(checkpoint, ignore_errors=True)
-        start = read_json(self._workspace.features / POSITION_FILE)["position"]
         generation = {"generation": number, "from": start, "partitions": self._config.partitions}
         write_json(path, generation)
         checkpoint.mkdir(parents=True)

@@ -1,15 +1,34 @@
-"""The reading end of the event log's adapters: each gives a streaming DataFrame of the same rows."""
+"""The reading end of the event log's adapters: each gives a streaming DataFrame of the same rows.
+
+Trimming what is finished with, and the 429 when too much waits, are the Redis Stream's own: files stay until
+somebody removes them, and a topic keeps events for as long as it is set to.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import pyarrow as pa
+from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
+from feature_repo.event_log import KafkaAddress, log_address
+from feature_repo.recent import position_key
 from feature_repo.store import redis_url
 from feature_repo.workspace import Workspace
+from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
+from pipelines.streaming.file_source import FileLogSource
 from pipelines.streaming.source import RedisLogSource
+
+CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.13"
+"""Spark's own connector, in Maven's notation, for the Scala that PySpark carries; its version is Spark's."""
+
+
+class ConnectorMissing(RuntimeError):
+    """Spark was started without its Kafka connector; the message says how to start it with it."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +46,62 @@ class Reading:
 
 
 def log_entries(spark: SparkSession, workspace: Workspace, reading: Reading) -> DataFrame:
-    """Return the log's entries as rows of ``decode.SPARK_SCHEMA``."""
-    spark.dataSource.register(RedisLogSource)
+    """Return the entries of the log that ``FUNNEL_EVENT_LOG`` names as rows of ``decode.SPARK_SCHEMA``.
+
+    Raises:
+        BadLogAddress: the variable names no log.
+        ConnectorMissing: it names a topic, and Spark was started without its Kafka connector.
+
+    """
+    address = log_address()
+    if isinstance(address, KafkaAddress):
+        return kafka_rows(_kafka_records(spark, address, reading), reading)
     options = {
-        "secret_url": redis_url(workspace),
         "types": json.dumps(reading.types),
         "shards": json.dumps(reading.shards),
         "from": reading.start,
         "max_entries": str(reading.max_entries),
     }
-    return spark.readStream.format(RedisLogSource.name()).options(**options).load()
+    source = FileLogSource if isinstance(address, Path) else RedisLogSource
+    place = {"folder": str(address)} if isinstance(address, Path) else {"secret_url": redis_url(workspace)}
+    spark.dataSource.register(source)
+    return spark.readStream.format(source.name()).options(**options, **place).load()
+
+
+def _kafka_records(spark: SparkSession, address: KafkaAddress, reading: Reading) -> DataFrame:
+    """Return a topic's records as Spark's connector gives them."""
+    options = {
+        "kafka.bootstrap.servers": address.servers,
+        "subscribe": address.topic,
+        "startingOffsets": "earliest",
+        "maxOffsetsPerTrigger": str(reading.max_entries),
+    }
+    try:
+        return spark.readStream.format("kafka").options(**options).load()
+    except AnalysisException as error:
+        if "Failed to find data source" not in str(error) and "DATA_SOURCE_NOT_FOUND" not in str(error):
+            raise
+        arguments = f"--packages {CONNECTOR}:{spark.version} pyspark-shell"
+        raise ConnectorMissing(f'Spark has no Kafka connector: set PYSPARK_SUBMIT_ARGS="{arguments}"') from None
+
+
+def kafka_rows(records: DataFrame, reading: Reading) -> DataFrame:
+    """Return Kafka's records (``timestamp``, ``offset``, ``value``) as rows of ``decode.SPARK_SCHEMA``.
+
+    A position is ``<timestamp in milliseconds>-<offset>``, as the writing end has it from the broker.
+    """
+    columns = records.selectExpr("concat(unix_millis(timestamp), '-', offset) AS position", "value")
+    return columns.mapInArrow(_decoder(reading), SPARK_SCHEMA)
+
+
+def _decoder(reading: Reading) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    start = position_key(reading.start)
+
+    def decode(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            records = zip(batch["position"].to_pylist(), batch["value"].to_pylist(), strict=True)
+            entries = [(at, (value or b"").decode(errors="replace")) for at, value in records]
+            new = [entry for entry in entries if position_key(entry[0]) > start]
+            yield to_batch(new, reading.types, reading.shards)
+
+    return decode

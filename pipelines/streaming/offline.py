@@ -7,6 +7,7 @@ another's is removed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -128,6 +129,19 @@ def merge(folder: Path, schema: pa.Schema, below: int, generation: int) -> int:
                 (folder / part.name).unlink()
             merged += len(some)
     return merged
+
+
+def read_archive(workspace: Workspace, after: str = "0-0") -> pa.Table:
+    """Return the archived events whose log position is after one, in the order of the log."""
+    folder = archive(workspace)
+    tables: list[pa.Table] | None = None
+    while tables is None:
+        with contextlib.suppress(FileNotFoundError):  # it was merged meanwhile: look again
+            tables = [pq.read_table(folder / part.name, schema=EVENT_SCHEMA) for part in parts(folder)]
+    events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *tables])
+    order = [position_key(position) for position in events["position"].to_pylist()]
+    wanted = sorted((key, row) for row, key in enumerate(order) if key > position_key(after))
+    return events.take(pa.array([row for _, row in wanted], pa.int64()))
 
 
 @contextmanager

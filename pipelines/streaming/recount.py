@@ -13,18 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from feature_repo.recent import position_key
 from feature_repo.store import feature_store
-from feature_repo.workspace import Workspace, read_json
+from feature_repo.workspace import Workspace
 from pipelines import display
-from pipelines.ingest import read_events
-from pipelines.recent import POSITION_FILE, main_categories
-from pipelines.streaming.offline import archive, parts
+from pipelines.ingest import log_position, read_events
+from pipelines.recent import main_categories
+from pipelines.streaming.offline import read_archive
 
 _WINDOWS = {"10m": (10, 600), "1h": (60, 3_600), "24h": (1_440, 86_400)}
 _KEYS_A_READ = 500
@@ -69,15 +67,9 @@ def all_events(workspace: Workspace) -> pd.DataFrame:
 
     An archived event that was ingested as well is there once.
     """
-    features = workspace.features
     ingested = read_events(workspace, [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP])
-    start = position_key(read_json(features / POSITION_FILE)["position"])
-    folder = archive(workspace)
-    tables = [pq.read_table(folder / part.name) for part in parts(folder)]
-    streamed = pd.concat([table.to_pandas() for table in tables]) if tables else None
-    if streamed is not None:
-        streamed = streamed[[position_key(position) > start for position in streamed["position"]]]
-        ingested = pd.concat([ingested, streamed[list(ingested.columns)]], ignore_index=True)
+    streamed = read_archive(workspace, log_position(workspace)).to_pandas()
+    ingested = pd.concat([ingested, streamed[list(ingested.columns)]], ignore_index=True)
     return ingested.assign(**{_MICROS: ingested[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64")})
 
 

@@ -18,7 +18,7 @@ from pyspark.sql import DataFrame
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.online_store import encode_row, row_fields, row_key
-from feature_repo.recent import count_row, load, user_row
+from feature_repo.recent import count_row, load, position_key, user_row
 from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
 from pipelines.streaming.lease import Lease
@@ -87,7 +87,7 @@ class Sink:
         self.write_offline(users, items, events, batch)
         poison = [row for row in changes if row["what"] == "poison"]
         self.write_dead_letters(poison)
-        self._write_status(batch, events, len(poison), started, visible)
+        self._write_status(batch, events, poison, started, visible)
         if batch % MERGE == MERGE - 1:
             self._start_merge(batch)
 
@@ -124,13 +124,13 @@ class Sink:
 
     def write_dead_letters(self, poison: list[Row]) -> None:
         """Put entries that could not be read aside, with the reason, each once."""
-        for row in sorted(poison, key=lambda row: arrival(row["position"])):
+        for row in sorted(poison, key=lambda row: position_key(row["position"])):
             reason, _, entry = row["payload"].partition("\n")
-            order = "{:020d}-{:010d}".format(*map(int, row["position"].split("-")))
+            order = "{:020d}-{:010d}".format(*position_key(row["position"]))
             arguments = (order, row["position"], reason, entry, _DEAD_LETTERS_KEPT)
             self._redis.eval(_DEAD, 2, DEAD_LETTERS, f"{DEAD_LETTERS}:last", *arguments)
 
-    def _write_status(self, batch: int, events: list[Row], poison: int, started: float, visible: float) -> None:
+    def _write_status(self, batch: int, events: list[Row], poison: list[Row], started: float, visible: float) -> None:
         """Add a batch to the totals; one that was counted before is not counted again."""
         raw: bytes | None = self._redis.get(STATUS)  # type: ignore[assignment]
         status: dict[str, Any] = json.loads(raw) if raw else {"events": 0, "late": 0, "poison": 0}
@@ -138,11 +138,11 @@ class Sink:
         if status.get("batch", [-1, -1]) < mark:
             status["events"] += len(events)
             status["late"] += sum(row["micros"] < self.watermark_micros for row in events)
-            status["poison"] += poison
+            status["poison"] += len(poison)
+        if events or poison:
+            status["position"] = max((row["position"] for row in [*events, *poison]), key=position_key)
+            status["lag_ms"] = round(visible * 1_000 - position_key(status["position"])[0])
         if events:
-            newest = max(arrival(row["position"]) for row in events)
-            status |= {"position": max((row["position"] for row in events), key=_order)}
-            status["lag_ms"] = round(visible * 1_000 - newest.timestamp() * 1_000)
             status["event_time"] = max(row["micros"] for row in events) / 1e6
         status |= {
             "batch": mark,
@@ -173,7 +173,3 @@ def _event(row: Row) -> Row:
     event = json.loads(row["payload"])
     fields = {name: event.get(name) for name in (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.VALUE, "request_id")}
     return {**fields, "position": row["position"], c.TIMESTAMP: row["micros"], "accepted_at": arrival(row["position"])}
-
-
-def _order(position: str) -> tuple[int, ...]:
-    return tuple(map(int, position.split("-")))

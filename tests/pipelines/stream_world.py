@@ -1,0 +1,140 @@
+"""The real streaming job in a process of its own, fed while it runs, and killed where a test wants it."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from feature_repo.store import redis_client
+from pipelines.streaming.status import stream_status
+from serving.events import RedisStreamLog
+from serving.online import OnlineStoreUnavailable
+
+PLACES = (
+    "batch-start", "before-online", "within-online", "after-online", "before-rename", "within-offline",
+    "after-offline", "after-dead-letters", "batch-end", "after-commit",
+)  # fmt: skip
+
+_KILLER = """
+import os, signal, sys, threading
+from pipelines.streaming import offline, sink
+from pipelines.streaming.lease import Lease
+from pipelines.cli import main
+
+place, home = sys.argv[1:3]
+batches = 0
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def around(owner, name, before=None, after=None):
+    original = getattr(owner, name)
+    def patched(*args, **kwargs):
+        if batches > 1 and before == place:
+            die()
+        found = original(*args, **kwargs)
+        if batches > 1 and after == place:
+            die()
+        return found
+    setattr(owner, name, patched)
+
+def write(self, changes, batch, started, original=sink.Sink.write):
+    global batches
+    batches += any(row["what"] == "event" for row in changes)
+    if batches > 1 and place == "batch-start":
+        die()
+    original(self, changes, batch, started)
+    if batches > 1 and place in ("batch-end", "after-commit"):
+        threading.Timer(0.0 if place == "batch-end" else 0.2, die).start()
+
+sink._ROWS_A_TRANSACTION = 2
+sink.Sink.write = write
+around(sink.Sink, "write_online", before="before-online", after="after-online")
+around(Lease, "write", after="within-online")
+around(sink, "write_part", after="within-offline")
+around(offline.os, "replace", before="before-rename")
+around(sink.Sink, "write_offline", after="after-offline")
+around(sink.Sink, "write_dead_letters", after="after-dead-letters")
+sys.argv = ["funnel", "stream", "--home", home]
+main()
+"""
+
+
+started = []
+
+
+def start_job(workspace, place="nowhere"):
+    log = workspace.root / "job.log"
+    with log.open("ab") as out:
+        call = [sys.executable, "-c", _KILLER, place, str(workspace.root)]
+        started.append(subprocess.Popen(call, stdout=out, stderr=out))
+    return started[-1]
+
+
+def kill_started():
+    while started:
+        job = started.pop()
+        job.kill()
+        job.wait()
+
+
+def stop_job(process):
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+
+
+def wait_until(condition, patience_s=120, what=""):
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited too long {what}"
+        time.sleep(0.1)
+
+
+def drained(workspace):
+    def nothing_waits():
+        try:
+            return stream_status(redis_client(workspace))["pending"] == 0
+        except OSError:
+            return False
+
+    return nothing_waits
+
+
+class Feeder:
+    """Sends events without pause; a batch that was not answered is sent again with the same ids."""
+
+    def __init__(self, workspace, users, items, types, rate=100):
+        self.accepted = 0
+        self._workspace, self._names, self._rate = workspace, (users, items, types), rate
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._feed)
+        self._thread.start()
+
+    def _feed(self):
+        users, items, types = self._names
+        rng, log, batch = random.Random(os.getpid()), RedisStreamLog(self._workspace), 0
+        while not self._stop.wait(10 / self._rate):
+            batch += 1
+            now = time.time() + rng.choice([0, 0, 0, -3_600, 3_600, -300_000])  # clocks are wrong, events are late
+            events = [
+                {"event_id": f"{id(self)}-{batch}-{n}", "user_id": rng.choice(users), "item_id": rng.choice(items),
+                 "type": rng.choice(types), "timestamp": now}
+                for n in range(10)
+            ]  # fmt: skip
+            while True:
+                try:
+                    answer = log.append(events)
+                    self.accepted += len(events)
+                    assert answer.accepted + answer.duplicates == len(events)
+                    log.append(events[:3])  # the same again
+                    break
+                except OnlineStoreUnavailable:
+                    time.sleep(0.2)
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+        return self.accepted
