@@ -66,7 +66,8 @@ def test_an_unknown_data_set_names_the_known_ones():
 
 
 def test_the_readme_describes_a_valid_data_set(tmp_path):
-    block = (ROOT / "README.md").read_text().split("## Bring your own data")[1].split("\n    name = ")[1]
+    block = (ROOT / "README.md").read_text().split("## Bring your own data")[1].split("\n## ")[0]
+    block = block.split("\n    name = ")[1]
     lines = ['name = "my-shop"', *(line[4:] for line in block.splitlines()[1:] if line.startswith("    "))]
     (tmp_path / "dataset.toml").write_text("\n".join(lines[: lines.index('category = "department"') + 1]))
     spec = load_spec(tmp_path / "dataset.toml")
