@@ -58,6 +58,8 @@ KEYS = {
     "user_seen": c.USER,
     "user_profile": c.USER,
     "item_profile": c.ITEM,
+    "user_recent": c.USER,
+    "item_recent": c.ITEM,
 }
 ITEMS: dict[str, list[str | None] | None] = {
     **{f"i{k}": [f"g{(k * 7 + j) % 26:02d}" for j in range(k % 7)] for k in range(24)},
@@ -169,8 +171,9 @@ def out(spark: SparkSession, ingest: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("features")
     lines: list[str] = []
     rows = build_features(spark, SPEC, ingest, folder, progress=lines.append)
+    assert rows.pop("stream_state") == rows["user_recent"] + rows["item_recent"]
     assert rows == {table: len(read(folder, table)) for table in KEYS}
-    assert sorted(line.split(":")[0] for line in lines) == sorted(KEYS)
+    assert sorted(line.split(":")[0] for line in lines) == sorted([*KEYS, "stream_state"])
     return folder
 
 
@@ -344,7 +347,8 @@ def test_a_log_without_values_users_or_items(spark: SparkSession, tmp_path: Path
     (tmp_path / "events").mkdir()
     pq.write_table(pa.table(ids | event), tmp_path / "events" / "part.parquet")
     rows = build_features(spark, DatasetSpec.model_validate(plain), tmp_path, tmp_path / "out")
-    assert rows == {"user_activity": 2, "item_activity": 3, "user_history": 2, "user_seen": 2}
+    streaming = {"stream_state": 3, "user_recent": 1, "item_recent": 2}
+    assert rows == {"user_activity": 2, "item_activity": 3, "user_history": 2, "user_seen": 2, **streaming}
     users = read(tmp_path / "out", "user_activity")
     assert {at: (row["events_1d"], row["events_all"]) for at, row in users.items()} == {
         ("a", 0): (1, 1),
