@@ -325,7 +325,7 @@ def test_no_row_sees_its_future(
     late = log[0] | {c.EVENT_ID: "late", c.TIMESTAMP: end + 3 * DAY, c.TYPE: "buy", c.POSITIVE: True}
     folder = write_input(tmp_path_factory.mktemp("longer"), [*log, late])
     build_features(spark, SPEC, folder, folder / "features")
-    for table in KEYS:
+    for table in KEYS.keys() - {"user_recent", "item_recent"}:  # these hold the newest row of a key only
         before, after = read(out, table), read(folder / "features", table)
         assert {at: row for at, row in after.items() if at[1] < end} == {
             at: row for at, row in before.items() if at[1] < end
