@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 LOG = "funnel:events"
 """Redis Stream of accepted events."""
@@ -37,7 +38,7 @@ def recent_key(user_id: str) -> str:
 
 def encode(event: Any) -> str:
     """Return an event as every log keeps it: JSON without spaces."""
-    return json.dumps(event, ensure_ascii=False, separators=(",", ":"))
+    return orjson.dumps(event).decode()
 
 
 def log_address() -> KafkaAddress | Path | None:

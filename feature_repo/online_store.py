@@ -112,10 +112,15 @@ def _feature_field(view: str, feature: str) -> bytes:
 
 def row_fields(view: str, encoded: Mapping[str, bytes], moment: datetime) -> dict[bytes, bytes]:
     """Return the hash fields of one row of a view, its values encoded already."""
+    fields = {_feature_field(view, name): value for name, value in encoded.items()}
+    return {stamp_field(view): encode_moment(moment), **fields}
+
+
+def encode_moment(moment: datetime) -> bytes:
+    """Return a row's time as it is stored."""
     stamp = Timestamp()
     stamp.FromDatetime(moment)
-    fields = {_feature_field(view, name): value for name, value in encoded.items()}
-    return {stamp_field(view): stamp.SerializeToString(), **fields}
+    return bytes(stamp.SerializeToString())
 
 
 def row_key(config: RepoConfig, join_key: str, value: str) -> bytes:
@@ -133,6 +138,15 @@ _ENCODERS: dict[FeastType, Callable[[Any], Value]] = {
 }
 
 
-def encode_row(schema: Mapping[str, FeastType], row: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return the encoded values of a streamed row without a data frame between."""
-    return {name: _ENCODERS[kind](row[name]).SerializeToString() for name, kind in schema.items()}
+class RowEncoder:
+    """Encodes rows of a streamed view without a data frame between."""
+
+    def __init__(self, view: str, schema: Mapping[str, FeastType]) -> None:
+        """``schema``: the view's features and their types."""
+        self._stamp = stamp_field(view)
+        self._columns = [(_feature_field(view, name), name, _ENCODERS[kind]) for name, kind in schema.items()]
+
+    def fields(self, row: Mapping[str, Any], moment: bytes) -> dict[bytes, bytes]:
+        """Return the hash fields of a row known at a moment, given as ``encode_moment`` returns it."""
+        fields = {field: encode(row[name]).SerializeToString() for field, name, encode in self._columns}
+        return {self._stamp: moment, **fields}

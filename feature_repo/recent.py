@@ -14,10 +14,12 @@ window at time ``t`` is of the pane of ``t`` and the 59 before it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple
+
+import orjson
 
 from feature_repo import columns as c
 
@@ -56,6 +58,11 @@ class Counts:
     panes: list[Panes] = field(default_factory=lambda: [{} for _ in PANE_S])
     position: str = "0-0"
 
+    def fold(self, events: Sequence[Happened], positive: Sequence[bool]) -> None:
+        """Take events in, in any order; ``positive[kind]`` says whether a type enters a user's history."""
+        for event in events:
+            self.add(event.micros, event.kind, len(positive))
+
     def add(self, micros: int, kind: int, kinds: int) -> None:
         """Count an event; ``kinds`` is the number of event types."""
         second = micros // MICROS
@@ -77,16 +84,15 @@ class UserFacts(Counts):
     events: list[Happened] = field(default_factory=list)
     history: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def fold(self, events: Iterable[Happened], positive: Sequence[bool]) -> None:
+    def fold(self, events: Sequence[Happened], positive: Sequence[bool]) -> None:
         """Take events in, in any order; ``positive[kind]`` says whether a type enters the history."""
-        new = list(events)
-        for event in new:
-            self.add(event.micros, event.kind, len(positive))
+        super().fold(events, positive)
+        for event in events:
             if positive[event.kind]:
                 latest = (event.micros, event.event_id)
                 if latest > self.history.get(event.item, (-1, "")):
                     self.history[event.item] = latest
-        self.events = sorted([*self.events, *new])[-c.HISTORY_LENGTH :]
+        self.events = sorted([*self.events, *events])[-c.HISTORY_LENGTH :]
         if len(self.history) > c.HISTORY_LENGTH:
             newest = sorted(self.history, key=self.history.__getitem__)[-c.HISTORY_LENGTH :]
             self.history = {item: self.history[item] for item in newest}
@@ -108,16 +114,18 @@ def event_micros(timestamp: float, position: str) -> int:
     return min(round(timestamp * MICROS), position_key(position)[0] * 1_000 + 999)
 
 
-def user_row(facts: UserFacts, types: Sequence[str], category: Callable[[str], str]) -> dict[str, Any]:
-    """Return a user's features as Feast keeps them, of ``user_history`` and ``user_recent``.
+def row_of(facts: Counts, types: Sequence[str], category: Callable[[str], str]) -> dict[str, Any]:
+    """Return a key's features as Feast keeps them: of an item ``count_row``, of a user those of both user views.
 
     Args:
-        facts: the user's.
+        facts: the key's.
         types: the event types in the spec's order.
         category: the main category of an item, "" if it has none.
 
     """
-    history = sorted(facts.history.items(), key=lambda pair: pair[1])
+    if not isinstance(facts, UserFacts):
+        return count_row(facts)
+    history = sorted(facts.history.items(), key=itemgetter(1))
     return {
         c.HISTORY_ITEMS: [item for item, _ in history],
         c.HISTORY_TIMES: [micros // MICROS for _, (micros, _) in history],
@@ -131,10 +139,9 @@ def user_row(facts: UserFacts, types: Sequence[str], category: Callable[[str], s
 
 def count_row(facts: Counts) -> dict[str, Any]:
     """Return the pane columns (flat: pane, then its counts by type) and the position of a key."""
-    panes = zip(PANE_S, facts.panes, strict=True)
     row: dict[str, Any] = {
         c.panes(window): [number for pane in sorted(counts) for number in (pane, *counts[pane])]
-        for window, counts in panes
+        for window, counts in zip(PANE_S, facts.panes, strict=True)
     }
     return {**row, c.POSITION: facts.position}
 
@@ -189,24 +196,23 @@ def session_at(time: float, times: Sequence[int], categories: Sequence[str]) -> 
     return len(times) - start, int(times[-1] - times[start]), list(names)[::-1]
 
 
-def dump(facts: Counts) -> bytes:
+def dump(facts: Counts) -> str:
     """Return facts as JSON, as the stream keeps them in its state."""
     value: dict[str, Any] = {"position": facts.position, "panes": [list(p.items()) for p in facts.panes]}
     if isinstance(facts, UserFacts):
-        value["events"] = facts.events
+        value["events"] = list(map(tuple, facts.events))
         value["history"] = [(item, *latest) for item, latest in facts.history.items()]
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+    return orjson.dumps(value).decode()
 
 
-def load(data: bytes | str) -> UserFacts:
+def load(data: str) -> Counts:
     """Restore what ``dump`` gave."""
-    value = json.loads(data)
-    return UserFacts(
-        [dict(panes) for panes in value["panes"]],
-        value["position"],
-        [Happened(*event) for event in value.get("events", ())],
-        {item: (micros, event_id) for item, micros, event_id in value.get("history", ())},
-    )
+    value = orjson.loads(data)
+    counts = [dict(panes) for panes in value["panes"]]
+    if "events" not in value:
+        return Counts(counts, value["position"])
+    history = {item: (micros, event_id) for item, micros, event_id in value["history"]}
+    return UserFacts(counts, value["position"], list(map(Happened._make, value["events"])), history)
 
 
 def user_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:

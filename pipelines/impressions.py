@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,12 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from feature_repo import columns as c
 from feature_repo.workspace import MissingStage, Workspace, file_hash, read_json
 from pipelines.point_in_time import DAY_S
 from pipelines.split import epoch_seconds
+from pipelines.streaming.offline import read_archive
 from pipelines.train_ranking import row_schema
 from ranking.config import RankerConfig
 from ranking.data import Doubles, RankingData, RowSchema
@@ -38,17 +37,7 @@ PARTS = {"train": 0.70, "calibrate": 0.85, "choose": 1.0}
 
 REQUEST_ID = "request_id"
 _SAME_FILES = ("codec.json", "item_vectors.npy")
-_LOGGED = pa.schema(
-    [
-        (c.EVENT_ID, pa.string()),
-        (c.USER, pa.string()),
-        (c.ITEM, pa.string()),
-        (c.TYPE, pa.string()),
-        (c.TIMESTAMP, pa.timestamp("us", "UTC")),
-        (REQUEST_ID, pa.string()),
-        ("accepted_at", pa.timestamp("us", "UTC")),
-    ]
-)
+_LOGGED = [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, REQUEST_ID]
 
 
 class TooFewImpressions(RuntimeError):
@@ -77,21 +66,10 @@ def logged_events(workspace: Workspace) -> pd.DataFrame:
     """Return the events that were accepted while serving, in order of time, each ``event_id`` once.
 
     Columns: user, item, type, timestamp (datetime64[us, UTC]), event id and ``request_id`` (None: not
-    said). Of events with the same id the one accepted first counts. Without a log the frame is empty.
+    said). Of events with the same id the one accepted first counts.
     """
-    folder = workspace.root / "stream" / "events"
-    files = sorted(str(path) for path in folder.rglob("*.parquet") if not _hidden(path.relative_to(folder)))
-    if not files:
-        return _LOGGED.empty_table().to_pandas().drop(columns="accepted_at")
-    # Spark may write moments as INT96, which has nanoseconds.
-    layout = ds.ParquetFileFormat(read_options=ds.ParquetReadOptions(coerce_int96_timestamp_unit="us"))
-    events: pd.DataFrame = ds.dataset(files, schema=_LOGGED, format=layout).to_table().to_pandas()
-    events = events.sort_values(["accepted_at", c.EVENT_ID], kind="stable").drop_duplicates(c.EVENT_ID)
-    return events.drop(columns="accepted_at").sort_values([c.TIMESTAMP, c.EVENT_ID]).reset_index(drop=True)
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith((".", "_")) for part in path.parts)
+    events: pd.DataFrame = read_archive(workspace).select(_LOGGED).to_pandas()  # in the order of the log
+    return events.drop_duplicates(c.EVENT_ID).sort_values([c.TIMESTAMP, c.EVENT_ID], ignore_index=True)
 
 
 def attribute(

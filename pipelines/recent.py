@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from feature_repo.recent import PANE_S
+from feature_repo.recent import PANE_S, Counts, Happened, UserFacts, dump, load, row_of
 from pipelines.activity import MOMENT
 
 KEY, FACTS = "key", "facts"
@@ -74,33 +74,27 @@ def stream_state(events: DataFrame, spec: DatasetSpec, position: str) -> DataFra
         rows = known.select(
             F.concat(F.lit(prefix), column).alias(KEY), F.col(MOMENT).alias(MOMENT), c.EVENT_ID, c.ITEM, _KIND
         )
-        rows = rows.repartition(KEY).sortWithinPartitions(KEY)
+        rows = rows.repartition(KEY).sortWithinPartitions(KEY, MOMENT, c.EVENT_ID)  # so that a rerun gives the same
         positive = [spec.events.types[kind].positive for kind in spec.event_types]
         schema = f"{KEY} string, {FACTS} string, {MOMENT} bigint"
         parts.append(rows.mapInArrow(_fold(positive, position), schema))
     return parts[0].unionByName(parts[1])
 
 
+def no_facts(key: str, position: str = "0-0") -> Counts:
+    """Return what is kept of a user or item, by its key in the state, of whom no event is known yet."""
+    return UserFacts(position=position) if key.startswith(USER_KEY) else Counts(position=position)
+
+
 def _fold(positive: list[bool], position: str) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def fold(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from feature_repo.recent import Counts, Happened, UserFacts, dump
-
-        def facts_of(key: str, events: list[Happened]) -> Counts:
-            if key.startswith(USER_KEY):
-                user = UserFacts(position=position)
-                user.fold(events, positive)
-                return user
-            counts = Counts(position=position)
-            for event in events:
-                counts.add(event.micros, event.kind, len(positive))
-            return counts
-
         rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
         found: list[dict[str, Any]] = []
         for key, group in groupby(rows, key=itemgetter(0)):
             events = [Happened(*row[1:]) for row in group]
-            newest = max(event.micros for event in events)
-            found.append({KEY: key, FACTS: dump(facts_of(key, events)).decode(), MOMENT: newest})
+            facts = no_facts(key, position)
+            facts.fold(events, positive)
+            found.append({KEY: key, FACTS: dump(facts), MOMENT: max(event.micros for event in events)})
             if len(found) == _ROWS_A_BATCH:
                 yield pa.RecordBatch.from_pylist(found, _STATE_SCHEMA)
                 found = []
@@ -118,17 +112,14 @@ def recent_rows(spark: SparkSession, state: Path, spec: DatasetSpec, ingest: Pat
     arrow = pa.schema([(key, pa.string()), (MOMENT, pa.int64()), *columns])
     schema = f"{key} string, {MOMENT} bigint, " + ", ".join(f"{name} {_SPARK_NAMES[kind]}" for name, kind in columns)
     categories = main_categories(ingest, spec) if users else {}
-    types = spec.event_types
+    types, category = spec.event_types, lambda item: categories.get(item, "")
 
     def build(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from feature_repo.recent import count_row, load, user_row
-
         for batch in batches:
-            rows = []
-            for name, facts, moment in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                loaded = load(facts)
-                row = user_row(loaded, types, lambda item: categories.get(item, "")) if users else count_row(loaded)
-                rows.append({key: name[1:], MOMENT: moment, **row})
+            found = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            rows = [
+                {key: name[1:], MOMENT: moment, **row_of(load(facts), types, category)} for name, facts, moment in found
+            ]
             yield pa.RecordBatch.from_pylist(rows, arrow)
 
     facts = spark.read.parquet(str(state)).where(F.col(KEY).startswith(prefix))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +22,29 @@ RECENT_S = 7 * 86_400
 RECENT_EVENTS = 500
 ID_SHARDS = 16_384  # so that a shard of a few million ids a day is still one of Redis's compact sets of integers
 
-# One script, so that a batch is in the log, in the overlay and known as seen, or in none of them.
 # Ids are kept by day and looked for in two days: a repeat is known for 24 to 48 hours.
-_APPEND = """
+LUA_IDS = """
+local day = math.floor(redis.call('TIME')[1] / 86400)
+local function known(shard, digest)
+  return redis.call('SISMEMBER', 'funnel:ids:' .. day .. ':' .. shard, digest) == 1
+    or redis.call('SISMEMBER', 'funnel:ids:' .. (day - 1) .. ':' .. shard, digest) == 1
+end
+local function remember(shard, digest)
+  redis.call('SADD', 'funnel:ids:' .. day .. ':' .. shard, digest)
+  redis.call('EXPIRE', 'funnel:ids:' .. day .. ':' .. shard, 172800)
+end
+local function show(user, position, payload, entries, seconds)
+  redis.call('LPUSH', user, position .. '|' .. payload)
+  redis.call('LTRIM', user, 0, entries - 1)
+  redis.call('EXPIRE', user, seconds)
+end
+"""
+"""What every script over ids and overlays begins with."""
+
+# One script, so that a batch is in the log, in the overlay and known as seen, or in none of them.
+_APPEND = (
+    LUA_IDS
+    + """
 local log, limit = KEYS[1], tonumber(ARGV[1])
 local count = (#ARGV - 3) / 4
 if redis.call('XLEN', log) + count > limit then
@@ -34,23 +55,18 @@ if redis.call('XLEN', log) + count > limit then
   end
   if redis.call('XLEN', log) + count > limit then return -1 end
 end
-local day = math.floor(redis.call('TIME')[1] / 86400)
 local accepted = 0
 for first = 4, #ARGV, 4 do
-  local shard, digest, user, payload = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 3]
-  local today = 'funnel:ids:' .. day .. ':' .. shard
-  local before = 'funnel:ids:' .. (day - 1) .. ':' .. shard
-  if redis.call('SISMEMBER', before, digest) == 0 and redis.call('SADD', today, digest) == 1 then
-    redis.call('EXPIRE', today, 172800)
-    local id = redis.call('XADD', log, '*', 'event', payload)
-    redis.call('LPUSH', user, id .. '|' .. payload)
-    redis.call('LTRIM', user, 0, ARGV[2] - 1)
-    redis.call('EXPIRE', user, ARGV[3])
+  local shard, digest, user, payload = unpack(ARGV, first, first + 3)
+  if not known(shard, digest) then
+    remember(shard, digest)
+    show(user, redis.call('XADD', log, '*', 'event', payload), payload, ARGV[2], ARGV[3])
     accepted = accepted + 1
   end
 end
 return accepted
 """
+)
 
 
 class LogFull(RuntimeError):
@@ -113,17 +129,24 @@ class RedisStreamLog:
         for event in events:
             digest = id_digest(event["event_id"])
             arguments += [digest % ID_SHARDS, digest, recent_key(event["user_id"]), encode(event)]
-        try:
+        with redis_answering():
             accepted = int(self._append(keys=[LOG, COMMITTED], args=arguments))
-        except redis.ResponseError as error:
-            if "OOM" in str(error):
-                raise LogFull("Redis has no memory left") from error
-            raise OnlineStoreUnavailable(str(error)) from error
-        except (redis.RedisError, OSError) as error:
-            raise OnlineStoreUnavailable(str(error)) from error
         if accepted < 0:
             raise LogFull(f"{self._max} events wait for the streaming job")
         return Appended(accepted, len(events) - accepted)
+
+
+@contextmanager
+def redis_answering() -> Iterator[None]:
+    """Say it in the port's words if Redis does not answer, or has no memory left."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        if "OOM" in str(error):
+            raise LogFull("Redis has no memory left") from error
+        raise OnlineStoreUnavailable(str(error)) from error
+    except (redis.RedisError, OSError) as error:
+        raise OnlineStoreUnavailable(str(error)) from error
 
 
 def id_digest(event_id: str) -> int:

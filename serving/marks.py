@@ -8,30 +8,27 @@ its event is in the log. Before that a mark may say that somebody is *writing* i
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import redis
 
 from feature_repo.event_log import encode, recent_key
 from feature_repo.store import redis_client
 from feature_repo.workspace import Workspace
-from serving.events import ID_SHARDS, RECENT_EVENTS, RECENT_S, LogFull, id_digest
+from serving.events import ID_SHARDS, LUA_IDS, RECENT_EVENTS, RECENT_S, id_digest, redis_answering
 from serving.online import OnlineStoreUnavailable
 
 HELD_S = 60
 """How long a mark of being written lasts: many times what a write takes, and what a sender waits after a crash."""
 
 # ARGV: seconds to hold ids for (0: only look), then shard and digest of each.
-_UNSEEN = """
-local day, hold, unseen = math.floor(redis.call('TIME')[1] / 86400), tonumber(ARGV[1]), {}
+_UNSEEN = (
+    LUA_IDS
+    + """
+local hold, unseen = tonumber(ARGV[1]), {}
 for first = 2, #ARGV, 2 do
-  local shard, digest = ARGV[first], ARGV[first + 1]
-  local known = redis.call('SISMEMBER', 'funnel:ids:' .. day .. ':' .. shard, digest) == 1
-    or redis.call('SISMEMBER', 'funnel:ids:' .. (day - 1) .. ':' .. shard, digest) == 1
-  if not known and hold > 0 and redis.call('EXISTS', 'funnel:writing:' .. digest) == 1 then return {-1} end
-  unseen[#unseen + 1] = known and 0 or 1
+  local met = known(ARGV[first], ARGV[first + 1])
+  if not met and hold > 0 and redis.call('EXISTS', 'funnel:writing:' .. ARGV[first + 1]) == 1 then return {-1} end
+  unseen[#unseen + 1] = met and 0 or 1
 end
 for place = 1, #unseen do
   if unseen[place] == 1 and hold > 0 then
@@ -40,23 +37,22 @@ for place = 1, #unseen do
 end
 return unseen
 """
+)
 
 # ARGV: how many overlay entries a user keeps and for how many seconds, then five values of each event.
-_SETTLE = """
-local day = math.floor(redis.call('TIME')[1] / 86400)
+_SETTLE = (
+    LUA_IDS
+    + """
 for first = 3, #ARGV, 5 do
   local shard, digest, user, position, payload = unpack(ARGV, first, first + 4)
-  local today = 'funnel:ids:' .. day .. ':' .. shard
-  local before = 'funnel:ids:' .. (day - 1) .. ':' .. shard
-  if redis.call('SISMEMBER', before, digest) == 0 and redis.call('SADD', today, digest) == 1 then
-    redis.call('EXPIRE', today, 172800)
-    redis.call('LPUSH', user, position .. '|' .. payload)
-    redis.call('LTRIM', user, 0, ARGV[1] - 1)
-    redis.call('EXPIRE', user, ARGV[2])
+  if not known(shard, digest) then
+    remember(shard, digest)
+    show(user, position, payload, ARGV[1], ARGV[2])
   end
   redis.call('DEL', 'funnel:writing:' .. digest)
 end
 """
+)
 
 
 @dataclass(frozen=True)
@@ -111,45 +107,32 @@ class Marks:
         for entry, position in written:
             user = recent_key(entry.event["user_id"])
             arguments += [entry.digest % ID_SHARDS, entry.digest, user, position, entry.payload]
-        with _answering():
+        with redis_answering():
             self._settle(args=arguments)
 
     def release(self, entries: Sequence[Entry]) -> None:
         """Take back the marks of entries that were not written, so that a retry is taken at once."""
         if entries:
-            with _answering():
+            with redis_answering():
                 self._redis.delete(*(f"funnel:writing:{entry.digest}" for entry in entries))
 
     def get(self, key: str) -> int:
         """Return a number that is kept beside the marks, 0 if there is none."""
-        with _answering():
+        with redis_answering():
             value: Any = self._redis.get(key)
         return int(value or 0)
 
     def set(self, key: str, value: int) -> None:
         """Keep a number beside the marks."""
-        with _answering():
+        with redis_answering():
             self._redis.set(key, value)
 
     def _look(self, entries: Sequence[Entry], hold_s: int) -> list[Entry]:
         if not entries:
             return []
         ids = (number for entry in entries for number in (entry.digest % ID_SHARDS, entry.digest))
-        with _answering():
+        with redis_answering():
             unseen: Any = self._unseen(args=[hold_s, *ids])
         if unseen == [-1]:
             raise OnlineStoreUnavailable("an event of the request is being written for another one")
         return [entry for entry, new in zip(entries, unseen, strict=True) if new]
-
-
-@contextmanager
-def _answering() -> Any:
-    """Say it in the protocol's words if Redis does not answer, or has no memory left."""
-    try:
-        yield
-    except redis.ResponseError as error:
-        if "OOM" in str(error):
-            raise LogFull("Redis has no memory left") from error
-        raise OnlineStoreUnavailable(str(error)) from error
-    except (redis.RedisError, OSError) as error:
-        raise OnlineStoreUnavailable(str(error)) from error

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
+from typing import Any
 from zlib import crc32
 
+import orjson
 import pyarrow as pa
 
 from feature_repo.recent import event_micros
 from pipelines.recent import ITEM_KEY, USER_KEY
 
 POISON_KEY = "p"
-"""First letter of the key of an entry that cannot be read; the payload says why, a line break, then the entry."""
+"""Key of an entry that cannot be read; ``poison`` says why, a line break, then the entry."""
 
 SCHEMA = pa.schema(
     [
@@ -24,15 +25,18 @@ SCHEMA = pa.schema(
         ("event_id", pa.string()),
         ("item", pa.string()),
         ("kind", pa.int32()),
-        ("payload", pa.string()),
+        ("value", pa.float64()),
+        ("request_id", pa.string()),
+        ("poison", pa.string()),
         ("event_time", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Rows of the source. ``payload`` is on the user's row only; ``kind`` is the type's place in the spec."""
+"""Rows of the source. ``kind`` is the type's place in the spec; ``event_id``, ``value`` and ``request_id`` are
+on the user's row only; ``poison`` is on that of an entry that cannot be read."""
 
 SPARK_SCHEMA = (
     "shard int, key string, position string, micros long, event_id string, item string, kind int, "
-    "payload string, event_time timestamp"
+    "value double, request_id string, poison string, event_time timestamp"
 )
 
 
@@ -40,15 +44,15 @@ class PoisonError(ValueError):
     """An entry is no event; the message says why."""
 
 
-def decode(payload: str, position: str, types: Sequence[str]) -> tuple[str, str, str, int, int]:
-    """Return an entry's user, item, event id, type (its place in ``types``) and time in microseconds.
+def decode(payload: str, position: str, types: Sequence[str]) -> tuple[dict[str, Any], int, int]:
+    """Return an entry's event, its type (its place in ``types``) and its time in microseconds.
 
     Raises:
         PoisonError: it is no event of this data set.
 
     """
     try:
-        event = json.loads(payload)
+        event = orjson.loads(payload)
     except ValueError as error:
         raise PoisonError(f"not JSON: {error}") from None
     if not isinstance(event, dict):
@@ -58,11 +62,17 @@ def decode(payload: str, position: str, types: Sequence[str]) -> tuple[str, str,
             raise PoisonError(f"{name} is not a string")
     if event.get("type") not in types:
         raise PoisonError(f"unknown type {event.get('type')!r}")
-    time = event.get("timestamp")
-    if isinstance(time, bool) or not isinstance(time, int | float) or not math.isfinite(time) or time < 0:
+    if not _is_number(event.get("timestamp")) or event["timestamp"] < 0:
         raise PoisonError("timestamp is not a number of seconds")
-    kind = types.index(event["type"])
-    return event["user_id"], event["item_id"], event["event_id"], kind, event_micros(time, position)
+    if event.get("value") is not None and not _is_number(event["value"]):
+        raise PoisonError("value is not a number")
+    if not isinstance(event.get("request_id", ""), str | None):
+        raise PoisonError("request_id is not a string")
+    return event, types.index(event["type"]), event_micros(event["timestamp"], position)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def to_batch(entries: Sequence[tuple[str, str]], types: Sequence[str], shards: Sequence[int]) -> pa.RecordBatch:
@@ -70,20 +80,22 @@ def to_batch(entries: Sequence[tuple[str, str]], types: Sequence[str], shards: S
 
     ``shards`` are the numbers that the keys are spread over.
     """
-    rows: list[tuple[str, str, int, str, str, int, str | None]] = []
+    rows: list[tuple[Any, ...]] = []
     for position, payload in entries:
         try:
-            user, item, event_id, kind, micros = decode(payload, position, types)
+            event, kind, micros = decode(payload, position, types)
         except PoisonError as error:
-            rows.append((POISON_KEY, position, 0, "", "", 0, f"{error}\n{payload}"))
+            rows.append((POISON_KEY, position, 0, "", "", 0, None, None, f"{error}\n{payload}"))
             continue
-        rows.append((USER_KEY + user, position, micros, event_id, item, kind, payload))
-        rows.append((ITEM_KEY + item, position, micros, "", "", kind, None))
-    columns = list(zip(*rows, strict=True)) or [()] * 7
+        user, item = USER_KEY + event["user_id"], event["item_id"]
+        extra = (event.get("value"), event.get("request_id"), None)
+        rows.append((user, position, micros, event["event_id"], item, kind, *extra))
+        rows.append((ITEM_KEY + item, position, micros, "", "", kind, None, None, None))
+    columns = list(zip(*rows, strict=True)) or [()] * 9
     micros = pa.array(columns[2], pa.int64())
     arrays = [
         pa.array([shards[crc32(key.encode()) % len(shards)] for key in columns[0]], pa.int32()),
-        *(pa.array(column, field.type) for column, field in zip(columns, list(SCHEMA)[1:8], strict=True)),
+        *(pa.array(column, field.type) for column, field in zip(columns, list(SCHEMA)[1:-1], strict=True)),
         micros.cast(pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC")),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

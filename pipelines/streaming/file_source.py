@@ -7,17 +7,16 @@ no order can read the folder with it: the files are complete, under names that n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPartition
+from pyspark.sql.datasource import InputPartition
 
 from feature_repo.log_folder import LogFile, LogFolder
 from feature_repo.recent import position_key
-from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
+from pipelines.streaming.source import LogReader, LogSource
 
 _STEP = 1_000
 """Entries a batch of Arrow."""
@@ -30,40 +29,12 @@ class FileRange(InputPartition):
         self.start, self.files = start, files
 
 
-class FileLogSource(DataSource):
-    """``spark.readStream.format("funnel_file_log")``.
-
-    Options: ``folder`` (that the driver and the workers see), ``types`` and ``shards`` (JSON lists), ``from`` (the
-    position to start after), ``max_entries`` (a batch, which has one file at least, and whole ones).
-    """
-
-    @classmethod
-    def name(cls) -> str:
-        """Return the format's name."""
-        return "funnel_file_log"
-
-    def schema(self) -> str:
-        """Return the rows' schema."""
-        return SPARK_SCHEMA
-
-    def streamReader(self, schema: Any) -> FileLogReader:  # noqa: N802, ARG002 - Spark's names
-        """Return the reader."""
-        return FileLogReader(dict(self.options))
-
-
-class FileLogReader(DataSourceStreamReader):
-    """Plans batches in Spark's planner process and reads them in its workers."""
+class FileLogReader(LogReader):
+    """Reads the folder; a batch has one file at least, and whole ones."""
 
     def __init__(self, options: dict[str, str]) -> None:
+        super().__init__(options)
         self._folder = LogFolder(Path(options["folder"]))
-        self._types = json.loads(options["types"])
-        self._shards = json.loads(options["shards"])
-        self._from = options.get("from", "0-0")
-        self._max = int(options.get("max_entries", 100_000))
-
-    def initialOffset(self) -> dict[str, str]:  # noqa: N802
-        """Return where a new checkpoint starts."""
-        return {"position": self._from}
 
     def latestOffset(self, start: dict[str, str], limit: Any) -> dict[str, str]:  # noqa: N802, ARG002
         """Return the newest entry, or the last of the files that ``max_entries`` reach to."""
@@ -87,11 +58,22 @@ class FileLogReader(DataSourceStreamReader):
         for file in partition.files:
             entries += [entry for entry in file.read() if position_key(entry[0]) > start]
             if len(entries) >= _STEP:
-                yield to_batch(entries, self._types, self._shards)
+                yield self.rows(entries)
                 entries = []
         if entries:
-            yield to_batch(entries, self._types, self._shards)
+            yield self.rows(entries)
 
     def _after(self, position: str) -> list[LogFile]:
         files = self._folder.after(position_key(position)[0])
         return [file for file in files if position_key(file.last) > position_key(position)]
+
+
+class FileLogSource(LogSource):
+    """``spark.readStream.format("funnel_file_log")``; its place is ``folder``, which driver and workers see."""
+
+    reader = FileLogReader
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the format's name."""
+        return "funnel_file_log"

@@ -8,14 +8,23 @@ from typing import Any
 import pandas as pd
 from pyspark.sql.streaming import StatefulProcessor, StatefulProcessorHandle
 
-from feature_repo.recent import Counts, Happened, UserFacts, dump, load, position_key
-from pipelines.recent import USER_KEY
+from feature_repo.recent import Happened, dump, load, position_key
+from pipelines.recent import FACTS, KEY, USER_KEY, no_facts
 from pipelines.streaming.decode import POISON_KEY
+from pipelines.streaming.state import StateMap
 
-OUTPUT = "what string, key string, position string, micros long, payload string"
-"""``what``: user or item (payload: facts as JSON), event (payload: the entry), poison (payload: reason, entry)."""
+OUTPUT = (
+    "what string, key string, position string, micros long, event_id string, item string, kind int, "
+    "value double, request_id string, payload string"
+)
+"""``what``: event, or user or item (``payload``: facts as JSON), or poison (``payload``: reason, entry)."""
 
-Rows = dict[str, list[tuple[str, Happened]]]
+_EVENT = ["key", "position", "micros", "event_id", "item", "kind", "value", "request_id"]
+_COLUMNS = ["what", *_EVENT, "payload"]
+_KEYS_AT_A_TIME = 1_000
+
+Entries = list[tuple[tuple[int, int], str, Happened]]
+"""What happened to a key: the position in a form that sorts, the position, the event."""
 
 
 class FoldProcessor(StatefulProcessor):
@@ -31,49 +40,48 @@ class FoldProcessor(StatefulProcessor):
 
     def init(self, handle: StatefulProcessorHandle) -> None:
         """Open the state."""
-        self._facts = handle.getMapState("facts", "key string", "facts string")
+        self._facts = StateMap(handle, FACTS)
 
     def handleInitialState(self, key: Any, initialState: pd.DataFrame, timerValues: Any) -> None:  # noqa: N802, N803, ARG002
         """Take over the facts of ingested events."""
-        for name, facts in zip(initialState["key"], initialState["facts"], strict=True):
-            self._facts.updateValue((name,), (facts,))
+        self._facts.put(zip(initialState[KEY], initialState[FACTS], strict=True))
 
     def handleInputRows(self, key: Any, rows: Iterator[pd.DataFrame], timerValues: Any) -> Iterator[pd.DataFrame]:  # noqa: N802, N803, ARG002
-        """Fold a batch's rows and yield the facts that changed, with the entries behind them."""
-        by_key: Rows = {}
-        out: list[tuple[str, str, str, int, str]] = []
+        """Fold a batch's rows and yield the entries, then the facts that they changed."""
+        by_key: dict[str, Entries] = {}
         for frame in rows:
+            events, poison = frame[frame["event_id"] != ""], frame[frame["key"] == POISON_KEY]
+            yield _output(events[_EVENT].assign(what="event"))
+            yield _output(poison.assign(what="poison", payload=poison["poison"]))
             columns = (frame[name].tolist() for name in ("key", "position", "micros", "event_id", "item", "kind"))
-            for name, position, micros, event_id, item, kind, payload in zip(
-                *columns, frame["payload"].tolist(), strict=True
-            ):
-                if payload is not None:
-                    what = "poison" if name == POISON_KEY else "event"
-                    out.append((what, name, position, micros, payload))
+            for name, position, *fields in zip(*columns, strict=True):
                 if name != POISON_KEY:
-                    by_key.setdefault(name, []).append((position, Happened(micros, event_id, item, kind)))
-        for name, entries in by_key.items():
-            facts = self._fold(name, entries)
-            if facts is not None:
-                text = dump(facts).decode()
-                self._facts.updateValue((name,), (text,))
-                out.append(("user" if name.startswith(USER_KEY) else "item", name[1:], facts.position, 0, text))
-        yield pd.DataFrame(out, columns=["what", "key", "position", "micros", "payload"])
+                    entry = (position_key(position), position, Happened._make(fields))
+                    by_key.setdefault(name, []).append(entry)
+        names = list(by_key)
+        for start in range(0, len(names), _KEYS_AT_A_TIME):
+            yield self._fold({name: by_key[name] for name in names[start : start + _KEYS_AT_A_TIME]})
 
-    def _fold(self, name: str, entries: list[tuple[str, Happened]]) -> Counts | None:
-        stored = self._facts.getValue((name,))
-        facts = load(stored[0]) if stored else UserFacts()
-        included = position_key(facts.position)
-        new = [entry for entry in entries if position_key(entry[0]) > included]
-        if not new:
-            return None
-        facts.position = max((position for position, _ in new), key=position_key)
-        if name.startswith(USER_KEY):
-            facts.fold([event for _, event in new], self._positive)
-            return facts
-        for _, event in new:
-            facts.add(event.micros, event.kind, len(self._positive))
-        return Counts(facts.panes, facts.position)
+    def _fold(self, by_key: dict[str, Entries]) -> pd.DataFrame:
+        changed: list[tuple[str, str]] = []
+        out: list[tuple[str, str, str, str]] = []
+        for (name, entries), stored in zip(by_key.items(), self._facts.get(list(by_key)), strict=True):
+            facts = load(stored) if stored else no_facts(name)
+            included = position_key(facts.position)
+            new = [entry for entry in entries if entry[0] > included]
+            if new:
+                facts.position = max(new)[1]
+                facts.fold([event for _, _, event in new], self._positive)
+                text = dump(facts)
+                changed.append((name, text))
+                out.append(("user" if name.startswith(USER_KEY) else "item", name[1:], facts.position, text))
+        self._facts.put(changed)
+        return _output(pd.DataFrame(out, columns=["what", "key", "position", "payload"]))
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+def _output(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return rows with every column of ``OUTPUT``, in types that Spark can take whatever it gave."""
+    return frame.reindex(columns=_COLUMNS).astype(object)

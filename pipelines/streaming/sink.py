@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import redis
 from feast import FeatureStore
 from pyspark.sql import DataFrame
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from feature_repo.online_store import encode_row, row_fields, row_key
-from feature_repo.recent import count_row, load, position_key, user_row
+from feature_repo.online_store import RowEncoder, encode_moment, row_key
+from feature_repo.recent import load, position_key, row_of
 from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
 from pipelines.streaming.lease import Lease
@@ -39,6 +42,7 @@ DEAD_LETTERS = "funnel:events:dead"
 
 STATUS = "funnel:stream:status"
 _ROWS_A_TRANSACTION = 500
+_FACTS = ["key", "payload"]
 _DEAD_LETTERS_KEPT = 100_000
 
 # A batch that is run again must not say twice what it has said: entries are numbered by their place in the log.
@@ -49,6 +53,9 @@ redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', 'position', ARGV[2], 'r
 redis.call('SET', KEYS[2], ARGV[1])
 return 1
 """
+
+_USER_VIEWS = [RowEncoder("user_history", HISTORY_SCHEMA), RowEncoder("user_recent", USER_RECENT_SCHEMA)]
+_ITEM_VIEWS = [RowEncoder("item_recent", ITEM_RECENT_SCHEMA)]
 
 Row = dict[str, Any]
 
@@ -75,52 +82,56 @@ class Sink:
     def __call__(self, changes: DataFrame, batch: int) -> None:
         """Write one batch: called by Spark, again after a crash."""
         started = time.time()
-        self.write(changes.toArrow().to_pylist(), batch, started)
+        self.write(changes.toArrow(), batch, started)
 
-    def write(self, changes: list[Row], batch: int, started: float) -> None:
-        """Write the changes of a batch, in the order in which they matter to a reader."""
-        users = [self._user(row) for row in changes if row["what"] == "user"]
-        items = [self._item(row) for row in changes if row["what"] == "item"]
-        events = [row for row in changes if row["what"] == "event"]
+    def write(self, changes: pa.Table, batch: int, started: float) -> None:
+        """Write the changes of a batch (rows of ``processor.OUTPUT``), in the order in which they matter to readers."""
+        events, poison = _only(changes, "event"), _only(changes, "poison").to_pylist()
+        users = [self._feature_row(c.USER, row) for row in _only(changes, "user").select(_FACTS).to_pylist()]
+        items = [self._feature_row(c.ITEM, row) for row in _only(changes, "item").select(_FACTS).to_pylist()]
         self.write_online(users, items)
         visible = time.time()
         self.write_offline(users, items, events, batch)
-        poison = [row for row in changes if row["what"] == "poison"]
         self.write_dead_letters(poison)
         self._write_status(batch, events, poison, started, visible)
         if batch % MERGE == MERGE - 1:
             self._start_merge(batch)
 
-    def _user(self, change: Row) -> Row:
-        facts = load(change["payload"])
-        row = user_row(facts, self._types, self._category)
-        return {c.USER: change["key"], c.EVENT_TIMESTAMP: arrival(facts.position), **row}
-
-    def _item(self, change: Row) -> Row:
-        facts = load(change["payload"])
-        return {c.ITEM: change["key"], c.EVENT_TIMESTAMP: arrival(facts.position), **count_row(facts)}
+    def _feature_row(self, key: str, change: Row) -> Row:
+        row = row_of(load(change["payload"]), self._types, self._category)
+        return {key: change["key"], c.EVENT_TIMESTAMP: arrival(row[c.POSITION]), **row}
 
     def write_online(self, users: list[Row], items: list[Row]) -> None:
         """Write feature rows in Feast's layout; both views of a user change in one step."""
         hashes = []
-        for row in users:
-            fields = row_fields("user_history", encode_row(HISTORY_SCHEMA, row), row[c.EVENT_TIMESTAMP])
-            fields |= row_fields("user_recent", encode_row(USER_RECENT_SCHEMA, row), row[c.EVENT_TIMESTAMP])
-            hashes.append((row_key(self._config, c.USER, row[c.USER]), fields))
-        for row in items:
-            fields = row_fields("item_recent", encode_row(ITEM_RECENT_SCHEMA, row), row[c.EVENT_TIMESTAMP])
-            hashes.append((row_key(self._config, c.ITEM, row[c.ITEM]), fields))
+        for key, rows, encoders in ((c.USER, users, _USER_VIEWS), (c.ITEM, items, _ITEM_VIEWS)):
+            for row in rows:
+                moment = encode_moment(row[c.EVENT_TIMESTAMP])
+                fields = [encoder.fields(row, moment) for encoder in encoders]
+                hashes.append((row_key(self._config, key, row[key]), dict(ChainMap(*fields))))
         for start in range(0, len(hashes), _ROWS_A_TRANSACTION):
             self._lease.write(hashes[start : start + _ROWS_A_TRANSACTION])
 
-    def write_offline(self, users: list[Row], items: list[Row], events: list[Row], batch: int) -> None:
+    def write_offline(self, users: list[Row], items: list[Row], events: pa.Table, batch: int) -> None:
         """Append the same rows to the offline tables, and the events to their archive."""
         part = Part(self._generation, batch, batch)
         with tables_lock(self._workspace, exclusive=False):
             folder = self._workspace.features.resolve()
             for table, rows in (("user_history", users), ("user_recent", users), ("item_recent", items)):
                 write_part(folder / table, part, rows, SCHEMAS[table])
-        write_part(archive(self._workspace), part, [_event(row) for row in events], EVENT_SCHEMA)
+        write_part(archive(self._workspace), part, self._archived(events), EVENT_SCHEMA)
+
+    def _archived(self, events: pa.Table) -> pa.Table:
+        """Return a batch's events as rows of ``EVENT_SCHEMA``."""
+        columns = {
+            **{name: events[name] for name in ("position", "event_id", "value", "request_id")},
+            c.USER: pc.utf8_slice_codeunits(events["key"], 1),
+            c.ITEM: events["item"],
+            c.TYPE: pa.array(self._types).take(events["kind"]),
+            c.TIMESTAMP: events["micros"].cast(pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC")),
+            "accepted_at": pa.array(map(arrival, events["position"].to_pylist()), pa.timestamp("us", tz="UTC")),
+        }
+        return pa.table({field.name: columns[field.name] for field in EVENT_SCHEMA}, schema=EVENT_SCHEMA)
 
     def write_dead_letters(self, poison: list[Row]) -> None:
         """Put entries that could not be read aside, with the reason, each once."""
@@ -130,20 +141,22 @@ class Sink:
             arguments = (order, row["position"], reason, entry, _DEAD_LETTERS_KEPT)
             self._redis.eval(_DEAD, 2, DEAD_LETTERS, f"{DEAD_LETTERS}:last", *arguments)
 
-    def _write_status(self, batch: int, events: list[Row], poison: list[Row], started: float, visible: float) -> None:
+    def _write_status(self, batch: int, events: pa.Table, poison: list[Row], started: float, visible: float) -> None:
         """Add a batch to the totals; one that was counted before is not counted again."""
         raw: bytes | None = self._redis.get(STATUS)  # type: ignore[assignment]
         status: dict[str, Any] = json.loads(raw) if raw else {"events": 0, "late": 0, "poison": 0}
         mark = [self._generation, batch]
+        micros = events["micros"].to_numpy()
         if status.get("batch", [-1, -1]) < mark:
             status["events"] += len(events)
-            status["late"] += sum(row["micros"] < self.watermark_micros for row in events)
+            status["late"] += int((micros < self.watermark_micros).sum())
             status["poison"] += len(poison)
-        if events or poison:
-            status["position"] = max((row["position"] for row in [*events, *poison]), key=position_key)
+        positions = [*events["position"].to_pylist(), *(row["position"] for row in poison)]
+        if positions:
+            status["position"] = max(positions, key=position_key)
             status["lag_ms"] = round(visible * 1_000 - position_key(status["position"])[0])
-        if events:
-            status["event_time"] = max(row["micros"] for row in events) / 1e6
+        if len(micros):
+            status["event_time"] = float(micros.max()) / 1e6
         status |= {
             "batch": mark,
             "batch_events": len(events),
@@ -169,7 +182,5 @@ class Sink:
         merge(archive(self._workspace), EVENT_SCHEMA, below, self._generation)
 
 
-def _event(row: Row) -> Row:
-    event = json.loads(row["payload"])
-    fields = {name: event.get(name) for name in (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.VALUE, "request_id")}
-    return {**fields, "position": row["position"], c.TIMESTAMP: row["micros"], "accepted_at": arrival(row["position"])}
+def _only(changes: pa.Table, what: str) -> pa.Table:
+    return changes.filter(pc.equal(changes["what"], what))

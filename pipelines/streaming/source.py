@@ -46,36 +46,48 @@ class LogRange(InputPartition):
     end: str
 
 
-class RedisLogSource(DataSource):
-    """``spark.readStream.format("funnel_redis_log")``.
+class LogReader(DataSourceStreamReader):
+    """Plans batches in Spark's planner process and reads them in its workers; offsets are log positions."""
 
-    Options: ``secret_url`` (of Redis; Spark's logs redact options of this name), ``types`` (JSON list of event
-    types), ``shards`` (JSON list), ``from`` (the position to start after), ``max_entries`` (a batch).
+    def __init__(self, options: dict[str, str]) -> None:
+        self._types = json.loads(options["types"])
+        self._shards = json.loads(options["shards"])
+        self._from = options.get("from", "0-0")
+        self._max = int(options.get("max_entries", 100_000))
+
+    def initialOffset(self) -> dict[str, str]:  # noqa: N802 - Spark's name
+        """Return where a new checkpoint starts."""
+        return {"position": self._from}
+
+    def rows(self, entries: list[tuple[str, str]]) -> pa.RecordBatch:
+        """Return the rows of entries (position, payload)."""
+        return to_batch(entries, self._types, self._shards)
+
+
+class LogSource(DataSource):
+    """A streaming source of log entries as rows of ``decode.SPARK_SCHEMA``.
+
+    Options: ``types`` (JSON list of event types), ``shards`` (JSON list), ``from`` (the position to start
+    after), ``max_entries`` (a batch), and those of the log's place.
     """
 
-    @classmethod
-    def name(cls) -> str:
-        """Return the format's name."""
-        return "funnel_redis_log"
+    reader: type[LogReader]
 
     def schema(self) -> str:
         """Return the rows' schema."""
         return SPARK_SCHEMA
 
-    def streamReader(self, schema: Any) -> RedisLogReader:  # noqa: N802, ARG002 - Spark's names
+    def streamReader(self, schema: Any) -> LogReader:  # noqa: N802, ARG002 - Spark's names
         """Return the reader."""
-        return RedisLogReader(dict(self.options))
+        return self.reader(dict(self.options))
 
 
-class RedisLogReader(DataSourceStreamReader):
-    """Plans batches in Spark's planner process and reads them in its workers."""
+class RedisLogReader(LogReader):
+    """Reads the Redis Stream."""
 
     def __init__(self, options: dict[str, str]) -> None:
+        super().__init__(options)
         self._url = options["secret_url"]
-        self._types = json.loads(options["types"])
-        self._shards = json.loads(options["shards"])
-        self._from = options.get("from", "0-0")
-        self._max = int(options.get("max_entries", 100_000))
         self._marks: list[str] = []
         self._client: redis.Redis | None = None
 
@@ -86,10 +98,6 @@ class RedisLogReader(DataSourceStreamReader):
         if self._client is None:
             self._client = patient_client(self._url)
         return self._client
-
-    def initialOffset(self) -> dict[str, str]:  # noqa: N802
-        """Return where a new checkpoint starts."""
-        return {"position": self._from}
 
     def latestOffset(self, start: dict[str, str], limit: Any) -> dict[str, str]:  # noqa: N802, ARG002
         """Return the newest entry, or the one ``max_entries`` on from ``start``."""
@@ -125,11 +133,22 @@ class RedisLogReader(DataSourceStreamReader):
                 return
             found = [(key.decode(), fields.get(b"event", b"").decode(errors="replace")) for key, fields in entries]  # type: ignore[union-attr]
             position = found[-1][0]
-            yield to_batch(found, self._types, self._shards)
+            yield self.rows(found)
 
     def commit(self, end: dict[str, str]) -> None:
         """Say that entries up to ``end`` are finished with, so that they may be trimmed."""
         self._redis().eval(_COMMIT, 1, COMMITTED, end["position"])
+
+
+class RedisLogSource(LogSource):
+    """``spark.readStream.format("funnel_redis_log")``; its place is ``secret_url``: Spark's logs redact such names."""
+
+    reader = RedisLogReader
+
+    @classmethod
+    def name(cls) -> str:
+        """Return the format's name."""
+        return "funnel_redis_log"
 
 
 def patient_client(url: str) -> redis.Redis:

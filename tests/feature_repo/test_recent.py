@@ -18,10 +18,10 @@ from feature_repo.recent import (
     item_features_at,
     load,
     panes_of,
+    row_of,
     session_at,
     trends_at,
     user_features_at,
-    user_row,
 )
 
 TYPES = ("view", "buy")
@@ -57,7 +57,7 @@ def test_the_trend_halves_in_a_quarter_of_the_window():
 def test_history_keeps_the_newest_positive_event_of_each_item():
     facts = UserFacts()
     facts.fold([happened(3, "a", 1), happened(1, "b", 1), happened(2, "a", 1), happened(9, "seen", 0)], POSITIVE)
-    row = user_row(facts, TYPES, {"a": "red"}.get)
+    row = row_of(facts, TYPES, {"a": "red"}.get)
     assert row[c.HISTORY_ITEMS] == ["b", "a"]
     assert row[c.HISTORY_TIMES] == [1, 3]
     assert row[c.RECENT_ITEMS] == ["b", "a", "a", "seen"]
@@ -101,7 +101,7 @@ def test_facts_depend_on_no_order_and_on_no_batches(drawn, shuffle: random.Rando
     for part in range(batches):
         in_parts.fold(listed[part::batches], POSITIVE)
         in_parts = load(dump(in_parts))  # as between two batches of the stream
-    assert user_row(in_parts, TYPES, str) == user_row(at_once, TYPES, str)
+    assert row_of(in_parts, TYPES, str) == row_of(at_once, TYPES, str)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,7 +109,7 @@ def test_facts_depend_on_no_order_and_on_no_batches(drawn, shuffle: random.Rando
 def test_counts_are_a_plain_count(drawn, later):
     facts = UserFacts()
     facts.fold([happened(T0 + second, item, kind, str(number)) for second, item, kind, number in drawn], POSITIVE)
-    row = user_row(facts, TYPES, str)
+    row = row_of(facts, TYPES, str)
     found = counts_at(T0 + later, panes_of(row, 2), 2)
     for place, pane in enumerate(PANE_S.values()):
         inside = [kind for second, _, kind, _ in drawn if (T0 + later) // pane - (T0 + second) // pane < 60]

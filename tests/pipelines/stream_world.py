@@ -43,7 +43,7 @@ def around(owner, name, before=None, after=None):
 
 def write(self, changes, batch, started, original=sink.Sink.write):
     global batches
-    batches += any(row["what"] == "event" for row in changes)
+    batches += "event" in changes["what"].to_pylist()
     if batches > 1 and place == "batch-start":
         die()
     original(self, changes, batch, started)
@@ -67,18 +67,25 @@ started = []
 
 
 def start_job(workspace, place="nowhere"):
-    log = workspace.root / "job.log"
-    with log.open("ab") as out:
-        call = [sys.executable, "-c", _KILLER, place, str(workspace.root)]
-        started.append(subprocess.Popen(call, stdout=out, stderr=out))
+    return _start(workspace, "job.log", [_KILLER, place, str(workspace.root)])
+
+
+def start_api(workspace, port):
+    command = "from pipelines.cli import main; main()"
+    return _start(workspace, "api.log", [command, "serve", "--home", str(workspace.root), "--port", str(port)])
+
+
+def _start(workspace, log, arguments):
+    with (workspace.root / log).open("ab") as out:
+        started.append(subprocess.Popen([sys.executable, "-c", *arguments], stdout=out, stderr=out))
     return started[-1]
 
 
 def kill_started():
     while started:
-        job = started.pop()
-        job.kill()
-        job.wait()
+        process = started.pop()
+        process.kill()
+        process.wait()
 
 
 def stop_job(process):
@@ -104,10 +111,10 @@ def drained(workspace):
 
 
 class Feeder:
-    """Sends events without pause; a batch that was not answered is sent again with the same ids."""
+    """Sends events without pause, 1% of them malformed; what was not answered is sent again with the same ids."""
 
     def __init__(self, workspace, users, items, types, rate=100):
-        self.accepted = 0
+        self.accepted = self.malformed = 0
         self._workspace, self._names, self._rate = workspace, (users, items, types), rate
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._feed)
@@ -124,17 +131,19 @@ class Feeder:
                  "type": rng.choice(types), "timestamp": now}
                 for n in range(10)
             ]  # fmt: skip
+            if batch % 10 == 0:
+                events[-1] |= rng.choice([{"type": "stare"}, {"item_id": 7}, {"timestamp": "soon"}, {"value": "much"}])
             while True:
                 try:
                     answer = log.append(events)
-                    self.accepted += len(events)
                     assert answer.accepted + answer.duplicates == len(events)
                     log.append(events[:3])  # the same again
                     break
                 except OnlineStoreUnavailable:
                     time.sleep(0.2)
+            self.malformed += batch % 10 == 0
+            self.accepted += len(events) - (batch % 10 == 0)
 
     def stop(self):
         self._stop.set()
         self._thread.join()
-        return self.accepted

@@ -17,6 +17,7 @@ from feature_repo.embedded_redis import release as stop_redis
 from feature_repo.store import feature_store
 from feature_repo.workspace import Workspace, file_hash, read_json
 from pipelines.ingest import event_files
+from pipelines.recent import KEY
 from tests.conftest import RANKERS, SAMPLE, TOWERS
 
 TRAIN = f"""
@@ -69,10 +70,10 @@ def model_hashes(workspace):
 
 def tables(workspace):
     found = {}
-    for folder in sorted(workspace.features.iterdir()):
+    for folder in sorted(p for p in workspace.features.iterdir() if p.is_dir()):
         frame = pd.read_parquet(folder)
-        key = c.USER if c.USER in frame else c.ITEM
-        frame = frame.sort_values([key, c.EVENT_TIMESTAMP], ignore_index=True)
+        order = [name for name in (c.USER, c.ITEM, KEY, c.EVENT_TIMESTAMP) if name in frame]
+        frame = frame.sort_values(order, ignore_index=True)
         found[folder.name] = frame.map(lambda v: tuple(v) if isinstance(v, np.ndarray) else v)
     return found
 

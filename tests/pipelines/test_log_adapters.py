@@ -62,7 +62,7 @@ def expected(events):
 
 def test_a_stream_takes_what_was_appended_and_then_what_is_new(spark, log, tmp_path):
     reading, checkpoint = Reading(TYPES, SHARDS, "0-0", 1_000), tmp_path / "checkpoint"
-    first = [event("u1", "i1"), event("ключ", "i2", "like")]
+    first = [event("u1", "i1") | {"value": 2.5, "request_id": "r1"}, event("ключ", "i2", "like")]
     log.log.append(first)
     log.log.append([bad := event(kind="stare")])
     with LogFolder(log.folder).writing() as writer:
@@ -70,9 +70,9 @@ def test_a_stream_takes_what_was_appended_and_then_what_is_new(spark, log, tmp_p
     (batch,) = taken(spark, log, checkpoint, reading)
     assert users(batch) == expected(first)
     poison = [row for row in batch if row["key"] == "p"]
-    reasons = [row["payload"].split("\n")[0] for row in poison]
-    assert reasons[0] == "unknown type 'stare'" and json.loads(poison[0]["payload"].split("\n")[1]) == bad
-    assert reasons[1].startswith("not JSON") and "no event at all" in poison[1]["payload"]
+    reasons = [row["poison"].split("\n")[0] for row in poison]
+    assert reasons[0] == "unknown type 'stare'" and json.loads(poison[0]["poison"].split("\n")[1]) == bad
+    assert reasons[1].startswith("not JSON") and "no event at all" in poison[1]["poison"]
     assert reasons[2] == "user_id is not a string"
     check_rows(batch, first[0], log)
     second = [event("u3") for _ in range(3)]
@@ -86,8 +86,9 @@ def check_rows(batch, first, log):
     """A row is in its key's shard, with the position that the writer gave and the event as it was accepted."""
     mine = next(row for row in batch if row["event_id"] == first["event_id"])
     (entry, *_) = LogFolder(log.folder).after(0)[0].read()
-    assert (mine["position"], mine["payload"]) == entry
-    assert json.loads(mine["payload"]) == first
+    assert (mine["position"], first) == (entry[0], json.loads(entry[1]))
+    assert (mine["key"], mine["item"], mine["kind"]) == ("uu1", "i1", 0)
+    assert (mine["value"], mine["request_id"], mine["poison"]) == (2.5, "r1", None)
     assert mine["micros"] == round(first["timestamp"] * 1e6)
     assert mine["event_time"].replace(tzinfo=UTC).timestamp() == pytest.approx(first["timestamp"], abs=1e-5)
     assert {row["shard"] for row in batch} <= set(SHARDS)

@@ -1,10 +1,14 @@
 """The real job over the real log: it agrees with Spark batch, and every event counts once wherever it is killed."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
+import threading
 import time
 
+import httpx
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -20,7 +24,16 @@ from pipelines.streaming.recount import check
 from pipelines.streaming.sink import DEAD_LETTERS
 from pipelines.streaming.status import stream_status
 from serving.events import RedisStreamLog
-from tests.pipelines.stream_world import PLACES, Feeder, drained, kill_started, start_job, stop_job, wait_until
+from tests.pipelines.stream_world import (
+    PLACES,
+    Feeder,
+    drained,
+    kill_started,
+    start_api,
+    start_job,
+    stop_job,
+    wait_until,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -105,12 +118,15 @@ def survive(workspace, places, trouble=None):
             trouble(workspace, job)
         time.sleep(3)
     finally:
-        accepted = feeder.stop()
+        feeder.stop()
     wait_until(drained(workspace), what=(workspace.root / "job.log").read_text()[-2_000:])
     stop_job(job)
     client = redis_client(workspace)
-    assert client.xlen(LOG) == accepted
-    assert stream_status(client)["events"] == accepted
+    status = stream_status(client)
+    assert feeder.malformed > 0
+    assert client.xlen(LOG) == feeder.accepted + feeder.malformed
+    assert (status["events"], status["poison"]) == (feeder.accepted, feeder.malformed)
+    assert status["dead_letters"] == feeder.malformed
     assert client.get(COMMITTED) is not None
     found = check(workspace, time.time())
     assert (found.lost, found.doubled, found.differing, found.examples) == (0, 0, 0, [])
@@ -143,6 +159,62 @@ def test_killed_at_every_place(copied):
 @pytest.mark.faults
 def test_redis_killed_and_paused(copied):
     survive(copied, [], kill_and_pause_redis)
+
+
+def kill_once_logged(client, before, api):
+    """Kill the API as soon as its request is in the log, most likely before it has answered."""
+    while client.xlen(LOG) == before:
+        pass
+    api.kill()
+
+
+@pytest.mark.faults
+def test_the_api_is_killed_in_the_middle_of_a_batch(copied):
+    """The sender repeats what was not answered, as it is told to; each event is in the log once."""
+    run_materialize(copied)
+    client, sent = redis_client(copied), 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+
+    def serve():
+        def ready():
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/readyz").status_code == 200
+
+        api = start_api(copied, url.rpartition(":")[2])
+        wait_until(ready, what=(copied.root / "api.log").read_text()[-2_000:])
+        return api
+
+    def post(batch):
+        return httpx.post(f"{url}/v1/events", json={"events": batch}, timeout=30).json()
+
+    job = start_job(copied)
+    for attempt, delay_s in enumerate([0.0, 0.005, 0.02, None]):
+        api, before = serve(), client.xlen(LOG)
+        batch = [
+            {"event_id": f"k{attempt}-{n}", "user_id": f"k{n % 7}", "item_id": f"i{n % 30:04d}", "type": "view",
+             "timestamp": time.time()}
+            for n in range(1_000)
+        ]  # fmt: skip
+        by_log = threading.Thread(target=kill_once_logged, args=(client, before, api))
+        killer = by_log if delay_s is None else threading.Timer(delay_s, api.kill)
+        killer.start()
+        with contextlib.suppress(httpx.TransportError):
+            post(batch)
+        killer.join()
+        assert api.wait() == -signal.SIGKILL
+        assert client.xlen(LOG) - before in (0, len(batch))  # all of a batch, or nothing
+        api = serve()
+        again = post(batch)
+        assert again["accepted"] + again["duplicates"] == len(batch)
+        sent += len(batch)
+        api.kill()
+        api.wait()
+    wait_until(drained(copied))
+    stop_job(job)
+    assert client.xlen(LOG) == stream_status(client)["events"] == sent
+    assert check(copied, time.time()).differing == 0
 
 
 def test_a_second_job_says_who_works_already(copied):

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
@@ -23,6 +22,7 @@ from pipelines.impressions import (
     logged_events,
     train_from_impressions,
 )
+from pipelines.streaming.offline import EVENT_SCHEMA, Part, archive, arrival, write_part
 from pipelines.train import train_served
 from pipelines.train_ranking import row_schema
 from ranking.config import RankerConfig
@@ -181,25 +181,20 @@ def test_rows_are_the_served_vectors():
     assert shorter.data.labels.tolist()[-1] == [0, 1]
 
 
-def write_events(workspace, events, name="2023-11/part-0.parquet", accepted=0.0):
+def write_events(workspace, events, batch=0, accepted=0.0):
     """Write events as the streaming job leaves them."""
-    path = workspace.root / "stream" / "events" / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    accepted_at = pd.Timestamp(START + accepted, unit="s", tz="UTC").as_unit("us")
-    frame = events.assign(position="1-0", value=None, accepted_at=accepted_at)
-    strings = {name: pa.string() for name in ("position", c.EVENT_ID, c.USER, c.ITEM, c.TYPE, "request_id")}
-    moments = {name: pa.timestamp("us", "UTC") for name in (c.TIMESTAMP, "accepted_at")}
-    kinds = {**strings, **moments, "value": pa.float64()}
-    pq.write_table(pa.Table.from_pandas(frame, pa.schema(list(kinds.items())), preserve_index=False), path)
+    positions = [f"{int((START + accepted) * 1_000)}-{n}" for n in range(len(events))]
+    frame = events.assign(position=positions, value=None, accepted_at=[arrival(p) for p in positions])
+    table = pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
+    write_part(archive(workspace), Part(1, batch, batch), table, EVENT_SCHEMA)
 
 
 def test_logged_events_come_once_and_in_order(tmp_path):
     workspace = Workspace(tmp_path)
     first = happened(("u", "a", "view", 9, "r1"), ("u", "b", "view", 3, None))
-    write_events(workspace, first.assign(**{c.ITEM: "late"}), "part-0.parquet", accepted=2.0)
-    write_events(workspace, first, accepted=1.0)
-    write_events(workspace, first.assign(**{c.EVENT_ID: ["x", "y"]}), "_temporary/0/part-9.parquet")
-    write_atomically(workspace.root / "stream" / "events" / ".part.parquet", b"half a file")
+    write_events(workspace, first.assign(**{c.ITEM: "late"}), batch=0, accepted=2.0)
+    write_events(workspace, first, batch=1, accepted=1.0)
+    write_atomically(archive(workspace) / ".stream-000001-000000000002-000000000002.parquet.tmp", b"half a file")
     events = logged_events(workspace)
     assert events[c.EVENT_ID].tolist() == ["e1", "e0"]
     assert events[c.ITEM].tolist() == ["b", "a"]

@@ -6,7 +6,7 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.dataset import load_spec
-from feature_repo.recent import Happened, UserFacts, user_row
+from feature_repo.recent import Happened, UserFacts, row_of
 from pipelines.stages import SPECS
 from serving.overlay import merge_overlay, parse_overlay
 
@@ -26,25 +26,38 @@ def entry(n, event):
     return f"{(T0 + 10 * n) * 1_000}-0|{json.dumps(body)}".encode()
 
 
-def row_of(events, position):
+def streamed_row(events, position):
     facts = UserFacts(position=position)
     facts.fold(events, POSITIVE)
-    return {name: [value] for name, value in user_row(facts, TYPES, str.upper).items()}
+    return {name: [value] for name, value in row_of(facts, TYPES, str.upper).items()}
 
 
 @pytest.mark.parametrize("streamed", [0, 1, 5, 30, 60])
 def test_a_row_and_its_overlay_are_the_row_of_all_events(streamed):
     events = [happened(n, n % len(TYPES)) for n in range(60)]
     position = f"{(T0 + 10 * (streamed - 1)) * 1_000}-0" if streamed else "0-0"
-    columns = row_of(events[:streamed], position)
+    columns = streamed_row(events[:streamed], position)
     overlay = [entry(n, event) for n, event in enumerate(events)][::-1]
     newest = merge_overlay(columns, parse_overlay(overlay), SPEC, str.upper)
     assert newest == f"{(T0 + 590) * 1_000}-0"
-    assert columns == row_of(events, newest)
+    assert columns == streamed_row(events, newest)
+
+
+@pytest.mark.parametrize("streamed", range(6))
+def test_events_of_one_second_are_in_the_order_of_their_moments_and_ids(streamed):
+    start = T0 * 1_000_000
+    events = [
+        Happened(start + micros, event_id, event_id, POSITIVE.index(True))
+        for micros, event_id in [(700, "d"), (100, "c"), (100, "a"), (400, "e"), (400, "b")]
+    ]
+    columns = streamed_row(events[:streamed], f"{(T0 + 10 * streamed) * 1_000}-0" if streamed else "0-0")
+    overlay = [entry(n, event) for n, event in enumerate(events, 1)][::-1]
+    newest = merge_overlay(columns, parse_overlay(overlay), SPEC, str.upper)
+    assert columns[c.HISTORY_ITEMS] == streamed_row(events, newest)[c.HISTORY_ITEMS] == [["a", "c", "b", "e", "d"]]
 
 
 def test_a_user_of_whom_nothing_is_stored_has_their_clicks():
-    names = row_of([], "0-0")
+    names = streamed_row([], "0-0")
     columns = {name: [None] for name in names}
     merge_overlay(columns, parse_overlay([entry(1, happened(1))]), SPEC, str.upper)
     assert columns[c.HISTORY_ITEMS] == [["i1"]] and columns[c.RECENT_ITEMS] == [["i1"]]
