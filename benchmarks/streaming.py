@@ -9,14 +9,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
-import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +18,17 @@ import httpx
 import numpy as np
 from feast import FeatureStore
 
+from benchmarks.live import build_world, drain, event, live
 from feature_repo import columns as c
-from feature_repo.dataset import load_spec
 from feature_repo.store import feature_store, redis_client
 from feature_repo.workspace import Workspace
-from pipelines import display, stages
-from pipelines.ingest import ingest
-from pipelines.release import make_release
+from pipelines import display
 from pipelines.streaming.recount import check
 from pipelines.streaming.status import stream_status
-from pipelines.synthetic import generate
-from pipelines.train import train
-from pipelines.train_ranking import SampleConfig
-from pipelines.world import WorldConfig
-from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.training import TrainConfig
 from serving.events import LogFull, RedisStreamLog
 
-USERS, ITEMS = 10_000, 2_000
+USERS = 10_000
 _POLL_S = 0.01
-
-
-def build_world(root: Path) -> Workspace:
-    """Return a small world in ``root``, taken through every stage; a finished one is kept."""
-    workspace = Workspace(root)
-    if (workspace.releases / "current").exists():
-        stages.run_materialize(workspace)
-        return workspace
-    generate(root / "raw", WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0))
-    ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
-    stages.run_features(workspace)
-    stages.run_materialize(workspace)
-    towers = TrainConfig(epochs=2, batch=512, uniform_negatives=128, patience=1, validation_sample=500)
-    sample = SampleConfig(train_requests=400, calibrate_requests=150, choose_requests=150, negatives=40)
-    rankers = RankerConfig(trees=TreeConfig(rounds=20), dcn=DcnConfig(epochs=1, min_steps=30))
-    with display.stage("Train") as progress:
-        train(workspace, progress, towers, sample, rankers)
-    make_release(workspace)
-    return workspace
-
-
-@contextmanager
-def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a ``funnel`` command beside, and end it."""
-    call = [sys.executable, "-c", "from pipelines.cli import main; main()", *command]
-    with log.open("wb") as out:
-        process = subprocess.Popen(call, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def event(number: int, user: str, rng: random.Random) -> dict[str, Any]:
-    """Return an event of now."""
-    kind = rng.choices(["view", "like", "purchase"], [8, 1, 1])[0]
-    item = f"b{int(ITEMS * rng.random() ** 2):04d}"
-    return {"event_id": f"b{number}-{user}", "user_id": user, "item_id": item, "type": kind, "timestamp": time.time()}
 
 
 class Probes:
@@ -198,39 +145,46 @@ def _pour(url: str, seconds: float, senders: int, queue: Any) -> None:
 
 
 def sustained(workspace: Workspace, store: FeatureStore, rate: int, seconds: float) -> dict[str, float]:
-    """Append ``rate`` events a second to the log and see whether the job keeps up: its lag, and the rest at the end."""
+    """Append ``rate`` events a second to the log and see whether the job keeps up: its rate, its lag, and the rest.
+
+    ``events_per_s`` is the rate at which events left the job, from its first finished batch to its last.
+    """
     client = redis_client(workspace)
     before = stream_status(client)["events"]
     context = multiprocessing.get_context("spawn")
-    feeder = context.Process(target=_feed, args=(workspace.root, rate, seconds))
-    probes, log = Probes(store), RedisStreamLog(workspace)
-    rng, start, number = random.Random(5), time.time(), 0
+    begun = context.Event()
+    feeder = context.Process(target=_feed, args=(workspace.root, rate, seconds, begun))
     feeder.start()
+    begun.wait()
+    probes, log = Probes(store), RedisStreamLog(workspace)
+    rng, start, done = random.Random(5), time.time(), [(0.0, 0)]
     while feeder.is_alive():
         time.sleep(0.5)
-        user = f"heavy-{start:.0f}-{number}"  # a user of whom no earlier run left anything
-        log.append([event(number, user, rng)])
+        user = f"heavy-{start:.0f}-{len(done)}"  # a user of whom no earlier run left anything
+        log.append([event(len(done), user, rng)])
         probes.sent(user)
-        number += 1
+        done.append((time.time() - start, stream_status(client)["events"] - before))
     fed_s = time.time() - start
     lags = probes.finish(120)
-    while stream_status(client)["pending"]:
-        time.sleep(0.1)
-    total_s = time.time() - start
-    done = stream_status(client)["events"] - before
+    drain(workspace, 0.1)
+    total_s, total = time.time() - start, stream_status(client)["events"] - before
+    first_s, first = next(((at, count) for at, count in done if count), (0.0, 0))
+    third = len(lags) // 3
     return {
-        "events_per_s": round(done / total_s),
+        "events_per_s": round((total - first) / (total_s - first_s)),
         "sustained_s": round(fed_s, 1),
-        "sustained_offered_per_s": round(done / fed_s),
+        "sustained_offered_per_s": round(total / fed_s),
         "sustained_lag_p50_ms": round(float(np.median(lags))),
         "sustained_lag_max_ms": round(max(lags)),
+        "sustained_lag_growth": round(float(np.mean(lags[-third:]) / np.mean(lags[third : 2 * third])), 2),
         "drain_s": round(total_s - fed_s, 1),
     }
 
 
-def _feed(root: Path, rate: int, seconds: float) -> None:
+def _feed(root: Path, rate: int, seconds: float, begun: Any) -> None:
     log, rng, number = RedisStreamLog(Workspace(root)), random.Random(4), 0
     start = time.time()
+    begun.set()
     while (passed := time.time() - start) < seconds:
         due = min(int(passed * rate) - number, 500)
         if due < 100:
@@ -247,49 +201,17 @@ def _feed(root: Path, rate: int, seconds: float) -> None:
 def run(root: Path, rate: int, seconds: float, heavy_rate: int, heavy_seconds: float) -> dict[str, Any]:
     """Measure in a world below ``root`` and return the figures."""
     workspace = build_world(root)
-    client, store = redis_client(workspace), feature_store(workspace)
-    client.flushall()  # an earlier run's events, with its checkpoint and the rows that it appended
-    shutil.rmtree(root / "stream", ignore_errors=True)
-    for rows in root.glob("features/current/*/stream-*.parquet"):
-        rows.unlink()
-    stages.run_materialize(workspace)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    home = ["--home", str(root)]
-    with (
-        running(["serve", *home, "--port", str(port)], root / "serve.log"),
-        running(["stream", *home], root / "stream.log"),
-        httpx.Client(base_url=url, timeout=30) as api,
-    ):
-        _wait(api, client)
+    store = feature_store(workspace)
+    with live(workspace) as url, httpx.Client(base_url=url, timeout=30) as api:
         with display.stage(f"{rate} events/s for {seconds:.0f} s"):
             figures = steady(api, store, rate, seconds)
         with display.stage("Read your writes"):
             figures |= own_writes(api)
         with display.stage("Endpoint"):
             figures |= endpoint(url, 8.0)
-        while stream_status(client)["pending"]:
-            time.sleep(0.2)
+        drain(workspace)
         with display.stage(f"{heavy_rate} events/s for {heavy_seconds:.0f} s"):
             figures |= sustained(workspace, store, heavy_rate, heavy_seconds)
         with display.stage("Recount"):
             found = check(workspace, time.time())
     return {**figures, "lost": found.lost, "doubled": found.doubled, "differing": found.differing}
-
-
-def _wait(api: httpx.Client, client: Any) -> None:
-    """Wait until the API answers and the job has finished batches."""
-    rng, deadline = random.Random(6), time.time() + 180
-    number = 0
-    while time.time() < deadline:
-        try:
-            api.post("/v1/events", json={"events": [event(number, f"warm-{number}", rng)]})
-            number += 1
-            if (stream_status(client)["batch"] or [0, 0])[1] >= 30:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise RuntimeError("the API or the job did not start; see serve.log and stream.log in the working folder")

@@ -21,6 +21,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.infra.registry.base_registry import BaseRegistry
 
 _ORDER = "__entity_row"
+_TRIES = 5
 
 
 class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
@@ -105,16 +106,47 @@ class _AsofJob(RetrievalJob):
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         del timeout
+        return _run(self._query, self._entities)
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+
+def newest_rows(view: FeatureView, entities: pa.Table, moment: str) -> pa.Table:
+    """Return the newest row of a view not after the moment of each entity row, in their order, however old it is.
+
+    Args:
+        view: whose table is read.
+        entities: the moments, and columns that a row must equal, under the view's own names: its key at least.
+        moment: the name of the moments' column (timestamp in UTC); where it is null there is no row.
+
+    Returns:
+        The table's columns, its timestamp among them; all null where there is no such row.
+
+    """
+    keys = {name: name for name in entities.column_names if name != moment}
+    numbered = entities.append_column(_ORDER, pa.array(range(len(entities))))
+    # To DuckDB's join a null would be the latest of all moments.
+    join = _asof_join("f", view, keys, f"coalesce(e.{_quote(moment)}, TIMESTAMPTZ '-infinity')")
+    return _run(f"SELECT f.* FROM entities e {join} ORDER BY e.{_ORDER}", numbered)
+
+
+def _run(query: str, entities: pa.Table) -> pa.Table:
+    """Return what a query of ``entities`` and Parquet files gives."""
+    tries = 0
+    while True:
         with duckdb.connect() as database:
             database.execute("SET TimeZone = 'UTC'")
             # DuckDB guesses that registered rows are few and would loop over them: 161 s instead of 0.6 s
             # for 370,000 rows against 900,000.
             database.execute("SET asof_loop_join_threshold = 0")
-            database.register("entities", self._entities)
-            return database.execute(self._query).to_arrow_table()
-
-    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
-        return self._to_arrow_internal(timeout).to_pandas()
+            database.register("entities", entities)
+            try:
+                return database.execute(query).to_arrow_table()
+            except duckdb.IOException:  # a running stream merged its small files meanwhile: look again
+                tries += 1
+                if tries == _TRIES:
+                    raise
 
 
 def _quote(name: str) -> str:
@@ -133,14 +165,9 @@ def _asof_query(
     at = f"e.{_quote(moment)}"
     for number, view in enumerate(feature_views):
         table = f"f{number}"
-        source = view.batch_source
-        known = f"{table}.{_quote(source.timestamp_field)}"
+        known = f"{table}.{_quote(view.batch_source.timestamp_field)}"
         keys = view.projection.join_key_map or {entity.name: entity.name for entity in view.entity_columns}
-        conditions = [f"{table}.{_quote(key)} = e.{_quote(column)}" for key, column in keys.items()]
-        path = source.path.replace("'", "''")
-        if not path.endswith(".parquet"):
-            path += "/*.parquet"
-        joins.append(f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)} AND {at} >= {known}")
+        joins.append(_asof_join(table, view, keys, at))
         prefix = view.projection.name_to_use()
         for reference in feature_refs:
             owner, feature = reference.split(":", 1)
@@ -153,3 +180,14 @@ def _asof_query(
             name = f"{prefix}__{feature}" if full_feature_names else feature
             selected.append(f"{value} AS {_quote(name)}")
     return f"SELECT {', '.join(selected)} FROM entities e {' '.join(joins)} ORDER BY e.{_ORDER}"
+
+
+def _asof_join(table: str, view: FeatureView, keys: dict[str, str], at: str) -> str:
+    """Return the join of entities ``e`` with a view's rows, named ``table``; ``keys``: its keys and theirs."""
+    source = view.batch_source
+    conditions = [f"{table}.{_quote(key)} = e.{_quote(column)}" for key, column in keys.items()]
+    path = source.path.replace("'", "''")
+    if not path.endswith(".parquet"):
+        path += "/*.parquet"
+    known = f"{table}.{_quote(source.timestamp_field)}"
+    return f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)} AND {at} >= {known}"

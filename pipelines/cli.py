@@ -154,6 +154,20 @@ def stream(
 
 
 @app.command()
+def skew(
+    home: Home = None,
+    limit: Annotated[int | None, typer.Option(help="Only the newest so many requests [default: all]", min=1)] = None,
+    since: Annotated[
+        float | None, typer.Option(help="Only those of the last so many hours [default: all]", min=0)
+    ] = None,
+) -> None:
+    """Recompute from the offline tables what was served, and count features that differ; the last line is JSON."""
+    from pipelines.skew import show_skew
+
+    show_skew(_workspace(home), limit, since)
+
+
+@app.command()
 def replay(
     data: Data = "synthetic",
     data_dir: DataDir = None,
@@ -234,6 +248,19 @@ def streaming(
     _use_all_cores()
     root = (home or PROJECT_ROOT / "work" / "benchmark-streaming").resolve()
     result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds)))
+
+
+@benchmarks.command("skew")
+def skew_benchmark(
+    home: Annotated[Path | None, typer.Option(help="Folder of its own world [default: work/benchmark-skew]")] = None,
+    requests: Annotated[int, typer.Option(help="Recommendations to ask for", min=1)] = 10_000,
+) -> None:
+    """Served features against recomputed ones, with events coming in all the while."""
+    from benchmarks.skew import run
+    from pipelines.display import result
+
+    root = (home or PROJECT_ROOT / "work" / "benchmark-skew").resolve()
+    result(json.dumps(run(root, requests)))
 
 
 def main() -> None:

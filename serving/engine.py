@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,11 @@ class Engine:
         self.metrics.release.labels(release.id).set(1)
         self.online = OnlineFeatures(workspace, release.items, self.metrics.observe_age)
         self.intake = Intake(open_log(workspace), release.codec.spec, self.metrics.events)
+        self.items_as_of: str | None = None
         try:
-            self.items = release.items.with_activity(self.online.item_activity(time.time()))
+            now = datetime.now(UTC)
+            self.items = release.items.with_activity(self.online.item_activity(now.timestamp()))
+            self.items_as_of = now.isoformat(timespec="microseconds")
         except OnlineStoreUnavailable:
             self.items = release.items  # counts as of the release, until the next start
         self.recommend(RecommendationRequest(user_id="warm-up", k=1))
@@ -115,11 +119,11 @@ class Engine:
         recommender, codec, now = self.release.recommender, self.release.codec, time.time()
         recommender.filters.check(request.filters, self.items)
         degraded: list[str] = []
-        position = None
+        features: UserFeatures | None = None
         with self.metrics.stage("features"):
             try:
                 features = self.online.user(request.user_id, now)
-                columns, position = features.columns, features.position
+                columns = features.columns
                 degraded += [f"stale_{view}" for view in features.stale]
                 if not features.known:
                     degraded.append("unknown_user")
@@ -149,7 +153,7 @@ class Engine:
             filtered=result.removed if request.explain else None,
         )
         if self.impressions:
-            self.impressions.offer(_impression(request, response, now, position, result, ranked))
+            self.impressions.offer(_impression(request, response, now, features, self.items_as_of, result, ranked))
         return response
 
     def similar(self, item_id: str, k: int) -> SimilarResponse:
@@ -213,7 +217,8 @@ def _impression(
     request: RecommendationRequest,
     response: RecommendationResponse,
     now: float,
-    position: str | None,
+    features: UserFeatures | None,
+    items_as_of: str | None,
     result: Recommendation,
     ranked: Ranked,
 ) -> Impression:
@@ -224,7 +229,9 @@ def _impression(
         release=response.release,
         k=request.k,
         degraded=response.degraded,
-        position=position,
+        position=features.position if features else None,
+        row_position=features.row_position if features else None,
+        items_as_of=items_as_of,
         item_ids=[item.item_id for item in response.items],
         scores=result.scores,
         sources=result.sources,

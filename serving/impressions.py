@@ -42,6 +42,7 @@ IMPRESSION_SCHEMA = pa.schema(
         ("k", pa.int32()),
         ("degraded", pa.list_(pa.string())),
         ("position", pa.string()),
+        ("row_position", pa.string()),
         ("items_as_of", pa.string()),
         ("item_ids", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
@@ -76,7 +77,10 @@ class Impression:
         propensities: float32 ``[n]``, the chance with which each item took its place; None means 1.0
             for all, as the list is chosen deterministically (exploration would say otherwise here).
         position: the newest entry of the event log that was known of the user, if any.
-        items_as_of: the moment up to which item counts were known, if any.
+        row_position: the newest entry in the user's streamed row as it was stored, before events that had not
+            reached it were merged into it; None: there was no row.
+        items_as_of: the moment at which the server read item counts from the online store (ISO 8601, UTC,
+            microseconds); None: it could not, and the counts are the release's own.
 
     """
 
@@ -93,6 +97,7 @@ class Impression:
     categorical: Codes
     propensities: Floats | None = None
     position: str | None = None
+    row_position: str | None = None
     items_as_of: str | None = None
 
 
@@ -185,7 +190,7 @@ def to_table(batch: Sequence[Impression]) -> pa.Table:
         raise ValueError("items, scores and sources of an impression differ in number")
     shown = np.array([len(one.item_ids) for one in batch], dtype=np.int32)
     ranked = np.array([len(one.numeric) for one in batch], dtype=np.int32)
-    plain = ("request_id", "user_id", "time", "release", "k", "degraded", "position", "items_as_of")
+    plain = ("request_id", "user_id", "time", "release", "k", "degraded", "position", "row_position", "items_as_of")
     columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in (*plain, "item_ids", "sources")}
     chances = [np.ones(n, np.float32) if one.propensities is None else one.propensities
                for one, n in zip(batch, shown, strict=True)]  # fmt: skip
@@ -209,13 +214,15 @@ def _vectors(shown: npt.NDArray[np.int32], ranked: npt.NDArray[np.int32], rows: 
     return _lists(shown, _lists(widths, np.ascontiguousarray(rows).ravel()))
 
 
-def read_impressions(folder: Path, columns: list[str] | None = None) -> pa.Table:
+def read_impressions(folder: Path, columns: list[str] | None = None, since: float = 0.0) -> pa.Table:
     """Return all impressions of a folder in order of time, by default every column of ``IMPRESSION_SCHEMA``.
 
     Files that are still being written are not seen; a folder that is absent or empty gives an empty table.
+    A column that a file does not have yet is null. ``since``: requests before it (epoch seconds) are left out.
     """
     files = sorted(str(path) for path in folder.glob("[!.]*.parquet"))
     if not files:
         return IMPRESSION_SCHEMA.empty_table().select(columns or IMPRESSION_SCHEMA.names)
-    table = ds.dataset(files, schema=IMPRESSION_SCHEMA, format="parquet").to_table(columns=columns)
+    dataset = ds.dataset(files, schema=IMPRESSION_SCHEMA, format="parquet")
+    table = dataset.to_table(columns=columns, filter=ds.field("time") >= since)
     return table.sort_by("time") if columns is None or "time" in columns else table

@@ -25,6 +25,9 @@ _ITEMS_PER_READ = 500
 ObserveAge = Callable[[str, float], None]
 """Called with a view and the age of one of its rows in seconds."""
 
+Stamps = dict[str, list[int | None]]
+"""The time of each entity's row of a view in whole epoch seconds; None: there is no row."""
+
 
 class OnlineStoreUnavailable(RuntimeError):
     """Redis did not answer in time."""
@@ -35,12 +38,14 @@ class UserFeatures:
     """One user's feature row.
 
     ``known`` is False if the store has nothing of them, ``position`` the newest log entry that the row
-    includes, ``stale`` the views whose values were too old and count as missing.
+    includes, ``row_position`` that of the row as it was stored, before the overlay was merged into it,
+    ``stale`` the views whose values were too old and count as missing.
     """
 
     columns: dict[str, list[Any]]
     known: bool
     position: str | None = None
+    row_position: str | None = None
     stale: tuple[str, ...] = ()
 
 
@@ -55,11 +60,21 @@ class Reader:
         else:
             pairs = [(view, name) for view, _, name in (reference.partition(":") for reference in features)]
         views = {view.name: view for view in (*store.list_feature_views(), *store.list_stream_feature_views())}
-        self._ttls = {view: views[view].ttl or timedelta(0) for view, _ in pairs if view in views}
-        self._names = {view: [name for owner, name in pairs if owner == view] for view in self._ttls}
+        self.views = {view: views[view] for view, _ in pairs if view in views}
+        self.names = {view: [name for owner, name in pairs if owner == view] for view in self.views}
 
     def read(self, rows: list[dict[str, Any]], now: float) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
         """Return feature columns of some entities, and for each entity the views that were past their TTL.
+
+        Raises:
+            OnlineStoreUnavailable: Redis did not answer.
+
+        """
+        columns, stamps = self.fetch(rows)
+        return columns, self.expire(columns, stamps, now)
+
+    def fetch(self, rows: list[dict[str, Any]]) -> tuple[dict[str, list[Any]], Stamps]:
+        """Return feature columns of some entities as they are stored, however old, and how old they are.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
@@ -71,20 +86,45 @@ class Reader:
             raise OnlineStoreUnavailable(str(error)) from error
         columns: dict[str, list[Any]] = response.to_dict()
         place = {name: n for n, name in enumerate(response.proto.metadata.feature_names.val)}
-        stale: list[tuple[str, ...]] = [() for _ in rows]
-        for view, names in self._names.items():
-            ttl = self._ttls[view].total_seconds()
-            stamps = response.proto.results[place[names[0]]].event_timestamps
-            for row, stamp in enumerate(stamps):
-                if stamp.seconds == 0 and all(columns[name][row] is None for name in names):
+        stamps: Stamps = {}
+        for view, names in self.names.items():
+            moments = enumerate(response.proto.results[place[names[0]]].event_timestamps)
+            stamps[view] = [
+                None if stamp.seconds == 0 and all(columns[name][row] is None for name in names) else stamp.seconds
+                for row, stamp in moments
+            ]
+        return columns, stamps
+
+    def expire(self, columns: dict[str, list[Any]], stamps: Stamps, now: float) -> list[tuple[str, ...]]:
+        """Take values out of ``columns`` that are past their view's TTL, and return each entity's such views."""
+        stale: list[tuple[str, ...]] = [() for _ in next(iter(columns.values()))]
+        for view, names in self.names.items():
+            ttl = (self.views[view].ttl or timedelta(0)).total_seconds()
+            for row, stamp in enumerate(stamps[view]):
+                if stamp is None:
                     continue
-                age = now - stamp.seconds
+                age = now - stamp
                 self._observe_age(view, age)
                 if age > ttl > 0:
                     stale[row] += (view,)
                     for name in names:
                         columns[name][row] = None
-        return columns, stale
+        return stale
+
+
+def activity_features(codec: Codec) -> list[str]:
+    """Return the names of the features that an item table's ``Activity`` is made of."""
+    return [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+
+
+def activity_reader(store: FeatureStore, codec: Codec, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
+    """Return the reader of items' activity."""
+    return Reader(store, [f"item_activity:{name}" for name in activity_features(codec)], observe_age)
+
+
+def user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
+    """Return the reader of users' features."""
+    return Reader(store, store.get_feature_service("online_user_v1"), observe_age)
 
 
 class OnlineFeatures:
@@ -96,9 +136,8 @@ class OnlineFeatures:
         self._codec = codec = items.codec
         self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
-        self._users = Reader(self._store, self._store.get_feature_service("online_user_v1"), observe_age)
-        activity = [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
-        self._items = Reader(self._store, [f"item_activity:{name}" for name in activity], observe_age)
+        self._users = user_reader(self._store, observe_age)
+        self._items = activity_reader(self._store, codec, observe_age)
         self._redis = redis_client(workspace, timeout_s=_TIMEOUT_S)
 
     def user(self, user_id: str, now: float) -> UserFeatures:
@@ -113,10 +152,12 @@ class OnlineFeatures:
             entries: list[bytes] = self._redis.lrange(recent_key(user_id), 0, -1)  # type: ignore[assignment]
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
-        columns, stale = self.users([user_id], now)
+        columns, stamps = self._users.fetch(_user_rows([user_id], now))
+        row_position = columns[c.POSITION][0]
+        stale = self._users.expire(columns, stamps, now)[0]
         known = any(columns[name][0] is not None for name in columns if name not in _NEVER_MISSING)
         position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
-        return UserFeatures(columns, known or bool(entries) or bool(stale[0]), position, stale[0])
+        return UserFeatures(columns, known or bool(entries) or bool(stale), position, row_position, stale)
 
     def users(self, user_ids: Sequence[str], now: float) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
         """Return the feature rows of many users as they are stored, and each one's views past their TTL.
@@ -125,7 +166,7 @@ class OnlineFeatures:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        return self._users.read([{c.USER: user, c.REQUEST_TIME: int(now)} for user in user_ids], now)
+        return self._users.read(_user_rows(user_ids, now), now)
 
     def item_activity(self, now: float) -> Activity:
         """Return all items' activity as it stands in the online store; what is past its TTL is missing.
@@ -148,6 +189,10 @@ class OnlineFeatures:
             return bool(self._redis.ping())
         except (redis.RedisError, OSError):
             return False
+
+
+def _user_rows(user_ids: Sequence[str], now: float) -> list[dict[str, Any]]:
+    return [{c.USER: user, c.REQUEST_TIME: int(now)} for user in user_ids]
 
 
 _NEVER_MISSING = {c.USER, *OUTPUTS}

@@ -16,9 +16,10 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class Accepted:
-    """An accepted event of a user, with its place in the log."""
+    """An accepted event of a user, with its place in the log and its time in microseconds."""
 
     position: str
+    event_id: str
     item: str
     type: str
     micros: int
@@ -31,7 +32,7 @@ def parse_overlay(entries: Sequence[bytes]) -> list[Accepted]:
         position, _, payload = entry.decode().partition("|")
         event = json.loads(payload)
         micros = event_micros(event["timestamp"], position)
-        accepted.append(Accepted(position, event["item_id"], event["type"], micros))
+        accepted.append(Accepted(position, event["event_id"], event["item_id"], event["type"], micros))
     return accepted
 
 
@@ -41,10 +42,12 @@ def merge_overlay(
     """Merge a user's overlay into the one feature row in ``columns``, and return the newest position it includes.
 
     The history and seen lists take every event, since what they hold already changes nothing. Counts take
-    those that are newer than the row's position. An item that comes again moves to its new time's place.
+    those that are newer than the row's position. An item that comes again moves to its new time's place;
+    events of one microsecond are in the order of their ids, as where the stream folds them.
     ``category`` tells the main category of an item.
     """
     known = [event for event in accepted if event.type in spec.events.types]
+    known.sort(key=lambda event: (event.micros, event.event_id))
     _merge_history(columns, [event for event in known if spec.events.types[event.type].positive])
     for kind in spec.event_types:
         name = c.seen(kind)
@@ -62,16 +65,17 @@ def merge_overlay(
 
 
 def _merge_history(columns: Columns, events: Sequence[Accepted]) -> None:
-    times = columns[c.HISTORY_TIMES][0]
-    latest = dict(zip(columns[c.HISTORY_ITEMS][0], times, strict=True)) if times is not None else {}
-    for event in sorted(events, key=lambda event: event.micros):
-        second = event.micros // MICROS
-        if second > latest.get(event.item, -1):
-            latest.pop(event.item, None)  # so that it goes behind others of its second
-            latest[event.item] = second
+    items, times = columns[c.HISTORY_ITEMS][0], columns[c.HISTORY_TIMES][0]
+    latest: dict[str, tuple[int, str]] = {}
+    if times is not None:
+        # A row has whole seconds; the overlay knows more of the events that both have.
+        latest = {item: (second * MICROS, "") for item, second in zip(items, times, strict=True)}
+    for event in events:
+        if (event.micros, event.event_id) > latest.get(event.item, (-1, "")):
+            latest[event.item] = (event.micros, event.event_id)
     kept = sorted(latest.items(), key=lambda pair: pair[1])[-c.HISTORY_LENGTH :]
     columns[c.HISTORY_ITEMS][0] = [item for item, _ in kept]
-    columns[c.HISTORY_TIMES][0] = [second for _, second in kept]
+    columns[c.HISTORY_TIMES][0] = [micros // MICROS for _, (micros, _) in kept]
 
 
 def _merge_recent(

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,23 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     stop_redis(workspace.redis)
 
 
-@pytest.fixture
-def copied(built: Built, tmp_path: Path) -> Iterator[Workspace]:
-    """A copy of the built workspace without its Redis, for tests that change things."""
-    target = tmp_path / "w"
-    shutil.copytree(built.workspace.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark"))
+@contextmanager
+def _copy(source: Workspace, target: Path) -> Iterator[Workspace]:
+    shutil.copytree(source.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark"))
     workspace = Workspace(target)
     apply(feature_store(workspace), workspace)  # the registry names the tables by their full paths
     yield workspace
     stop_redis(workspace.redis)
+
+
+@pytest.fixture(scope="session")
+def copy() -> Callable[[Workspace, Path], AbstractContextManager[Workspace]]:
+    """How a workspace is copied without its Redis: a context, since the copy may start one of its own."""
+    return _copy
+
+
+@pytest.fixture
+def copied(built: Built, tmp_path: Path) -> Iterator[Workspace]:
+    """A copy of the built workspace without its Redis, for tests that change things."""
+    with _copy(built.workspace, tmp_path / "w") as workspace:
+        yield workspace

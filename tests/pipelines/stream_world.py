@@ -93,7 +93,7 @@ def stop_job(process):
     assert process.wait(timeout=60) == 0
 
 
-def wait_until(condition, patience_s=120, what=""):
+def wait_until(condition, patience_s=300, what=""):
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited too long {what}"

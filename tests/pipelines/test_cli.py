@@ -19,7 +19,19 @@ from feature_repo.workspace import Workspace
 from pipelines.stages import known_specs
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["ingest", "features", "materialize", "train", "release", "evaluate", "serve", "batch", "demo", "benchmark"]
+COMMANDS = [
+    "ingest",
+    "features",
+    "materialize",
+    "train",
+    "release",
+    "evaluate",
+    "serve",
+    "batch",
+    "demo",
+    "skew",
+    "benchmark",
+]
 
 
 def funnel(*arguments, **environment):

@@ -37,8 +37,8 @@ from tests.pipelines.stream_world import (
 
 
 @pytest.fixture(autouse=True)
-def no_job_stays():
-    yield
+def no_job_stays(copied):
+    yield copied  # which goes after the job: its Redis stays for as long as somebody uses it
     kill_started()
 
 
@@ -112,7 +112,7 @@ def survive(workspace, places, trouble=None):
     try:
         for place in places:
             job = start_job(workspace, place)
-            assert job.wait(timeout=120) == -signal.SIGKILL, (workspace.root / "job.log").read_text()[-3_000:]
+            assert job.wait(timeout=300) == -signal.SIGKILL, (workspace.root / "job.log").read_text()[-3_000:]
         job = start_job(workspace)
         if trouble:
             trouble(workspace, job)

@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 from dataclasses import fields
+from datetime import datetime
 
 import httpx
 import numpy as np
@@ -21,6 +22,8 @@ from serving.app import create_app
 from serving.engine import Engine
 from serving.impressions import IMPRESSION_SCHEMA, Impression, ImpressionLog, read_impressions
 from serving.schemas import RecommendationRequest
+
+POSITIONS = ("position", "row_position", "items_as_of")
 
 
 class Count:
@@ -57,6 +60,7 @@ def impression(number=0, shown=3, ranked=2):
         categorical=np.array([[n, 7] for n in range(ranked)], dtype=np.int32).reshape(ranked, 2),
         propensities=None if number % 2 else np.full(shown, 0.5, dtype=np.float32),
         position=f"{number}-0" if number else None,
+        row_position=f"{number}-1" if number else None,
         items_as_of="2023-11-14T22:13:20Z" if number else None,
     )
 
@@ -81,7 +85,7 @@ def test_a_row_is_what_was_offered(tmp_path, count):
     assert [row["request_id"] for row in rows] == ["r0", "r1", "r2", "r3"]
     for number, (shown, ranked) in enumerate(shapes):
         row, offered = rows[number], impression(number, shown, ranked)
-        for name in ("user_id", "time", "release", "k", "degraded", "item_ids", "sources", "position", "items_as_of"):
+        for name in ("user_id", "time", "release", "k", "degraded", "item_ids", "sources", *POSITIONS):
             assert row[name] == getattr(offered, name), name
         assert row["scores"] == offered.scores.tolist()
         assert row["propensities"] == [1.0 if number % 2 else 0.5] * shown
@@ -91,6 +95,25 @@ def test_a_row_is_what_was_offered(tmp_path, count):
             assert row["categorical"][item] == offered.categorical[item].tolist()
         assert row["numeric"][ranked:] == row["categorical"][ranked:] == [[]] * (shown - ranked)
     assert count() == (4, 0, 0)
+
+
+def test_a_file_of_before_there_was_a_column_is_read(tmp_path, count):
+    log = ImpressionLog(tmp_path, count.counter)
+    log.offer(impression(1))
+    log.close()
+    (file,) = tmp_path.glob("*.parquet")
+    pq.write_table(pq.read_table(file).drop_columns(["row_position"]), file)
+    (row,) = read_impressions(tmp_path).to_pylist()
+    assert (row["row_position"], row["position"]) == (None, "1-0")
+
+
+def test_requests_since_a_moment(tmp_path, count):
+    log = ImpressionLog(tmp_path, count.counter)
+    for number in range(4):
+        log.offer(impression(number))
+    log.close()
+    moment = impression(2).time
+    assert read_impressions(tmp_path, ["request_id"], since=moment)["request_id"].to_pylist() == ["r2", "r3"]
 
 
 def test_no_folder_is_an_empty_table(tmp_path):
@@ -224,6 +247,8 @@ def test_what_the_engine_served_is_logged(tiny, workspace):
     for row, answer in zip(rows, answers, strict=True):
         assert (row["request_id"], row["release"]) == (answer.request_id, tiny.release.id)
         assert row["degraded"] == answer.degraded
+        assert datetime.fromisoformat(row["items_as_of"]).timestamp() < row["time"]
+        assert (row["position"], row["row_position"]) == (None, None)
         assert row["item_ids"] == [item.item_id for item in answer.items]
         assert row["sources"] == [item.sources for item in answer.items]
         assert row["scores"] == [item.score for item in answer.items]

@@ -1,0 +1,116 @@
+"""A small world of its own with the real API, Redis and Spark job on it: what benchmarks from outside look at."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from feature_repo.dataset import load_spec
+from feature_repo.store import redis_client
+from feature_repo.workspace import Workspace
+from pipelines import display, stages
+from pipelines.ingest import ingest
+from pipelines.release import make_release
+from pipelines.streaming.status import stream_status
+from pipelines.synthetic import generate
+from pipelines.train import train
+from pipelines.train_ranking import SampleConfig
+from pipelines.world import WorldConfig
+from ranking.config import DcnConfig, RankerConfig, TreeConfig
+from retrieval.training import TrainConfig
+
+ITEMS = 2_000
+
+
+def build_world(root: Path) -> Workspace:
+    """Return a small world in ``root``, taken through every stage; a finished one is kept."""
+    workspace = Workspace(root)
+    if (workspace.releases / "current").exists():
+        return workspace
+    generate(root / "raw", WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0))
+    ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    stages.run_features(workspace)
+    stages.run_materialize(workspace)
+    towers = TrainConfig(epochs=2, batch=512, uniform_negatives=128, patience=1, validation_sample=500)
+    sample = SampleConfig(train_requests=400, calibrate_requests=150, choose_requests=150, negatives=40)
+    rankers = RankerConfig(trees=TreeConfig(rounds=20), dcn=DcnConfig(epochs=1, min_steps=30))
+    with display.stage("Train") as progress:
+        train(workspace, progress, towers, sample, rankers)
+    make_release(workspace)
+    return workspace
+
+
+@contextmanager
+def live(workspace: Workspace) -> Iterator[str]:
+    """Run API and streaming job on a world in which nothing has been streamed yet, and yield the API's URL."""
+    root = workspace.root
+    redis_client(workspace).flushall()  # an earlier run's events, with its checkpoint and the rows that it appended
+    shutil.rmtree(root / "stream", ignore_errors=True)
+    for rows in root.glob("features/current/*/stream-*.parquet"):
+        rows.unlink()
+    stages.run_materialize(workspace)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url, home = f"http://127.0.0.1:{port}", ["--home", str(root)]
+    with (
+        running(["serve", *home, "--port", str(port)], root / "serve.log"),
+        running(["stream", *home], root / "stream.log"),
+    ):
+        _wait(url, workspace)
+        yield url
+
+
+@contextmanager
+def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a ``funnel`` command beside, and end it."""
+    call = [sys.executable, "-c", "from pipelines.cli import main; main()", *command]
+    with log.open("wb") as out:
+        process = subprocess.Popen(call, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def event(number: int, user: str, rng: random.Random) -> dict[str, Any]:
+    """Return an event of now."""
+    kind = rng.choices(["view", "like", "purchase"], [8, 1, 1])[0]
+    item = f"b{int(ITEMS * rng.random() ** 2):04d}"
+    return {"event_id": f"b{number}-{user}", "user_id": user, "item_id": item, "type": kind, "timestamp": time.time()}
+
+
+def drain(workspace: Workspace, every_s: float = 0.2) -> None:
+    """Wait until the job has finished with every event of the log."""
+    client = redis_client(workspace)
+    while stream_status(client)["pending"]:
+        time.sleep(every_s)
+
+
+def _wait(url: str, workspace: Workspace) -> None:
+    """Wait until the API answers and the job has finished batches."""
+    client = redis_client(workspace)
+    rng, deadline = random.Random(6), time.time() + 300
+    number = 0
+    with httpx.Client(base_url=url, timeout=30) as api:
+        while time.time() < deadline:
+            try:
+                api.post("/v1/events", json={"events": [event(number, f"warm-{number}", rng)]})
+                number += 1
+                if (stream_status(client)["batch"] or [0, 0])[1] >= 30:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+    raise RuntimeError("the API or the job did not start; see serve.log and stream.log in the working folder")
