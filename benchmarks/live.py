@@ -51,8 +51,8 @@ def build_world(root: Path) -> Workspace:
 
 
 @contextmanager
-def live(workspace: Workspace) -> Iterator[str]:
-    """Run API and streaming job on a world in which nothing has been streamed yet, and yield the API's URL."""
+def live(workspace: Workspace, *job: str) -> Iterator[str]:
+    """Run API and streaming job (with options ``job``) on a world without streamed events, and yield the API's URL."""
     root = workspace.root
     redis_client(workspace).flushall()  # an earlier run's events, with its checkpoint and the rows that it appended
     shutil.rmtree(root / "stream", ignore_errors=True)
@@ -65,7 +65,7 @@ def live(workspace: Workspace) -> Iterator[str]:
     url, home = f"http://127.0.0.1:{port}", ["--home", str(root)]
     with (
         running(["serve", *home, "--port", str(port)], root / "serve.log"),
-        running(["stream", *home], root / "stream.log"),
+        running(["stream", *home, *job], root / "stream.log"),
     ):
         _wait(url, workspace)
         yield url

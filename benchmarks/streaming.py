@@ -198,11 +198,14 @@ def _feed(root: Path, rate: int, seconds: float, begun: Any) -> None:
             time.sleep(0.1)
 
 
-def run(root: Path, rate: int, seconds: float, heavy_rate: int, heavy_seconds: float) -> dict[str, Any]:
+def run(
+    root: Path, rate: int, seconds: float, heavy_rate: int, heavy_seconds: float, partitions: int
+) -> dict[str, Any]:
     """Measure in a world below ``root`` and return the figures."""
     workspace = build_world(root)
     store = feature_store(workspace)
-    with live(workspace) as url, httpx.Client(base_url=url, timeout=30) as api:
+    job = ("--partitions", str(partitions))
+    with live(workspace, *job) as url, httpx.Client(base_url=url, timeout=30) as api:
         with display.stage(f"{rate} events/s for {seconds:.0f} s"):
             figures = steady(api, store, rate, seconds)
         with display.stage("Read your writes"):

@@ -240,6 +240,7 @@ def streaming(
     seconds: Annotated[float, typer.Option(help="For so long", min=5)] = 60.0,
     heavy_rate: Annotated[int, typer.Option(help="Events a second that the job must keep up with", min=100)] = 10_000,
     heavy_seconds: Annotated[float, typer.Option(help="For so long", min=5)] = 60.0,
+    partitions: Annotated[int, typer.Option(help="Partitions of the job's state", min=1)] = 2,
 ) -> None:
     """Lag, throughput and losses of the streaming job, with the real API, Redis and Spark."""
     from benchmarks.streaming import run
@@ -247,7 +248,7 @@ def streaming(
 
     _use_all_cores()
     root = (home or PROJECT_ROOT / "work" / "benchmark-streaming").resolve()
-    result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds)))
+    result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds, partitions)))
 
 
 @benchmarks.command("skew")

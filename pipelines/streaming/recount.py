@@ -81,12 +81,13 @@ def check(workspace: Workspace, now: float) -> Check:
     categories = main_categories(workspace.ingest, spec)
     for key, service in ((c.USER, "user_streaming_v1"), (c.ITEM, "item_streaming_v1")):
         groups = dict(iter(events.groupby(key, sort=False)))
+        counts = _counts(events, key, spec, now)
+        trends = _trends(events, now) if key == c.ITEM else {}
         for name, row in _read(store, service, key, list(groups), now):
-            expected = (
-                expected_user(groups[name], spec, categories, now)
-                if key == c.USER
-                else expected_item(groups[name], spec, now)
-            )
+            expected: dict[str, Any] = {column: values.get(name, 0) for column, values in counts.items()}
+            expected |= {column: values.get(name, 0.0) for column, values in trends.items()}
+            if key == c.USER:
+                expected |= expected_user(groups[name], spec, categories, now)
             result.compare(name, row, expected)
         setattr(result, "users" if key == c.USER else "items", len(groups))
     return result
@@ -104,7 +105,7 @@ def _read(
 
 
 def expected_user(events: pd.DataFrame, spec: DatasetSpec, categories: dict[str, str], now: float) -> dict[str, Any]:
-    """Return a user's features as of a moment, counted from all their events in the order of time."""
+    """Return a user's lists and session as of a moment, from all their events in the order of time."""
     newest = events.tail(c.HISTORY_LENGTH)
     liked = events[events[c.TYPE].isin(spec.positive_types)]
     history = liked.drop_duplicates(c.ITEM, keep="last").tail(c.HISTORY_LENGTH)
@@ -123,26 +124,28 @@ def expected_user(events: pd.DataFrame, spec: DatasetSpec, categories: dict[str,
         c.SESSION_EVENTS: len(session),
         c.SESSION_SECONDS: int(seconds.iloc[-1] - seconds.iloc[0]) if len(session) else 0,
         c.SESSION_CATEGORIES: pd.Series(met, dtype=object).drop_duplicates(keep="last").tolist(),
-        **_counts(events, spec, now),
     }
 
 
-def expected_item(events: pd.DataFrame, spec: DatasetSpec, now: float) -> dict[str, Any]:
-    """Return an item's features as of a moment, counted from all its events."""
-    expected = _counts(events, spec, now)
-    for window, (pane, _) in _WINDOWS.items():
-        ages = int(now) // pane - events[_MICROS] // (pane * 1_000_000)
-        expected[c.trend(window)] = float((0.5 ** (ages[(ages >= 0) & (ages < 60)] / 15)).sum())
-    return expected
-
-
-def _counts(events: pd.DataFrame, spec: DatasetSpec, now: float) -> dict[str, Any]:
-    counts: dict[str, int] = {}
+def _counts(events: pd.DataFrame, key: str, spec: DatasetSpec, now: float) -> dict[str, dict[str, int]]:
+    """Return each count's number by user or item, of those that have any."""
+    counts: dict[str, dict[str, int]] = {}
     for window, (pane, length) in _WINDOWS.items():
         start = (int(now) // pane + 1) * pane - length
-        inside = events.loc[events[_MICROS] >= start * 1_000_000, c.TYPE].value_counts()
-        counts |= {c.count(kind, window): int(inside.get(kind, 0)) for kind in spec.event_types}
+        inside = events[events[_MICROS] >= start * 1_000_000]
+        for kind in spec.event_types:
+            counts[c.count(kind, window)] = inside.loc[inside[c.TYPE] == kind, key].value_counts().to_dict()
     return counts
+
+
+def _trends(events: pd.DataFrame, now: float) -> dict[str, dict[str, float]]:
+    """Return each trend by item, of those that have any."""
+    trends: dict[str, dict[str, float]] = {}
+    for window, (pane, _) in _WINDOWS.items():
+        ages = int(now) // pane - events[_MICROS] // (pane * 1_000_000)
+        inside = (ages >= 0) & (ages < 60)
+        trends[c.trend(window)] = (0.5 ** (ages[inside] / 15)).groupby(events.loc[inside, c.ITEM]).sum().to_dict()
+    return trends
 
 
 class FeaturesDiffer(RuntimeError):
