@@ -57,29 +57,45 @@ def numeric_names(user: tuple[str, ...], item: tuple[str, ...]) -> tuple[str, ..
     return (*CROSS, *ITEM_AGES, *user, *(f"item_{name}" for name in item))
 
 
-def build_rows(
-    users: UserRows,
-    items: ItemRows,
-    request: npt.NDArray[Any],
-    item: npt.NDArray[Any],
-    cross: Floats,
-) -> tuple[Floats, Codes]:
-    """Return the ranker's inputs of ``n`` user-item pairs.
+@dataclass(frozen=True)
+class PairRows:
+    """One request's user beside ``n`` items, before they are joined to rows.
+
+    ``pair`` float32 ``[n, P]``: ``CROSS``, then ``ITEM_AGES`` (NaN: missing); ``user_numeric`` float32 ``[Fu]``;
+    ``user_categorical`` int32 ``[Cu]``; ``item`` int32 ``[n]``, the items' rows in the catalogue.
+    """
+
+    pair: Floats
+    user_numeric: Floats
+    user_categorical: Codes
+    item: Codes
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def __getitem__(self, rows: npt.NDArray[Any]) -> PairRows:
+        return PairRows(self.pair[rows], self.user_numeric, self.user_categorical, self.item[rows])
+
+    def join(self, items: ItemRows) -> tuple[Floats, Codes]:
+        """Return the ranker's inputs: numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``."""
+        size = (len(self), 1)
+        numeric = [self.pair, np.tile(self.user_numeric, size), items.numeric[self.item]]
+        categorical = [np.tile(self.user_categorical, size), items.categorical[self.item]]
+        return np.concatenate(numeric, axis=1, dtype=np.float32), np.concatenate(categorical, axis=1, dtype=np.int32)
+
+
+def pair_rows(users: UserRows, row: int, items: ItemRows, item: Codes, cross: Floats) -> PairRows:
+    """Return a request beside ``n`` items.
 
     Args:
         users: the requests.
-        items: the catalogue as of the requests.
-        request: int ``[n]``, which request a pair belongs to.
-        item: int ``[n]``, which item.
+        row: which of them.
+        items: the catalogue as of the request.
+        item: int32 ``[n]``, which items.
         cross: float32 ``[n, len(CROSS)]``.
 
-    Returns:
-        numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``.
-
     """
-    at = users.time[request]
     met = np.stack([items.first_event_at[item], items.last_event_at[item]], axis=1)
-    ages = ((at[:, None] - met) / SECONDS_PER_DAY).astype(np.float32)
-    numeric = np.concatenate([cross, ages, users.numeric[request], items.numeric[item]], axis=1, dtype=np.float32)
-    categorical = np.concatenate([users.categorical[request], items.categorical[item]], axis=1, dtype=np.int32)
-    return numeric, categorical
+    ages = ((users.time[row] - met) / SECONDS_PER_DAY).astype(np.float32)
+    pair = np.concatenate([cross, ages], axis=1, dtype=np.float32)
+    return PairRows(pair, users.numeric[row], users.categorical[row], item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from ranking.calibration import Calibration
 from ranking.data import Codes, Floats, RowSchema
 from ranking.models import Ranker, load
 from ranking.models.base import Contributions
+from ranking.rows import ItemRows, PairRows
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,15 @@ class CalibratedRanker:
 
         """
         self.schema.check_rows(numeric, categorical)
-        probabilities = self.calibration(self.ranker.predict(numeric, categorical))
+        return self._calibrated(self.ranker.predict(numeric, categorical))
+
+    def for_items(self, items: ItemRows) -> Callable[[PairRows], tuple[Floats, Floats]]:
+        """Return what gives the same as ``score`` of one request's joined rows, with the items prepared."""
+        predict = self.ranker.for_items(items)
+        return lambda pairs: self._calibrated(predict(pairs))
+
+    def _calibrated(self, raw: Floats) -> tuple[Floats, Floats]:
+        probabilities = self.calibration(raw)
         return self.schema.score(probabilities), probabilities.astype(np.float32)
 
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:

@@ -106,6 +106,20 @@ class RowTransform:
             out[:, column] = np.where(np.isfinite(values), codes, 0)
         return out
 
+    def part(self, columns: slice) -> RowTransform:
+        """Return the transform of neighbouring columns by themselves."""
+        first, last, _ = columns.indices(len(self.median))
+        indicators = tuple(column - first for column in self.indicators if first <= column < last)
+        return RowTransform(
+            median=self.median[columns],
+            log=self.log[columns],
+            mean=self.mean[columns],
+            scale=self.scale[columns],
+            indicators=indicators,
+            edges=self.edges[columns],
+            clip=self.clip,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-like values; Python floats survive JSON exactly."""
         return asdict(self)

@@ -17,6 +17,8 @@ from serving.catalogue import ItemTable
 SOURCES = ("two_tower", "similar", "popular", "trending", "new", "backfill")
 """Every candidate source; a candidate's ``sources`` bit ``i`` is set if source ``i`` proposed it."""
 
+_STATES_KEPT = 1_000
+
 RECENT = 10
 """How many of the newest history items the similar-items source starts from."""
 
@@ -53,6 +55,10 @@ class Candidates:
         """Which request each row belongs to, int64 ``[n]``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
+    def rows(self, request: int) -> slice:
+        """Return the rows of a request."""
+        return slice(int(self.offsets[request]), int(self.offsets[request + 1]))
+
 
 class Retriever:
     """All candidate sources of a release."""
@@ -76,12 +82,21 @@ class Retriever:
         """
         count = min(self.shares.two_tower, self.index.ntotal)
         _, rows = self.index.search(np.ascontiguousarray(vectors, dtype=np.float32), count)
-        state = items.availability_state(time)
-        static = {int(s): static_lists(items, self.shares, float(time[state == s][0])) for s in np.unique(state)}
-        parts = [self._merge(rows[b] + 1, history[b], static[int(state[b])]) for b in range(len(vectors))]
+        parts = [self._merge(rows[b] + 1, history[b], self._static(items, float(time[b]))) for b in range(len(vectors))]
         sizes = np.cumsum([0, *(len(part[0]) for part in parts)])
         item, sources, rank, similar = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
+
+    def _static(self, items: ItemTable, time: float) -> dict[str, Codes]:
+        """Return the static lists of a moment, made once for as long as nothing comes or goes."""
+        known = items.memo.setdefault(self.shares, {})
+        state = int(items.availability_state(np.array([time]))[0])
+        if state not in known:
+            if len(known) >= _STATES_KEPT:
+                known.clear()
+            known[state] = static_lists(items, self.shares, time)
+        lists: dict[str, Codes] = known[state]
+        return lists
 
     def _merge(
         self, tower: npt.NDArray[np.int64], history: Codes, static: dict[str, Codes]

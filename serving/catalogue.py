@@ -61,15 +61,23 @@ class ItemTable:
         categorical = ranked_codes(self.codec.item_attributes, self.encoded.first)
         return ItemRows(numeric, categorical, self.activity.first_event_at, self.activity.last_event_at)
 
-    def available(self, time: float) -> npt.NDArray[np.bool_]:
-        """Return which items can be had at a moment (epoch seconds), bool ``[N]``; row 0 never."""
-        mask = (self.available_from <= time) & (time < self.available_until)
+    def available(self, time: float, codes: Codes | None = None) -> npt.NDArray[np.bool_]:
+        """Return which items can be had at a moment (epoch seconds): of ``codes`` ``[n]``, or of all; row 0 never."""
+        begin, end = self.available_from, self.available_until
+        if codes is not None:
+            return np.asarray((begin[codes] <= time) & (time < end[codes]) & (codes > 0))
+        mask = (begin <= time) & (time < end)
         mask[0] = False
         return np.asarray(mask)
 
     def availability_state(self, time: Times) -> npt.NDArray[np.int64]:
         """Return numbers, int64 ``[n]``, equal for moments between which nothing comes or goes."""
         return np.searchsorted(self._turns, time, side="right").astype(np.int64)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """What others keep that holds for this table only."""
+        return {}
 
     @cached_property
     def _turns(self) -> Times:

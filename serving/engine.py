@@ -14,6 +14,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from feature_repo import columns as c
+from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import Workspace
 from serving.events import open_log
 from serving.filters import RequestRules
@@ -117,7 +118,8 @@ class Engine:
 
         """
         recommender, codec, now = self.release.recommender, self.release.codec, time.time()
-        recommender.filters.check(request.filters, self.items)
+        table = self.items
+        recommender.filters.check(request.filters, table)
         degraded: list[str] = []
         features: UserFeatures | None = None
         with self.metrics.stage("features"):
@@ -133,12 +135,15 @@ class Engine:
         rules = RequestRules(request.k, tuple(request.exclude), request.filters)
         with self.metrics.stage("recommend"):
             users = self.release.reader.read(columns, np.array([now]))
-            lists, ranked, _ = recommender.recommend_ranked(users, [rules], self.items)
+            lists, ranked, _ = recommender.recommend_ranked(users, [rules], table)
         result = lists[0]
         degraded += result.degraded
         for reason in degraded:
             self.metrics.degraded.labels(reason).inc()
-        explained = self._explain(result, ranked) if request.explain else [None] * len(result.items)
+        numeric, categorical = ranked.rows(0, result.rows, table)
+        explained: list[dict[str, Any] | None] = [None] * len(result.items)
+        if request.explain:
+            explained = self._explain(result, ranked, numeric, categorical)
         items = [
             RecommendedItem(item_id=self._id(code), score=_finite(score), sources=sources, explain=explanation)
             for code, score, sources, explanation in zip(
@@ -153,7 +158,9 @@ class Engine:
             filtered=result.removed if request.explain else None,
         )
         if self.impressions:
-            self.impressions.offer(_impression(request, response, now, features, self.items_as_of, result, ranked))
+            self.impressions.offer(
+                _impression(request, response, now, features, self.items_as_of, result, numeric, categorical)
+            )
         return response
 
     def similar(self, item_id: str, k: int) -> SimilarResponse:
@@ -191,12 +198,14 @@ class Engine:
         """Check events one by one and append the good ones to the log, see ``Intake``."""
         return self.intake.accept(raw)
 
-    def _explain(self, result: Recommendation, ranked: Ranked) -> list[dict[str, Any] | None]:
+    def _explain(
+        self, result: Recommendation, ranked: Ranked, numerics: Floats, categoricals: Codes
+    ) -> list[dict[str, Any] | None]:
         names = self.release.codec.numeric
         heads = self.release.codec.spec.event_types
         explanations: list[dict[str, Any] | None] = []
-        for row, sources, score in zip(result.rows, result.sources, result.scores, strict=False):
-            numeric, categorical = ranked.numeric[row], ranked.categorical[row]
+        shown = zip(result.rows, result.sources, result.scores, numerics, categoricals, strict=False)
+        for row, sources, score, numeric, categorical in shown:
             top = self.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
             explanations.append(
                 {
@@ -220,7 +229,8 @@ def _impression(
     features: UserFeatures | None,
     items_as_of: str | None,
     result: Recommendation,
-    ranked: Ranked,
+    numeric: Floats,
+    categorical: Codes,
 ) -> Impression:
     return Impression(
         request_id=response.request_id,
@@ -235,8 +245,8 @@ def _impression(
         item_ids=[item.item_id for item in response.items],
         scores=result.scores,
         sources=result.sources,
-        numeric=ranked.numeric[result.rows],
-        categorical=ranked.categorical[result.rows],
+        numeric=numeric,
+        categorical=categorical,
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -104,25 +104,21 @@ class Filters:
                 raise UnknownAttribute(f"'{name}' is {kind}: use {'min/max' if kind == 'numeric' else 'in/not_in'}")
 
     def removals(
-        self, items: ItemTable, request: RequestRules, seen: dict[str, Codes], time: float
+        self, items: ItemTable, request: RequestRules, seen: dict[str, Codes], time: float, codes: Codes | None = None
     ) -> dict[Reason, Mask]:
-        """Return, by reason, which of all ``N`` items the request may not show, bool ``[N]`` each."""
-        size = len(items)
-        masks: dict[Reason, Mask] = {"unavailable": ~items.available(time), "seen": np.zeros(size, dtype=np.bool_)}
-        for event_type, codes in seen.items():
-            if self.rules.exclude_seen == "all" or event_type in self.rules.exclude_seen:
-                masks["seen"][codes] = True
-        masks["seen"][0] = False
+        """Return, by reason, which items the request may not show: of ``codes`` ``[n]``, or of all ``N``; bool."""
+        met = [of for kind, of in seen.items() if self.rules.exclude_seen == "all" or kind in self.rules.exclude_seen]
+        masks: dict[Reason, Mask] = {
+            "unavailable": ~items.available(time, codes),
+            "seen": _among(np.concatenate(met) if met else _NOWHERE, codes, len(items)),
+        }
         if self.rules.blocklist:
-            masks["blocklist"] = self._blocked
+            masks["blocklist"] = self._blocked if codes is None else self._blocked[codes]
         if request.exclude:
-            masks["excluded"] = np.zeros(size, dtype=np.bool_)
-            masks["excluded"][items.codec.items.encode(request.exclude)] = True
-            masks["excluded"][0] = False
+            masks["excluded"] = _among(items.codec.items.encode(request.exclude), codes, len(items))
         if request.filters:
-            masks["attribute_rule"] = np.zeros(size, dtype=np.bool_)
-            for name, rule in request.filters.items():
-                masks["attribute_rule"] |= ~self._satisfies(items, name, rule)
+            fits = np.logical_and.reduce([self._satisfies(items, *rule) for rule in request.filters.items()])
+            masks["attribute_rule"] = ~fits if codes is None else ~fits[codes]
         return masks
 
     def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> Mask:
@@ -159,6 +155,16 @@ class Filters:
                     found.setdefault(part, []).append(code)
             self._values[name] = {value: np.array(codes, dtype=np.int32) for value, codes in found.items()}
         return self._values[name]
+
+
+def _among(some: Codes, codes: Codes | None, size: int) -> Mask:
+    """Return which of ``codes`` ``[n]``, or of all ``size`` items, are among some; item 0 never is."""
+    if codes is not None:
+        return np.isin(codes, some)
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[some] = True
+    mask[0] = False
+    return mask
 
 
 def choose(
@@ -223,9 +229,3 @@ def _most_diverse(codes: Codes, scores: Floats, vectors: Floats, diversity: floa
         place = int(np.where(open_, value, -np.inf).argmax())
         open_[place] = False
         yield place
-
-
-def removal_counts(masks: dict[Reason, Mask], codes: Sequence[int] | Codes) -> dict[str, int]:
-    """Return how many of the candidates each reason took out (an item may have several)."""
-    counts: dict[str, Any] = {reason: int(mask[codes].sum()) for reason, mask in masks.items()}
-    return {reason: count for reason, count in counts.items() if count}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from feature_repo.encoding import Codes, Floats
-from ranking.rows import CROSS, build_rows
+from ranking.rows import CROSS, PairRows, pair_rows
 from serving.candidates import RECENT, Candidates
 from serving.catalogue import ItemTable
 from serving.users import UserBatch
@@ -25,17 +25,22 @@ class Hydrator:
 
         ``vectors`` float32 ``[B, D]`` are the users' unit vectors.
         """
-        item = candidates.item
+        pairs = [self.pairs(users, row, vectors[row], candidates, items).join(items.rows) for row in range(len(users))]
+        numeric, categorical = zip(*pairs, strict=True)
+        return np.concatenate(numeric), np.concatenate(categorical)
+
+    def pairs(self, users: UserBatch, row: int, vector: Floats, candidates: Candidates, items: ItemTable) -> PairRows:
+        """Return the candidates of one request beside its user; ``vector`` float32 ``[D]`` is the user's."""
+        rows = candidates.rows(row)
+        item = candidates.item[rows]
+        near = self._vectors[item]
         cross = np.empty((len(item), len(CROSS)), dtype=np.float32)
-        cross[:, 1] = candidates.tower_rank
-        cross[:, 2:4] = candidates.similar
-        for row in range(len(users)):
-            rows = slice(candidates.offsets[row], candidates.offsets[row + 1])
-            near = self._vectors[item[rows]]
-            cross[rows, 0] = near @ vectors[row]
-            cross[rows, 4:7] = self._cosines(near, users.context.history[row, :RECENT])
-            cross[rows, 7] = users.category_shares[row][items.categories[item[rows]]].sum(axis=1)
-        return build_rows(users.rows, items.rows, candidates.request, item, cross)
+        cross[:, 0] = near @ vector
+        cross[:, 1] = candidates.tower_rank[rows]
+        cross[:, 2:4] = candidates.similar[rows]
+        cross[:, 4:7] = self._cosines(near, users.context.history[row, :RECENT])
+        cross[:, 7] = users.category_shares[row][items.categories[item]].sum(axis=1)
+        return pair_rows(users.rows, row, items.rows, item, cross)
 
     def _cosines(self, near: Floats, recent: Codes) -> Floats:
         recent = recent[recent > 0]

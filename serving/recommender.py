@@ -6,7 +6,7 @@ Pure functions of arrays: no HTTP, no store, no clock, so offline evaluation run
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,11 +16,12 @@ import onnxruntime
 
 from feature_repo.encoding import Codes, Floats
 from feature_repo.threads import inference_threads
+from ranking.rows import PairRows
 from ranking.scorer import CalibratedRanker
 from retrieval.context import UserContext
 from serving.candidates import SOURCES, Candidates, Retriever
 from serving.catalogue import ItemTable
-from serving.filters import FilterRules, Filters, RequestRules, choose, removal_counts
+from serving.filters import FilterRules, Filters, RequestRules, choose
 from serving.hydrate import Hydrator
 from serving.users import UserBatch
 
@@ -55,13 +56,26 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Candidates with what the ranker saw and said: everything that ``explain`` can tell."""
+    """Candidates with what the ranker saw and said: everything that ``explain`` and the impression log can tell.
+
+    ``pairs``: by request; ``scores`` float32 ``[n]`` and ``probabilities`` float32 ``[n, T]``: of all candidates.
+    """
 
     candidates: Candidates
-    numeric: Floats
-    categorical: Codes
+    pairs: list[PairRows]
     scores: Floats
     probabilities: Floats
+
+    def rows(self, request: int, rows: npt.NDArray[np.int64], items: ItemTable) -> tuple[Floats, Codes]:
+        """Return the ranker's inputs, numeric and categorical, of some of a request's candidates.
+
+        Args:
+            request: which one.
+            rows: int64 ``[m]``, places among all candidates.
+            items: the item table that they were ranked with.
+
+        """
+        return self.pairs[request][rows - self.candidates.offsets[request]].join(items.rows)
 
 
 class UserTowerSession:
@@ -98,6 +112,7 @@ class Recommender:
         self.ranker = ranker
         self.rules = rules
         self.filters = Filters(rules, items)
+        self._prepared: tuple[ItemTable, Callable[[PairRows], tuple[Floats, Floats]]] | None = None
 
     def recommend(self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable) -> list[Recommendation]:
         """Return one list per request; ``items`` is the item table as of the requests."""
@@ -117,16 +132,25 @@ class Recommender:
 
     def rank(self, users: UserBatch, vectors: Floats, candidates: Candidates, items: ItemTable) -> tuple[Ranked, bool]:
         """Score candidates; if the ranker breaks, their order is the towers' and the flag is set."""
-        numeric, categorical = self.hydrator.hydrate(users, vectors, candidates, items)
+        pairs = [self.hydrator.pairs(users, row, vectors[row], candidates, items) for row in range(len(users))]
         try:
-            scores, probabilities = self.ranker.score(numeric, categorical)
+            scorer = self._scorer(items)
+            found = [scorer(pair) for pair in pairs]
+            scores, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
             if not np.isfinite(scores).all():
                 raise FloatingPointError("scores are not finite")
         except Exception:  # noqa: BLE001 - whatever broke, the request can still be answered
             heads = len(items.codec.spec.event_types)
             empty = np.zeros((len(candidates.item), heads), dtype=np.float32)
-            return Ranked(candidates, numeric, categorical, numeric[:, 0], empty), True
-        return Ranked(candidates, numeric, categorical, scores, probabilities), False
+            return Ranked(candidates, pairs, np.concatenate([pair.pair[:, 0] for pair in pairs]), empty), True
+        return Ranked(candidates, pairs, scores, probabilities), False
+
+    def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Floats, Floats]]:
+        """Return the ranker with what it reads of these items prepared; made once for a table."""
+        prepared = self._prepared
+        if prepared is None or prepared[0] is not items:
+            prepared = self._prepared = (items, self.ranker.for_items(items.rows))
+        return prepared[1]
 
     def _filter(
         self,
@@ -138,23 +162,22 @@ class Recommender:
         items: ItemTable,
         ranker_failed: bool,
     ) -> Recommendation:
-        masks = self.filters.removals(items, request, users.seen[row], float(users.context.time[row]))
-        banned = np.logical_or.reduce(list(masks.values()))
-        first, last = ranked.candidates.offsets[row], ranked.candidates.offsets[row + 1]
-        codes = ranked.candidates.item[first:last]
-        removed = removal_counts(masks, codes)
-        places = np.flatnonzero(~banned[codes])
-        order = places[np.lexsort((codes[places], -ranked.scores[first:last][places]))]
+        span, time = ranked.candidates.rows(row), float(users.context.time[row])
+        codes, scores = ranked.candidates.item[span], ranked.scores[span]
+        masks = self.filters.removals(items, request, users.seen[row], time, codes)
+        removed: dict[str, int] = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
+        places = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
+        order = places[np.lexsort((codes[places], -scores[places]))]
         taken: Counter[int] = Counter()
-        chosen, over = choose(
-            request.k, codes[order], ranked.scores[first:last][order], items, self.vectors, self.rules, taken
-        )
-        rows = order[chosen] + first
+        chosen, over = choose(request.k, codes[order], scores[order], items, self.vectors, self.rules, taken)
+        rows = order[chosen] + span.start
         if over:
             removed["category_quota"] = over
         sources = [_SOURCE_NAMES[bits] for bits in ranked.candidates.sources[rows]]
         result = Recommendation(codes[order[chosen]], ranked.scores[rows], sources, [], removed, rows)
         if len(rows) < request.k:
+            everything = self.filters.removals(items, request, users.seen[row], time)
+            banned = np.logical_or.reduce(list(everything.values()))
             banned[codes] = True
             self._backfill(result, request.k, banned, vectors[row], items, taken)
         if ranker_failed:

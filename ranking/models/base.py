@@ -11,8 +11,12 @@ import numpy.typing as npt
 
 from feature_repo.workspace import write_json
 from ranking.data import Codes, Floats, RowSchema
+from ranking.rows import ItemRows, PairRows
 
 Contributions = list[tuple[str, float]]
+
+PairScorer = Callable[[PairRows], Floats]
+"""Scores one request's user beside ``n`` items of a catalogue: float32 ``[n, T]``."""
 
 Log = Callable[[str, dict[str, float]], None]
 """Called with a kind and its figures while it is trained."""
@@ -32,6 +36,9 @@ class Ranker(Protocol):
     def predict(self, numeric: Floats, categorical: Codes) -> Floats:
         """Return uncalibrated probabilities, float32 [n, T], of raw rows [n, F] and [n, C]; n may be 0."""
 
+    def for_items(self, items: ItemRows) -> PairScorer:
+        """Return what gives the same as ``predict`` of the joined rows, having prepared what it can of the items."""
+
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
         """Return what moved the score of one row, [F] and [C], largest absolute contribution first.
 
@@ -41,6 +48,14 @@ class Ranker(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write ``model.json``, ``schema.json`` and the model's own files into an existing folder."""
+
+
+class PredictsJoined:
+    """A ranker for which nothing can be prepared."""
+
+    def for_items(self: Any, items: ItemRows) -> PairScorer:
+        """See ``Ranker.for_items``."""
+        return lambda pairs: self.predict(*pairs.join(items))
 
 
 def save_description(folder: Path, kind: str, schema: RowSchema, **settings: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +14,8 @@ import onnxruntime
 from feature_repo.threads import inference_threads
 from feature_repo.workspace import read_json, write_json
 from ranking.data import Codes, Floats, RowSchema
-from ranking.models.base import Contributions, largest, save_description
+from ranking.models.base import Contributions, PairScorer, largest, save_description
+from ranking.rows import CROSS, ITEM_AGES, ItemRows, PairRows
 from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform
 
@@ -48,15 +50,50 @@ class DcnRanker:
         parts = [np.empty((0, len(self.schema.heads)), dtype=np.float32)]
         for start in range(0, len(numeric), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            inputs = {"numeric": self.transform(numeric[rows]), "buckets": self.transform.buckets(numeric[rows])}
-            if self.schema.categorical:
-                inputs["categorical"] = self.schema.known_codes(categorical[rows])
-            parts.append(self._session.run(["logits"], inputs)[0])
+            raw, codes = numeric[rows], self.schema.known_codes(categorical[rows])
+            parts.append(self._run(self.transform(raw), self.transform.buckets(raw), codes))
         return np.concatenate(parts)
+
+    def _run(self, numeric: Floats, buckets: Codes, categorical: Codes) -> Floats:
+        inputs = {"numeric": numeric, "buckets": buckets}
+        if self.schema.categorical:
+            inputs["categorical"] = categorical
+        return np.asarray(self._session.run(["logits"], inputs)[0])
 
     def predict(self, numeric: Floats, categorical: Codes) -> Floats:
         """See ``Ranker.predict``."""
         return sigmoid(self.logits(numeric, categorical)).astype(np.float32)
+
+    def for_items(self, items: ItemRows) -> PairScorer:
+        """See ``Ranker.for_items``: what the network reads of an item is made once, of a user once a request."""
+        width, user = len(self.schema.numeric), len(CROSS) + len(ITEM_AGES)
+        item = width - items.numeric.shape[1]
+        borders = (0, user, item, width)
+        parts = [self.transform.part(slice(*pair)) for pair in pairwise(borders)]
+        values, buckets = parts[2](items.numeric), parts[2].buckets(items.numeric)
+        code = len(self.schema.categorical) - items.categorical.shape[1]
+
+        def score(pairs: PairRows) -> Floats:
+            mine = pairs.user_numeric[None, :]
+            found = [parts[0](pairs.pair), parts[1](mine), values[pairs.item]]
+            numeric = np.empty((len(pairs), sum(part.shape[1] for part in found)), dtype=np.float32)
+            bucketed = np.empty((len(pairs), width), dtype=np.int32)
+            spare = width  # the standardised columns of all parts come first, then their indicators
+            for part, (first, last) in zip(found, pairwise(borders), strict=True):
+                numeric[:, first:last] = part[:, : last - first]
+                more = part.shape[1] - (last - first)
+                numeric[:, spare : spare + more] = part[:, last - first :]
+                spare += more
+            bucketed[:, :user] = parts[0].buckets(pairs.pair)
+            bucketed[:, user:item] = parts[1].buckets(mine)
+            bucketed[:, item:] = buckets[pairs.item]
+            categorical = np.empty((len(pairs), len(self.schema.categorical)), dtype=np.int32)
+            categorical[:, :code] = pairs.user_categorical
+            categorical[:, code:] = items.categorical[pairs.item]
+            categorical = self.schema.known_codes(categorical)
+            return sigmoid(self._run(numeric, bucketed, categorical)).astype(np.float32)
+
+        return score
 
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
         """See ``Ranker.explain``: occlusion (Zeiler & Fergus 2014).

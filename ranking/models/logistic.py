@@ -13,7 +13,7 @@ import numpy.typing as npt
 from feature_repo.workspace import read_json, write_json
 from ranking.config import LogisticConfig
 from ranking.data import Codes, Floats, RankingData, RowSchema
-from ranking.models.base import Contributions, largest, save_description
+from ranking.models.base import Contributions, PredictsJoined, largest, save_description
 from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform
 
@@ -48,7 +48,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class LogisticRanker:
+class LogisticRanker(PredictsJoined):
     """A linear model per head.
 
     Attributes:

@@ -13,7 +13,7 @@ import numpy as np
 from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
-from ranking.models.base import Contributions, Log, largest, save_description
+from ranking.models.base import Contributions, Log, PredictsJoined, largest, save_description
 from ranking.sigmoid import fit_sigmoid, sigmoid
 
 
@@ -40,7 +40,7 @@ import lightgbm  # noqa: E402  (needs the library above)
 
 
 @dataclass(frozen=True)
-class TreeRanker:
+class TreeRanker(PredictsJoined):
     """Boosters (LightGBM, Ke et al. 2017) and the sigmoids that make probabilities of their scores.
 
     ``lightgbm`` has a booster per head, trained on log loss, with the identity as slope and

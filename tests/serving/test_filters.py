@@ -17,7 +17,7 @@ from tiny_release import GENRES, ITEMS, NOW, SHARES, TAGS, Tiny, item_columns, i
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
 from serving.catalogue import ItemTable, build_items
-from serving.filters import AttributeRule, FilterRules, Filters, RequestRules, UnknownAttribute, choose, removal_counts
+from serving.filters import AttributeRule, FilterRules, Filters, RequestRules, UnknownAttribute, choose
 from serving.recommender import Recommender
 
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -193,9 +193,13 @@ def test_filters_that_cannot_be_applied_are_refused(tiny: Tiny, name: str, rule:
 def test_removals_are_counted_by_reason(tiny: Tiny) -> None:
     rules = FilterRules(blocklist=["i1", "i2", "nothing"])
     request = RequestRules(5, exclude=("i2", "i3"))
-    found = Filters(rules, tiny.items).removals(tiny.items, request, {"view": np.array([0, 9], dtype=np.int32)}, NOW)
-    counts = removal_counts(found, np.array([1, 2, 3, 4, 9]))
+    filters, seen = Filters(rules, tiny.items), {"view": np.array([0, 9], dtype=np.int32)}
+    codes = np.array([1, 2, 3, 4, 9], dtype=np.int32)
+    found = filters.removals(tiny.items, request, seen, NOW, codes)
+    counts = {reason: int(mask.sum()) for reason, mask in found.items()}
     assert counts == {"blocklist": 2, "excluded": 2, "seen": 1, "unavailable": 1}
+    for reason, everything in filters.removals(tiny.items, request, seen, NOW).items():
+        assert found[reason].tolist() == everything[codes].tolist()
 
 
 def slow_mmr(k: int, scores: np.ndarray, vectors: np.ndarray, diversity: float) -> list[int]:

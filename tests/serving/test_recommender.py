@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_release import ITEMS, NOW, SHARES, Tiny
+from tiny_release import ITEMS, NOW, SHARES, Tiny, random_rows
 
 from feature_repo import columns as c
+from ranking.config import DcnConfig, TreeConfig
+from ranking.scorer import CalibratedRanker
+from ranking.train import train_rankers
 from retrieval.index import build_index
 from serving.candidates import Retriever, Shares
 from serving.filters import FilterRules, RequestRules
@@ -161,10 +165,14 @@ def test_hydrated_rows_are_what_their_names_say(tiny: Tiny) -> None:
     users = tiny.clickers()
     _, ranked, vectors = tiny.release.recommender.recommend_ranked(users, [RequestRules(K)] * 6, tiny.items)
     names, unit = tiny.codec.numeric, np.asarray(tiny.release.retrieval.vectors)
-    assert ranked.numeric.shape[1] == len(names) and ranked.numeric.dtype == np.float32
-    assert ranked.categorical.shape[1] == len(tiny.codec.categorical) and ranked.categorical.dtype == np.int32
-    column = {name: ranked.numeric[:, position] for position, name in enumerate(names)}
-    code = {name: ranked.categorical[:, position] for position, name in enumerate(tiny.codec.categorical)}
+    numeric, categorical = tiny.release.recommender.hydrator.hydrate(users, vectors, ranked.candidates, tiny.items)
+    assert numeric.shape[1] == len(names) and numeric.dtype == np.float32
+    assert categorical.shape[1] == len(tiny.codec.categorical) and categorical.dtype == np.int32
+    some = ranked.rows(2, np.arange(*ranked.candidates.offsets[2:4])[::3], tiny.items)
+    every = [part[ranked.candidates.rows(2)][::3] for part in (numeric, categorical)]
+    assert all(np.array_equal(*pair, equal_nan=True) for pair in zip(some, every, strict=True))
+    column = {name: numeric[:, position] for position, name in enumerate(names)}
+    code = {name: categorical[:, position] for position, name in enumerate(tiny.codec.categorical)}
     request, item = ranked.candidates.request, ranked.candidates.item
     for row in range(0, len(item), 7):
         user, other = int(request[row]), int(item[row])
@@ -186,3 +194,16 @@ def test_hydrated_rows_are_what_their_names_say(tiny: Tiny) -> None:
         assert column["item_price"][row] == pytest.approx(np.nan if price is None else price, nan_ok=True)
         assert code["item_genre"][row] == tiny.codec.item_attributes.vocabularies["genre"].code(genre)
         assert code["user_plan"][row] == [1, 2, 0][user % 3]
+
+
+@pytest.mark.parametrize("kind", ["logistic", "lightgbm", "dcn"])
+def test_prepared_items_change_no_score(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    data, schema, config = random_rows(tiny.codec, 3, (kind,))
+    config = replace(config, dcn=DcnConfig(epochs=1, min_steps=5), trees=TreeConfig(rounds=5))
+    train_rankers(data, data, data, schema, tmp_path, config, lambda *_: None)
+    ranker, users = CalibratedRanker.load(tmp_path / kind), tiny.clickers()
+    _, ranked, _ = tiny.release.recommender.recommend_ranked(users, [RequestRules(K)] * len(users), tiny.items)
+    score = ranker.for_items(tiny.items.rows)
+    for pairs in ranked.pairs:
+        for prepared, joined in zip(score(pairs), ranker.score(*pairs.join(tiny.items.rows)), strict=True):
+            assert np.array_equal(prepared, joined)
