@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -66,31 +65,22 @@ class DcnRanker:
 
     def for_items(self, items: ItemRows) -> PairScorer:
         """See ``Ranker.for_items``: what the network reads of an item is made once, of a user once a request."""
-        width, user = len(self.schema.numeric), len(CROSS) + len(ITEM_AGES)
-        item = width - items.numeric.shape[1]
-        borders = (0, user, item, width)
-        parts = [self.transform.part(slice(*pair)) for pair in pairwise(borders)]
-        values, buckets = parts[2](items.numeric), parts[2].buckets(items.numeric)
-        code = len(self.schema.categorical) - items.categorical.shape[1]
+        first, last = len(CROSS) + len(ITEM_AGES), len(self.schema.numeric) - items.numeric.shape[1]
+        spans = (slice(first), slice(first, last), slice(last, None))
+        of_pair, of_user, of_item = (self.transform.part(span) for span in spans)
+        widths = [len(part.median) for part in (of_pair, of_user, of_item)]
+        item_values, item_buckets = of_item(items.numeric), of_item.buckets(items.numeric)
 
         def score(pairs: PairRows) -> Floats:
-            mine = pairs.user_numeric[None, :]
-            found = [parts[0](pairs.pair), parts[1](mine), values[pairs.item]]
-            numeric = np.empty((len(pairs), sum(part.shape[1] for part in found)), dtype=np.float32)
-            bucketed = np.empty((len(pairs), width), dtype=np.int32)
-            spare = width  # the standardised columns of all parts come first, then their indicators
-            for part, (first, last) in zip(found, pairwise(borders), strict=True):
-                numeric[:, first:last] = part[:, : last - first]
-                more = part.shape[1] - (last - first)
-                numeric[:, spare : spare + more] = part[:, last - first :]
-                spare += more
-            bucketed[:, :user] = parts[0].buckets(pairs.pair)
-            bucketed[:, user:item] = parts[1].buckets(mine)
-            bucketed[:, item:] = buckets[pairs.item]
-            categorical = np.empty((len(pairs), len(self.schema.categorical)), dtype=np.int32)
-            categorical[:, :code] = pairs.user_categorical
-            categorical[:, code:] = items.categorical[pairs.item]
-            categorical = self.schema.known_codes(categorical)
+            size, user = (len(pairs), 1), pairs.user_numeric[None, :]
+            values = [of_pair(pairs.pair), np.tile(of_user(user), size), item_values[pairs.item]]
+            # As the transform has it: the standardised columns of all parts, then their indicators.
+            standard = [part[:, :width] for part, width in zip(values, widths, strict=True)]
+            indicators = [part[:, width:] for part, width in zip(values, widths, strict=True)]
+            buckets = [of_pair.buckets(pairs.pair), np.tile(of_user.buckets(user), size), item_buckets[pairs.item]]
+            codes = [np.tile(pairs.user_categorical, size), items.categorical[pairs.item]]
+            numeric, bucketed = np.concatenate(standard + indicators, axis=1), np.concatenate(buckets, axis=1)
+            categorical = self.schema.known_codes(np.concatenate(codes, axis=1))
             return sigmoid(self._run(numeric, bucketed, categorical)).astype(np.float32)
 
         return score
