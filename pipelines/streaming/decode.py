@@ -96,6 +96,6 @@ def to_batch(entries: Sequence[tuple[str, str]], types: Sequence[str], shards: S
     arrays = [
         pa.array([shards[crc32(key.encode()) % len(shards)] for key in columns[0]], pa.int32()),
         *(pa.array(column, field.type) for column, field in zip(columns, list(SCHEMA)[1:-1], strict=True)),
-        micros.cast(pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC")),
+        micros.cast(pa.timestamp("us", tz="UTC")),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

@@ -128,7 +128,7 @@ class Sink:
             c.USER: pc.utf8_slice_codeunits(events["key"], 1),
             c.ITEM: events["item"],
             c.TYPE: pa.array(self._types).take(events["kind"]),
-            c.TIMESTAMP: events["micros"].cast(pa.timestamp("us")).cast(pa.timestamp("us", tz="UTC")),
+            c.TIMESTAMP: events["micros"].cast(pa.timestamp("us", tz="UTC")),
             "accepted_at": pa.array(map(arrival, events["position"].to_pylist()), pa.timestamp("us", tz="UTC")),
         }
         return pa.table({field.name: columns[field.name] for field in EVENT_SCHEMA}, schema=EVENT_SCHEMA)

@@ -8,23 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from log_world import client, die, event, in_a_process_that_is_killed, kill_redis, numbers, overlay
 
-from feature_repo.embedded_redis import release as stop_redis
 from feature_repo.event_log import KafkaAddress
 from feature_repo.recent import position_key
-from feature_repo.workspace import Workspace
 from serving import event_adapters
 from serving.event_adapters import KafkaLog, KafkaMissing
 from serving.events import Appended, RedisStreamLog, open_log
 from serving.marks import HELD_S
 from serving.online import OnlineStoreUnavailable
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    workspace = Workspace(tmp_path_factory.mktemp("w"))
-    RedisStreamLog(workspace)  # starts its Redis, which the helpers reach by its socket
-    yield workspace
-    stop_redis(workspace.redis)
 
 
 class Fussy:
