@@ -59,9 +59,7 @@ def live(workspace: Workspace, *job: str) -> Iterator[str]:
     for rows in root.glob("features/current/*/stream-*.parquet"):
         rows.unlink()
     stages.run_materialize(workspace)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url, home = f"http://127.0.0.1:{port}", ["--home", str(root)]
     with (
         running(["serve", *home, "--port", str(port)], root / "serve.log"),
@@ -69,6 +67,14 @@ def live(workspace: Workspace, *job: str) -> Iterator[str]:
     ):
         _wait(url, workspace)
         yield url
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 @contextmanager

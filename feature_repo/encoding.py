@@ -46,6 +46,11 @@ class Vocabulary:
         get = self._codes.get
         return np.fromiter((get(value, 0) for value in values), dtype=np.int32, count=len(values))
 
+    def names(self, codes: Codes) -> list[str]:
+        """Return the strings of codes above 0."""
+        values = self.values
+        return [values[code - 1] for code in codes.tolist()]
+
     @classmethod
     def fit(cls, values: Iterable[str], least_count: int = 1) -> Vocabulary:
         """Keep the most frequent values; ties in alphabetical order, so equal data gives equal codes."""

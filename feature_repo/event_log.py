@@ -16,6 +16,15 @@ LOG = "funnel:events"
 COMMITTED = "funnel:events:committed"
 """Key of the newest entry that the streaming job has finished with: entries up to it may be trimmed."""
 
+DEAD_LETTERS = "funnel:events:dead"
+"""Redis Stream of entries that could not be read, each with its reason and its place in the log."""
+
+STATUS = "funnel:stream:status"
+"""What the streaming job's last batch left: JSON, see ``pipelines/streaming/sink.py``."""
+
+LEASE = "funnel:stream:lease"
+"""Who runs the streaming job; gone when nobody does."""
+
 _KAFKA = re.compile(r"kafka://([^/\s,]+:\d+(?:,[^/\s,]+:\d+)*)/([A-Za-z0-9._-]{1,249})")
 
 

@@ -6,7 +6,7 @@ The layout of keys, fields and values is Feast's own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -52,10 +52,11 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Write rows; of a streamed view only those that are not older than what is stored."""
+        client = self._get_client(config.online_store)
         if table.name not in STREAMED:
             super().online_write_batch(config, table, data, progress)
+            client.incr(written_key(table.name))
             return
-        client = self._get_client(config.online_store)
         replace = client.register_script(_REPLACE)
         version = config.entity_key_serialization_version
         for start in range(0, len(data), _ROWS_A_CALL):
@@ -96,6 +97,11 @@ class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
             folder = Path(online_store_config.folder or default_root() / "redis")
             self._client = connect(folder, online_store_config.timeout_s)
         return self._client
+
+
+def written_key(view: str) -> str:
+    """Return the key of a number that grows with every write to a view: who caches its rows reads them again then."""
+    return f"funnel:written:{view}"
 
 
 @cache
@@ -150,3 +156,46 @@ class RowEncoder:
         """Return the hash fields of a row known at a moment, given as ``encode_moment`` returns it."""
         fields = {field: encode(row[name]).SerializeToString() for field, name, encode in self._columns}
         return {self._stamp: moment, **fields}
+
+
+class RowReader:
+    """Reads an entity's rows of several views as Feast would, in one command and without Feast's general machinery.
+
+    Feast's own read of a user with six views takes 1.3 ms on the machine of docs/results.md, this one 0.2.
+    """
+
+    def __init__(self, config: RepoConfig, join_key: str, views: Mapping[str, Sequence[str]]) -> None:
+        """``views``: the names of the features of each view to read."""
+        self._config, self._join_key, self._views = config, join_key, list(views)
+        self._names = [name for names in views.values() for name in names]
+        stamps = [stamp_field(view) for view in views]
+        self.fields = stamps + [_feature_field(view, name) for view, names in views.items() for name in names]
+
+    def key(self, value: str) -> bytes:
+        """Return the key of the hash of which ``fields`` are to be fetched."""
+        return row_key(self._config, self._join_key, value)
+
+    def decode(self, values: Sequence[bytes | None]) -> tuple[dict[str, Any], dict[str, int | None]]:
+        """Return the features (None: missing) and each view's time in whole epoch seconds (None: there is no row)."""
+        count = len(self._views)
+        stamps = {
+            view: Timestamp.FromString(value).seconds if value else None
+            for view, value in zip(self._views, values[:count], strict=True)
+        }
+        return dict(zip(self._names, map(_decode, values[count:]), strict=True)), stamps
+
+
+_SMALL_INT64 = Value(int64_val=1).SerializeToString()[0]
+
+
+def _decode(value: bytes | None) -> Any:
+    if not value:
+        return None
+    if len(value) == 2 and value[0] == _SMALL_INT64 and value[1] < 128:
+        return value[1]  # most values are small counts
+    found = Value.FromString(value)
+    kind = found.WhichOneof("val")
+    if kind is None or kind == "null_val":
+        return None
+    plain = getattr(found, kind)
+    return list(plain.val) if kind.endswith("_list_val") else plain

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 import redis
 import yaml
@@ -13,6 +12,7 @@ from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
 from feature_repo.embedded_redis import connect, ensure_running
+from feature_repo.redis_settings import RedisSettings
 from feature_repo.views import Profile, build
 from feature_repo.workspace import Workspace
 
@@ -37,29 +37,34 @@ def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
     """Return the store whose registry and Redis data lie in ``workspace``; ``timeout_s`` bounds a Redis call.
 
     Raises:
-        ValueError: a variable that the cluster profile needs is not set.
+        BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
+        ValueError: the cluster profile without ``FUNNEL_SPARK_MASTER``.
 
     """
     chosen = profile()
-    text = (_HERE / _FILES[chosen]).read_text(encoding="utf-8")
-    for variable in ("FUNNEL_REDIS", "FUNNEL_SPARK_MASTER"):
-        if f"${{{variable}}}" in text and variable not in os.environ:
-            raise ValueError(f"the cluster profile needs {variable} in the environment")
-    config: dict[str, Any] = yaml.safe_load(os.path.expandvars(text))
+    config: dict[str, Any] = yaml.safe_load((_HERE / _FILES[chosen]).read_text(encoding="utf-8"))
     workspace.feast_registry.parent.mkdir(parents=True, exist_ok=True)
     config["registry"] = str(workspace.feast_registry)
     if chosen == "local":
         config["online_store"] |= {"folder": str(workspace.redis), "timeout_s": timeout_s}
     else:
-        config["online_store"]["connection_string"] += f",socket_timeout={timeout_s}"
+        # Set here, not expanded in the file's text: no password can then break the YAML or show up in its error.
+        config["online_store"]["connection_string"] = RedisSettings.from_environment().connection_string(timeout_s)
+        config["offline_store"]["spark_conf"]["spark.master"] = _spark_master()
     return FeatureStore(config=RepoConfig(repo_path=_HERE, **config))
+
+
+def _spark_master() -> str:
+    if "FUNNEL_SPARK_MASTER" not in os.environ:
+        raise ValueError("the cluster profile needs FUNNEL_SPARK_MASTER in the environment")
+    return os.environ["FUNNEL_SPARK_MASTER"]
 
 
 def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
     """Return a client of the Redis that the profile's online store uses.
 
     Raises:
-        ValueError: the cluster profile without ``FUNNEL_REDIS``.
+        BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
 
     """
     if profile() == "local":
@@ -70,18 +75,15 @@ def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
 def redis_url(workspace: Workspace) -> str:
     """Return the URL of that Redis, which other processes can use; the embedded server is started if need be.
 
+    The URL of the cluster profile holds the password: no part of it belongs into a log.
+
     Raises:
-        ValueError: the cluster profile without ``FUNNEL_REDIS``.
+        BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
 
     """
     if profile() == "local":
         return f"unix://{ensure_running(workspace.redis)}"
-    if "FUNNEL_REDIS" not in os.environ:
-        raise ValueError("the cluster profile needs FUNNEL_REDIS in the environment")
-    address, *options = os.environ["FUNNEL_REDIS"].split(",")
-    settings = dict(option.split("=", 1) for option in options)
-    tls = settings.pop("ssl", "false").lower() == "true"
-    return f"redis{'s' if tls else ''}://{address}?{urlencode(settings)}"
+    return RedisSettings.from_environment().url()
 
 
 def apply(store: FeatureStore, workspace: Workspace) -> None:

@@ -16,7 +16,7 @@ from pipelines import display
 from pipelines.ingest import read_events
 from pipelines.release import current_release
 from serving.filters import RequestRules
-from serving.online import OnlineFeatures
+from serving.online import OnlineFeatures, together
 from serving.release import load_release
 
 _BATCH = 64
@@ -35,7 +35,8 @@ def run_batch(workspace: Workspace, out: Path, k: int) -> None:
         for start in range(0, len(users), _BATCH):
             names = users[start : start + _BATCH]
             now = time.time()
-            batch = release.reader.read(online.users(names, now)[0], np.full(len(names), now))
+            found = together([one.columns for one in online.users(names, now)])
+            batch = release.reader.read(found, np.full(len(names), now))
             lists = release.recommender.recommend(batch, [RequestRules(k)] * len(names), items)
             rows = {
                 c.USER: names,

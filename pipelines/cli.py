@@ -29,15 +29,18 @@ import typer  # noqa: E402
 
 from feature_repo.dataset import SpecError  # noqa: E402
 from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace, default_root  # noqa: E402
+from pipelines.keys import keys  # noqa: E402
+from pipelines.releases_command import releases  # noqa: E402
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 benchmarks = typer.Typer(no_args_is_help=True, help="Measure; the last line is JSON.")
 app.add_typer(benchmarks, name="benchmark")
+app.add_typer(keys, name="keys")
+app.add_typer(releases, name="release")
 
 Home = Annotated[Path | None, typer.Option(help="Working folder [default: FUNNEL_HOME, else work/current]")]
 Data = Annotated[str, typer.Option(help="A known data set, or the path of a dataset.toml")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files")]
-Rules = Annotated[Path | None, typer.Option("--filters", help="Filter rules [default: those that ship]")]
 Limit = Annotated[int | None, typer.Option(help="At most so many events, evenly spaced [default: all]")]
 Host = Annotated[str, typer.Option(help="Address to listen on")]
 Port = Annotated[int, typer.Option(help="Port to listen on")]
@@ -45,6 +48,12 @@ Port = Annotated[int, typer.Option(help="Port to listen on")]
 
 def _use_all_cores() -> None:
     os.environ.setdefault("FUNNEL_THREADS", str(os.cpu_count() or 1))
+
+
+def _use_one_core() -> None:
+    """A server answers several requests at once: threads within one only get in each other's way."""
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 def _workspace(home: Path | None) -> Workspace:
@@ -99,14 +108,6 @@ def train(
 
 
 @app.command()
-def release(home: Home = None, filters: Rules = None) -> None:
-    """Pack the trained models into a release and make it the current one."""
-    from pipelines.stages import run_release
-
-    run_release(_workspace(home), filters)
-
-
-@app.command()
 def evaluate(home: Home = None, limit: Limit = None) -> None:
     """Replay the test slice through the current release; the last line is JSON."""
     from pipelines.display import result
@@ -117,11 +118,18 @@ def evaluate(home: Home = None, limit: Limit = None) -> None:
 
 
 @app.command()
-def serve(home: Home = None, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def serve(
+    home: Home = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that answer requests", min=1)] = 1,
+    user: Annotated[str, typer.Option(help="User of the call that is shown", hidden=True)] = "1",
+) -> None:
     """Serve the current release over HTTP."""
+    _use_one_core()
     from pipelines.demo import run_server
 
-    run_server(_workspace(home), host, port)
+    run_server(_workspace(home), host, port, user, workers)
 
 
 @app.command()
@@ -249,6 +257,26 @@ def streaming(
     _use_all_cores()
     root = (home or PROJECT_ROOT / "work" / "benchmark-streaming").resolve()
     result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds, partitions)))
+
+
+@benchmarks.command("serving")
+def serving_benchmark(
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of its own trained world [default: work/benchmark-serving]")
+    ] = None,
+    items: Annotated[int, typer.Option(help="Size of the catalogue", min=2_000)] = 100_000,
+    candidates: Annotated[int, typer.Option(help="Candidates to rank, about", min=100)] = 500,
+    seconds: Annotated[float, typer.Option(help="Of load, on one connection and on sixteen", min=1)] = 20.0,
+    workers: Annotated[int, typer.Option(help="Processes of the server", min=1)] = 2,
+    naive: Annotated[int, typer.Option(help="Requests to answer in the obvious way; 0: none", min=0)] = 200,
+) -> None:
+    """Latency and throughput of the API, each stage, and the obvious way of doing it."""
+    _use_one_core()
+    from benchmarks.serving import run
+    from pipelines.display import result
+
+    root = (home or PROJECT_ROOT / "work" / "benchmark-serving").resolve()
+    result(json.dumps(run(root, items, candidates, seconds, workers, naive)))
 
 
 @benchmarks.command("skew")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from rich.table import Table
 
 from feature_repo import columns as c
@@ -15,10 +16,10 @@ from feature_repo.workspace import Workspace
 from pipelines import display, stages
 from pipelines.ingest import read_events
 from pipelines.release import current_release
-from serving.app import create_app
 from serving.engine import Engine
 from serving.release import load_release
 from serving.schemas import RecommendationRequest
+from serving.server import serve
 
 _SHOWN = 5
 _USERS = 3
@@ -35,7 +36,9 @@ def run_demo(data: str, data_dir: Path | None, home: Path | None, serve: bool, h
     users = show_recommendations(workspace)
     display.result(json.dumps(figures))
     if serve:
-        run_server(workspace, host, port, users[0])
+        # A process of its own: this one holds what training and Spark needed, and its libraries are set for them.
+        options = ["--home", str(workspace.root), "--host", host, "--port", str(port), "--user", users[0]]
+        os.execv(sys.executable, [sys.executable, "-c", "from pipelines.cli import main; main()", "serve", *options])
     else:
         display.console.print("Serve it with [bold]funnel serve[/].")
 
@@ -55,9 +58,10 @@ def show_recommendations(workspace: Workspace) -> list[str]:
             table.add_column(column)
         for row in range(_SHOWN):
             past = _name(engine, history[row]) if row < len(history) else ""
-            if row < len(answer.items):
-                item = answer.items[row]
-                table.add_row(past, _name(engine, item.item_id), f"{item.score:.3f}", ", ".join(item.sources))
+            if row < len(answer["items"]):
+                item = answer["items"][row]
+                score, sources = f"{item['score']:.3f}", ", ".join(item["sources"])
+                table.add_row(past, _name(engine, item["item_id"]), score, sources)
             else:
                 table.add_row(past, "", "", "")
         display.console.print(table)
@@ -72,22 +76,14 @@ def _name(engine: Engine, item_id: str) -> str:
     return f"{values[code]} ({item_id})" if values and values[code] else item_id
 
 
-class _Server(uvicorn.Server):
-    """Says how to call it once it really listens."""
-
-    curl: str = ""
-
-    async def startup(self, sockets: Any = None) -> None:
-        await super().startup(sockets)
-        if self.started and self.curl:
-            display.console.print("The API is up. Try:")
-            display.console.print(self.curl, soft_wrap=True, highlight=False, markup=False)
-
-
-def run_server(workspace: Workspace, host: str, port: int, user: str = "1") -> None:
+def run_server(workspace: Workspace, host: str, port: int, user: str, workers: int) -> None:
     """Serve the current release until interrupted."""
-    app = create_app(workspace, current_release(workspace))
-    server = _Server(uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False))
+    key = ' -H "Authorization: Bearer $FUNNEL_KEY"' if (workspace.root / "keys.json").exists() else ""
     body = json.dumps({"user_id": user, "k": _SHOWN})
-    server.curl = f"curl -s http://{host}:{port}/v1/recommendations -H 'content-type: application/json' -d '{body}'"
-    server.run()
+    call = f"curl -s http://{host}:{port}/v1/recommendations{key} -H 'content-type: application/json' -d '{body}'"
+
+    def say() -> None:
+        display.console.print("The API is up. Try:")
+        display.console.print(call, soft_wrap=True, highlight=False, markup=False)
+
+    serve(workspace, current_release(workspace), (host, port), workers, say)

@@ -175,7 +175,7 @@ def compatible_releases(workspace: Workspace, schema: RowSchema) -> set[str]:
         about = read_json(manifest)
         same = all(about["files"].get(name) == value for name, value in wanted.items())
         if same and RowSchema.from_dict(read_json(manifest.parent / "ranker" / "schema.json")) == schema:
-            found.add(str(about["release"]))
+            found |= {str(about["release"]), *about.get("replaces", ())}
     return found
 
 

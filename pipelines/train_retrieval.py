@@ -30,9 +30,11 @@ from retrieval.neighbours import neighbours
 from retrieval.towers import TowerConfig, TwoTowers
 from retrieval.training import Log, Progress, TrainConfig, item_vectors, train_towers
 from serving.candidates import Shares
-from serving.catalogue import ItemTable, build_items, to_arrow
+from serving.catalogue import ItemTable, build_items
 from serving.codec import Codec
+from serving.item_files import save_items
 from serving.recommender import UserTowerSession
+from serving.release import FORMAT
 from serving.users import UserReader
 
 _QUERIES = 1_000
@@ -65,7 +67,8 @@ def train_retrieval(
     """
     final = workspace.models / "retrieval"
     spec, features = workspace.spec(), PointInTime(workspace)
-    version = fingerprint(data_version(workspace), split.to_dict(), asdict(config), (shares or Shares()).model_dump())
+    settings = (asdict(config), (shares or Shares()).model_dump())
+    version = fingerprint(FORMAT, data_version(workspace), split.to_dict(), *settings)
     if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
         return final
     time = epoch_seconds(events[c.TIMESTAMP])
@@ -191,7 +194,7 @@ def _write(
     )
     np.save(folder / "neighbours.npy", near)
     np.save(folder / "similarities.npy", similarity)
-    pq.write_table(to_arrow(items), folder / "items.parquet")
+    save_items(items, folder)
     write_json(folder / "codec.json", codec.to_dict())
     write_json(folder / "shares.json", json.loads(shares.model_dump_json()))
     return report.to_dict()

@@ -70,6 +70,12 @@ class DcnConfig:
 class RankerConfig:
     """What to train and how to compare it.
 
+    Attributes:
+        kinds: what to train.
+        seed: of everything that is drawn.
+        ndcg_k: how many places of a list count.
+        tolerance: share of the best NDCG that is given for a kind that is cheaper to serve.
+
     Raises:
         ValueError: an unknown kind, or none.
 
@@ -78,6 +84,7 @@ class RankerConfig:
     kinds: tuple[str, ...] = KINDS
     seed: int = 0
     ndcg_k: int = 10
+    tolerance: float = 0.02
     popularity: PopularityConfig = field(default_factory=PopularityConfig)
     logistic: LogisticConfig = field(default_factory=LogisticConfig)
     trees: TreeConfig = field(default_factory=TreeConfig)

@@ -24,6 +24,9 @@ _REVISION = 1
 
 _MANIFEST = "manifest.json"
 
+COSTS = ("popularity", "logistic", "lambdarank", "lightgbm", "dcn")
+"""All kinds, the cheapest to serve first: one booster costs less than one a head, and both less than the network."""
+
 
 @dataclass(frozen=True)
 class HeadReport:
@@ -63,7 +66,7 @@ class KindReport:
 
 @dataclass(frozen=True)
 class RankerReport:
-    """What ``report.json`` holds: the best kind, and the figures of all. No times: equal runs, equal bytes."""
+    """What ``report.json`` holds: the kind to serve, and the figures of all. No times: equal runs, equal bytes."""
 
     best: str
     ndcg_k: int
@@ -136,10 +139,16 @@ def train_rankers(
     job = _Job(train, calibrate, validate, schema, config, log)
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {kind: _train_kind(job, kind, folder / kind) for kind in config.kinds}
-    best = max(kinds, key=lambda kind: -math.inf if (value := kinds[kind].ndcg) is None else value)
-    report = RankerReport(best, config.ndcg_k, kinds)
+    report = RankerReport(_choose(kinds, config.tolerance), config.ndcg_k, kinds)
     write_json(folder / "report.json", asdict(report))
     return report
+
+
+def _choose(kinds: dict[str, KindReport], tolerance: float) -> str:
+    """Return the kind that is cheapest to serve among those whose NDCG is near the best."""
+    found = {kind: report.ndcg or 0.0 for kind, report in kinds.items()}
+    least = (1.0 - tolerance) * max(found.values())
+    return next(kind for kind in COSTS if kind in found and found[kind] >= least)
 
 
 def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:

@@ -10,6 +10,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.threads import inference_threads
+
 Floats = npt.NDArray[np.float32]
 
 FLAT_UP_TO = 50_000
@@ -102,6 +104,7 @@ def save_index(index: faiss.Index, path: Path) -> None:
 
 
 def load_index(path: Path, *, gpu: bool = False) -> faiss.Index:
-    """Read an index; with ``gpu`` it is copied to the GPUs."""
+    """Read an index; with ``gpu`` it is copied to the GPUs. A search uses ``inference_threads`` from then on."""
+    faiss.omp_set_num_threads(inference_threads())
     index = faiss.read_index(str(path))
     return faiss.index_cpu_to_all_gpus(index) if gpu else index

@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
+import orjson
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ValidationError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.workspace import Workspace
+from serving.access import Access
+from serving.admission import Admission
+from serving.counters import CounterFiles, Every
+from serving.deadline import Deadline
 from serving.engine import Engine, UnknownItem
 from serving.events import LogFull
+from serving.exposition import render
 from serving.filters import UnknownAttribute
+from serving.headers import allowed_origins
+from serving.health import liveness, readiness
+from serving.keys import KeyRing
+from serving.metrics import Metrics
 from serving.online import OnlineStoreUnavailable
-from serving.release import load_release
+from serving.problems import MEDIA_TYPE, problem
+from serving.release import BadRelease, Release
 from serving.schemas import (
+    BatchRequest,
+    BatchResponse,
     EventsRequest,
     EventsResponse,
     RecommendationRequest,
@@ -27,6 +44,11 @@ from serving.schemas import (
     SimilarResponse,
     UserFeaturesResponse,
 )
+from serving.settings import ServeSettings
+from serving.stream_state import StreamWatch
+from serving.telemetry import Telemetry, start_tracing
+from serving.verify import check_release, registered_features
+from serving.watch import ReleaseWatch
 
 
 def _engine(request: Request) -> Engine:
@@ -37,40 +59,156 @@ def _engine(request: Request) -> Engine:
 UsesEngine = Annotated[Engine, Depends(_engine)]
 
 
-def create_app(workspace: Workspace, release: Path) -> FastAPI:
-    """Return the API over one release; it is loaded when the app starts.
+def create_app(
+    workspace: Workspace,
+    release: Release,
+    keys: KeyRing | None = None,
+    counters: CounterFiles | None = None,
+    follow: bool = False,
+) -> FastAPI:
+    """Return the API over one release.
 
     Args:
         workspace: the working folder, for the online store.
-        release: the release's folder.
+        release: the release to begin with.
+        keys: API keys; None: everybody may do everything.
+        counters: where another process keeps the item counters; None: they are read once.
+        follow: take into service what ``releases/current`` points at later on.
 
     """
+    settings = ServeSettings()
+    tracing = start_tracing()
+    metrics = Metrics(tracing.span if tracing else None)
+    stream = StreamWatch(workspace)
+    metrics.at_scrape.append(stream)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = app.state.engine = Engine(load_release(release), workspace)
+        engine = app.state.engine = Engine(release, workspace, settings=settings, metrics=metrics, counters=counters)
+        refresh = Every(settings.refresh_s, engine.refresh_items, "refresh")
+        app.state.admission = Admission(settings.threads, settings.under_way)
+        app.state.batches = Admission(threads=1, most=2)  # one at a time, so that the others keep a thread
+        watch = ReleaseWatch(workspace, release, engine.adopt, _counted(workspace, metrics))
+        if follow:
+            watch.start()
         gc.collect()
         gc.freeze()  # what is loaded stays: a full collection would only stop requests for its time
         yield
+        watch.close()
+        refresh.close()
+        app.state.admission.close()
+        app.state.batches.close()
         engine.close()
+        if tracing:
+            tracing.close()
 
     app = FastAPI(title="Funnel", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app.state.draining, app.state.metrics, app.state.stream = False, metrics, stream
+    app.add_middleware(Draining, state=app.state)
+    app.add_middleware(Access, keys=keys, origins=allowed_origins())
+    app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)  # the outermost: it sees what the others answer
     _add_errors(app)
+    _add_recommendations(app, settings)
     _add_routes(app)
     _add_operations(app)
     return app
 
 
-def _add_routes(app: FastAPI) -> None:
-    @app.post("/v1/recommendations", response_model_exclude_none=True)
-    def recommendations(request: RecommendationRequest, engine: UsesEngine) -> RecommendationResponse:
-        return engine.recommend(request)
+def _counted(workspace: Workspace, metrics: Metrics) -> Callable[[Path], Release]:
+    """Return the check of a release to be served; what it refuses is counted."""
 
+    def check(folder: Path) -> Release:
+        try:
+            return check_release(folder, registered_features(workspace))
+        except BadRelease:
+            metrics.refused.inc()
+            raise
+
+    return check
+
+
+class Draining:
+    """Middleware: once the process is to end, every answer closes its connection, so that none is cut in use."""
+
+    def __init__(self, app: ASGIApp, state: Any) -> None:
+        self._app, self._state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or not self._state.draining:
+            await self._app(scope, receive, send)
+            return
+
+        async def last(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, last)
+
+
+def _add_recommendations(app: FastAPI, settings: ServeSettings) -> None:
+    """Add the routes that are to be fast: FastAPI describes them, but neither reads bodies nor checks answers."""
+
+    @app.post(
+        "/v1/recommendations",
+        responses={200: {"model": RecommendationResponse}},
+        openapi_extra=_body(RecommendationRequest),
+    )
+    async def recommendations(request: Request) -> Response:
+        state = request.app.state
+        if state.admission.full:
+            return _overloaded(state.metrics)
+        deadline = Deadline(settings.deadline_ms / 1_000, perf_counter())
+        asked = RecommendationRequest.model_validate_json(await request.body())
+        return _json(await state.admission.run(_recommended, state.engine, asked, deadline))
+
+    @app.post("/v1/recommendations:batch", responses={200: {"model": BatchResponse}}, openapi_extra=_body(BatchRequest))
+    async def recommendations_batch(request: Request) -> Response:
+        state = request.app.state
+        if state.batches.full:
+            return _overloaded(state.metrics)
+        asked = BatchRequest.model_validate_json(await request.body())
+        return _json(await state.batches.run(_batch, state.engine, asked))
+
+
+def _recommended(engine: Engine, asked: RecommendationRequest, deadline: Deadline) -> bytes:
+    return orjson.dumps(engine.recommend(asked, deadline))
+
+
+def _batch(engine: Engine, asked: BatchRequest) -> bytes:
+    return orjson.dumps(BatchResponse(responses=engine.recommend_many(asked.requests)))
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    schema = _inlined(model.model_json_schema())
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON schema whose references are replaced by what they refer to, so that it can stand anywhere."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, dict):
+            name = part.get("$ref")
+            return resolve(definitions[name.rpartition("/")[2]]) if name else {k: resolve(v) for k, v in part.items()}
+        return [resolve(one) for one in part] if isinstance(part, list) else part
+
+    resolved: dict[str, Any] = resolve(schema)
+    return resolved
+
+
+def _add_routes(app: FastAPI) -> None:
     @app.post("/v1/events", status_code=202)
     def events(request: EventsRequest, engine: UsesEngine) -> EventsResponse:
         return engine.accept(request.events)
 
-    @app.get("/v1/items/{item_id:path}/similar", response_model_exclude_none=True)
+    @app.get("/v1/items/{item_id:path}/similar")
     def similar(item_id: str, engine: UsesEngine, k: Annotated[int, Query(ge=1, le=500)] = 20) -> SimilarResponse:
         return engine.similar(item_id, k)
 
@@ -84,56 +222,58 @@ def _add_routes(app: FastAPI) -> None:
 
 def _add_operations(app: FastAPI) -> None:
     @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
+    async def healthz() -> dict[str, str]:
+        return liveness()
 
     @app.get("/readyz")
-    def readyz(engine: UsesEngine) -> JSONResponse:
-        redis = engine.online.ping()
-        status = "ready" if redis else "degraded: online store unavailable"
-        return JSONResponse({"status": status, "release": engine.release.id, "online_store": redis})
+    def readyz(request: Request) -> JSONResponse:
+        state = request.app.state
+        engine = getattr(state, "engine", None)
+        status, body = readiness(engine, state.stream.look(), time.time(), stopping=state.draining)
+        return JSONResponse(body, status)
 
     @app.get("/metrics")
-    def metrics(engine: UsesEngine) -> Response:
-        return Response(generate_latest(engine.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    @app.middleware("http")
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        route = request.scope.get("route")
-        path = getattr(route, "path", "unknown")
-        request.app.state.engine.metrics.requests.labels(path, response.status_code).inc()
-        return response
+    def metrics(request: Request) -> Response:
+        return Response(render(request.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
 
 
-def _problem(status: int, title: str, detail: Any) -> JSONResponse:
-    """Return problem details (RFC 9457)."""
-    body = {"type": "about:blank", "title": title, "status": status, "detail": detail}
-    return JSONResponse(body, status_code=status, media_type="application/problem+json")
+def _problem(status: int, title: str, detail: Any, retry_after_s: int | None = None) -> Response:
+    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
+    return Response(problem(status, title, detail), status, headers, media_type=MEDIA_TYPE)
+
+
+def _overloaded(metrics: Metrics) -> Response:
+    metrics.shed.inc()
+    return _problem(503, "too many requests at once", "nothing was done for this one; send it again", retry_after_s=1)
+
+
+def _invalid(problems: Any) -> Response:
+    told = (f"{'.'.join(map(str, p['loc'])) or 'body'}: {p['msg']}" for p in problems)
+    return _problem(422, "the request does not fit its schema", "; ".join(told))
 
 
 def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
-        return _problem(422, "the request does not fit its schema", "; ".join(problems))
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return _invalid(error.errors())
+
+    @app.exception_handler(ValidationError)
+    async def invalid_body(_: Request, error: ValidationError) -> Response:
+        return _invalid(error.errors(include_url=False, include_input=False, include_context=False))
 
     @app.exception_handler(UnknownAttribute)
-    async def unknown_attribute(_: Request, error: UnknownAttribute) -> JSONResponse:
+    async def unknown_attribute(_: Request, error: UnknownAttribute) -> Response:
         return _problem(422, "the filters cannot be applied", str(error))
 
     @app.exception_handler(UnknownItem)
-    async def unknown_item(_: Request, error: UnknownItem) -> JSONResponse:
+    async def unknown_item(_: Request, error: UnknownItem) -> Response:
         return _problem(404, "no such item", f"this release has no item '{error}'")
 
     @app.exception_handler(LogFull)
-    async def log_full(_: Request, error: LogFull) -> JSONResponse:
-        response = _problem(429, "the event log is full", f"no event of the request was taken; send it again ({error})")
-        response.headers["Retry-After"] = "5"
-        return response
+    async def log_full(_: Request, error: LogFull) -> Response:
+        detail = f"no event of the request was taken; send it again ({error})"
+        return _problem(429, "the event log is full", detail, retry_after_s=5)
 
     @app.exception_handler(OnlineStoreUnavailable)
-    async def no_store(_: Request, error: OnlineStoreUnavailable) -> JSONResponse:
-        response = _problem(503, "the online store does not answer", f"try again soon ({error})")
-        response.headers["Retry-After"] = "1"
-        return response
+    async def no_store(_: Request, error: OnlineStoreUnavailable) -> Response:
+        return _problem(503, "the online store does not answer", f"try again soon ({error})", retry_after_s=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,10 @@ SOURCES = ("two_tower", "similar", "popular", "trending", "new", "backfill")
 """Every candidate source; a candidate's ``sources`` bit ``i`` is set if source ``i`` proposed it."""
 
 _STATES_KEPT = 1_000
+
+# FAISS gives these classes keyword arguments when it is imported, which its type hints do not know.
+_search_parameters: Any = faiss.SearchParameters
+_inverted_search_parameters: Any = faiss.SearchParametersIVF
 
 RECENT = 10
 """How many of the newest history items the similar-items source starts from."""
@@ -60,17 +66,43 @@ class Candidates:
         return slice(int(self.offsets[request]), int(self.offsets[request + 1]))
 
 
+class Narrow:
+    """A part of the catalogue for the search to stay within; made once for a rule, used by many requests."""
+
+    def __init__(self, mask: npt.NDArray[np.bool_]) -> None:
+        """``mask`` bool ``[N]``: which items are in it."""
+        self.share = float(mask.mean())
+        # The index has no row for item 0.
+        self._bits = np.packbits(mask[1:], bitorder="little")
+        self._selector = faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))
+
+    def parameters(self, index: faiss.Index) -> Any:
+        """Return what makes the index search in this part only; of inverted lists the more, the narrower it is."""
+        if not isinstance(index, faiss.IndexIVF):
+            return _search_parameters(sel=self._selector)
+        lists = min(index.nlist, int(np.ceil(index.nprobe / max(self.share, 1e-6))))
+        return _inverted_search_parameters(sel=self._selector, nprobe=lists)
+
+
 class Retriever:
     """All candidate sources of a release."""
 
     def __init__(self, index: faiss.Index, neighbours: Codes, similarities: Floats, shares: Shares) -> None:
         self.index = index
-        self.neighbours = neighbours
-        self.similarities = similarities
+        self.neighbours = np.asarray(neighbours)  # views without the costs of np.memmap's indexing
+        self.similarities = np.asarray(similarities)
         self.shares = shares
         self._recency = (0.8 ** np.arange(RECENT)).astype(np.float32)
+        self._desk = _Desk(len(neighbours))
 
-    def retrieve(self, vectors: Floats, history: Codes, items: ItemTable, time: npt.NDArray[np.float64]) -> Candidates:
+    def retrieve(
+        self,
+        vectors: Floats,
+        history: Codes,
+        items: ItemTable,
+        time: npt.NDArray[np.float64],
+        narrow: Sequence[Narrow | None] | None = None,
+    ) -> Candidates:
         """Return candidates of ``B`` requests.
 
         Args:
@@ -78,14 +110,25 @@ class Retriever:
             history: int32 ``[B, H]`` newest first.
             items: the item table as of the requests.
             time: float64 ``[B]`` epoch seconds.
+            narrow: the items that a request's tower candidates are to be among; None: among all.
 
         """
-        count = min(self.shares.two_tower, self.index.ntotal)
-        _, rows = self.index.search(np.ascontiguousarray(vectors, dtype=np.float32), count)
-        parts = [self._merge(rows[b] + 1, history[b], self._static(items, float(time[b]))) for b in range(len(vectors))]
+        near = self._nearest(np.ascontiguousarray(vectors, dtype=np.float32), narrow or [None] * len(vectors))
+        parts = [self._merge(near[b], history[b], self._static(items, float(time[b]))) for b in range(len(vectors))]
         sizes = np.cumsum([0, *(len(part[0]) for part in parts)])
         item, sources, rank, similar = (np.concatenate(column) for column in zip(*parts, strict=True))
         return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
+
+    def _nearest(self, vectors: Floats, narrow: Sequence[Narrow | None]) -> list[npt.NDArray[np.int64]]:
+        """Return the codes nearest to each user vector, best first; 0 where FAISS found fewer than were asked for."""
+        count = min(self.shares.two_tower, self.index.ntotal)
+        if not any(narrow):
+            return list(self.index.search(vectors, count)[1] + 1)
+        found = []
+        for vector, among in zip(vectors, narrow, strict=True):
+            parameters = among.parameters(self.index) if among else None
+            found.append(self.index.search(vector[None, :], count, params=parameters)[1][0] + 1)
+        return found
 
     def _static(self, items: ItemTable, time: float) -> dict[str, Codes]:
         """Return the static lists of a moment, made once for as long as nothing comes or goes."""
@@ -101,18 +144,21 @@ class Retriever:
     def _merge(
         self, tower: npt.NDArray[np.int64], history: Codes, static: dict[str, Codes]
     ) -> tuple[Codes, npt.NDArray[np.uint8], Floats, Floats]:
-        tower = tower[tower > 0]  # FAISS says -1 where it found fewer
+        """Return items in the order in which the sources first propose them, with their bits and scores."""
+        tower = tower[tower > 0].astype(np.int32)  # FAISS says -1 where it found fewer
         pool, score, last = self._similar(history)
-        proposed = pool[: self.shares.similar]
-        lists: list[tuple[int, Any]] = [(0, tower), (1, proposed)]
+        lists: list[tuple[int, Any]] = [(0, tower), (1, pool[: self.shares.similar])]
         lists += [(SOURCES.index(name), codes) for name, codes in static.items()]
-        every = np.concatenate([codes for _, codes in lists]).astype(np.int32)
-        item, place = np.unique(every, return_inverse=True)
-        bits = np.concatenate([np.full(len(codes), 1 << source, dtype=np.uint8) for source, codes in lists])
-        sources = np.zeros(len(item), dtype=np.uint8)
-        np.bitwise_or.at(sources, place, bits)
+        bits, parts = self._desk.bits, []
+        for source, codes in lists:
+            found = bits[codes]
+            parts.append(codes[found == 0])
+            bits[codes] = found | (1 << source)
+        item = np.concatenate(parts)
+        sources = bits[item]
+        bits[item] = 0
         rank = np.full(len(item), np.nan, dtype=np.float32)
-        rank[place[: len(tower)]] = np.log1p(np.arange(len(tower), dtype=np.float32))
+        rank[: len(tower)] = np.log1p(np.arange(len(tower), dtype=np.float32))
         return item, sources, rank, self._similar_to(item, pool, score, last)
 
     def _similar(self, history: Codes) -> tuple[Codes, Floats, Floats]:
@@ -122,25 +168,38 @@ class Retriever:
         if not len(recent):
             empty = np.zeros(0, dtype=np.float32)
             return np.zeros(0, dtype=np.int32), empty, empty
-        near = self.neighbours[recent]
-        weight = self.similarities[recent]
-        code, place = np.unique(near.ravel(), return_inverse=True)
-        score = np.bincount(place, (weight * self._recency[: len(recent), None]).ravel(), minlength=len(code))
-        last = np.bincount(place[: near.shape[1]], weight[0], minlength=len(code))
-        order = np.lexsort((code, -score))
-        order = order[(code[order] > 0) & (score[order] > 0)]
-        return code[order].astype(np.int32), score[order].astype(np.float32), last[order].astype(np.float32)
+        near, weight = self.neighbours[recent], self.similarities[recent]
+        every, place = near.ravel(), self._desk.place
+        numbers = np.arange(len(every), dtype=np.int32)
+        place[every] = numbers  # of an item that comes several times the last number stays
+        mine = place[every]
+        score = np.bincount(mine, (weight * self._recency[: len(recent), None]).ravel(), minlength=len(every))
+        last = np.bincount(mine[: near.shape[1]], weight[0], minlength=len(every))
+        kept = np.flatnonzero((mine == numbers) & (every > 0) & (score > 0))
+        kept = kept[np.lexsort((every[kept], -score[kept]))]
+        return every[kept], score[kept].astype(np.float32), last[kept].astype(np.float32)
 
-    @staticmethod
-    def _similar_to(item: Codes, pool: Codes, score: Floats, last: Floats) -> Floats:
+    def _similar_to(self, item: Codes, pool: Codes, score: Floats, last: Floats) -> Floats:
+        """Return both scores of items, float32 ``[n, 2]``, 0 for those that are not in the pool."""
         found = np.zeros((len(item), 2), dtype=np.float32)
         if len(pool):
-            order = np.argsort(pool)
-            place = np.minimum(np.searchsorted(pool[order], item), len(pool) - 1)
-            match = pool[order][place] == item
-            found[match, 0] = score[order][place[match]]
-            found[match, 1] = last[order][place[match]]
+            self._desk.place[pool] = np.arange(len(pool), dtype=np.int32)
+            place = np.clip(self._desk.place[item], 0, len(pool) - 1)  # of other items it says anything
+            match = pool[place] == item
+            found[match, 0] = score[place[match]]
+            found[match, 1] = last[place[match]]
         return found
+
+
+class _Desk(threading.local):
+    """A thread's scratch arrays with a place for every item: looking up beats sorting by ten to one.
+
+    ``bits`` uint8 ``[N]`` is all 0 between requests; ``place`` int32 ``[N]`` holds leftovers.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.bits = np.zeros(size, dtype=np.uint8)
+        self.place = np.zeros(size, dtype=np.int32)
 
 
 def static_lists(items: ItemTable, shares: Shares, time: float) -> dict[str, Codes]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Encoded, Floats
@@ -21,14 +22,58 @@ from serving.codec import Codec, ranked_codes
 
 Times = npt.NDArray[np.float64]
 
+ATTRIBUTE_TYPES = {
+    "categorical": pa.string(),
+    "multi_categorical": pa.list_(pa.string()),
+    "numeric": pa.float64(),
+    "text": pa.string(),
+}
+"""Arrow's type of each kind of attribute."""
+
 
 @dataclass(frozen=True)
 class Activity:
-    """Items' counts as of a moment: ``counts`` float32 ``[N, F]`` and event times, epoch seconds, NaN: none."""
+    """Items' counts as of a moment: ``counts`` float32 ``[N, F]`` and event times, epoch seconds, NaN: none.
+
+    ``numeric`` float32 ``[N, F + M]``: the counts with the numbers of the attributes beside them, if they lie so
+    in memory (in a file that processes share); None: they do not.
+    """
 
     counts: Floats
     first_event_at: Times
     last_event_at: Times
+    numeric: Floats | None = None
+
+
+class RawColumn(Sequence[Any]):
+    """An attribute as given, by item code; None for item 0. The values stay in Arrow: a million strings cost dear."""
+
+    def __init__(self, values: pa.Array) -> None:
+        """``values`` has one value per item, without row 0."""
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values) + 1
+
+    def __getitem__(self, code: Any) -> Any:
+        return self.values[code - 1].as_py() if code else None
+
+    def numbers(self) -> Times:
+        """Return a numeric attribute, float64 ``[N]``, NaN where missing."""
+        return np.concatenate([[np.nan], self.values.cast(pa.float64()).to_numpy(zero_copy_only=False)])
+
+    def by_value(self) -> dict[str, Codes]:
+        """Return the codes of the items that have a value, by value; those of a list have each of its values."""
+        flat, owner = self.values, np.arange(1, len(self), dtype=np.int32)
+        if pa.types.is_list(flat.type):
+            owner = owner[pc.list_parent_indices(flat).to_numpy()]
+            flat = pc.list_flatten(flat)
+        known = flat.drop_null().dictionary_encode()
+        owner = owner[flat.is_valid().to_numpy(zero_copy_only=False)]
+        place = known.indices.to_numpy()
+        order = np.argsort(place, kind="stable")
+        borders = np.searchsorted(place[order], np.arange(1, len(known.dictionary)))
+        return dict(zip(known.dictionary.to_pylist(), np.split(owner[order], borders), strict=True))
 
 
 @dataclass(frozen=True)
@@ -40,7 +85,7 @@ class ItemTable:
     """
 
     codec: Codec
-    raw: Mapping[str, Sequence[Any]]
+    raw: Mapping[str, RawColumn]
     encoded: Encoded
     categories: Codes
     available_from: Times
@@ -57,7 +102,9 @@ class ItemTable:
     @cached_property
     def rows(self) -> ItemRows:
         """The ranker's view."""
-        numeric = np.concatenate([self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32)
+        numeric = self.activity.numeric
+        if numeric is None:
+            numeric = np.concatenate([self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32)
         categorical = ranked_codes(self.codec.item_attributes, self.encoded.first)
         return ItemRows(numeric, categorical, self.activity.first_event_at, self.activity.last_event_at)
 
@@ -106,8 +153,12 @@ def activity_from(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], codec
 def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable:
     """Build the table from one value per item (in code order, without row 0) of each attribute and count."""
     size = len(codec.items)
-    raw = {name: [None, *columns[name]] for name in codec.spec.item_attributes}
-    encoded = codec.item_attributes.encode(raw, size)
+    given = {name: [None, *columns[name]] for name in codec.spec.item_attributes}
+    encoded = codec.item_attributes.encode(given, size)
+    raw = {
+        name: RawColumn(pa.array(columns[name], ATTRIBUTE_TYPES[kind]))
+        for name, kind in codec.spec.item_attributes.items()
+    }
 
     def times(name: str, missing: float) -> Times:
         values = columns.get(name)
@@ -117,7 +168,7 @@ def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable
 
     activity = activity_from({name: [None, *values] for name, values in columns.items()}, codec)
     return ItemTable(
-        codec, raw, encoded, _categories(codec, raw, size), times(c.AVAILABLE_FROM, -np.inf),
+        codec, raw, encoded, _categories(codec, given, size), times(c.AVAILABLE_FROM, -np.inf),
         times(c.AVAILABLE_UNTIL, np.inf), activity,
     )  # fmt: skip
 
@@ -132,27 +183,3 @@ def _categories(codec: Codec, raw: Mapping[str, Sequence[Any]], size: int) -> Co
     for row, values in enumerate(lists):
         codes[row, : len(values)] = codec.categories.encode(values)
     return codes
-
-
-def to_arrow(table: ItemTable) -> pa.Table:
-    """Return the table as Arrow, one row per item, for storage in a release."""
-    codec = table.codec
-    data: dict[str, Any] = {c.ITEM: codec.items.values}
-    data |= {name: list(values[1:]) for name, values in table.raw.items()}
-    for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL):
-        values = getattr(table, name)[1:]
-        data[name] = [float(v) if np.isfinite(v) else None for v in values]
-    for position, name in enumerate(codec.item_activity):
-        data[name] = _nullable(table.activity.counts[1:, position])
-    data[c.FIRST_EVENT_AT] = _nullable(table.activity.first_event_at[1:])
-    data[c.LAST_EVENT_AT] = _nullable(table.activity.last_event_at[1:])
-    return pa.table(data)
-
-
-def _nullable(values: npt.NDArray[Any]) -> pa.Array:
-    return pa.array(values.astype(np.float64), mask=np.isnan(values))
-
-
-def from_arrow(table: pa.Table, codec: Codec) -> ItemTable:
-    """Restore what ``to_arrow`` gave."""
-    return build_items(codec, {name: table[name].to_pylist() for name in table.column_names})

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import Workspace
+from serving.catalogue import ItemTable
+from serving.counters import CounterFiles
+from serving.deadline import NEVER, Breaker, Deadline
 from serving.events import open_log
 from serving.filters import RequestRules
 from serving.impressions import Impression, ImpressionLog
 from serving.intake import Intake
-from serving.online import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features
+from serving.logs import note
+from serving.metrics import Metrics
+from serving.online import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features, together
 from serving.recommender import Ranked, Recommendation
 from serving.release import Release
 from serving.schemas import (
@@ -30,8 +36,13 @@ from serving.schemas import (
     RecommendedItem,
     SimilarResponse,
 )
+from serving.settings import ServeSettings
+
+_log = logging.getLogger(__name__)
 
 _TOP_FEATURES = 8
+_WARM_UPS = 10
+_TOGETHER = 32
 _SOURCE_FEATURES = {
     "two_tower": "tower_score",
     "similar": "similar_score",
@@ -45,123 +56,224 @@ class UnknownItem(LookupError):
     """The release has no such item."""
 
 
-class Metrics:
-    """Prometheus metrics of one app."""
+@dataclass(frozen=True)
+class Live:
+    """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "funnel_requests_total", "Requests by endpoint and status", ["endpoint", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "funnel_stage_seconds", "Time of each stage", ["stage"], registry=self.registry,
-            buckets=[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5],
-        )  # fmt: skip
-        self.degraded = Counter("funnel_degraded_total", "Losses of quality", ["reason"], registry=self.registry)
-        self.events = Counter("funnel_events_total", "Events by outcome", ["outcome"], registry=self.registry)
-        self.age = Histogram(
-            "funnel_feature_age_seconds", "Age of the rows read from the online store", ["view"],
-            registry=self.registry, buckets=[0.25, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400, 604_800, 2_592_000],
-        )  # fmt: skip
-        self.impressions = Counter(
-            "funnel_impressions_total", "Logged responses by outcome", ["outcome"], registry=self.registry
-        )
-        self.release = Gauge("funnel_release_info", "The release being served", ["release"], registry=self.registry)
+    release: Release
+    online: OnlineFeatures
+    items: ItemTable
+    items_as_of: str | None = None
 
-    def observe_age(self, view: str, seconds: float) -> None:
-        """Note the age of a feature row."""
-        self.age.labels(view).observe(seconds)
 
-    @contextmanager
-    def stage(self, name: str) -> Any:
-        """Time a block."""
-        start = time.perf_counter()
-        yield
-        self.seconds.labels(name).observe(time.perf_counter() - start)
+@dataclass(frozen=True)
+class Answer:
+    """A response with everything behind it."""
+
+    response: RecommendationResponse
+    time: float
+    features: UserFeatures | None
+    result: Recommendation
+    ranked: Ranked | None
+    row: int
+    numeric: Floats
+    categorical: Codes
 
 
 class Engine:
     """Answers the API's questions."""
 
-    def __init__(self, release: Release, workspace: Workspace, *, log_impressions: bool = True) -> None:
-        self.release = release
+    def __init__(
+        self,
+        release: Release,
+        workspace: Workspace,
+        *,
+        log_impressions: bool = True,
+        settings: ServeSettings | None = None,
+        metrics: Metrics | None = None,
+        counters: CounterFiles | None = None,
+    ) -> None:
+        """``counters``: where another process keeps the item counters; without it they are read when one is made."""
+        self.settings = settings or ServeSettings()
+        self.metrics = metrics or Metrics()
         self.impressions: ImpressionLog | None = None
-        self.metrics = Metrics()
-        self.metrics.release.labels(release.id).set(1)
-        self.online = OnlineFeatures(workspace, release.items, self.metrics.observe_age)
-        self.intake = Intake(open_log(workspace), release.codec.spec, self.metrics.events)
-        self.items_as_of: str | None = None
-        try:
-            now = datetime.now(UTC)
-            self.items = release.items.with_activity(self.online.item_activity(now.timestamp()))
-            self.items_as_of = now.isoformat(timespec="microseconds")
-        except OnlineStoreUnavailable:
-            self.items = release.items  # counts as of the release, until the next start
-        self.recommend(RecommendationRequest(user_id="warm-up", k=1))
+        self.workspace = workspace
+        self._counters = counters
+        self._breaker = Breaker()
+        self._log = open_log(workspace)
+        self._swapping = threading.Lock()
+        self.live: Live
+        self.adopt(release)
         if log_impressions:
             self.impressions = ImpressionLog(workspace.impressions, self.metrics.impressions)
+
+    @property
+    def release(self) -> Release:
+        """The release being served."""
+        return self.live.release
+
+    @property
+    def items(self) -> ItemTable:
+        """Its item table, with the newest counters that were read."""
+        return self.live.items
+
+    @property
+    def items_as_of(self) -> str | None:
+        """When the item counters were read from the online store (ISO 8601); None: they are the release's own."""
+        return self.live.items_as_of
 
     def close(self) -> None:
         """Write the impressions that still wait."""
         if self.impressions:
             self.impressions.close()
 
+    def adopt(self, release: Release) -> None:
+        """Serve another release from the next request on; requests under way end on the one that they began with."""
+        timeout_s = self.settings.redis_timeout_ms / 1_000
+        online = OnlineFeatures(self.workspace, release.items, self.metrics.observe_age, timeout_s)
+        with self._swapping:
+            live = self._refreshed(Live(release, online, release.items))
+            for _ in range(_WARM_UPS):
+                self._answers(live, [RecommendationRequest(user_id="warm-up")], NEVER)
+            self.live, self.intake = live, Intake(self._log, release.codec.spec, self.metrics.events)
+            self.metrics.serving(release.id)
+            self.metrics.items_read(_epoch(live.items_as_of))
+
+    def refresh_items(self) -> None:
+        """Serve with other item counters if there are some."""
+        if self._counters is None or not self._counters.changed():
+            return
+        with self._swapping:
+            self.live = self._refreshed(self.live)
+            self.metrics.items_read(_epoch(self.live.items_as_of))
+
+    def _refreshed(self, live: Live) -> Live:
+        """Return the newest item counters that there are; where the store does not answer, those in use stay."""
+        if self._counters is not None:
+            found = self._counters.newest(live.release)
+            if found is None:
+                return live
+            activity, as_of = found
+        else:
+            now = datetime.now(UTC)
+            as_of = now.isoformat(timespec="microseconds")
+            try:
+                activity = live.online.item_activity(now.timestamp())
+            except OnlineStoreUnavailable:
+                return live
+        items = live.items.with_activity(activity)
+        live.release.recommender.prepare(items)
+        return replace(live, items=items, items_as_of=as_of)
+
     def user_features(self, user_id: str) -> UserFeatures:
         """Return what the online store knows of a user."""
-        return self.online.user(user_id, time.time())
+        return self.live.online.user(user_id, time.time())
 
-    def recommend(self, request: RecommendationRequest) -> RecommendationResponse:
+    def recommend(self, request: RecommendationRequest, deadline: Deadline | None = None) -> RecommendationResponse:
         """Serve one request.
+
+        Args:
+            request: who asks for what.
+            deadline: by when to answer [default: ``deadline_ms`` from now].
 
         Raises:
             UnknownAttribute: a filter names an attribute that items do not have.
 
         """
-        recommender, codec, now = self.release.recommender, self.release.codec, time.time()
-        table = self.items
-        recommender.filters.check(request.filters, table)
-        degraded: list[str] = []
-        features: UserFeatures | None = None
+        return self._served([request], deadline or Deadline(self.settings.deadline_ms / 1_000))[0]
+
+    def recommend_many(self, requests: Sequence[RecommendationRequest]) -> list[RecommendationResponse]:
+        """Serve many requests at once: one trip to the online store and one search for all of them.
+
+        Raises:
+            UnknownAttribute: a filter names an attribute that items do not have.
+
+        """
+        parts = (requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER))
+        return [response for part in parts for response in self._served(part, NEVER)]
+
+    def _served(self, requests: Sequence[RecommendationRequest], deadline: Deadline) -> list[RecommendationResponse]:
+        live = self.live
+        for request in requests:
+            live.release.recommender.filters.check(request.filters, live.items)
+        answers = self._answers(live, requests, deadline)
+        for request, answer in zip(requests, answers, strict=True):
+            note(answer=answer.response["request_id"], release=live.release.id, degraded=answer.response["degraded"])
+            self.metrics.degrade(answer.response["degraded"])
+            self.metrics.show(answer.result.sources)
+            if answer.ranked:
+                self.metrics.proposed(answer.ranked.candidates.sources[answer.ranked.candidates.rows(answer.row)])
+            if self.impressions:
+                self.impressions.offer(_impression(request, answer, live))
+        return [answer.response for answer in answers]
+
+    def _answers(self, live: Live, requests: Sequence[RecommendationRequest], deadline: Deadline) -> list[Answer]:
+        recommender, codec, now = live.release.recommender, live.release.codec, time.time()
         with self.metrics.stage("features"):
+            known = self._features(live, [request.user_id for request in requests], now)
+            columns = [
+                found.columns if found else no_features(request.user_id, codec)
+                for found, request in zip(known, requests, strict=True)
+            ]
+            users = live.release.reader.read(together(columns), np.full(len(requests), now))
+        rules = [RequestRules(request.k, tuple(request.exclude), request.filters) for request in requests]
+        ranked: Ranked | None = None
+        results: list[Recommendation] = []
+        if deadline.left() > 0:
             try:
-                features = self.online.user(request.user_id, now)
-                columns = features.columns
-                degraded += [f"stale_{view}" for view in features.stale]
-                if not features.known:
-                    degraded.append("unknown_user")
-            except OnlineStoreUnavailable:
-                columns = no_features(request.user_id, codec)
-                degraded.append("online_store_unavailable")
-        rules = RequestRules(request.k, tuple(request.exclude), request.filters)
-        with self.metrics.stage("recommend"):
-            users = self.release.reader.read(columns, np.array([now]))
-            lists, ranked, _ = recommender.recommend_ranked(users, [rules], table)
-        result = lists[0]
-        degraded += result.degraded
-        for reason in degraded:
-            self.metrics.degraded.labels(reason).inc()
-        numeric, categorical = ranked.rows(0, result.rows, table)
-        explained: list[dict[str, Any] | None] = [None] * len(result.items)
-        if request.explain:
-            explained = self._explain(result, ranked, numeric, categorical)
+                results, ranked, _ = recommender.recommend_ranked(
+                    users, rules, live.items, deadline, self.metrics.stage
+                )
+            except Exception:
+                _log.exception("candidates failed; popular items are served")
+        if ranked is None:
+            results = [recommender.popular(users, row, rule, live.items) for row, rule in enumerate(rules)]
+        rows = zip(requests, known, results, strict=True)
+        return [
+            self._answer(live, request, now, features, result, ranked, row)
+            for row, (request, features, result) in enumerate(rows)
+        ]
+
+    def _answer(
+        self,
+        live: Live,
+        request: RecommendationRequest,
+        now: float,
+        features: UserFeatures | None,
+        result: Recommendation,
+        ranked: Ranked | None,
+        row: int,
+    ) -> Answer:
+        numeric, categorical = ranked.rows(row, result.rows, live.items) if ranked else _no_rows(live.release)
+        names = live.release.codec.items.names(result.items)
         items = [
-            RecommendedItem(item_id=self._id(code), score=_finite(score), sources=sources, explain=explanation)
-            for code, score, sources, explanation in zip(
-                result.items, result.scores, result.sources, explained, strict=True
-            )
+            RecommendedItem(item_id=item_id, score=score, sources=sources)
+            for item_id, score, sources in zip(names, _finites(result.scores), result.sources, strict=True)
         ]
         response = RecommendationResponse(
             request_id=uuid.uuid4().hex,
-            release=self.release.id,
+            release=live.release.id,
             items=items,
-            degraded=list(degraded),
-            filtered=result.removed if request.explain else None,
+            degraded=[*_losses(features), *result.degraded],
         )
-        if self.impressions:
-            self.impressions.offer(
-                _impression(request, response, now, features, self.items_as_of, result, numeric, categorical)
-            )
-        return response
+        if request.explain:
+            response["filtered"] = result.removed
+            for item, explained in zip(items, self._explain(live, result, ranked, numeric, categorical), strict=True):
+                item["explain"] = explained
+        return Answer(response, now, features, result, ranked, row, numeric, categorical)
+
+    def _features(self, live: Live, user_ids: list[str], now: float) -> Sequence[UserFeatures | None]:
+        """Return users' features; None for all where the online store does not answer in time."""
+        found: Sequence[UserFeatures | None] = [None] * len(user_ids)
+        if self._breaker.allows():
+            try:
+                found = live.online.users(user_ids, now)
+            except OnlineStoreUnavailable:
+                self._breaker.failed()
+            else:
+                self._breaker.succeeded()
+        self.metrics.breaker("redis", "closed" if self._breaker.closed else "open")
+        return found
 
     def similar(self, item_id: str, k: int) -> SimilarResponse:
         """Return items like another: co-visited ones first, then the nearest vectors.
@@ -170,11 +282,12 @@ class Engine:
             UnknownItem: the release has no such item.
 
         """
-        code = self.release.codec.items.code(item_id)
+        live = self.live
+        code = live.release.codec.items.code(item_id)
         if code == 0:
             raise UnknownItem(item_id)
-        retrieval = self.release.retrieval
-        available = self.items.available(time.time())
+        retrieval = live.release.retrieval
+        available = live.items.available(time.time())
         near, similarity = retrieval.retriever.neighbours[code], retrieval.retriever.similarities[code]
         found = [
             (int(other), float(score), "similar")
@@ -183,7 +296,7 @@ class Engine:
         ]
         if len(found) < k:
             scores, rows = retrieval.retriever.index.search(
-                np.ascontiguousarray(retrieval.vectors[code : code + 1]), min(k + len(found) + 1, len(self.items) - 1)
+                np.ascontiguousarray(retrieval.vectors[code : code + 1]), min(k + len(found) + 1, len(live.items) - 1)
             )
             known = {code, *(other for other, _, _ in found)}
             found += [
@@ -191,63 +304,74 @@ class Engine:
                 for row, score in zip(rows[0], scores[0], strict=True)
                 if row >= 0 and row + 1 not in known and available[row + 1]
             ]
-        items = [RecommendedItem(item_id=self._id(o), score=s, sources=[source]) for o, s, source in found[:k]]
-        return SimilarResponse(release=self.release.id, items=items)
+        names = live.release.codec.items.values
+        items = [RecommendedItem(item_id=names[o - 1], score=s, sources=[source]) for o, s, source in found[:k]]
+        return SimilarResponse(release=live.release.id, items=items)
 
     def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
         """Check events one by one and append the good ones to the log, see ``Intake``."""
         return self.intake.accept(raw)
 
     def _explain(
-        self, result: Recommendation, ranked: Ranked, numerics: Floats, categoricals: Codes
-    ) -> list[dict[str, Any] | None]:
-        names = self.release.codec.numeric
-        heads = self.release.codec.spec.event_types
-        explanations: list[dict[str, Any] | None] = []
-        shown = zip(result.rows, result.sources, result.scores, numerics, categoricals, strict=False)
-        for row, sources, score, numeric, categorical in shown:
-            top = self.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
+        self, live: Live, result: Recommendation, ranked: Ranked | None, numerics: Floats, categoricals: Codes
+    ) -> list[dict[str, Any]]:
+        names, heads = live.release.codec.numeric, live.release.codec.spec.event_types
+        explanations: list[dict[str, Any]] = []
+        probabilities = ranked.probabilities[result.rows] if ranked else ()
+        shown = zip(probabilities, result.sources, result.scores, numerics, categoricals, strict=False)
+        for chances, sources, score, numeric, categorical in shown:
+            top = live.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
             explanations.append(
                 {
                     "sources": {s: _finite(numeric[names.index(_SOURCE_FEATURES[s])]) for s in sources},
                     "rank_score": _finite(score),
-                    "probabilities": dict(zip(heads, map(_finite, ranked.probabilities[row]), strict=True)),
+                    "probabilities": dict(zip(heads, map(_finite, chances), strict=True)),
                     "features": [{"feature": name, "contribution": _finite(value)} for name, value in top],
                 }
             )
-        backfilled = len(result.items) - len(explanations)
-        return explanations + [{"sources": {"backfill": None}} for _ in range(backfilled)]
-
-    def _id(self, code: int) -> str:
-        return self.release.codec.items.values[code - 1]
+        unranked = result.sources[len(explanations) :]
+        return explanations + [{"sources": dict.fromkeys(sources)} for sources in unranked]
 
 
-def _impression(
-    request: RecommendationRequest,
-    response: RecommendationResponse,
-    now: float,
-    features: UserFeatures | None,
-    items_as_of: str | None,
-    result: Recommendation,
-    numeric: Floats,
-    categorical: Codes,
-) -> Impression:
+def _impression(request: RecommendationRequest, answer: Answer, live: Live) -> Impression:
+    response, features, result = answer.response, answer.features, answer.result
     return Impression(
-        request_id=response.request_id,
+        request_id=response["request_id"],
         user_id=request.user_id,
-        time=now,
-        release=response.release,
+        time=answer.time,
+        release=response["release"],
         k=request.k,
-        degraded=response.degraded,
+        degraded=response["degraded"],
         position=features.position if features else None,
         row_position=features.row_position if features else None,
-        items_as_of=items_as_of,
-        item_ids=[item.item_id for item in response.items],
+        items_as_of=live.items_as_of,
+        item_ids=[item["item_id"] for item in response["items"]],
         scores=result.scores,
         sources=result.sources,
-        numeric=numeric,
-        categorical=categorical,
+        numeric=answer.numeric,
+        categorical=answer.categorical,
     )
+
+
+def _losses(features: UserFeatures | None) -> list[str]:
+    """Return what is missing of a user's features, in words of ``Degradation``."""
+    if features is None:
+        return ["online_store_unavailable"]
+    stale = [f"stale_{view}" for view in features.stale]
+    return stale if features.known else [*stale, "unknown_user"]
+
+
+def _no_rows(release: Release) -> tuple[Floats, Codes]:
+    codec = release.codec
+    return np.zeros((0, len(codec.numeric)), np.float32), np.zeros((0, len(codec.categorical)), np.int32)
+
+
+def _epoch(moment: str | None) -> float | None:
+    return datetime.fromisoformat(moment).timestamp() if moment else None
+
+
+def _finites(values: Floats) -> list[float]:
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64).tolist()
 
 
 def _finite(value: Any) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_repo.dataset import SpecError
 from feature_repo.encoding import Codes, Floats
+from serving.candidates import Narrow
 from serving.catalogue import ItemTable
 
 Mask = npt.NDArray[np.bool_]
@@ -52,6 +54,11 @@ class FilterRules(BaseModel):
         return rules
 
 
+_SELECTIVE = 0.5
+"""Where rules leave less than this share of the catalogue, the search stays within what they leave."""
+
+_KEPT_BYTES = 32 << 20
+
 _NOWHERE: Codes = np.zeros(0, dtype=np.int32)
 
 
@@ -87,6 +94,8 @@ class Filters:
         self._blocked = np.zeros(len(items), dtype=np.bool_)
         self._blocked[items.codec.items.encode(rules.blocklist)] = True
         self._blocked[0] = False
+        self._rules = _Kept(len(items))
+        self._narrow = _Kept(len(items))
         self._values: dict[str, dict[str, Codes]] = {}
         self._numbers: dict[str, npt.NDArray[np.float64]] = {}
 
@@ -117,9 +126,37 @@ class Filters:
         if request.exclude:
             masks["excluded"] = _among(items.codec.items.encode(request.exclude), codes, len(items))
         if request.filters:
-            fits = np.logical_and.reduce([self._satisfies(items, *rule) for rule in request.filters.items()])
+            fits = self._fits(items, request.filters)
             masks["attribute_rule"] = ~fits if codes is None else ~fits[codes]
         return masks
+
+    def narrow(self, items: ItemTable, request: RequestRules, time: float) -> Narrow | None:
+        """Return the items that rules leave, for the search to look only there; None where most are left.
+
+        What a user has seen and excludes is little beside the catalogue: the search may find it.
+        """
+        state = int(items.availability_state(np.array([time]))[0])
+        rules = json.dumps({name: rule.model_dump() for name, rule in request.filters.items()}, sort_keys=True)
+        if (known := self._narrow.get(items, (state, rules))) is not None:
+            return known[0]
+        mask = items.available(time) & ~self._blocked
+        if request.filters:
+            mask &= self._fits(items, request.filters)
+        found = Narrow(mask) if mask.mean() < _SELECTIVE else None
+        self._narrow.put(items, (state, rules), (found,))
+        return found
+
+    def _fits(self, items: ItemTable, filters: dict[str, AttributeRule]) -> Mask:
+        """Return which items satisfy all conditions."""
+        masks = []
+        for name, rule in filters.items():
+            key = (name, rule.model_dump_json())
+            mask = self._rules.get(items, key)
+            if mask is None:
+                mask = self._satisfies(items, name, rule)
+                self._rules.put(items, key, mask)
+            masks.append(mask)
+        return np.logical_and.reduce(masks)
 
     def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> Mask:
         if items.codec.spec.item_attributes[name] == "numeric":
@@ -143,18 +180,33 @@ class Filters:
     def _exact(self, items: ItemTable, name: str) -> npt.NDArray[np.float64]:
         """Return a numeric attribute as given: the models' float32 cannot tell 16,777,216 from 16,777,217."""
         if name not in self._numbers:
-            numbers = [np.nan if value is None else value for value in items.raw[name]]
-            self._numbers[name] = np.array(numbers, dtype=np.float64)
+            self._numbers[name] = items.raw[name].numbers()
         return self._numbers[name]
 
     def _index(self, items: ItemTable, name: str) -> dict[str, Codes]:
         if name not in self._values:
-            found: dict[str, list[int]] = {}
-            for code, value in enumerate(items.raw[name]):
-                for part in [value] if isinstance(value, str) else value if value is not None else ():
-                    found.setdefault(part, []).append(code)
-            self._values[name] = {value: np.array(codes, dtype=np.int32) for value, codes in found.items()}
+            self._values[name] = items.raw[name].by_value()
         return self._values[name]
+
+
+class _Kept:
+    """What was worked out for the item table in use, bounded in memory: the oldest goes first."""
+
+    def __init__(self, size: int) -> None:
+        """``size``: bytes that an entry takes at most."""
+        self._most = max(4, _KEPT_BYTES // max(size, 1))
+        self._items: ItemTable | None = None
+        self._known: dict[Any, Any] = {}
+
+    def get(self, items: ItemTable, key: Any) -> Any:
+        return self._known.get(key) if self._items is items else None
+
+    def put(self, items: ItemTable, key: Any, value: Any) -> None:
+        if self._items is not items:
+            self._items, self._known = items, {}
+        elif len(self._known) >= self._most:
+            self._known.pop(next(iter(self._known)), None)
+        self._known[key] = value
 
 
 def _among(some: Codes, codes: Codes | None, size: int) -> Mask:

@@ -12,7 +12,7 @@ from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.event_log import recent_key
-from feature_repo.request_time import OUTPUTS
+from feature_repo.online_store import RowReader
 from feature_repo.store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from serving.catalogue import Activity, ItemTable, activity_from
@@ -131,14 +131,20 @@ class OnlineFeatures:
     """Reads of the online store for one release."""
 
     def __init__(
-        self, workspace: Workspace, items: ItemTable, observe_age: ObserveAge = lambda _view, _age: None
+        self,
+        workspace: Workspace,
+        items: ItemTable,
+        observe_age: ObserveAge = lambda _view, _age: None,
+        timeout_s: float = _TIMEOUT_S,
     ) -> None:
+        """``timeout_s``: how long one user's read may take; reads of many have half a second a call."""
         self._codec = codec = items.codec
         self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
         self._users = user_reader(self._store, observe_age)
+        self.row_reader = RowReader(self._store.config, c.USER, self._users.names)
         self._items = activity_reader(self._store, codec, observe_age)
-        self._redis = redis_client(workspace, timeout_s=_TIMEOUT_S)
+        self._redis = redis_client(workspace, timeout_s)
 
     def user(self, user_id: str, now: float) -> UserFeatures:
         """Return a user's features at a moment, with every accepted event in them, streamed or not.
@@ -147,26 +153,36 @@ class OnlineFeatures:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        # The overlay first: what the stream takes from it in between is in the row as well, and counts once.
-        try:
-            entries: list[bytes] = self._redis.lrange(recent_key(user_id), 0, -1)  # type: ignore[assignment]
-        except (redis.RedisError, OSError) as error:
-            raise OnlineStoreUnavailable(str(error)) from error
-        columns, stamps = self._users.fetch(_user_rows([user_id], now))
-        row_position = columns[c.POSITION][0]
-        stale = self._users.expire(columns, stamps, now)[0]
-        known = any(columns[name][0] is not None for name in columns if name not in _NEVER_MISSING)
-        position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
-        return UserFeatures(columns, known or bool(entries) or bool(stale), position, row_position, stale)
+        return self.users([user_id], now)[0]
 
-    def users(self, user_ids: Sequence[str], now: float) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
-        """Return the feature rows of many users as they are stored, and each one's views past their TTL.
+    def users(self, user_ids: Sequence[str], now: float) -> list[UserFeatures]:
+        """Return the features of many users, in one trip to Redis.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        return self._users.read(_user_rows(user_ids, now), now)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for user_id in user_ids:
+                # The overlay first: what the stream takes from it in between is in the row as well, and counts once.
+                pipe.lrange(recent_key(user_id), 0, -1)
+                pipe.hmget(self.row_reader.key(user_id), self.row_reader.fields)  # type: ignore[arg-type]  # bytes
+            try:
+                found = pipe.execute()
+            except (redis.RedisError, OSError) as error:
+                raise OnlineStoreUnavailable(str(error)) from error
+        rows = zip(user_ids, found[::2], found[1::2], strict=True)
+        return [self._features(user_id, entries, values, now) for user_id, entries, values in rows]
+
+    def _features(self, user_id: str, entries: list[bytes], values: list[bytes | None], now: float) -> UserFeatures:
+        row, stamps = self.row_reader.decode(values)
+        columns: dict[str, list[Any]] = {name: [value] for name, value in row.items()}
+        row_position = row[c.POSITION]
+        known = any(value is not None for value in row.values())
+        columns[c.USER] = [user_id]
+        stale = self._users.expire(columns, {view: [stamp] for view, stamp in stamps.items()}, now)[0]
+        position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
+        return UserFeatures(columns, known or bool(entries) or bool(stale), position, row_position, stale)
 
     def item_activity(self, now: float) -> Activity:
         """Return all items' activity as it stands in the online store; what is past its TTL is missing.
@@ -191,14 +207,13 @@ class OnlineFeatures:
             return False
 
 
-def _user_rows(user_ids: Sequence[str], now: float) -> list[dict[str, Any]]:
-    return [{c.USER: user, c.REQUEST_TIME: int(now)} for user in user_ids]
-
-
-_NEVER_MISSING = {c.USER, *OUTPUTS}
-
-
 def no_features(user_id: str, codec: Codec) -> dict[str, list[Any]]:
     """Return the feature row of a user of whom nothing is known."""
     names = [c.HISTORY_ITEMS, c.HISTORY_TIMES, *codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
     return {c.USER: [user_id], **{name: [None] for name in names}}
+
+
+def together(rows: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Return feature rows of one user each as one table; what a row does not have is missing."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row[name][0] if name in row else None for row in rows] for name in names}

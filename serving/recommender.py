@@ -5,25 +5,35 @@ Pure functions of arrays: no HTTP, no store, no clock, so offline evaluation run
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
 from feature_repo.threads import inference_threads
 from ranking.rows import PairRows
 from ranking.scorer import CalibratedRanker
 from retrieval.context import UserContext
-from serving.candidates import SOURCES, Candidates, Retriever
+from serving.candidates import SOURCES, Candidates, Retriever, top
 from serving.catalogue import ItemTable
+from serving.deadline import NEVER, Cost, Deadline
 from serving.filters import FilterRules, Filters, RequestRules, choose
 from serving.hydrate import Hydrator
 from serving.users import UserBatch
+
+_log = logging.getLogger(__name__)
+
+Watch = Callable[[str], AbstractContextManager[Any]]
+"""Times the stage of that name."""
 
 Degradation = Literal[
     "online_store_unavailable",  # Redis did not answer: the request was served without user features
@@ -31,6 +41,8 @@ Degradation = Literal[
     "no_history",  # the user has no positive event yet
     "few_candidates",  # fewer than k candidates were allowed: the rest came from the whole catalogue
     "ranker_unavailable",  # the ranker failed: the order is the two towers'
+    "ranker_skipped",  # no time was left to rank: the order is the two towers'
+    "retrieval_unavailable",  # candidates failed or no time was left: popular items, of the user's categories first
     # A view's values were past its TTL and counted as missing:
     "stale_user_profile",
     "stale_user_history",
@@ -85,7 +97,7 @@ class UserTowerSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._raw = raw_items
+        self._raw = np.asarray(raw_items)
 
     def __call__(self, context: UserContext) -> Floats:
         """Return unit vectors float32 ``[B, D]``."""
@@ -106,12 +118,13 @@ class Recommender:
         items: ItemTable,
     ) -> None:
         self.tower = tower
-        self.vectors = vectors
+        self.vectors = np.asarray(vectors)  # a view without the costs of np.memmap's indexing
         self.retriever = retriever
-        self.hydrator = Hydrator(vectors)
+        self.hydrator = Hydrator(self.vectors)
         self.ranker = ranker
         self.rules = rules
         self.filters = Filters(rules, items)
+        self._cost = Cost()
         self._prepared: tuple[ItemTable, Callable[[PairRows], tuple[Floats, Floats]]] | None = None
 
     def recommend(self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable) -> list[Recommendation]:
@@ -119,31 +132,76 @@ class Recommender:
         return self.recommend_ranked(users, requests, items)[0]
 
     def recommend_ranked(
-        self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable
+        self,
+        users: UserBatch,
+        requests: Sequence[RequestRules],
+        items: ItemTable,
+        deadline: Deadline = NEVER,
+        watch: Watch | None = None,
     ) -> tuple[list[Recommendation], Ranked, Floats]:
-        """Like ``recommend``, with the ranked candidates and the user vectors behind it."""
-        vectors = self.tower(users.context)
-        candidates = self.retriever.retrieve(vectors, users.context.history, items, users.context.time)
-        ranked, failed = self.rank(users, vectors, candidates, items)
-        lists = [
-            self._filter(row, users, vectors, request, ranked, items, failed) for row, request in enumerate(requests)
-        ]
+        """Like ``recommend``, with the ranked candidates and the user vectors behind it.
+
+        ``deadline``: ranking is left out where it would not end in time; ``watch`` times the stages.
+        """
+        watch = watch or _unwatched
+        time = users.context.time
+        with watch("tower"):
+            vectors = self.tower(users.context)
+        with watch("retrieve"):
+            narrow = [self.filters.narrow(items, request, float(t)) for request, t in zip(requests, time, strict=True)]
+            candidates = self.retriever.retrieve(vectors, users.context.history, items, time, narrow)
+        with watch("rank"):
+            ranked, lost = self.rank(users, vectors, candidates, items, deadline)
+        with watch("filter"):
+            lists = [
+                self._filter(row, users, vectors, request, ranked, items, lost) for row, request in enumerate(requests)
+            ]
         return lists, ranked, vectors
 
-    def rank(self, users: UserBatch, vectors: Floats, candidates: Candidates, items: ItemTable) -> tuple[Ranked, bool]:
-        """Score candidates; if the ranker breaks, their order is the towers' and the flag is set."""
+    def rank(
+        self,
+        users: UserBatch,
+        vectors: Floats,
+        candidates: Candidates,
+        items: ItemTable,
+        deadline: Deadline = NEVER,
+    ) -> tuple[Ranked, Degradation | None]:
+        """Score candidates; if the ranker breaks or has no time, their order is the towers' and the loss is named."""
         pairs = [self.hydrator.pairs(users, row, vectors[row], candidates, items) for row in range(len(users))]
-        try:
-            scorer = self._scorer(items)
-            found = [scorer(pair) for pair in pairs]
-            scores, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
-            if not np.isfinite(scores).all():
-                raise FloatingPointError("scores are not finite")
-        except Exception:  # noqa: BLE001 - whatever broke, the request can still be answered
-            heads = len(items.codec.spec.event_types)
-            empty = np.zeros((len(candidates.item), heads), dtype=np.float32)
-            return Ranked(candidates, pairs, np.concatenate([pair.pair[:, 0] for pair in pairs]), empty), True
-        return Ranked(candidates, pairs, scores, probabilities), False
+        lost: Degradation = "ranker_skipped"
+        if deadline is NEVER or self._cost.fits(deadline):
+            start = perf_counter()
+            try:
+                scorer = self._scorer(items)
+                found = [scorer(pair) for pair in pairs]
+                scores, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
+                if np.isfinite(scores).all():
+                    if deadline is not NEVER:
+                        self._cost.took(perf_counter() - start)
+                    return Ranked(candidates, pairs, scores, probabilities), None
+            except Exception as error:  # noqa: BLE001 - whatever broke, the request can still be answered
+                _log.warning("the ranker failed: %s: %s", type(error).__name__, error)
+            lost = "ranker_unavailable"
+        empty = np.zeros((len(candidates.item), len(items.codec.spec.event_types)), dtype=np.float32)
+        return Ranked(candidates, pairs, np.concatenate([pair.pair[:, 0] for pair in pairs]), empty), lost
+
+    def popular(self, users: UserBatch, row: int, request: RequestRules, items: ItemTable) -> Recommendation:
+        """Return popular items, those of the user's categories first: what is left when candidates cannot be made."""
+        seen, time = users.seen[row], float(users.context.time[row])
+        banned = np.logical_or.reduce(list(self.filters.removals(items, request, seen, time).values()))
+        worth = np.log1p(items.count(c.events("30d")))
+        worth = worth * (1.0 + 4.0 * users.category_shares[row][items.categories].max(axis=1))
+        codes = top(np.where(banned, -np.inf, worth), max(200, 2 * request.k))
+        scores = worth[codes].astype(np.float32)
+        chosen, _ = choose(request.k, codes, scores, items, self.vectors, self.rules)
+        result = Recommendation(codes[chosen], scores[chosen], [["popular"] for _ in chosen], ["retrieval_unavailable"])
+        if len(chosen) < request.k:
+            self._backfill(result, request, banned, None, items, Counter(items.categories[codes[chosen], 0].tolist()))
+        return result
+
+    def prepare(self, items: ItemTable) -> None:
+        """Do once, and not on a request's time, what the ranker wants of a new item table."""
+        self._scorer(items)
 
     def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Floats, Floats]]:
         """Return the ranker with what it reads of these items prepared; made once for a table."""
@@ -160,7 +218,7 @@ class Recommender:
         request: RequestRules,
         ranked: Ranked,
         items: ItemTable,
-        ranker_failed: bool,
+        lost: Degradation | None,
     ) -> Recommendation:
         span, time = ranked.candidates.rows(row), float(users.context.time[row])
         codes, scores = ranked.candidates.item[span], ranked.scores[span]
@@ -179,9 +237,9 @@ class Recommender:
             everything = self.filters.removals(items, request, users.seen[row], time)
             banned = np.logical_or.reduce(list(everything.values()))
             banned[codes] = True
-            self._backfill(result, request.k, banned, vectors[row], items, taken)
-        if ranker_failed:
-            result.degraded.append("ranker_unavailable")
+            self._backfill(result, request, banned, vectors[row], items, taken)
+        if lost:
+            result.degraded.append(lost)
         if not users.context.history[row].any():
             result.degraded.append("no_history")
         return result
@@ -189,19 +247,21 @@ class Recommender:
     def _backfill(
         self,
         result: Recommendation,
-        k: int,
+        request: RequestRules,
         banned: npt.NDArray[np.bool_],
-        vector: Floats,
+        vector: Floats | None,
         items: ItemTable,
-        taken: Any,
+        taken: Counter[int],
     ) -> None:
-        """Fill a short list from all other allowed items, nearest to the user first."""
+        """Fill a short list from all other allowed items, nearest to the user first (without a vector: any)."""
+        banned[result.items] = True
         codes = np.flatnonzero(~banned).astype(np.int32)
         if not len(codes):
             return
-        near = self.vectors[codes] @ vector
+        near = np.zeros(len(codes), dtype=np.float32) if vector is None else self.vectors[codes] @ vector
         order = np.lexsort((codes, -near))
-        chosen, _ = choose(k - len(result.items), codes[order], near[order], items, self.vectors, self.rules, taken)
+        missing = request.k - len(result.items)
+        chosen, _ = choose(missing, codes[order], near[order], items, self.vectors, self.rules, taken)
         extra = codes[order[chosen]]
         if not len(extra):
             return
@@ -211,6 +271,10 @@ class Recommender:
         result.scores = np.concatenate([result.scores, (lowest - below).astype(np.float32)])
         result.sources += [["backfill"] for _ in extra]
         result.degraded.append("few_candidates")
+
+
+def _unwatched(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 _SOURCE_NAMES = [

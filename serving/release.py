@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import file_hash, read_json, write_json
 from ranking.scorer import CalibratedRanker
-from retrieval.index import load_index
 from serving.candidates import Retriever, Shares
-from serving.catalogue import ItemTable, from_arrow
+from serving.catalogue import ItemTable
 from serving.codec import Codec
 from serving.filters import FilterRules
 from serving.recommender import Recommender, UserTowerSession
+from serving.stored import Damaged, naming, read_array, read_index, read_items, read_part, read_ranker
 from serving.users import UserReader
 
 MANIFEST = "manifest.json"
 EVALUATION = "evaluation.json"
-FORMAT = 1
+FORMAT = 2
 
 
 class BadRelease(RuntimeError):
@@ -70,19 +71,30 @@ class Release:
 
 
 def load_retrieval(folder: Path) -> Retrieval:
-    """Load the candidate generator that lies in ``folder``."""
-    codec = Codec.from_dict(read_json(folder / "codec.json"))
-    vectors: Floats = np.load(folder / "item_vectors.npy", mmap_mode="r", allow_pickle=False)
-    raw: Floats = np.load(folder / "raw_item_vectors.npy", mmap_mode="r", allow_pickle=False)
-    neighbours: Codes = np.load(folder / "neighbours.npy", mmap_mode="r", allow_pickle=False)
-    similarities: Floats = np.load(folder / "similarities.npy", mmap_mode="r", allow_pickle=False)
-    shares = Shares.model_validate(read_json(folder / "shares.json"))
-    index = load_index(folder / "index.faiss")
-    items = from_arrow(pq.read_table(folder / "items.parquet"), codec)
+    """Load the candidate generator that lies in ``folder``.
+
+    Raises:
+        BadRelease: its parts do not fit together.
+        Damaged: a part cannot be read.
+
+    """
+    with naming("codec.json"):
+        codec = Codec.from_dict(read_part(folder / "codec.json"))
+    vectors: Floats = read_array(folder / "item_vectors.npy", np.float32)
+    raw: Floats = read_array(folder / "raw_item_vectors.npy", np.float32)
+    neighbours: Codes = read_array(folder / "neighbours.npy", np.int32)
+    similarities: Floats = read_array(folder / "similarities.npy", np.float32)
+    with naming("shares.json"):
+        shares = Shares.model_validate(read_part(folder / "shares.json"))
+    index = read_index(folder / "index.faiss", vectors.shape[1])
+    items = read_items(folder, codec)
     sizes = {len(codec.items), len(vectors), len(raw), len(neighbours), len(similarities), index.ntotal + 1, len(items)}
     if len(sizes) > 1:
         raise BadRelease(f"{folder}: its parts disagree on the number of items: {sorted(sizes)}")
-    tower = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
+    if raw.shape != vectors.shape or neighbours.shape != similarities.shape:
+        raise BadRelease(f"{folder}: its raw and unit vectors, or its neighbours and similarities, differ in shape")
+    with naming("user_tower.onnx"):
+        tower = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
     return Retrieval(codec, tower, vectors, Retriever(index, neighbours, similarities, shares), items)
 
 
@@ -107,25 +119,41 @@ def verify(folder: Path) -> dict[str, Any]:
         BadRelease: no readable manifest, another format, a file missing, changed or added.
 
     """
-    try:
-        manifest: dict[str, Any] = read_json(folder / MANIFEST)
-        files: dict[str, str] = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadRelease(f"{folder}: no readable {MANIFEST} ({error})") from None
+    manifest = _read_manifest(folder)
+    files: dict[str, str] = manifest["files"]
     if manifest.get("format") != FORMAT:
         raise BadRelease(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}")
     if manifest.get("release") != _identity(files):
         raise BadRelease(f"{folder}: the manifest's own hash does not fit its list of files")
+    # All of them are looked for first: of a copy that is under way nothing need be read.
+    missing = [name for name in files if not (_is_within(name) and (folder / name).is_file())]
+    if missing:
+        raise BadRelease(f"{folder}: {', '.join(missing)} is missing")
     for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise BadRelease(f"{folder}: {name} is missing")
-        if file_hash(path) != expected:
+        if file_hash(folder / name) != expected:
             raise BadRelease(f"{folder}: {name} is not what was released (its hash differs)")
     added = sorted(_contents(folder) - set(files))
     if added:
         raise BadRelease(f"{folder}: {', '.join(added)} is not part of what was released")
     return manifest
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        if not path.is_file():  # to open a pipe would wait for ever
+            raise FileNotFoundError("no such file")
+        manifest: dict[str, Any] = read_json(path)
+        if not isinstance(manifest["files"], dict):
+            raise TypeError("it lists no files")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadRelease(f"{folder}: no readable {MANIFEST} ({error})") from None
+    return manifest
+
+
+def _is_within(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def load_release(folder: Path) -> Release:
@@ -135,21 +163,54 @@ def load_release(folder: Path) -> Release:
         BadRelease: it fails verification or its parts do not fit together; nothing of it is served then.
 
     """
-    folder = folder.resolve()
-    manifest = verify(folder)
-    try:
+    with refusing(folder, "cannot be loaded"):
+        folder = folder.resolve()
+        before = stamp(folder)
+        manifest = verify(folder)
         retrieval = load_retrieval(folder)
-        ranker = CalibratedRanker.load(folder / "ranker")
-        rules = FilterRules.model_validate(read_json(folder / "filters.json"))
+        ranker = read_ranker(folder / "ranker")
+        with naming("filters.json"):
+            rules = FilterRules.model_validate(read_part(folder / "filters.json"))
+        _fit_together(folder, retrieval.codec, ranker, rules)
+        recommender = Recommender(
+            retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, retrieval.items
+        )
+        if stamp(folder) != before:
+            raise BadRelease(f"{folder}: it was changed while it was being loaded")
+    return Release(manifest["release"], folder, manifest, retrieval, recommender, UserReader(retrieval.codec))
+
+
+@contextmanager
+def refusing(folder: Path, what: str) -> Iterator[None]:
+    """Turn whatever goes wrong with a release into ``BadRelease``, in one line that says what it was."""
+    try:
+        yield
     except BadRelease:
         raise
     except Exception as error:
-        raise BadRelease(f"{folder}: cannot be loaded: {type(error).__name__}: {error}") from error
-    codec = retrieval.codec
-    if ranker.schema.numeric != codec.numeric or ranker.schema.categorical != tuple(codec.categorical):
+        said = " ".join(str(error).split())[:300]
+        kind = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
+        raise BadRelease(f"{folder}: {what}: {kind}{said}") from error
+
+
+def _fit_together(folder: Path, codec: Codec, ranker: CalibratedRanker, rules: FilterRules) -> None:
+    schema = ranker.schema
+    if schema.numeric != codec.numeric or schema.categorical != tuple(codec.categorical):
         raise BadRelease(f"{folder}: the ranker was trained on other columns than the row builder makes")
-    recommender = Recommender(retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, retrieval.items)
-    return Release(manifest["release"], folder, manifest, retrieval, recommender, UserReader(codec))
+    if schema.cardinalities != tuple(codec.categorical.values()):
+        raise BadRelease(f"{folder}: the ranker was trained with other vocabularies than codec.json has")
+    types = codec.spec.event_types
+    if schema.heads != tuple(types):
+        raise BadRelease(f"{folder}: the ranker predicts {list(schema.heads)}, the event types are {types}")
+    unknown = set(rules.exclude_seen) - set(types) if rules.exclude_seen != "all" else set()
+    if unknown:
+        raise BadRelease(f"{folder}: exclude_seen names {sorted(unknown)}, the event types are {types}")
+
+
+def stamp(folder: Path) -> frozenset[tuple[str, int, int, int]]:
+    """Return name, size, time and inode of every file that counts: other values, other content."""
+    found = [(name, (folder / name).stat()) for name in _contents(folder) | {MANIFEST} if (folder / name).exists()]
+    return frozenset((name, of.st_size, of.st_mtime_ns, of.st_ino) for name, of in found)
 
 
 def _contents(folder: Path) -> set[str]:

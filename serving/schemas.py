@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from serving.filters import AttributeRule
 
@@ -25,26 +26,39 @@ class RecommendationRequest(_Strict):
     explain: bool = False
 
 
-class RecommendedItem(BaseModel):
+class BatchRequest(_Strict):
+    """Up to 1,000 requests, answered in their order."""
+
+    requests: list[RecommendationRequest] = Field(min_length=1, max_length=1_000)
+
+
+# Responses are plain dictionaries: making and checking models of twenty items takes longer than ranking them.
+class RecommendedItem(TypedDict):
     """One recommended item."""
 
     item_id: str
     score: float
     sources: list[str]
-    explain: dict[str, Any] | None = None
+    explain: NotRequired[dict[str, Any]]
 
 
-class RecommendationResponse(BaseModel):
+class RecommendationResponse(TypedDict):
     """The list, best first; ``degraded`` names each loss of quality, ``filtered`` what rules took out (explain)."""
 
     request_id: str
     release: str
     items: list[RecommendedItem]
     degraded: list[str]
-    filtered: dict[str, int] | None = None
+    filtered: NotRequired[dict[str, int]]
 
 
-class SimilarResponse(BaseModel):
+class BatchResponse(TypedDict):
+    """One answer a request, in their order."""
+
+    responses: list[RecommendationResponse]
+
+
+class SimilarResponse(TypedDict):
     """Items like another one, most similar first."""
 
     release: str

@@ -76,10 +76,9 @@ class UserReader:
 
     def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:
         codec, time = self.codec, context.time
-        counts = np.stack([_numbers(columns, name, len(time)) for name in codec.user_activity], axis=1)
-        moment = request_time_features(
-            time, _numbers(columns, c.FIRST_EVENT_AT, len(time)), _numbers(columns, c.LAST_EVENT_AT, len(time))
-        )
+        known = _numbers(columns, (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT), len(time))
+        counts, met = known[:, :-2], known[:, -2:]
+        moment = request_time_features(time, met[:, 0], met[:, 1])
         length = (context.history > 0).sum(axis=1)
         gap = np.where(length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan)
         derived = np.stack([moment["user_recency_days"], moment["user_tenure_days"], length, gap], axis=1)
@@ -107,8 +106,8 @@ class UserReader:
         ]
 
 
-def _numbers(columns: Columns, name: str, size: int) -> npt.NDArray[np.float64]:
-    values = columns.get(name)
-    if values is None:
-        return np.full(size, np.nan)
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+def _numbers(columns: Columns, names: Sequence[str], size: int) -> npt.NDArray[np.float64]:
+    """Return numeric columns side by side, float64 ``[size, len(names)]``; NaN where missing."""
+    missing = [None] * size
+    rows = [[np.nan if value is None else value for value in columns.get(name, missing)] for name in names]
+    return np.array(rows, dtype=np.float64).T

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A busy machine must not change what is served; tests of deadlines set their own.
+os.environ.setdefault("FUNNEL_DEADLINE_MS", "10000")
+os.environ.setdefault("FUNNEL_REDIS_TIMEOUT_MS", "1000")
 
 import pytest
 

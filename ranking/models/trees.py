@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy as np
 from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
-from ranking.models.base import Contributions, Log, PredictsJoined, largest, save_description
+from ranking.models.base import Contributions, Log, PairScorer, largest, save_description
+from ranking.rows import ItemRows, PairRows
 from ranking.sigmoid import fit_sigmoid, sigmoid
 
 
@@ -40,7 +42,7 @@ import lightgbm  # noqa: E402  (needs the library above)
 
 
 @dataclass(frozen=True)
-class TreeRanker(PredictsJoined):
+class TreeRanker:
     """Boosters (LightGBM, Ke et al. 2017) and the sigmoids that make probabilities of their scores.
 
     ``lightgbm`` has a booster per head, trained on log loss, with the identity as slope and
@@ -66,8 +68,26 @@ class TreeRanker(PredictsJoined):
         """See ``Ranker.predict``."""
         if not len(numeric):
             return np.empty((0, len(self.schema.heads)), dtype=np.float32)  # LightGBM refuses zero rows
-        rows = _matrix(numeric, categorical, self.schema)
-        raw = np.stack([_raw(booster, rows) for booster in self.boosters], axis=1)
+        return self._probabilities(_matrix(numeric, categorical, self.schema))
+
+    def for_items(self, items: ItemRows) -> PairScorer:
+        """See ``Ranker.for_items``: rows are written where LightGBM reads them, without a joined table between."""
+        schema, width = self.schema, len(self.schema.numeric)
+
+        def predict(rows: PairRows) -> Floats:
+            if not len(rows):
+                return np.empty((0, len(schema.heads)), dtype=np.float32)
+            own = (rows.pair, rows.user_numeric, items.numeric[rows.item])
+            codes = _side_by_side((rows.user_categorical, items.categorical[rows.item]), len(rows), np.int32)
+            matrix = np.empty((len(rows), width + codes.shape[1]), dtype=np.float32)
+            _side_by_side(own, len(rows), np.float32, matrix[:, :width])
+            matrix[:, width:] = schema.known_codes(codes)
+            return self._probabilities(matrix)
+
+        return predict
+
+    def _probabilities(self, matrix: Floats) -> Floats:
+        raw = np.stack([_raw(booster, matrix) for booster in self.boosters], axis=1)
         return sigmoid(raw * self.slope + self.intercept).astype(np.float32)
 
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
@@ -153,6 +173,17 @@ def fit_lambdarank(
     fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
     slope, intercept = zip(*fits, strict=True)
     return TreeRanker("lambdarank", schema, (booster,), slope, intercept)
+
+
+def _side_by_side(parts: Sequence[Any], rows: int, dtype: Any, out: Any = None) -> Any:
+    """Return arrays ``[rows, k]`` beside each other; one of a single row ``[k]`` stands in every row."""
+    if out is None:
+        out = np.empty((rows, sum(part.shape[-1] for part in parts)), dtype=dtype)
+    start = 0
+    for part in parts:
+        out[:, start : start + part.shape[-1]] = part
+        start += part.shape[-1]
+    return out
 
 
 def _matrix(numeric: Floats, categorical: Codes, schema: RowSchema) -> Floats:

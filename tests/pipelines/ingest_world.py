@@ -58,7 +58,7 @@ class World:
         return {
             path.relative_to(self.workspace.root).as_posix(): path.read_bytes()
             for path in self.workspace.root.rglob("*")
-            if path.is_file()
+            if path.is_file() and path.name != ".ingest.lock"
         }
 
 

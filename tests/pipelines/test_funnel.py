@@ -37,3 +37,17 @@ def test_metrics_are_consistent(built):
 
 def test_split_is_in_order():
     assert list(SHARES.values()) == sorted(SHARES.values())
+
+
+def test_serving_reads_a_user_as_feast_does(built: Built) -> None:
+    release = load_release(built.release)
+    online, store, now = OnlineFeatures(built.workspace, release.items), feature_store(built.workspace), time.time()
+    users = [*release.codec.users.values[:50], "a stranger"]
+    through_feast = user_reader(store)
+    columns, stamps = through_feast.fetch([{c.USER: user, c.REQUEST_TIME: int(now)} for user in users])
+    stale = through_feast.expire(columns, stamps, now)
+    for row, user in enumerate(users):
+        found = online.user(user, now)
+        assert found.columns == {name: [values[row]] for name, values in columns.items() if name not in OUTPUTS}
+        assert found.stale == stale[row]
+        assert found.known == (user != "a stranger")

@@ -4,6 +4,7 @@ import json
 import random
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -59,9 +60,9 @@ def ask_later(engine, users, patch):
     later = time.time() + LATER_S
     patch.setattr(engine_module, "time", SimpleNamespace(time=lambda: later, perf_counter=time.perf_counter))
     now = datetime.fromtimestamp(later, UTC)
-    engine.items = engine.release.items.with_activity(engine.online.item_activity(now.timestamp()))
-    engine.items_as_of = now.isoformat(timespec="microseconds")
-    return [engine.recommend(RecommendationRequest(user_id=user, k=5)).degraded for user in users]
+    items = engine.release.items.with_activity(engine.live.online.item_activity(now.timestamp()))
+    engine.live = replace(engine.live, items=items, items_as_of=now.isoformat(timespec="microseconds"))
+    return [engine.recommend(RecommendationRequest(user_id=user, k=5))["degraded"] for user in users]
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
 
+from access_world import Client, an_app
 from tiny_release import Tiny, build_tiny
 
 from feature_repo.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
+from serving.access import Access
 from serving.events import RedisStreamLog
+from serving.keys import KeyRing, Scope, create
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +32,26 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     RedisStreamLog(workspace)  # starts its Redis, which the helpers reach by its socket
     yield workspace
     stop_redis(workspace.redis)
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    """Where the keys of one test are."""
+    return tmp_path / "keys.json"
+
+
+@pytest.fixture
+def new_key(keys_file: Path) -> Callable[..., str]:
+    """Make a key for scopes; the value is its text."""
+    return lambda *scopes, **options: create(keys_file, "test", [Scope(s) for s in scopes], **options).text
+
+
+@pytest.fixture
+def door(keys_file: Path) -> Callable[..., Client]:
+    """Make a client of a small app behind the door, with the keys unless told otherwise."""
+
+    def make(ring: bool = True, **options: Any) -> Client:
+        keys = KeyRing(keys_file, check_every_s=0.05) if ring else None
+        return Client(Access(an_app(), keys, **options))
+
+    return make

@@ -20,7 +20,8 @@ from serving.filters import FilterRules, RequestRules
 from serving.release import EVALUATION, MANIFEST, BadRelease, load_release, verify, write_manifest
 
 FILES = [
-    "codec.json", "filters.json", "index.faiss", "item_vectors.npy", "items.parquet", "neighbours.npy",
+    "codec.json", "filters.json", "index.faiss", "item_vectors.npy", "items.arrow", "items.categories.npy",
+    "items.codes.npy", "items.first.npy", "items.numeric.npy", "items.times.npy", "neighbours.npy",
     "ranker/calibration.json", "ranker/manifest.json", "ranker/model.json", "ranker/schema.json",
     "ranker/transform.json", "ranker/weights.npz", "raw_item_vectors.npy", "shares.json", "similarities.npy",
     "user_tower.onnx",
@@ -76,9 +77,9 @@ def test_added_file_is_named_and_an_evaluation_is_no_addition(copy: Path, tiny: 
         ("{", "no readable manifest.json"),
         ("[]", "no readable manifest.json"),
         ("{}", "no readable manifest.json"),
-        ('{"format": 1, "files": 3}', "no readable manifest.json"),
-        ('{"format": 99, "files": {}}', "format 99, this version reads 1"),
-        ('{"format": 1, "files": {}, "release": "made up"}', "own hash"),
+        ('{"format": 2, "files": 3}', "no readable manifest.json"),
+        ('{"format": 99, "files": {}}', "format 99, this version reads 2"),
+        ('{"format": 2, "files": {}, "release": "made up"}', "own hash"),
     ],
 )
 def test_bad_manifest_is_refused(copy: Path, text: str | None, says: str) -> None:
@@ -158,7 +159,7 @@ def test_loaded_tables_are_what_was_released(tiny: Tiny) -> None:
         (loaded.rows.categorical, made.rows.categorical),
     ):
         assert np.array_equal(one, other, equal_nan=True)
-    assert {name: list(values) for name, values in loaded.raw.items()} == dict(made.raw)
+    assert {name: list(values) for name, values in loaded.raw.items()} == {n: list(v) for n, v in made.raw.items()}
     assert len(loaded) == ITEMS + 1 and not loaded.available(NOW)[0]
 
 
@@ -174,7 +175,7 @@ def test_nothing_in_a_release_is_a_pickle_or_names_this_machine(tiny: Tiny) -> N
     for path in sorted(tiny.folder.rglob("*")):
         if not path.is_file():
             continue
-        assert path.suffix in {".json", ".npy", ".npz", ".onnx", ".parquet", ".faiss"}, path.name
+        assert path.suffix in {".json", ".npy", ".npz", ".onnx", ".arrow", ".faiss"}, path.name
         assert not is_pickle(path.read_bytes()), path.name
         assert str(PROJECT_ROOT).encode() not in path.read_bytes(), path.name
     for path in tiny.folder.rglob("*.np[yz]"):

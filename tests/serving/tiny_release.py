@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from feature_repo import columns as c
@@ -24,9 +23,10 @@ from retrieval.neighbours import neighbours
 from retrieval.towers import TowerConfig, TwoTowers
 from retrieval.training import item_vectors
 from serving.candidates import Shares
-from serving.catalogue import ItemTable, build_items, to_arrow
+from serving.catalogue import ItemTable, build_items
 from serving.codec import Codec
 from serving.filters import FilterRules
+from serving.item_files import save_items
 from serving.release import Release, load_release, write_manifest
 from serving.users import UserBatch
 
@@ -203,7 +203,7 @@ def write_release(folder: Path, rules: FilterRules | None = None, seed: int = 0)
     near, similarity = neighbours(users, generator.integers(1, ITEMS, 300).astype(np.int32), len(items), k=10)
     np.save(folder / "neighbours.npy", near)
     np.save(folder / "similarities.npy", similarity)
-    pq.write_table(to_arrow(items), folder / "items.parquet")
+    save_items(items, folder)
     write_json(folder / "codec.json", codec.to_dict())
     write_json(folder / "shares.json", SHARES.model_dump())
     write_json(folder / "filters.json", json.loads((rules or FilterRules()).model_dump_json()))

@@ -1,0 +1,58 @@
+"""The obvious way to serve the same models: every feature from the online store on the request's time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import numpy as np
+from feast import FeatureStore
+
+from feature_repo import columns as c
+from feature_repo.encoding import Vocabulary
+from serving.catalogue import build_items
+from serving.online import activity_reader, user_reader
+from serving.release import Release
+
+
+class Naive:
+    """Feast for the user, FAISS for candidates, Feast again for the candidates, the ranker on rows made of that."""
+
+    def __init__(self, release: Release, store: FeatureStore) -> None:
+        self._release, self._store = release, store
+        spec = release.codec.spec
+        views = [view.name for view in store.list_feature_views()]
+        attributes = [f"item_profile:{name}" for name in spec.item_attributes] if "item_profile" in views else []
+        times = [f"item_profile:{name}" for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL) if spec.items]
+        self._users = user_reader(store)
+        self._item_features = [
+            *(f"item_activity:{name}" for name in activity_reader(store, release.codec).names["item_activity"]),
+            *attributes,
+            *(feature for feature in times if getattr(spec.items, feature.partition(":")[2], None)),
+        ]
+
+    def recommend(self, user: str, k: int) -> list[str]:
+        """Return ids of items, best first."""
+        release, now = self._release, time.time()
+        recommender = release.recommender
+        columns, _ = self._users.read([{c.USER: user, c.REQUEST_TIME: int(now)}], now)
+        users = release.reader.read(columns, np.array([now]))
+        vectors = recommender.tower(users.context)
+        found = recommender.retriever.retrieve(vectors, users.context.history, release.items, users.context.time)
+        ids = release.codec.items.names(found.item)
+        rows = self._store.get_online_features(
+            features=self._item_features, entity_rows=[{c.ITEM: item} for item in ids]
+        ).to_dict()
+        codec = replace(release.codec, items=Vocabulary(ids))
+        table = build_items(codec, {name: _plain(values) for name, values in rows.items() if name != c.ITEM})
+        pairs = recommender.hydrator.pairs(users, 0, vectors[0], found, release.items)
+        fetched = replace(pairs, item=np.arange(1, len(ids) + 1, dtype=np.int32))
+        scores, _ = recommender.ranker.score(*fetched.join(table.rows))
+        seen = {item for name, lists in columns.items() if name.startswith("seen_") for item in lists[0] or ()}
+        best = [ids[row] for row in np.argsort(-scores, kind="stable")]
+        return [item for item in best if item not in seen][:k]
+
+
+def _plain(values: list[object]) -> list[object]:
+    """Return times as epoch seconds, as the item table takes them."""
+    return [value.timestamp() if hasattr(value, "timestamp") else value for value in values]

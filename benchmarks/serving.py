@@ -1,0 +1,236 @@
+"""The API, measured over HTTP, with every stage beside it and the obvious way of doing it in the same run."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from rich.table import Table
+
+from benchmarks.catalogue import copy_rows, expand
+from benchmarks.live import free_port, running
+from benchmarks.load import encode_requests, load
+from benchmarks.naive import Naive
+from feature_repo import columns as c
+from feature_repo.encoding import Floats
+from feature_repo.store import feature_store, redis_client
+from feature_repo.workspace import Workspace
+from pipelines import display
+from pipelines.demo import run_demo
+from pipelines.ingest import read_events
+from pipelines.release import current_release
+from serving.engine import Engine
+from serving.filters import RequestRules
+from serving.release import load_release
+from serving.schemas import RecommendationRequest
+
+K = 20
+_USERS = 1_000
+_WARM_UP = 100
+
+
+class Stopwatch:
+    """Every time of every stage, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.times: dict[str, list[float]] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        yield
+        self.times.setdefault(name, []).append((time.perf_counter() - start) * 1_000)
+
+    def percentiles(self, name: str) -> tuple[float, float]:
+        """Return p50 and p99."""
+        p50, p99 = np.percentile(self.times[name], [50, 99])
+        return round(float(p50), 3), round(float(p99), 3)
+
+
+def run(root: Path, items: int, candidates: int, seconds: float, workers: int, naive: int) -> dict[str, Any]:
+    """Measure and return the figures.
+
+    Args:
+        root: folder of the trained world that the catalogue is made from; trained if it is not there.
+        items: size of the catalogue.
+        candidates: how many are ranked, about.
+        seconds: of load, on one connection and on sixteen.
+        workers: processes of the server.
+        naive: requests to answer in the obvious way; 0: none.
+
+    """
+    base = Workspace(root)
+    if not (base.releases / "current").exists():
+        run_demo("synthetic", None, root, serve=False, host="", port=0)
+    with display.stage("Catalogue"):
+        workspace = expand(base, items, two_tower=max(50, candidates - 90))
+    release = load_release(current_release(workspace))
+    users = _active(workspace)
+    with display.stage("Items into Redis") as progress:
+        if naive:
+            copy_rows(workspace, release, progress)
+    figures: dict[str, Any] = {"items": items, "ranker": release.recommender.ranker.kind}
+    with display.stage("Stages"):
+        figures |= _stages(workspace, users)
+    with display.stage("HTTP"):
+        figures |= _http(workspace, users, seconds, workers)
+    if naive:
+        with display.stage("The obvious way"):
+            figures |= _naive(workspace, users[:naive])
+            figures["speedup"] = round(figures["naive_p50_ms"] / figures["p50_ms"], 1)
+    return figures
+
+
+def _active(workspace: Workspace) -> list[str]:
+    events = read_events(workspace, [c.USER, c.POSITIVE])
+    newest = events.loc[events[c.POSITIVE], c.USER].iloc[::-1].drop_duplicates()
+    return [str(user) for user in newest.iloc[:_USERS]]
+
+
+def _requests(users: list[str]) -> list[bytes]:
+    bodies = [json.dumps({"user_id": user, "k": K}).encode() for user in users]
+    return encode_requests("/v1/recommendations", bodies)
+
+
+def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) -> dict[str, Any]:
+    port, requests = free_port(), _requests(users)
+    start = time.perf_counter()
+    command = ["serve", "--home", str(workspace.root), "--port", str(port), "--workers", str(workers)]
+    with running(command, workspace.root / "serve.log") as process:
+        cold_s = _ready(port) - start
+        load(port, requests, 4, 3.0)
+        alone = load(port, requests, 1, seconds)
+        loaded = load(port, requests, 16, seconds)
+        over = load(port, requests, 64, seconds, rate=3 * loaded.rps)
+        memory = _memory(process.pid)
+    for one in (alone, loaded):
+        if not set(one.statuses) <= {200, 503}:
+            raise RuntimeError(f"some requests failed: {one.statuses}")
+    return {
+        "p50_ms": alone.percentile(50),
+        "p99_ms": alone.percentile(99),
+        "rps": loaded.rps,
+        "p50_ms_loaded": loaded.percentile(50),
+        "p99_ms_loaded": loaded.percentile(99),
+        "shed_loaded": loaded.statuses[503],
+        "overload_rps": over.rps,
+        "overload_p99_ms": over.percentile(99),
+        "overload_statuses": {str(status): count for status, count in sorted(over.statuses.items())},
+        "cold_start_s": round(cold_s, 1),
+        **memory,
+    }
+
+
+def _ready(port: int) -> float:
+    deadline = time.perf_counter() + 300
+    while time.perf_counter() < deadline:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200:
+                return time.perf_counter()
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise RuntimeError("the server did not become ready; see serve.log in the catalogue's folder")
+
+
+def _memory(pid: int) -> dict[str, int]:
+    """Return what the server's processes take in proportion (PSS), and how much of it the first and each other one."""
+    family = [pid]
+    for one in family:
+        family += [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
+    sizes = sorted((_proportional(one) for one in family), reverse=True)
+    return {"bytes_total": sum(sizes), "processes": len(sizes), "bytes_per_worker": sum(sizes) // max(1, len(sizes))}
+
+
+def _proportional(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _stages(workspace: Workspace, users: list[str]) -> dict[str, Any]:
+    """Time the stages in this process, and their floors: the least that the work of each could take."""
+    engine = Engine(load_release(current_release(workspace)), workspace, log_impressions=False)
+    watch = Stopwatch()
+    engine.metrics.stage = watch  # type: ignore[method-assign,assignment]
+    asked = [RecommendationRequest(user_id=user, k=K) for user in users]
+    for request in asked[:_WARM_UP]:
+        engine.recommend(request)
+    gc.collect()
+    gc.freeze()
+    watch.times.clear()
+    for request in asked:
+        with watch("engine"):
+            engine.recommend(request)
+    floors, counted = _floors(engine, users)
+    gc.unfreeze()
+    table = Table(title=f"{len(engine.items) - 1:,} items, {counted:.0f} candidates", title_justify="left")
+    for column in ("stage", "p50 ms", "p99 ms", "floor p50 ms"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for name in watch.times:
+        p50, p99 = watch.percentiles(name)
+        table.add_row(name, f"{p50:.3f}", f"{p99:.3f}", f"{floors[name]:.3f}" if name in floors else "")
+    display.console.print(table)
+    engine.close()
+    stages = {name: watch.percentiles(name) for name in watch.times}
+    floor = {name: round(value, 3) for name, value in floors.items()}
+    return {"candidates": round(counted, 1), "stages_ms": stages, "floors_ms": floor}
+
+
+def _median_ms(work: Callable[[int], Any], times: int = 300) -> float:
+    work(0)
+    taken = []
+    for number in range(times):
+        start = time.perf_counter()
+        work(number)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken)) * 1_000
+
+
+def _floors(engine: Engine, users: list[str]) -> tuple[dict[str, float], float]:
+    """Return the median of each stage's one library call, on the inputs of real requests; and the candidates ranked."""
+    release, items, now = engine.release, engine.items, time.time()
+    recommender, online = release.recommender, engine.live.online
+    found = [online.user(user, now).columns for user in users[:100]]
+    batches = [release.reader.read(columns, np.array([now])) for columns in found]
+    rules = [RequestRules(K)]
+    made = [recommender.recommend_ranked(batch, rules, items) for batch in batches]
+    size = float(np.mean([len(ranked.candidates.item) for _, ranked, _ in made]))
+    joined = [ranked.pairs[0].join(items.rows) for _, ranked, _ in made]
+    codes = [ranked.candidates.item for _, ranked, _ in made]
+    count, index, ranker = recommender.retriever.shares.two_tower, recommender.retriever.index, recommender.ranker
+    client, row = redis_client(engine.workspace), online.row_reader
+    keys = [row.key(user) for user in users[:100]]
+
+    def gather(n: int) -> Floats:
+        return items.rows.numeric[codes[n % 100]]
+
+    return {
+        "features": _median_ms(lambda n: client.hmget(keys[n % 100], row.fields)),  # type: ignore[arg-type]
+        "tower": _median_ms(lambda n: recommender.tower(batches[n % 100].context)),
+        "retrieve": _median_ms(lambda n: index.search(made[n % 100][2], count)),
+        "gather": _median_ms(gather),
+        "rank": _median_ms(lambda n: ranker.ranker.predict(*joined[n % 100])),
+    }, size
+
+
+def _naive(workspace: Workspace, users: list[str]) -> dict[str, Any]:
+    release = load_release(current_release(workspace))
+    naive, watch = Naive(release, feature_store(workspace)), Stopwatch()
+    naive.recommend(users[0], K)
+    gc.collect()
+    gc.freeze()
+    for user in users:
+        with watch("naive"):
+            naive.recommend(user, K)
+    gc.unfreeze()
+    p50, p99 = watch.percentiles("naive")
+    return {"naive_p50_ms": p50, "naive_p99_ms": p99}

@@ -1,0 +1,97 @@
+"""``funnel release``: pack what was trained, and say which release is served."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feature_repo.workspace import Workspace, default_root
+
+releases = typer.Typer(invoke_without_command=True)
+
+Home = Annotated[Path | None, typer.Option(help="Working folder [default: FUNNEL_HOME, else work/current]")]
+Rules = Annotated[Path | None, typer.Option("--filters", help="Filter rules [default: those that ship]")]
+Id = Annotated[str, typer.Argument(help="The release's id, or the beginning of it")]
+
+
+@releases.callback()
+def release(context: typer.Context, home: Home = None, filters: Rules = None) -> None:
+    """Pack the trained models into a release and make it the current one; or say which one is served."""
+    context.obj = home
+    if context.invoked_subcommand is None:
+        from pipelines.stages import run_release
+
+        run_release(_workspace(context, None), filters)
+    elif filters is not None:
+        raise typer.BadParameter("rules are packed into a new release", param_hint="--filters")
+
+
+@releases.command("list")
+def list_releases(context: typer.Context, home: Home = None) -> None:
+    """Show all releases, the oldest first; the last line is JSON."""
+    from pipelines import display
+    from pipelines.release import releases as known
+
+    found = known(_workspace(context, home))
+    rows = [
+        [
+            f"{one.id} *" if one.current else one.id,
+            one.created_at,
+            one.data_version,
+            one.ndcg or "",
+            one.problem or "ok",
+        ]
+        for one in found
+    ]
+    display.table("Releases (*: current)", ["", "created", "data", "NDCG@10", "files"], rows)
+    display.result(json.dumps([asdict(one) for one in found]))
+
+
+@releases.command("promote")
+def promote_release(context: typer.Context, release_id: Id, home: Home = None) -> None:
+    """Check a release and serve it from now on; if it is bad, nothing changes."""
+    from pipelines.release import promote
+
+    _tell(promote(_workspace(context, home), release_id))
+
+
+@releases.command("rollback")
+def rollback_release(context: typer.Context, home: Home = None) -> None:
+    """Serve the release that was served before; again: the one before that."""
+    from pipelines.release import rollback
+
+    _tell(rollback(_workspace(context, home)))
+
+
+@releases.command("verify")
+def verify_release(
+    context: typer.Context,
+    release_id: Annotated[str | None, typer.Argument(help="A release's id [default: the current one]")] = None,
+    home: Home = None,
+) -> None:
+    """Check a release as it is checked before it is served."""
+    from pipelines.release import current_release, find_release
+    from serving.verify import check_release, registered_features
+
+    workspace = _workspace(context, home)
+    folder = find_release(workspace, release_id) if release_id else current_release(workspace)
+    check_release(folder, registered_features(workspace))
+    _say(f"release {folder.name} can be served")
+
+
+def _workspace(context: typer.Context, home: Path | None) -> Workspace:
+    return Workspace((home or context.obj or default_root()).resolve())
+
+
+def _tell(folder: Path) -> None:
+    _say(f"release {folder.name} is the current one")
+
+
+def _say(line: str) -> None:
+    from pipelines import display
+
+    display.console.print(line)

@@ -1,0 +1,104 @@
+"""Whether the text of a LightGBM model is sound, asked before LightGBM reads it.
+
+LightGBM trusts such a text: of one that was cut off it reads past the end, and a tree whose nodes
+point back at themselves never ends. Either takes the whole process with it.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from ranking.data import Doubles
+
+_NUMBERS = re.compile(r"[-+0-9.eEinfa ]*")
+_PER_NODE = (
+    "split_feature", "split_gain", "threshold", "decision_type", "left_child", "right_child", "internal_value",
+    "internal_weight", "internal_count",
+)  # fmt: skip
+_CATEGORICAL = 1
+
+
+def check_booster(text: str, columns: int) -> None:
+    """Refuse a model that LightGBM could not read, or whose trees do not end in leaves.
+
+    Args:
+        text: what ``Booster.model_to_string`` wrote, of one tree a round.
+        columns: how many features it reads.
+
+    Raises:
+        ValueError: with what is wrong.
+
+    """
+    head, _, trees = text.partition("\n\n")
+    fields = _fields(head)
+    expected = {"num_class": "1", "num_tree_per_iteration": "1", "max_feature_idx": str(columns - 1)}
+    for name, value in expected.items():
+        if fields.get(name) != value:
+            raise ValueError(f"a booster has {name}={fields.get(name)}, not {value}")
+    trees = trees.lstrip("\n")
+    start = 0
+    for number, size in enumerate(_numbers(fields, "tree_sizes").astype(np.int64).tolist()):
+        tree = trees[start : start + size]
+        if len(tree) < size or not tree.startswith(f"Tree={number}\n"):
+            raise ValueError(f"a booster ends in its tree {number}")
+        if not _is_sound(_fields(tree), columns):
+            raise ValueError(f"tree {number} of a booster is no tree")
+        start += size
+    if not trees[start:].startswith("end of trees") or "\nend of parameters\n" not in trees[start:]:
+        raise ValueError("a booster has no end")
+
+
+def _fields(lines: str) -> dict[str, str]:
+    return {name: value for name, _, value in (line.partition("=") for line in lines.split("\n"))}
+
+
+def _numbers(fields: dict[str, str], name: str, size: int | None = None) -> Doubles:
+    value = fields.get(name, "")
+    if not _NUMBERS.fullmatch(value):
+        raise ValueError(f"{name} of a booster is no list of numbers")
+    numbers = np.array(value.split(), dtype=np.float64)
+    if size is not None and len(numbers) != size:
+        raise ValueError(f"{name} of a booster has {len(numbers)} values, not {size}")
+    return numbers
+
+
+def _is_sound(tree: dict[str, str], columns: int) -> bool:
+    leaves, categories = (int(_numbers(tree, name, 1)[0]) for name in ("num_leaves", "num_cat"))
+    if leaves < 1 or tree.get("is_linear") != "0" or not np.isfinite(_numbers(tree, "leaf_value", leaves)).all():
+        return False
+    if leaves == 1:
+        return True
+    for name in ("leaf_weight", "leaf_count"):
+        _numbers(tree, name, leaves)
+    nodes = {name: _numbers(tree, name, leaves - 1) for name in _PER_NODE}
+    by_category = nodes["decision_type"].astype(np.int64) & _CATEGORICAL > 0
+    return (
+        _within(nodes["split_feature"], columns)
+        and _within(nodes["decision_type"], 128)
+        and _within(nodes["threshold"][by_category], categories)
+        and _leads_to_leaves(nodes["left_child"], nodes["right_child"])
+        and (categories == 0 or _are_sets(_numbers(tree, "cat_boundaries", categories + 1), tree))
+    )
+
+
+def _leads_to_leaves(left: Doubles, right: Doubles) -> bool:
+    """Return whether every node but the root, and every leaf (they are below 0), has one parent, an older one.
+
+    A node is made by the split of an older one; with that no way leads back.
+    """
+    children, nodes = np.concatenate([left, right]), np.arange(len(left))
+    every = np.concatenate([np.arange(-len(left) - 1, 0), nodes[1:]])
+    return np.array_equal(np.sort(children), every) and bool(((children < 0) | (children > np.tile(nodes, 2))).all())
+
+
+def _are_sets(borders: Doubles, tree: dict[str, str]) -> bool:
+    bits = _numbers(tree, "cat_threshold")
+    ascending = borders[0] == 0 and bool((np.diff(borders) > 0).all())
+    return ascending and borders[-1] == len(bits) and _within(bits, 2**32)
+
+
+def _within(values: Doubles, end: int) -> bool:
+    """Return whether all values are whole numbers from 0 on and below ``end``."""
+    return bool(((values >= 0) & (values < end) & (values == np.floor(values))).all())

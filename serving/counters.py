@@ -1,0 +1,124 @@
+"""Item counters for all workers of a server: one process reads them from the online store, the others map its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import redis
+
+from feature_repo.online_store import written_key
+from feature_repo.store import redis_client, redis_url
+from feature_repo.workspace import Workspace, write_json
+from serving.catalogue import Activity
+from serving.online import OnlineFeatures, OnlineStoreUnavailable
+from serving.release import Release
+
+_KEPT = 2
+_VIEW = "item_activity"
+
+
+class CounterFiles:
+    """Item counters as files, the newest named by ``current.json``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: tuple[int, int] | None = None
+
+    def publish(self, release: Release, activity: Activity, as_of: str) -> None:
+        """Write counters and make them the newest."""
+        name = f"{time.time_ns():020d}"
+        folder = self._folder / name
+        folder.mkdir(parents=True)
+        # With the attributes' numbers beside, so that a worker can rank with the file as it is.
+        numeric = np.concatenate([activity.counts, release.items.encoded.numbers], axis=1, dtype=np.float32)
+        np.save(folder / "numeric.npy", numeric)
+        np.save(folder / "times.npy", np.stack([activity.first_event_at, activity.last_event_at]))
+        write_json(self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of})
+        for old in sorted(path for path in self._folder.iterdir() if path.is_dir())[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)  # whoever maps it keeps it
+
+    def changed(self) -> bool:
+        """Return whether there are other counters than when this was last asked."""
+        try:
+            found = os.stat(self._folder / "current.json")
+        except OSError:
+            return False
+        stamp = (found.st_mtime_ns, found.st_ino)
+        changed, self._seen = stamp != self._seen, stamp
+        return changed
+
+    def newest(self, release: Release) -> tuple[Activity, str] | None:
+        """Return the newest counters and their moment (ISO 8601), if they are of this release."""
+        try:
+            current: dict[str, Any] = json.loads((self._folder / "current.json").read_bytes())
+            if current["release"] != release.id:
+                return None
+            folder = self._folder / current["folder"]
+            numeric, times = (
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
+                for name in ("numeric", "times")
+            )
+        except (OSError, ValueError, KeyError):
+            return None
+        counts = len(release.codec.item_activity)
+        return Activity(numeric[:, :counts], times[0], times[1], numeric), current["as_of"]
+
+
+class CounterReader:
+    """Reads the counters from the online store whenever they were written anew, and at the latest after a while."""
+
+    def __init__(self, workspace: Workspace, files: CounterFiles, at_least_every_s: float = 900.0) -> None:
+        """``at_least_every_s``: what is not written anew grows too old at some time, which only a reading finds."""
+        self._workspace, self._files, self._longest_s = workspace, files, at_least_every_s
+        self._redis = redis_client(workspace, timeout_s=1.0)
+        self._state: tuple[str, bytes | None] | None = None
+        self._read_at = 0.0
+        self._online: tuple[str, OnlineFeatures] | None = None
+
+    def step(self, release: Release) -> bool:
+        """Read if there is reason to, and return whether that was so; a store that does not answer is asked later."""
+        try:
+            redis_url(self._workspace)  # an embedded server that has died is started again
+            written: bytes | None = self._redis.get(written_key(_VIEW))  # type: ignore[assignment]
+            state = (release.id, written)
+            if state == self._state and time.monotonic() - self._read_at < self._longest_s:
+                return False
+            if self._online is None or self._online[0] != release.id:
+                self._online = (release.id, OnlineFeatures(self._workspace, release.items))
+            now = datetime.now(UTC)
+            activity = self._online[1].item_activity(now.timestamp())
+        except (redis.RedisError, OSError, RuntimeError) as error:
+            if not isinstance(error, redis.RedisError | OSError | OnlineStoreUnavailable):
+                raise
+            return False
+        self._files.publish(release, activity, now.isoformat(timespec="microseconds"))
+        self._state, self._read_at = state, time.monotonic()
+        return True
+
+
+class Every:
+    """Calls a function again and again on a thread of its own; what it raises is logged, not the end."""
+
+    def __init__(self, seconds: float, work: Callable[[], Any], name: str) -> None:
+        self._seconds, self._work = seconds, work
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            self._work()
+
+    def close(self) -> None:
+        """Stop after the call under way."""
+        self._stop.set()
+        self._thread.join(timeout=5.0)

@@ -1,0 +1,92 @@
+"""Several server processes behind one port: where each keeps its numbers for the one that is asked for all of them.
+
+Prometheus asks one address and any worker may answer. So each keeps its numbers in a file that the others can
+read (the client library's multiprocess mode): counters and histograms are summed, and stay when their worker dies;
+of gauges each says what several come to, over the workers that live. An observation costs about 1 µs more than in
+one process; a thread that wrote or fetched texts would stop requests for milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import values
+from prometheus_client.multiprocess import mark_process_dead
+
+_OURS = "FUNNEL_METRICS_DIR"
+_LIBRARYS = "PROMETHEUS_MULTIPROC_DIR"
+_MEMORY = Path("/dev/shm")  # a disk would write the numbers back every few seconds, and may make a request wait
+
+
+@contextmanager
+def shared_by_workers() -> Iterator[Path]:
+    """Let workers that are started within the block add up what they measure; yields the folder of the numbers."""
+    parent = _MEMORY if os.access(_MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="funnel-metrics-", dir=parent, ignore_cleanup_errors=True) as folder:
+        os.environ[_OURS] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ[_OURS]
+
+
+def shared_folder() -> Path | None:
+    """Return where this worker and the others keep their numbers; None: there are no others."""
+    folder = os.environ.get(_OURS)
+    return Path(folder) if folder else None
+
+
+def choose_numbers() -> None:
+    """Make metrics that are made from now on keep their numbers in the shared folder, or in memory if there is none.
+
+    Feast, when it is imported, turns the multiprocess mode on for the whole process, in a folder of its own on a
+    disk; whose import came first must not decide how long an observation takes and who sees it.
+    """
+    folder = shared_folder()
+    values.ValueClass = values.MutexValue if folder is None else _shared_numbers(str(folder))
+
+
+@cache
+def _shared_numbers(folder: str) -> Any:
+    os.environ[_LIBRARYS] = folder
+    return values.MultiProcessValue(_name)  # type: ignore[no-untyped-call]
+
+
+def _name() -> str:
+    """Return this worker's part in its files' names, another one than Feast's: they must not write the same file."""
+    return f"worker{os.getpid()}"
+
+
+def living(folder: Path) -> set[int]:
+    """Return the process ids of the workers that live; the gauges of the others are removed."""
+    known = {int(path.stem.rpartition("_worker")[2]) for path in folder.glob("*_worker*.db")}
+    alive = set(filter(_lives, known))
+    for pid in known - alive:
+        with suppress(FileNotFoundError):  # another worker was quicker
+            mark_process_dead(f"worker{pid}", str(folder))  # type: ignore[no-untyped-call]
+    return alive
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def resident_memory(pid: int) -> int:
+    """Return a process's resident memory in bytes; 0 where the system does not say."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,111 @@
+"""What a browser is told: headers of every response, other origins, failures."""
+
+import asyncio
+
+import pytest
+from access_world import SAFE, SHOP, Client, a_call, an_app, bearer, is_problem
+
+from serving.access import Access
+from serving.headers import BadOrigin, allowed_origins
+
+
+def test_every_response_has_the_headers(door, new_key):
+    headers = bearer(new_key("recommend"))
+    client = door()
+    answers = [
+        client.get("/healthz"),
+        client.get("/v1/items/a/similar", headers=headers),
+        client.post("/v1/recommendations", content=b"{", headers=headers),
+        client.post("/v1/recommendations"),
+    ]
+    assert [a.status_code for a in answers] == [200, 200, 422, 401]
+    for answer in answers:
+        assert SAFE.items() <= answer.headers.items()
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_failure_is_a_problem_without_its_reason():
+    """As the API has it: ``app.add_middleware``, inside Starlette's own handler of errors, which still raises."""
+    app = an_app()
+    app.add_middleware(Access, keys=None)
+    answer = Client(app).get("/v1/items/broken")
+    assert is_problem(answer, 500) and "secret" not in answer.text
+
+
+def test_a_failure_is_raised_on_and_names_the_request():
+    sent, scope, receive, send = a_call("/v1/items/broken")
+
+    async def broken(*_):
+        raise RuntimeError("a secret of the server")
+
+    with pytest.raises(RuntimeError, match="a secret"):
+        asyncio.run(Access(broken, None)(scope | {"state": {"request_id": "r-17"}}, receive, send))
+    assert b"request id r-17" in sent[1]["body"] and b"secret" not in sent[1]["body"]
+
+
+def test_around_the_app_it_adds_headers_to_failures_too(door):
+    answer = door(ring=False).get("/v1/items/broken")
+    assert answer.status_code == 500 and SAFE.items() <= answer.headers.items()
+
+
+def test_the_docs_may_load_what_they_need(door):
+    answer = door(ring=False).get("/docs")
+    policy = answer.headers["content-security-policy"]
+    directives = {name: sources for name, *sources in (part.split() for part in policy.split(";"))}
+    assert directives["default-src"] == directives["frame-ancestors"] == ["'none'"]
+    loaded = {
+        "script-src": "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui-bundle.js",
+        "style-src": "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5/swagger-ui.css",
+        "img-src": "https://fastapi.tiangolo.com/img/favicon.png",
+    }
+    for directive, url in loaded.items():
+        assert url in answer.text
+        assert any(url.startswith(f"{source}/") for source in directives[directive])
+    assert directives["connect-src"] == ["'self'"]
+
+
+def preflight(client, origin, route="/v1/recommendations"):
+    asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    return client.options(route, headers=asked)
+
+
+def test_pages_of_allowed_origins_may_call(door, new_key):
+    text = new_key("recommend")
+    client = door(origins=[SHOP, "http://localhost:3000"])
+    answer = preflight(client, SHOP)
+    assert answer.status_code == 204 and answer.content == b""
+    assert answer.headers["access-control-allow-origin"] == SHOP
+    assert "POST" in answer.headers["access-control-allow-methods"]
+    assert {"authorization", "x-api-key", "content-type"} <= set(
+        answer.headers["access-control-allow-headers"].split(", ")
+    )
+    assert answer.headers["vary"] == "origin" and SAFE.items() <= answer.headers.items()
+    for headers, status in ((bearer(text), 200), ({}, 401)):
+        answer = client.post("/v1/recommendations", json={}, headers={"origin": SHOP, **headers})
+        assert answer.status_code == status
+        assert answer.headers["access-control-allow-origin"] == SHOP
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", f"{SHOP}.evil.example", "http://shop.example", f"{SHOP}:444", "null", ""]
+)
+@pytest.mark.parametrize("origins", [[SHOP], []])
+def test_others_may_not(door, new_key, origin, origins):
+    text = new_key("recommend")
+    client = door(origins=origins)
+    assert is_problem(preflight(client, origin), 401)
+    answer = client.post("/v1/recommendations", json={}, headers={"origin": origin, **bearer(text)})
+    assert answer.status_code == 200, "a browser keeps it from the page; other callers have no origin to speak of"
+    assert "access-control-allow-origin" not in answer.headers
+    assert ("vary" in answer.headers) is bool(origins)
+
+
+def test_origins_from_the_environment(monkeypatch):
+    monkeypatch.delenv("FUNNEL_CORS_ORIGINS", raising=False)
+    assert allowed_origins() == []
+    monkeypatch.setenv("FUNNEL_CORS_ORIGINS", f"{SHOP}, http://localhost:3000,http://[::1]:8080,")
+    assert allowed_origins() == [SHOP, "http://localhost:3000", "http://[::1]:8080"]
+    for wrong in ("*", "shop.example", f"{SHOP}/", f"{SHOP}/path", "null", "https://a b"):
+        monkeypatch.setenv("FUNNEL_CORS_ORIGINS", wrong)
+        with pytest.raises(BadOrigin):
+            allowed_origins()
