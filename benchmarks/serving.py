@@ -71,7 +71,7 @@ def run(root: Path, items: int, candidates: int, seconds: float, workers: int, n
     if not (base.releases / "current").exists():
         run_demo("synthetic", None, root, serve=False, host="", port=0)
     with display.stage("Catalogue"):
-        workspace = expand(base, items, two_tower=max(50, candidates - 90))
+        workspace = expand(base, items, two_tower=max(50, candidates - 145))
     release = load_release(current_release(workspace))
     users = _active(workspace)
     with display.stage("Items into Redis") as progress:

@@ -45,6 +45,11 @@ def recent_key(user_id: str) -> str:
     return f"funnel:recent:{user_id}"
 
 
+def batch_key(user_id: str) -> str:
+    """Return the Redis key of the list that ``funnel batch`` made for a user."""
+    return f"funnel:recommendations:{user_id}"
+
+
 def encode(event: Any) -> str:
     """Return an event as every log keeps it: JSON without spaces."""
     return orjson.dumps(event).decode()

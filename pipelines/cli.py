@@ -203,12 +203,29 @@ def batch(
     out: Annotated[Path, typer.Option(help="Parquet file to write")],
     home: Home = None,
     k: Annotated[int, typer.Option(help="Items a user", min=1, max=500)] = 20,
+    redis_days: Annotated[
+        float | None, typer.Option(help="Also to Redis, kept for so many days [default: not]", min=0)
+    ] = None,
 ) -> None:
-    """Recommend to every known user at once, to Parquet."""
+    """Recommend to every known user at once, to Parquet; stopped, it goes on where it was."""
     from pipelines.batch import run_batch
 
     _use_all_cores()
-    run_batch(_workspace(home), out, k)
+    run_batch(_workspace(home), out, k, redis_days)
+
+
+@app.command()
+def erase(
+    home: Home = None,
+    user: Annotated[str | None, typer.Option(help="Id of the user to forget")] = None,
+    pending: Annotated[bool, typer.Option("--pending", help="Finish what DELETE /v1/users began")] = False,
+) -> None:
+    """Remove erased users from all that was kept, and write the proofs; the last line is JSON."""
+    if (user is None) == (not pending):
+        raise typer.BadParameter("give --user ID or --pending")
+    from pipelines.erase import run_erase
+
+    run_erase(_workspace(home), user)
 
 
 @app.command()

@@ -7,10 +7,12 @@ next one. The user and item tables are read anew each time and replaced as whole
 
 from __future__ import annotations
 
+import fcntl
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError, Users
+from feature_repo.erased import ErasedUsers
 from feature_repo.workspace import (
     TEMPORARY,
     MissingStage,
@@ -31,7 +34,7 @@ from feature_repo.workspace import (
     write_json,
 )
 from pipelines.parsing import QUARANTINE_COLUMNS, parse_entities, parse_events, wanted_entities, wanted_events
-from pipelines.readers import check_header, find_files, read_file
+from pipelines.readers import RawFile, check_header, find_files, read_file
 from pipelines.streaming.offline import read_archive
 from pipelines.tables import EVENT_SCHEMA, write_entities, write_events, write_quarantine
 
@@ -46,12 +49,13 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass
 class IngestReport:
-    """What one run added, and what it kept out."""
+    """What one run added, and what it kept out; ``erased``: rows of users who were erased, which nothing keeps."""
 
     files: int = 0
     events: int = 0
     users: int = 0
     items: int = 0
+    erased: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     total_events: int = 0
     data_version: str = ""
@@ -88,17 +92,41 @@ def ingest(
 
     """
     spec = spec.without_optional(folder)
-    now = now or pd.Timestamp.now(tz="UTC")
-    manifest = _manifest(workspace, spec)
     files = find_files(spec.events, folder)
+    _manifest(workspace, spec)
     _check_headers(spec, folder, files)
+    with ingest_lock(workspace):
+        return _ingest(spec, folder, files, workspace, shift_to_now, now or pd.Timestamp.now(tz="UTC"), progress)
+
+
+@contextmanager
+def ingest_lock(workspace: Workspace) -> Iterator[None]:
+    """Hold the ingested tables for oneself; where there is no working folder yet there is nothing to hold."""
+    if not workspace.root.is_dir():
+        yield
+        return
+    with (workspace.root / ".ingest.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _ingest(
+    spec: DatasetSpec,
+    folder: Path,
+    files: list[Path],
+    workspace: Workspace,
+    shift_to_now: bool,
+    now: pd.Timestamp,
+    progress: Progress,
+) -> IngestReport:
+    manifest = _manifest(workspace, spec)
     new = _new_files(files, manifest)
-    report = IngestReport(files=len(new))
-    entities = _read_entities(spec, folder, report)
+    report, erased = IngestReport(files=len(new)), ErasedUsers(workspace)
+    entities = _read_entities(spec, folder, erased, report)
     latest = now + _CLOCK_SKEW - pd.Timedelta(seconds=manifest["shift_s"] or 0)
     streamed = read_archive(workspace, manifest.get("log_position", "0-0"))
     known = _known_event_ids(workspace, manifest) if new or len(streamed) else set()
-    events, bad = _read_events(spec, folder, list(new.values()), latest, known, report, progress)
+    events, bad = _read_events(spec, folder, list(new.values()), latest, known, erased, report, progress)
     if not manifest["batches"] and not len(events):
         raise SpecError(f"no usable event in {[path.name for path in files]}: {dict(report.quarantined)}")
     if manifest["shift_s"] is None:
@@ -131,6 +159,9 @@ def _add_streamed(
     """Add the events that came through the log since the last ingest; their times are of the present already."""
     events = streamed.select([name for name in EVENT_SCHEMA.names if name in streamed.column_names]).to_pandas()
     events = events[~events[c.EVENT_ID].isin(known) & events[c.TYPE].isin(spec.event_types)]
+    of_erased = events[c.USER].isin(ErasedUsers(workspace).among(events[c.USER].unique()))
+    report.erased += int(of_erased.sum())
+    events = events[~of_erased]
     position = streamed["position"][-1].as_py()
     batch = fingerprint("log", position)
     written = write_events(workspace.ingest, spec, events, batch, 0)
@@ -179,10 +210,12 @@ def _ingested(workspace: Workspace) -> dict[str, Any]:
 
 
 def read_events(workspace: Workspace, columns: list[str] | None = None) -> pd.DataFrame:
-    """Return all ingested events in the order of time (ties by event id)."""
+    """Return all ingested events but those of erased users, in the order of time (ties by event id)."""
     wanted = sorted({*(columns or []), c.TIMESTAMP, c.EVENT_ID}) if columns else None
     tables = [pq.read_table(name, columns=wanted, partitioning=None) for name in event_files(workspace)]
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+    if c.USER in frame and (erased := ErasedUsers(workspace)).numbers():
+        frame = frame[~frame[c.USER].isin(erased.among(frame[c.USER].unique()))]
     return frame.sort_values([c.TIMESTAMP, c.EVENT_ID], kind="stable", ignore_index=True)
 
 
@@ -215,13 +248,19 @@ def _finish(
 ) -> None:
     """Write what describes the tables, the manifest last: with it the run counts."""
     origin = [sorted(manifest["files"]), tables, manifest["spec"], manifest["shift_s"]]
-    version = fingerprint(*origin, *([manifest["log_position"]] if "log_position" in manifest else []))
+    version = fingerprint(*origin, *(manifest[name] for name in ("log_position", "erased") if name in manifest))
     report.total_events = sum(batch["rows"] for batch in manifest["batches"])
     report.data_version, report.shift_s = version, manifest["shift_s"]
     write_atomically(workspace.ingest / "dataset.json", spec.model_dump_json(indent=2) + "\n")
     if version != manifest["data_version"]:  # the report of the run that made the data stays
         write_json(workspace.ingest / "report.json", report.as_dict())
     write_json(workspace.ingest / "manifest.json", manifest | {"data_version": version})
+
+
+def erased_version(manifest: dict[str, Any], erasures: Iterable[str]) -> dict[str, Any]:
+    """Return a manifest that says which erasures took rows away, under a new version of the data."""
+    erased = sorted({*manifest.get("erased", []), *erasures})
+    return manifest | {"erased": erased, "data_version": fingerprint(manifest["data_version"], erased)}
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -249,6 +288,7 @@ def _read_events(
     files: list[Path],
     latest: pd.Timestamp,
     known: set[str],
+    erased: ErasedUsers,
     report: IngestReport,
     progress: Progress,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -256,6 +296,7 @@ def _read_events(
     for number, path in enumerate(files):
         progress(f"reading {path.name}", number, len(files))
         raw = read_file(path, spec.events, wanted_events(spec), _name(path, folder))
+        raw = _without_erased(raw, spec.events.user, erased, report)
         events, rejected = parse_events(spec, raw, latest, known)
         good.append(events)
         bad.append(rejected)
@@ -267,7 +308,7 @@ def _read_events(
 
 
 def _read_entities(
-    spec: DatasetSpec, folder: Path, report: IngestReport
+    spec: DatasetSpec, folder: Path, erased: ErasedUsers, report: IngestReport
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """Read the user and item tables that the spec has: rows of each, and its bad ones."""
     found = {}
@@ -277,11 +318,24 @@ def _read_entities(
             continue
         wanted = wanted_entities(table)
         files = [read_file(path, table, wanted, _name(path, folder)) for path in find_files(table, folder)]
+        if kind == "users":
+            files = [_without_erased(raw, table.key, erased, report) for raw in files]
         rows, rejected = parse_entities(table, files, key)
         report.quarantined.update(rejected["reason"].tolist())
         setattr(report, kind, len(rows))
         found[kind] = (rows, rejected)
     return found
+
+
+def _without_erased(raw: RawFile, column: str, erased: ErasedUsers, report: IngestReport) -> RawFile:
+    """Return a file's rows but those of erased users, so that neither tables nor quarantine get them."""
+    if not erased.numbers():
+        return raw
+    users = raw.rows[column].astype("string[pyarrow]").str.strip()
+    gone = users.isin(erased.among(users.dropna().unique())).to_numpy(dtype=bool)
+    named = raw.bad["row"].map(lambda text: bool(erased.named_in(str(text), (column,)))).to_numpy(dtype=bool)
+    report.erased += int(gone.sum() + named.sum())
+    return replace(raw, rows=raw.rows[~gone], bad=raw.bad[~named])
 
 
 def _remove_leftovers(workspace: Workspace, manifest: dict[str, Any]) -> None:

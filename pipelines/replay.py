@@ -7,6 +7,7 @@ no state to keep or lose. A request that may or may not have arrived is sent aga
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -107,7 +108,9 @@ def replay(events: pd.DataFrame, config: ReplayConfig, progress: Progress = lamb
     """
     tally, start, began = Tally(), time.time(), time.monotonic()
     due = _due(events[c.TIMESTAMP], config.speed)
-    with httpx.Client(base_url=config.url, timeout=_TIMEOUT_S) as client:
+    key = os.environ.get("FUNNEL_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=config.url, timeout=_TIMEOUT_S, headers=headers) as client:
         for first, last in _batches(due, config, began):
             moments = start + due[first:last] if config.speed else _now(last - first)
             body = {"events": _bodies(events.iloc[first:last], moments, config.run)}

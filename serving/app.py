@@ -13,26 +13,29 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.workspace import Workspace
 from serving.access import Access
-from serving.admission import Admission
+from serving.admission import Aside, Turns
 from serving.counters import CounterFiles, Every
 from serving.deadline import Deadline
+from serving.description import described
 from serving.engine import Engine, UnknownItem
+from serving.erasure import ErasureResponse
 from serving.events import LogFull
 from serving.exposition import render
 from serving.filters import UnknownAttribute
-from serving.headers import allowed_origins
+from serving.headers import POLICY, ResponseHeaders, allowed_origins
 from serving.health import liveness, readiness
 from serving.keys import KeyRing
 from serving.metrics import Metrics
 from serving.online import OnlineStoreUnavailable
-from serving.problems import MEDIA_TYPE, problem
+from serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problem
 from serving.release import BadRelease, Release
 from serving.schemas import (
     BatchRequest,
@@ -49,6 +52,12 @@ from serving.stream_state import StreamWatch
 from serving.telemetry import Telemetry, start_tracing
 from serving.verify import check_release, registered_features
 from serving.watch import ReleaseWatch
+
+_RECALL_S, _ASIDE = 30.0, 8
+_PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys(
+    ("4XX", "5XX"), {"description": "Problem details (RFC 9457)", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
+)
+RECOMMEND, BATCH = "/v1/recommendations", "/v1/recommendations:batch"
 
 
 def _engine(request: Request) -> Engine:
@@ -86,8 +95,9 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = app.state.engine = Engine(release, workspace, settings=settings, metrics=metrics, counters=counters)
         refresh = Every(settings.refresh_s, engine.refresh_items, "refresh")
-        app.state.admission = Admission(settings.threads, settings.under_way)
-        app.state.batches = Admission(threads=1, most=2)  # one at a time, so that the others keep a thread
+        recall = Every(_RECALL_S, engine.measure_recall, "recall")
+        aside = Aside(_ASIDE)
+        app.state.queues = {RECOMMEND: Turns(settings.under_way), BATCH: aside}
         watch = ReleaseWatch(workspace, release, engine.adopt, _counted(workspace, metrics))
         if follow:
             watch.start()
@@ -96,19 +106,20 @@ def create_app(
         yield
         watch.close()
         refresh.close()
-        app.state.admission.close()
-        app.state.batches.close()
+        recall.close()
+        aside.close()
         engine.close()
         if tracing:
             tracing.close()
 
-    app = FastAPI(title="Funnel", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="Funnel", lifespan=lifespan, docs_url="/docs", redoc_url=None, responses=_PROBLEMS)
     app.state.draining, app.state.metrics, app.state.stream = False, metrics, stream
-    app.add_middleware(Draining, state=app.state)
+    app.state.queues = {}
     app.add_middleware(Access, keys=keys, origins=allowed_origins())
-    app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)  # the outermost: it sees what the others answer
+    app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)  # outside of what it is to see the answers of
+    app.add_middleware(Gate, state=app.state)
     _add_errors(app)
-    _add_recommendations(app, settings)
+    _add_recommendations(app, settings, described(RecommendationRequest, release), described(BatchRequest, release))
     _add_routes(app)
     _add_operations(app)
     return app
@@ -127,49 +138,63 @@ def _counted(workspace: Workspace, metrics: Metrics) -> Callable[[Path], Release
     return check
 
 
-class Draining:
-    """Middleware: once the process is to end, every answer closes its connection, so that none is cut in use."""
+class Gate:
+    """The outermost middleware: refuses what cannot be taken before anything is done for it, and drains at the end.
+
+    A refusal costs a tenth of a request that goes through the others, so that many of them do not keep a server
+    from answering those that it has accepted. Once the process is to end, every answer closes its connection, so
+    that none is cut in use.
+    """
 
     def __init__(self, app: ASGIApp, state: Any) -> None:
         self._app, self._state = app, state
+        self._full = problem(503, "too many requests at once", "nothing was done for this one; send it again")
+        length = str(len(self._full)).encode()
+        own = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", length), (b"retry-after", b"1")]
+        self._headers = [*own, *ResponseHeaders(POLICY, ()).to(None)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or not self._state.draining:
+        queue = self._state.queues.get(scope["path"]) if scope["type"] == "http" else None
+        if queue is not None and queue.full and scope["method"] == "POST":
+            self._state.metrics.shed.inc()
+            await send({"type": "http.response.start", "status": 503, "headers": self._headers})
+            await send({"type": "http.response.body", "body": self._full})
+        elif self._state.draining:
+            await self._app(scope, receive, _closing(send))
+        else:
             await self._app(scope, receive, send)
-            return
-
-        async def last(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            await send(message)
-
-        await self._app(scope, receive, last)
 
 
-def _add_recommendations(app: FastAPI, settings: ServeSettings) -> None:
+def _closing(send: Send) -> Send:
+    async def last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+        await send(message)
+
+    return last
+
+
+def _add_recommendations(app: FastAPI, settings: ServeSettings, one: dict[str, Any], many: dict[str, Any]) -> None:
     """Add the routes that are to be fast: FastAPI describes them, but neither reads bodies nor checks answers."""
 
     @app.post(
-        "/v1/recommendations",
+        RECOMMEND,
         responses={200: {"model": RecommendationResponse}},
-        openapi_extra=_body(RecommendationRequest),
+        openapi_extra=one,
     )
     async def recommendations(request: Request) -> Response:
-        state = request.app.state
-        if state.admission.full:
-            return _overloaded(state.metrics)
         deadline = Deadline(settings.deadline_ms / 1_000, perf_counter())
         asked = RecommendationRequest.model_validate_json(await request.body())
-        return _json(await state.admission.run(_recommended, state.engine, asked, deadline))
-
-    @app.post("/v1/recommendations:batch", responses={200: {"model": BatchResponse}}, openapi_extra=_body(BatchRequest))
-    async def recommendations_batch(request: Request) -> Response:
         state = request.app.state
-        if state.batches.full:
-            return _overloaded(state.metrics)
+        queue = state.queues[BATCH if asked.explain else RECOMMEND]  # explaining takes longer than recommending
+        return _json(await queue.run(_recommended, state.engine, asked, deadline))
+
+    @app.post("/v1/recommendations:batch", responses={200: {"model": BatchResponse}}, openapi_extra=many)
+    async def recommendations_batch(request: Request) -> Response:
         asked = BatchRequest.model_validate_json(await request.body())
-        return _json(await state.batches.run(_batch, state.engine, asked))
+        state = request.app.state
+        return _json(await state.queues[BATCH].run(_batch, state.engine, asked))
 
 
 def _recommended(engine: Engine, asked: RecommendationRequest, deadline: Deadline) -> bytes:
@@ -182,25 +207,6 @@ def _batch(engine: Engine, asked: BatchRequest) -> bytes:
 
 def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
-
-
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    schema = _inlined(model.model_json_schema())
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema whose references are replaced by what they refer to, so that it can stand anywhere."""
-    definitions = schema.pop("$defs", {})
-
-    def resolve(part: Any) -> Any:
-        if isinstance(part, dict):
-            name = part.get("$ref")
-            return resolve(definitions[name.rpartition("/")[2]]) if name else {k: resolve(v) for k, v in part.items()}
-        return [resolve(one) for one in part] if isinstance(part, list) else part
-
-    resolved: dict[str, Any] = resolve(schema)
-    return resolved
 
 
 def _add_routes(app: FastAPI) -> None:
@@ -219,6 +225,10 @@ def _add_routes(app: FastAPI) -> None:
             user_id=user_id, known=found.known, features={name: values[0] for name, values in found.columns.items()}
         )
 
+    @app.delete("/v1/users/{user_id:path}", status_code=202)
+    def erase_user(user_id: str, engine: UsesEngine) -> ErasureResponse:
+        return engine.erase(user_id)
+
 
 def _add_operations(app: FastAPI) -> None:
     @app.get("/healthz")
@@ -232,7 +242,7 @@ def _add_operations(app: FastAPI) -> None:
         status, body = readiness(engine, state.stream.look(), time.time(), stopping=state.draining)
         return JSONResponse(body, status)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     def metrics(request: Request) -> Response:
         return Response(render(request.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
 
@@ -240,11 +250,6 @@ def _add_operations(app: FastAPI) -> None:
 def _problem(status: int, title: str, detail: Any, retry_after_s: int | None = None) -> Response:
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
     return Response(problem(status, title, detail), status, headers, media_type=MEDIA_TYPE)
-
-
-def _overloaded(metrics: Metrics) -> Response:
-    metrics.shed.inc()
-    return _problem(503, "too many requests at once", "nothing was done for this one; send it again", retry_after_s=1)
 
 
 def _invalid(problems: Any) -> Response:
@@ -260,6 +265,12 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(ValidationError)
     async def invalid_body(_: Request, error: ValidationError) -> Response:
         return _invalid(error.errors(include_url=False, include_input=False, include_context=False))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(_: Request, error: HTTPException) -> Response:
+        answer = _problem(error.status_code, str(error.detail).lower(), "see /openapi.json for what there is")
+        answer.headers.update(error.headers or {})
+        return answer
 
     @app.exception_handler(UnknownAttribute)
     async def unknown_attribute(_: Request, error: UnknownAttribute) -> Response:

@@ -17,9 +17,11 @@ import numpy as np
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import Workspace
+from retrieval.index import recall_against
 from serving.catalogue import ItemTable
 from serving.counters import CounterFiles
 from serving.deadline import NEVER, Breaker, Deadline
+from serving.erasure import Erasure, ErasureResponse
 from serving.events import open_log
 from serving.filters import RequestRules
 from serving.impressions import Impression, ImpressionLog
@@ -43,6 +45,7 @@ _log = logging.getLogger(__name__)
 _TOP_FEATURES = 8
 _WARM_UPS = 10
 _TOGETHER = 32
+_RECALL_AT = 100
 _SOURCE_FEATURES = {
     "two_tower": "tower_score",
     "similar": "similar_score",
@@ -101,7 +104,9 @@ class Engine:
         self._counters = counters
         self._breaker = Breaker()
         self._log = open_log(workspace)
+        self.erasure = Erasure(workspace)
         self._swapping = threading.Lock()
+        self._sample: tuple[Live, Floats] | None = None
         self.live: Live
         self.adopt(release)
         if log_impressions:
@@ -135,9 +140,22 @@ class Engine:
             live = self._refreshed(Live(release, online, release.items))
             for _ in range(_WARM_UPS):
                 self._answers(live, [RecommendationRequest(user_id="warm-up")], NEVER)
-            self.live, self.intake = live, Intake(self._log, release.codec.spec, self.metrics.events)
+            self.live, self.intake = live, Intake(self._log, release.codec.spec, self.metrics.events, self.erasure)
             self.metrics.serving(release.id)
             self.metrics.items_read(_epoch(live.items_as_of))
+
+    def measure_recall(self) -> None:
+        """Compare the index with exact search for the newest request's user vector, as a metric."""
+        sample, self._sample = self._sample, None
+        if sample is None:
+            return
+        live, vector = sample
+        index, vectors = live.release.recommender.retriever.index, live.release.recommender.vectors
+        at = min(_RECALL_AT, index.ntotal)
+        near = vectors[1:] @ vector
+        exact = np.argpartition(-near, at - 1)[:at]
+        found = index.search(vector[None, :], at)[1]
+        self.metrics.index_recall.set(recall_against(exact[None, :], found))
 
     def refresh_items(self) -> None:
         """Serve with other item counters if there are some."""
@@ -167,7 +185,7 @@ class Engine:
 
     def user_features(self, user_id: str) -> UserFeatures:
         """Return what the online store knows of a user."""
-        return self.live.online.user(user_id, time.time())
+        return self.live.online.user(self.erasure.served_as(user_id), time.time())
 
     def recommend(self, request: RecommendationRequest, deadline: Deadline | None = None) -> RecommendationResponse:
         """Serve one request.
@@ -193,7 +211,7 @@ class Engine:
         return [response for part in parts for response in self._served(part, NEVER)]
 
     def _served(self, requests: Sequence[RecommendationRequest], deadline: Deadline) -> list[RecommendationResponse]:
-        live = self.live
+        live, requests = self.live, self.erasure.anonymous(requests)
         for request in requests:
             live.release.recommender.filters.check(request.filters, live.items)
         answers = self._answers(live, requests, deadline)
@@ -203,7 +221,7 @@ class Engine:
             self.metrics.show(answer.result.sources)
             if answer.ranked:
                 self.metrics.proposed(answer.ranked.candidates.sources[answer.ranked.candidates.rows(answer.row)])
-            if self.impressions:
+            if self.impressions and request.user_id:
                 self.impressions.offer(_impression(request, answer, live))
         return [answer.response for answer in answers]
 
@@ -221,9 +239,10 @@ class Engine:
         results: list[Recommendation] = []
         if deadline.left() > 0:
             try:
-                results, ranked, _ = recommender.recommend_ranked(
+                results, ranked, vectors = recommender.recommend_ranked(
                     users, rules, live.items, deadline, self.metrics.stage
                 )
+                self._sample = (live, vectors[0])
             except Exception:
                 _log.exception("candidates failed; popular items are served")
         if ranked is None:
@@ -307,6 +326,10 @@ class Engine:
         names = live.release.codec.items.values
         items = [RecommendedItem(item_id=names[o - 1], score=s, sources=[source]) for o, s, source in found[:k]]
         return SimilarResponse(release=live.release.id, items=items)
+
+    def erase(self, user_id: str) -> ErasureResponse:
+        """Forget a user, see ``Erasure``."""
+        return self.erasure.erase(user_id)
 
     def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
         """Check events one by one and append the good ones to the log, see ``Intake``."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pandas as pd
 from prometheus_client import Counter
 
 from feature_repo.dataset import DatasetSpec
+from serving.erasure import Erasure
 from serving.events import EventLog
 from serving.schemas import Event, EventsResponse, Rejected
 
@@ -21,9 +22,9 @@ _CLOCK_SKEW_S = 300
 class Intake:
     """Checks events against a data set's types and appends them to its log."""
 
-    def __init__(self, log: EventLog, spec: DatasetSpec, counter: Counter) -> None:
-        """``counter`` counts events by ``outcome``: accepted, duplicate, rejected."""
-        self._log, self._types, self._counter = log, spec.event_types, counter
+    def __init__(self, log: EventLog, spec: DatasetSpec, counter: Counter, erasure: Erasure | None = None) -> None:
+        """``counter`` counts events by ``outcome``: accepted, duplicate, rejected; ``erasure`` knows erased users."""
+        self._log, self._types, self._counter, self._erasure = log, spec.event_types, counter, erasure
 
     def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
         """Check events one by one and append the good ones; when it returns they are durable.
@@ -33,18 +34,34 @@ class Intake:
             LogFull: the log takes no more for now; nothing was appended.
 
         """
-        good, rejected = [], []
+        good, rejected = {}, []
         now = time.time()
         for index, fields in enumerate(raw):
             try:
-                good.append(self._checked(fields, now))
+                good[index] = self._checked(fields, now)
             except ValueError as error:
                 rejected.append(Rejected(index=index, reason=_reason(error)))
-        appended = self._log.append(good)
+        gone = self._erased(good.values())
+        if gone:
+            refused = [index for index, event in good.items() if event["user_id"] in gone]
+            rejected += [Rejected(index=index, reason="user was erased") for index in refused]
+            rejected.sort(key=lambda one: one.index)
+            good = {index: event for index, event in good.items() if event["user_id"] not in gone}
+        appended = self._log.append(list(good.values()))
+        self._take_back(good.values())
         outcomes = {"accepted": appended.accepted, "duplicate": appended.duplicates, "rejected": len(rejected)}
         for outcome, count in outcomes.items():
             self._counter.labels(outcome).inc(count)
         return EventsResponse(accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected)
+
+    def _erased(self, events: Collection[dict[str, Any]]) -> set[str]:
+        return self._erasure.erased.among({event["user_id"] for event in events}) if self._erasure else set()
+
+    def _take_back(self, events: Collection[dict[str, Any]]) -> None:
+        """Remove what was appended of a user who was erased between the check and the append."""
+        if self._erasure:
+            for user in self._erased(events):
+                self._erasure.forget(user)
 
     def _checked(self, fields: dict[str, Any], now: float) -> dict[str, Any]:
         event = Event.model_validate(fields)

@@ -27,6 +27,7 @@ from feature_repo.workspace import Workspace
 from serving.access import guard
 from serving.app import create_app
 from serving.counters import CounterFiles, CounterReader
+from serving.listener import FairListener
 from serving.logs import setup_logging
 from serving.verify import check_release, registered_features
 from serving.watch import ReleaseWatch
@@ -34,6 +35,7 @@ from serving.workers import shared_by_workers
 
 _log = logging.getLogger(__name__)
 
+_BACKLOG = 2_048
 _DRAIN_S = 0.5
 _SWITCH_S = 0.0005
 """How long a thread keeps another waiting that comes back from FAISS; by default it is 5 ms, which is two requests."""
@@ -81,6 +83,7 @@ def serve(
         server.run(sockets=[listening])
 
     def beside() -> None:
+        listening.close()
         reader, serving = CounterReader(workspace, files), [release]
         watch = ReleaseWatch(workspace, release, lambda promoted: serving.__setitem__(0, promoted))
         while True:
@@ -102,7 +105,7 @@ def _listen(address: tuple[str, int]) -> socket.socket:
         raise PortTaken(
             f"cannot listen on {address[0]}:{address[1]}: {error.strerror}; choose another --port"
         ) from None
-    listening.set_inheritable(True)
+    listening.listen(_BACKLOG)
     return listening
 
 
@@ -120,10 +123,19 @@ class DrainingServer(uvicorn.Server):
     started_up: Callable[[], None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say so when requests can come."""
-        await super().startup(sockets)
-        if self.started and self.started_up:
-            self.started_up()
+        """Listen in turn with the other workers, and say so when requests can come."""
+        await super().startup([])
+        if self.started:
+            for listening in sockets or ():
+                count = self.server_state.connections.__len__
+                self.servers.append(FairListener(listening, self._protocol, count))  # type: ignore[arg-type]
+            if self.started_up:
+                self.started_up()
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = protocol(self.config, self.server_state, self.lifespan.state)
+        return made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop accepting connections now, and stop a moment later."""

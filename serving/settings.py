@@ -12,8 +12,7 @@ class ServeSettings(BaseSettings):
     Attributes:
         deadline_ms: by when a recommendation should be answered; stages that would not end in time are left out.
         redis_timeout_ms: how long a request waits for the online store.
-        threads: recommendations under way at once in one process; more only fight for its interpreter.
-        under_way: recommendations that wait or are worked on at once in one process; more are refused (503).
+        under_way: recommendations that may wait in one process; more are refused (503).
         refresh_s: how often the server asks whether item counters were written anew.
 
     """
@@ -22,6 +21,5 @@ class ServeSettings(BaseSettings):
 
     deadline_ms: float = Field(default=50.0, gt=0)
     redis_timeout_ms: float = Field(default=20.0, gt=0)
-    threads: int = Field(default=2, ge=1, alias="FUNNEL_SERVE_THREADS")
     under_way: int = Field(default=16, ge=1)
     refresh_s: float = Field(default=1.0, gt=0)

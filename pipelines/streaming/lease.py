@@ -12,7 +12,8 @@ from typing import Any
 
 import redis
 
-LEASE = "funnel:stream:lease"
+from feature_repo.event_log import LEASE
+
 FENCE = "funnel:stream:fence"
 _TTL_MS = 15_000
 _BEAT_S = 3.0

@@ -20,10 +20,13 @@ from pyspark.sql import DataFrame
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
+from feature_repo.erased import ErasedUsers
+from feature_repo.event_log import DEAD_LETTERS, STATUS
 from feature_repo.online_store import RowEncoder, encode_moment, row_key
 from feature_repo.recent import load, position_key, row_of
 from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
+from pipelines.recent import USER_KEY
 from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import (
     EVENT_SCHEMA,
@@ -37,10 +40,6 @@ from pipelines.streaming.offline import (
     write_part,
 )
 
-DEAD_LETTERS = "funnel:events:dead"
-"""Redis Stream of entries that could not be read, each with its reason and its place in the log."""
-
-STATUS = "funnel:stream:status"
 _ROWS_A_TRANSACTION = 500
 _FACTS = ["key", "payload"]
 _DEAD_LETTERS_KEPT = 100_000
@@ -76,6 +75,7 @@ class Sink:
         self._workspace, self._types, self._config = workspace, spec.event_types, store.config
         self._redis, self._lease, self._generation = client, lease, generation
         self._category: Callable[[str], str] = lambda item: categories.get(item, "")
+        self._erased = ErasedUsers(workspace, client)
         self._merger: threading.Thread | None = None
         self.watermark_micros = 0
 
@@ -111,15 +111,29 @@ class Sink:
                 hashes.append((row_key(self._config, key, row[key]), dict(ChainMap(*fields))))
         for start in range(0, len(hashes), _ROWS_A_TRANSACTION):
             self._lease.write(hashes[start : start + _ROWS_A_TRANSACTION])
+        # Looked at after the write: who is erased from now on removes the rows by himself.
+        for user in self._erased.among(row[c.USER] for row in users):
+            self._redis.delete(row_key(self._config, c.USER, user))
 
     def write_offline(self, users: list[Row], items: list[Row], events: pa.Table, batch: int) -> None:
         """Append the same rows to the offline tables, and the events to their archive."""
         part = Part(self._generation, batch, batch)
         with tables_lock(self._workspace, exclusive=False):
+            # Looked at under the lock: an erasure takes it when its users are on the list.
+            if self._erased.numbers():
+                users, events = self._without_erased(users, events)
             folder = self._workspace.features.resolve()
             for table, rows in (("user_history", users), ("user_recent", users), ("item_recent", items)):
                 write_part(folder / table, part, rows, SCHEMAS[table])
-        write_part(archive(self._workspace), part, self._archived(events), EVENT_SCHEMA)
+            write_part(archive(self._workspace), part, self._archived(events), EVENT_SCHEMA)
+
+    def _without_erased(self, users: list[Row], events: pa.Table) -> tuple[list[Row], pa.Table]:
+        """Leave out users who were erased after their events were accepted, and these events."""
+        gone = self._erased.among(key[len(USER_KEY) :] for key in events["key"].unique().to_pylist())
+        gone |= self._erased.among(row[c.USER] for row in users)
+        keys = pa.array([USER_KEY + user for user in gone], pa.string())
+        kept = events.filter(pc.invert(pc.is_in(events["key"], keys)))
+        return [row for row in users if row[c.USER] not in gone], kept
 
     def _archived(self, events: pa.Table) -> pa.Table:
         """Return a batch's events as rows of ``EVENT_SCHEMA``."""
@@ -137,6 +151,8 @@ class Sink:
         """Put entries that could not be read aside, with the reason, each once."""
         for row in sorted(poison, key=lambda row: position_key(row["position"])):
             reason, _, entry = row["payload"].partition("\n")
+            if self._erased.named_in(entry, (c.USER,)):
+                continue
             order = "{:020d}-{:010d}".format(*position_key(row["position"]))
             arguments = (order, row["position"], reason, entry, _DEAD_LETTERS_KEPT)
             self._redis.eval(_DEAD, 2, DEAD_LETTERS, f"{DEAD_LETTERS}:last", *arguments)
@@ -179,7 +195,7 @@ class Sink:
             folder = self._workspace.features.resolve()
             for table, schema in SCHEMAS.items():
                 merge(folder / table, schema, below, self._generation)
-        merge(archive(self._workspace), EVENT_SCHEMA, below, self._generation)
+            merge(archive(self._workspace), EVENT_SCHEMA, below, self._generation)
 
 
 def _only(changes: pa.Table, what: str) -> pa.Table:

@@ -8,12 +8,11 @@ from typing import Any
 
 import redis
 
-from feature_repo.event_log import LOG
+from feature_repo.event_log import DEAD_LETTERS, LOG, STATUS
 from feature_repo.store import redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.streaming.lease import holder
-from pipelines.streaming.sink import DEAD_LETTERS, STATUS
 
 _COUNT = 1_000
 _MOST = 1_000_000

@@ -27,6 +27,8 @@ COMMANDS = [
     "release",
     "evaluate",
     "serve",
+    "keys",
+    "erase",
     "batch",
     "demo",
     "skew",

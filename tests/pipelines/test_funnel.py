@@ -1,8 +1,15 @@
 """What the whole path gives on the built-in world."""
 
+import time
+
 import pytest
 
+from feature_repo import columns as c
+from feature_repo.request_time import OUTPUTS
+from feature_repo.store import feature_store
 from pipelines.split import SHARES
+from serving.online import OnlineFeatures, user_reader
+from serving.release import load_release
 
 
 def test_each_stage_is_better_than_the_one_before(built):
@@ -39,7 +46,7 @@ def test_split_is_in_order():
     assert list(SHARES.values()) == sorted(SHARES.values())
 
 
-def test_serving_reads_a_user_as_feast_does(built: Built) -> None:
+def test_serving_reads_a_user_as_feast_does(built):
     release = load_release(built.release)
     online, store, now = OnlineFeatures(built.workspace, release.items), feature_store(built.workspace), time.time()
     users = [*release.codec.users.values[:50], "a stranger"]

@@ -28,7 +28,7 @@ def test_flat_is_exact() -> None:
     assert np.allclose(np.take_along_axis(exact, rows, axis=1), scores, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["IVF64,Flat", "IVF50,SQ8"])
+@pytest.mark.parametrize("kind", ["IVF64,Flat", "IVF64,SQfp16", "IVF50,SQ8"])
 def test_inverted_lists_come_near_and_say_how_near(kind: str, tmp_path: Path) -> None:
     vectors, queries = unit(1, 4000), unit(2, 100)
     truth = build_index(vectors, queries)[0].search(queries, 100)[1]
@@ -65,7 +65,7 @@ def test_fewer_items_than_asked_for(kind: str) -> None:
 
 def test_kind_follows_from_the_size() -> None:
     assert index_kind(FLAT_UP_TO) == "Flat"
-    assert index_kind(FLAT_UP_TO + 1) == "IVF1024,Flat"
+    assert index_kind(FLAT_UP_TO + 1) == "IVF1024,SQfp16"
     assert index_kind(QUANTIZED_FROM).endswith(",SQ8")
 
 

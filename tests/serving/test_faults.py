@@ -57,12 +57,20 @@ class Server:
         return redis.Redis(unix_socket_path=str(socket_path(self.workspace.redis)), socket_timeout=5)
 
     def workers(self) -> list[int]:
-        """The processes that hold the port: not the parent, not the reader of counters."""
-        family = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return [int(pid) for pid in family][:2]
+        """The processes that hold the port, without the parent."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        (socket,) = [line[9] for line in lines if line[3] == "0A" and line[1].endswith(f":{self.port:04X}")]
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if holds(pid, f"socket:[{socket}]")]
 
     def serving(self) -> str:
         return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=10).json()["release"]
+
+
+def holds(pid: str, target: str) -> bool:
+    with contextlib.suppress(OSError):
+        return any(os.readlink(one) == target for one in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 @contextlib.contextmanager

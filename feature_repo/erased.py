@@ -1,0 +1,166 @@
+"""Users who asked to be forgotten: whether an id is one of theirs can be told, what the ids are cannot.
+
+``erasures/`` in the working folder has one JSON file for each of them, under an HMAC-SHA256 of the id that
+is keyed by ``erasures/key``. The files are the truth; a set in Redis repeats their names for servers that share
+Redis but not the folder (they need a copy of the key), and is filled again after Redis was flushed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hmac
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Collection, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from feature_repo.workspace import Workspace, read_json, write_json
+
+LISTED = "funnel:erased"
+"""Redis set of the numbers of all erasures."""
+
+PENDING, ERASED = "pending", "erased"
+"""What an erasure's file says under ``state``."""
+
+_DIGITS = 32
+_NAME = re.compile(rf"([0-9a-f]{{{_DIGITS}}})\.json")
+_REDIS_EVERY_S = 1.0
+_SETTLED_NS = 100_000_000  # a folder's time is coarse: two changes of one moment look like one
+_WORD = re.compile(r"""[^\s,;:|"'{}\[\]()<>=]+""")
+
+
+class ErasedUsers:
+    """The list; every process has its own view of it, which follows the files."""
+
+    def __init__(self, workspace: Workspace, client: redis.Redis | None = None) -> None:
+        """``client``: of the Redis that repeats the list; without it only the files count."""
+        self.folder = workspace.root / "erasures"
+        self._redis = client
+        self._numbers: frozenset[str] = frozenset()
+        self._elsewhere: frozenset[str] = frozenset()
+        self._stamp, self._asked = -1, 0.0
+        self._key: bytes | None = None
+
+    def numbers(self) -> frozenset[str]:
+        """Return the numbers of all erasures."""
+        self._follow_files()
+        self._follow_redis()
+        return self._numbers | self._elsewhere
+
+    def among(self, user_ids: Iterable[str]) -> set[str]:
+        """Return those of the ids that are on the list."""
+        numbers = self.numbers()
+        return {user for user in user_ids if self.number(user) in numbers} if numbers else set()
+
+    def named_in(self, text: str, keys: Collection[str]) -> set[str]:
+        """Return the ids on the list that a row of text names.
+
+        In a JSON object the values of ``keys`` count; where there are none, or it is no object, every word does.
+        """
+        if not self.numbers():
+            return set()
+        try:
+            row = json.loads(text)
+        except ValueError:
+            row = None
+        named = [str(row[key]).strip() for key in keys if key in row] if isinstance(row, dict) else []
+        return self.among(named or _WORD.findall(text))
+
+    def number(self, user_id: str) -> str:
+        """Return the number that the erasure of an id has, or would have."""
+        return self.digest(user_id)[:_DIGITS]
+
+    def digest(self, user_id: str) -> str:
+        """Return the keyed digest of an id, in hexadecimal digits."""
+        if self._key is None:
+            self._key = _key(self.folder / "key")
+        return hmac.digest(self._key, user_id.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+    def proof(self, number: str) -> Path:
+        """Return the file of an erasure."""
+        return self.folder / f"{number}.json"
+
+    def add(self, user_id: str) -> str:
+        """Put an id on the list, if it is not on it, and return its erasure's number; it is durable then."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number = self.number(user_id)
+        with self.editing(number) as proof:
+            proof["digest"] = self.digest(user_id)
+        _sync(self.folder)
+        if self._redis is not None:
+            self._redis.sadd(LISTED, number)
+        return number
+
+    @contextlib.contextmanager
+    def editing(self, number: str) -> Iterator[dict[str, Any]]:
+        """Yield an erasure's file as JSON, to be changed in place; nobody else changes one meanwhile."""
+        with (self.folder / ".proofs.lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            path = self.proof(number)
+            proof = read_json(path) if path.is_file() else _new_proof(number)
+            yield proof
+            write_json(path, proof)
+
+    def _follow_files(self) -> None:
+        try:
+            stamp = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return
+        if stamp == self._stamp:
+            return
+        names = frozenset(match[1] for name in os.listdir(self.folder) if (match := _NAME.fullmatch(name)))
+        if names != self._numbers:
+            self._numbers, self._asked = names, 0.0
+        if time.time_ns() - stamp > _SETTLED_NS:
+            self._stamp = stamp
+
+    def _follow_redis(self) -> None:
+        now = time.monotonic()
+        if self._redis is None or now - self._asked < _REDIS_EVERY_S:
+            return
+        self._asked = now or _REDIS_EVERY_S
+        with contextlib.suppress(redis.RedisError, OSError):  # the files are enough
+            members: Any = self._redis.smembers(LISTED)
+            found = frozenset(member.decode() for member in members)
+            if self._numbers - found:
+                self._redis.sadd(LISTED, *(self._numbers - found))
+            self._elsewhere = found - self._numbers
+
+
+def _new_proof(number: str) -> dict[str, Any]:
+    asked = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"erasure": number, "asked_at": asked, "state": PENDING, "places": {}}
+
+
+def _key(path: Path) -> bytes:
+    """Return the list's key, made when it is wanted for the first time."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".key.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(32))
+            file.flush()
+            os.fsync(descriptor)
+        with contextlib.suppress(FileExistsError):  # another process was first: its key counts
+            os.link(temporary, path)
+        temporary.unlink()
+        _sync(path.parent)
+    return path.read_bytes()
+
+
+def _sync(folder: Path) -> None:
+    """Sync a folder's list of names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

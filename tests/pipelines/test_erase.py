@@ -1,0 +1,348 @@
+"""``funnel erase`` on a world that was lived in: the user is nowhere, others are as they were, and no kill hurts."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prometheus_client import Counter
+
+from feature_repo import columns as c
+from feature_repo.event_log import DEAD_LETTERS, LOG
+from feature_repo.recent import Happened, UserFacts, dump, event_micros
+from feature_repo.store import feature_store, redis_client
+from feature_repo.workspace import file_hash, read_json
+from pipelines.erase import NotErased, erase, run_erase
+from pipelines.impressions import compatible_releases
+from pipelines.ingest import data_version, ingest, read_events
+from pipelines.stages import run_materialize
+from pipelines.streaming.lease import Lease
+from pipelines.streaming.offline import read_archive
+from pipelines.streaming.recount import check
+from pipelines.streaming.sink import Sink
+from pipelines.streaming.status import stream_status
+from pipelines.train_ranking import row_schema
+from serving.codec import Codec
+from serving.erasure import Erasure
+from serving.events import RedisStreamLog
+from serving.filters import RequestRules
+from serving.impressions import Impression, ImpressionLog, read_impressions
+from serving.intake import Intake
+from serving.online import no_features
+from serving.release import load_release
+from tests.pipelines.stream_world import drained, kill_started, start_job, stop_job, wait_until
+
+USER, OTHERS = "u0017", ["u0016", "u0018", "u0170", "u0001"]
+
+_ERASE = """
+import os, signal, sys
+from pathlib import Path
+from feature_repo.workspace import Workspace
+from pipelines import erase, erase_models, erase_places, erase_stream
+
+place = sys.argv[2]
+
+def die_before(owner, name, calls=1):
+    original, left = getattr(owner, name), [calls]
+    def patched(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    setattr(owner, name, patched)
+
+if place == "list":
+    die_before(erase, "_wait_for_impressions")
+elif place == "manifest":
+    die_before(erase_places, "keep_rows")
+elif place == "tables":
+    die_before(erase_places, "keep_rows", 6)
+elif place == "checkpoint":
+    die_before(erase_stream, "write_json")
+elif place == "models":
+    die_before(erase_models, "_clear_weights")
+elif place == "releases":
+    die_before(erase_models.Releases, "_link")
+elif place == "proof":
+    die_before(erase.Proofs, "finish")
+erase.run_erase(Workspace(Path(sys.argv[1])), sys.argv[3] if len(sys.argv) > 3 else None)
+"""
+PLACES = ("list", "manifest", "tables", "checkpoint", "models", "releases", "proof")
+
+
+def run(workspace, place="nowhere", *user):
+    command = [sys.executable, "-c", _ERASE, str(workspace.root), place, *user]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def events(users, name):
+    now = time.time()
+    return [
+        {"event_id": f"{name}-{user}-{n}", "user_id": user, "item_id": f"i{n + 1:04}", "type": "view", "timestamp": now}
+        for n in range(4)
+        for user in users
+    ]
+
+
+def serve(workspace, users):
+    release = load_release(workspace.releases / "current")
+    width = [len(release.codec.numeric), len(release.codec.categorical)]
+    log = ImpressionLog(workspace.impressions, Counter("impressions", "", ["outcome"], registry=None))
+    for user in users:
+        vectors = np.zeros((2, width[0]), np.float32), np.zeros((2, width[1]), np.int32)
+        log.offer(
+            Impression(
+                f"r-{user}", user, time.time(), release.id, 2, [], ["i0001", "i0002"], np.zeros(2, np.float32),
+                [["popular"]] * 2, *vectors,
+            )
+        )  # fmt: skip
+    log.close()
+
+
+@pytest.fixture
+def lived(copied, tmp_path):
+    """A copy of the built world with bad rows, responses, a stream of events and a job's checkpoint."""
+    more = tmp_path / "more"
+    shutil.copytree(copied.root / "raw", more)
+    header, *_ = (more / "events.csv").read_text().splitlines()
+    bad = [f"bad-{user},{user},i0001,view,soon," for user in (USER, "u0018")]
+    (more / "events.csv").write_text("\n".join([header, *bad]))
+    ingest(copied.spec(), more, copied, shift_to_now=True)
+    run_materialize(copied)
+    serve(copied, [USER, *OTHERS])
+    RedisStreamLog(copied).append(events([USER, *OTHERS], "live"))
+    for user in (USER, "u0018"):
+        redis_client(copied).xadd(LOG, {"event": json.dumps({"user_id": user, "type": "stare"})})
+    job = start_job(copied)
+    wait_until(drained(copied), what="for the job")
+    stop_job(job)
+    assert redis_client(copied).xlen(DEAD_LETTERS) == 2
+    yield copied
+    kill_started()
+
+
+def texts(content):
+    """Return the forms in which a text may lie in a file."""
+    return [content.encode(), content.encode("utf-16-le"), content.encode("utf-32-le")]
+
+
+def content_of(path):
+    """Yield what a file says, as bytes: as it is, and unpacked."""
+    yield path.name.encode()
+    yield path.read_bytes()
+    if path.suffix == ".parquet":
+        yield repr(pq.read_table(path, partitioning=None).to_pydict()).encode()
+    elif path.suffix in (".npy", ".npz"):
+        loaded = np.load(path, allow_pickle=False)
+        for array in [loaded] if path.suffix == ".npy" else [loaded[name] for name in loaded.files]:
+            yield repr(array.tolist()).encode()
+    elif zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            for name in file.namelist():
+                yield file.read(name)
+
+
+def found_in_files(workspace, user):
+    """Return every file below the working folder that names a user: no code of ours searches here."""
+    wanted = texts(user)
+    paths = (path for path in sorted(workspace.root.rglob("*")) if path.is_file() and not path.is_symlink())
+    return [
+        str(path.relative_to(workspace.root))
+        for path in paths
+        if any(text in part for part in content_of(path) for text in wanted)
+    ]
+
+
+def found_in_redis(workspace, user):
+    client = redis_client(workspace)
+    read = {
+        b"string": client.get, b"hash": client.hgetall, b"list": lambda k: client.lrange(k, 0, -1),
+        b"set": client.smembers, b"stream": client.xrange, b"zset": lambda k: client.zrange(k, 0, -1),
+    }  # fmt: skip
+    return [key for key in client.scan_iter() if user.encode() in key or user in repr(read[client.type(key)](key))]
+
+
+def others(workspace):
+    """Return every table without the user's rows, and Redis's rows of the others."""
+    found = {}
+    for path in sorted(p for p in workspace.root.rglob("*.parquet") if "releases" not in p.parts):
+        frame = pq.read_table(path, partitioning=None).to_pandas()
+        key = next((name for name in (c.USER, "key", "row") if name in frame), None)
+        if key and "stream_state" not in path.parts:
+            gone = frame[key].str.contains(USER, regex=False) if key == "row" else frame[key] == USER
+            frame = frame[~gone].reset_index(drop=True)
+            found[path.relative_to(workspace.root)] = (frame, pq.read_schema(path))
+    return found
+
+
+def hashes(workspace):
+    client = redis_client(workspace)
+    keys = [key for key in client.scan_iter() if client.type(key) == b"hash" and USER.encode() not in key]
+    return {key: client.hgetall(key) for key in keys}
+
+
+def assert_same(before, after):
+    assert before.keys() == after.keys()
+    for path, (frame, schema) in before.items():
+        assert after[path][1].equals(schema), path
+        pd.testing.assert_frame_equal(after[path][0], frame, obj=str(path))
+
+
+def assert_nowhere(workspace):
+    assert found_in_files(workspace, USER) == []
+    assert found_in_redis(workspace, USER) == []
+
+
+def assert_proven(workspace):
+    (path,) = (workspace.root / "erasures").glob("*.json")
+    proof = read_json(path)
+    assert USER not in path.read_text() and proof["state"] == "erased" and proof["problems"] == {}
+    assert all(n["remaining"] == 0 and n["removed"] == n["found"] for n in proof["places"].values())
+    assert proof["redis_file"] == "rewritten" and proof["version"]
+    return {place: n["found"] for place, n in proof["places"].items()}
+
+
+def takes(workspace):
+    counter = Counter("events", "", ["outcome"], registry=None)
+    return Intake(RedisStreamLog(workspace), workspace.spec(), counter, Erasure(workspace))
+
+
+def test_the_user_is_nowhere_and_stays_away(lived, tmp_path):
+    assert {name.partition("/")[0] for name in found_in_files(lived, USER)} >= {
+        "raw", "ingest", "impressions", "models", "releases", "stream", "redis", "features"
+    }  # fmt: skip
+    assert len(found_in_redis(lived, USER)) >= 4
+    original = shutil.copytree(lived.root / "raw", tmp_path / "original")
+    version, before, rows = data_version(lived), others(lived), hashes(lived)
+    old, shown = (lived.releases / "current").resolve().name, read_impressions(lived.impressions)
+    job = start_job(lived)
+    wait_until(lambda: stream_status(redis_client(lived))["running"])
+    with pytest.raises(NotErased, match="streaming job runs"):
+        run_erase(lived, USER)
+    assert found_in_redis(lived, USER) == []
+    live = takes(lived).accept(events([USER, *OTHERS], "later"))
+    assert live.accepted == 16 and {one.reason for one in live.rejected} == {"user was erased"}
+    wait_until(drained(lived))
+    stop_job(job)
+    run_erase(lived, None)
+
+    assert_nowhere(lived)
+    counts = assert_proven(lived)
+    assert counts["impressions"] == counts["quarantine"] == counts["dead letters"] == counts["state of the stream"] == 1
+    assert counts["event log"] == 5 and counts["event archive"] == 4 and counts["models"] == counts["releases"] == 1
+    _compare(lived, before, rows)
+    assert data_version(lived) != version and len(read_impressions(lived.impressions)) == len(shown) - 1
+    release = load_release(lived.releases / old)
+    assert release.id != old and (lived.releases / "current").resolve().name == release.id
+    assert release.codec.users.code(USER) == 0 and release.codec.users.code("u0018") > 0
+
+    again = takes(lived).accept(events([USER, "u0018"], "live"))
+    assert (again.accepted, again.duplicates, len(again.rejected)) == (0, 4, 4)
+    with (original / "events.csv").open("a") as file:
+        file.write("new,u0018,i0001,view,2024-03-02T00:00:00Z,\n")
+    report = ingest(lived.spec(), original, lived, shift_to_now=True)
+    assert (report.events, report.users) == (1 + 32, 399) and report.erased > 20  # the others' events of the stream too
+    assert USER not in set(read_events(lived)[c.USER])
+    job = start_job(lived)
+    takes(lived).accept(events(OTHERS, "last"))
+    wait_until(drained(lived))
+    stop_job(job)
+    assert read_json(lived.root / "stream" / "generation.json")["generation"] == 2
+    different = [one for one in check(lived, time.time()).examples if not one.startswith("i")]
+    assert different == []  # items still have the user's events in their counts of 24 hours
+    assert erase(lived, None) == []
+    assert_nowhere(lived)
+
+
+def _compare(workspace, before, rows):
+    """Compare what was there before with what is there now, which may have more files of the stream."""
+    after = others(workspace)
+    assert_same(before, {path: after[path] for path in before})
+    now = hashes(workspace)
+    changed = {key for key, fields in rows.items() if now.get(key) != fields}
+    assert rows.keys() <= now.keys()
+    assert all(any(name.encode() in key for name in (*OTHERS, "i000")) for key in changed)
+
+
+def test_killed_anywhere_the_next_run_finishes(lived):
+    before, rows = others(lived), hashes(lived)
+    for number, place in enumerate(PLACES):
+        killed = run(lived, place, *([USER] if number == 0 else []))
+        assert killed.returncode == -signal.SIGKILL, (place, killed.stdout, killed.stderr[-2_000:])
+    finished = run(lived)
+    assert finished.returncode == 0, finished.stderr[-2_000:]
+    assert json.loads(finished.stdout.splitlines()[-1])[0]["state"] == "erased"
+    assert_nowhere(lived)
+    counts = assert_proven(lived)
+    assert counts["ingested events"] > 20 and counts["event log"] == 5
+    assert_same(before, others(lived))
+    assert hashes(lived) == rows
+    manifest = read_json(lived.ingest / "manifest.json")
+    assert sum(batch["rows"] for batch in manifest["batches"]) == len(read_events(lived))
+    assert not [path for path in lived.releases.glob(".*") if path.is_dir()]
+    assert not (lived.root / "stream" / "checkpoint").exists()
+    load_release(lived.releases / "current")
+
+
+def test_a_release_loses_the_user_and_nothing_else(built, copied):
+    schema = row_schema(Codec.from_dict(read_json(copied.models / "retrieval" / "codec.json")))
+    names = ("user_tower.onnx", "codec.json", "index.faiss", "item_vectors.npy", "ranker/model.json")
+    before = {name: file_hash(built.release / name) for name in names}
+    erase(copied, USER)
+    erase(copied, "u0018")
+    now = {name: file_hash(copied.releases / built.release.name / name) for name in names}
+    assert [name for name in names if now[name] != before[name]] == ["user_tower.onnx", "codec.json"]
+    assert built.release.name in compatible_releases(copied, schema)  # what it served can still be learned from
+    assert len([path for path in copied.releases.iterdir() if path.is_symlink()]) == 3  # two older ids, and current
+    old, new = load_release(built.release), load_release(copied.releases / "current")
+    assert vectors(new, [USER, "u0018"]).tolist() == vectors(old, ["nobody", "nobody"]).tolist()
+    assert vectors(new, ["u0001", "nobody"]).tolist() == vectors(old, ["u0001", "nobody"]).tolist()
+
+
+def vectors(release, users):
+    names = no_features("", release.codec)
+    columns = {name: [None] * len(users) for name in names} | {c.USER: users}
+    batch = release.reader.read(columns, np.full(len(users), 1.7e9))
+    return release.recommender.recommend_ranked(batch, [RequestRules(3)] * len(users), release.items)[2]
+
+
+def test_a_batch_in_hand_brings_nobody_back(copied):
+    client, spec, names = redis_client(copied), copied.spec(), [USER, "u0018"]
+    lease = Lease(client)
+    lease.acquire()
+    sink = Sink(copied, spec, feature_store(copied), client, lease, 1, {})
+    rows = [row for n, user in enumerate(names) for row in changes(user, f"{time.time_ns() // 1_000_000}-{n}")]
+    poison = {"what": "poison", "position": "1-0", "payload": f'no\n{{"user_id":"{USER}"}}'}
+    batch = pa.Table.from_pylist([*rows, poison], pa.schema(COLUMNS))
+    Erasure(copied).erase(USER)
+    sink.write(batch, 0, time.time())
+    lease.release()
+    assert read_archive(copied)[c.USER].to_pylist() == ["u0018"]
+    written = [pq.read_table(path) for path in copied.features.glob("user_*/stream-*.parquet")]
+    assert [table[c.USER].to_pylist() for table in written] == [["u0018"]] * 2
+    assert found_in_redis(copied, USER) == [] and found_in_redis(copied, "u0018")
+    status = stream_status(client)
+    assert (status["events"], status["poison"], status["position"]) == (2, 1, rows[-1]["position"])
+
+
+COLUMNS = [
+    *((name, pa.string()) for name in ("what", "key", "position", "event_id", "item", "request_id", "payload")),
+    ("micros", pa.int64()), ("kind", pa.int32()), ("value", pa.float64()),
+]  # fmt: skip
+
+
+def changes(user, position):
+    """Return what the stream's fold gives of one event: the event, and the facts of its user."""
+    happened = Happened(event_micros(time.time(), position), f"e-{user}", "i0001", 0)
+    facts = UserFacts(position=position)
+    facts.fold([happened], [True, True, True])
+    event = {"what": "event", "key": f"u{user}", "position": position, **happened._asdict()}
+    return [event, {"what": "user", "key": user, "position": position, "payload": dump(facts)}]

@@ -1,0 +1,91 @@
+"""Files out of which users are taken: what stays is as it was, to the reader of each format."""
+
+import json
+import time
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo.embedded_redis import release as stop_redis
+from feature_repo.erased import ErasedUsers
+from feature_repo.log_folder import LogFolder
+from feature_repo.workspace import Workspace
+from pipelines.erase_places import LogFiles, QuarantinedRows, Tables, UnfinishedFeatures, Unsearchable
+from serving.event_adapters import FileLog
+
+
+@pytest.fixture
+def erased(tmp_path):
+    erased = ErasedUsers(Workspace(tmp_path))
+    erased.add("gone")
+    return erased
+
+
+def test_a_table_keeps_its_schema_coding_and_other_rows(tmp_path, erased):
+    frame = pd.DataFrame({"user_id": ["a", "gone", None, "gone2", "gone"], "items": [["x"], None, [], ["y"], ["z"]]})
+    for name, rows, coding in (("a", 5, "zstd"), ("b", 1, "snappy")):
+        table = pa.Table.from_pandas(frame[:rows], preserve_index=False)
+        pq.write_table(table, tmp_path / f"{name}.parquet", compression=coding, row_group_size=2)
+    (tmp_path / ".a.parquet.crc").write_text("of the old file")
+    before, untouched = pq.ParquetFile(tmp_path / "a.parquet"), (tmp_path / "b.parquet").stat()
+    place = Tables("tables", erased, lambda: sorted(tmp_path.glob("*.parquet")))
+    assert place.find() == {"gone": 2}
+    place.remove({"gone"})
+    after = pq.ParquetFile(tmp_path / "a.parquet")
+    assert after.read()["user_id"].to_pylist() == ["a", None, "gone2"]
+    assert after.read()["items"].to_pylist() == [["x"], [], ["y"]]
+    assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
+    assert after.metadata.row_group(0).column(0).compression == "ZSTD"
+    assert not (tmp_path / ".a.parquet.crc").exists() and not place.find()
+    assert (tmp_path / "b.parquet").stat().st_ino == untouched.st_ino
+
+
+def test_a_table_that_had_nobody_else_stays_readable(tmp_path, erased):
+    pq.write_table(pa.table({"key": ["ugone"]}), tmp_path / "a.parquet")
+    place = Tables("state", erased, lambda: [tmp_path / "a.parquet"], "key", "u")
+    for _ in range(2):
+        place.remove({"gone"})
+    assert pq.read_table(tmp_path / "a.parquet").num_rows == 0 and not place.find()
+
+
+def test_quarantined_rows_that_name_the_user_go(tmp_path, erased):
+    texts = ['{"u": "gone", "i": "1"}', '{"u": "a", "i": "gone"}', "gone,1,broken", "a,1,broken", None]
+    rows = {"file": ["f"] * 5, "line": range(5), "reason": ["r"] * 5, "row": texts}
+    pq.write_table(pa.table(rows), tmp_path / "q.parquet")
+    place = QuarantinedRows(erased, lambda: [tmp_path / "q.parquet"], ["u"], Tables.lock)
+    assert place.find() == {"gone": 2}
+    place.remove({"gone"})
+    assert pq.read_table(tmp_path / "q.parquet")["row"].to_pylist() == [texts[1], texts[3], None]
+
+
+def test_other_entries_of_a_log_of_files_keep_their_places(tmp_path, erased):
+    workspace, folder = Workspace(tmp_path), tmp_path / "log"
+    log = FileLog(workspace, folder)
+    for batch, users in enumerate((["a", "gone", "b"], ["gone", "gone"], ["c"])):
+        log.append([event(user, f"{batch}-{n}") for n, user in enumerate(users)])
+    place, before = LogFiles(erased, folder), entries(folder)
+    assert place.find() == {"gone": 3}
+    place.remove({"gone"})
+    assert entries(folder) == [(at, user) for at, user in before if user != "gone"] and not place.find()
+    log.append([event("d", "next")])
+    assert [user for _, user in entries(folder)] == ["a", "b", "c", "d"]
+    stop_redis(workspace.redis)
+
+
+def event(user, name):
+    return {"event_id": name, "user_id": user, "item_id": "i", "type": "view", "timestamp": time.time()}
+
+
+def entries(folder):
+    return [(at, json.loads(text)["user_id"]) for file in LogFolder(folder).after(0) for at, text in file.read()]
+
+
+def test_a_features_run_in_the_making_is_not_called_searched(tmp_path):
+    place = UnfinishedFeatures(tmp_path)
+    (tmp_path / ".lock").touch()
+    assert not place.find()
+    (tmp_path / ".staging-v2").mkdir()
+    with pytest.raises(Unsearchable, match="funnel features"):
+        place.find()
