@@ -25,7 +25,8 @@ from pipelines.streaming.offline import read_archive, tables_lock
 from ranking.data import Doubles
 from retrieval.training import Progress
 from serving.catalogue import ItemTable
-from serving.impressions import read_impressions
+from serving.filters import AttributeRule, RequestRules
+from serving.impressions import logged_filters, read_impressions
 from serving.overlay import Columns
 from serving.release import MANIFEST, Release, load_release
 
@@ -150,7 +151,7 @@ def _groups(impressions: pa.Table, column: str) -> Iterator[tuple[str | None, pa
 
 
 def _rows(requests: pa.Table) -> Iterator[dict[str, Any]]:
-    names = ["request_id", "time", "item_ids", "numeric", "categorical"]
+    names = ["request_id", "time", "filters", "item_ids", "numeric", "categorical"]
     for batch in requests.select(names).to_batches(max_chunksize=_BATCH):
         yield from batch.to_pylist()
 
@@ -162,7 +163,7 @@ def _compare(
         report.miss(request["request_id"])
         return
     codec = release.codec
-    candidates, *found = recompute(release, columns, request["time"], items)
+    candidates, *found = recompute(release, columns, request["time"], items, logged_filters(request["filters"]))
     ranked = sum(map(bool, request["numeric"]))  # what comes after was backfilled and has no vector
     shown = codec.items.encode(request["item_ids"][:ranked])
     again = np.isin(shown, candidates)
@@ -176,7 +177,11 @@ def _compare(
 
 
 def recompute(
-    release: Release, columns: Columns, time: float, items: ItemTable
+    release: Release,
+    columns: Columns,
+    time: float,
+    items: ItemTable,
+    filters: dict[str, AttributeRule] | None = None,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Return the candidates of a request, by code ascending, and the ranker's rows of them.
 
@@ -187,6 +192,7 @@ def recompute(
         columns: its user's feature row.
         time: epoch seconds.
         items: the item table.
+        filters: the request's, which may narrow the search.
 
     Returns:
         codes int32 ``[n]``, numeric float32 ``[n, F]`` and categorical int32 ``[n, C]``.
@@ -194,8 +200,11 @@ def recompute(
     """
     users, recommender = release.reader.read(columns, np.array([time])), release.recommender
     vectors = recommender.tower(users.context)
-    candidates = recommender.retriever.retrieve(vectors, users.context.history, items, users.context.time)
-    return candidates.item, *recommender.hydrator.hydrate(users, vectors, candidates, items)
+    narrow = [recommender.filters.narrow(items, RequestRules(1, (), filters or {}), time)]
+    candidates = recommender.retriever.retrieve(vectors, users.context.history, items, users.context.time, narrow)
+    numeric, categorical = recommender.hydrator.hydrate(users, vectors, candidates, items)
+    order = np.argsort(candidates.item)
+    return candidates.item[order], numeric[order], categorical[order]
 
 
 def difference(logged: Doubles, found: Doubles, tolerance: float) -> Doubles:

@@ -27,6 +27,7 @@ from retrieval.training import Progress
 from serving.candidates import Candidates
 from serving.catalogue import ItemTable
 from serving.codec import Codec
+from serving.filters import FilterRules, Filters, RequestRules
 from serving.hydrate import Hydrator
 from serving.release import Retrieval, load_retrieval
 
@@ -86,6 +87,7 @@ class _SetBuilder:
         self.first = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
         self.journal = Journal(events, retrieval.codec)
         self.hydrator = Hydrator(retrieval.vectors)
+        self.filters = Filters(FilterRules(), retrieval.items)
 
     def build(
         self, name: str, start: float, stop: float, count: int, negatives: int | None, positive_only: bool = False
@@ -102,7 +104,9 @@ class _SetBuilder:
         past = replay(requests, self.features, self.retrieval.codec, self.retrieval.items, self.journal)
         for places, users, items in past:
             vectors = self.retrieval.tower(users.context)
-            found = self.retrieval.retriever.retrieve(vectors, users.context.history, items, users.context.time)
+            time = users.context.time
+            narrow = [self.filters.narrow(items, RequestRules(1), float(t)) for t in time]
+            found = self.retrieval.retriever.retrieve(vectors, users.context.history, items, time, narrow)
             allowed = self._allowed(found, requests[places], users.seen, items)
             labels, ambiguous = next_labels(self.journal, requests[places], found)
             keep: npt.NDArray[np.bool_] = allowed & ~ambiguous

@@ -24,7 +24,7 @@ from serving.deadline import NEVER, Breaker, Deadline
 from serving.erasure import Erasure, ErasureResponse
 from serving.events import open_log
 from serving.filters import RequestRules
-from serving.impressions import Impression, ImpressionLog
+from serving.impressions import Impression, ImpressionLog, filters_to_log
 from serving.intake import Intake
 from serving.logs import note
 from serving.metrics import Metrics
@@ -368,6 +368,7 @@ def _impression(request: RecommendationRequest, answer: Answer, live: Live) -> I
         position=features.position if features else None,
         row_position=features.row_position if features else None,
         items_as_of=live.items_as_of,
+        filters=filters_to_log(request.filters),
         item_ids=[item["item_id"] for item in response["items"]],
         scores=result.scores,
         sources=result.sources,

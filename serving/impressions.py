@@ -7,6 +7,7 @@ A killed process loses what it has not written yet: at most two seconds of impre
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import threading
@@ -27,6 +28,7 @@ from prometheus_client import Counter
 
 from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import write_atomically
+from serving.filters import AttributeRule
 
 QUEUE = 10_000
 ROWS_PER_FILE = 2_000
@@ -44,6 +46,7 @@ IMPRESSION_SCHEMA = pa.schema(
         ("position", pa.string()),
         ("row_position", pa.string()),
         ("items_as_of", pa.string()),
+        ("filters", pa.string()),
         ("item_ids", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
         ("sources", pa.list_(pa.list_(pa.string()))),
@@ -81,6 +84,7 @@ class Impression:
             reached it were merged into it; None: there was no row.
         items_as_of: the moment at which the server read item counts from the online store (ISO 8601, UTC,
             microseconds); None: it could not, and the counts are the release's own.
+        filters: the request's filters as JSON, None: it had none.
 
     """
 
@@ -99,6 +103,7 @@ class Impression:
     position: str | None = None
     row_position: str | None = None
     items_as_of: str | None = None
+    filters: str | None = None
 
 
 class ImpressionLog:
@@ -190,8 +195,9 @@ def to_table(batch: Sequence[Impression]) -> pa.Table:
         raise ValueError("items, scores and sources of an impression differ in number")
     shown = np.array([len(one.item_ids) for one in batch], dtype=np.int32)
     ranked = np.array([len(one.numeric) for one in batch], dtype=np.int32)
-    plain = ("request_id", "user_id", "time", "release", "k", "degraded", "position", "row_position", "items_as_of")
-    columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in (*plain, "item_ids", "sources")}
+    made = ("scores", "propensities", "numeric", "categorical")
+    plain = [name for name in IMPRESSION_SCHEMA.names if name not in made]
+    columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in plain}
     chances = [np.ones(n, np.float32) if one.propensities is None else one.propensities
                for one, n in zip(batch, shown, strict=True)]  # fmt: skip
     columns["scores"] = _lists(shown, np.concatenate([one.scores for one in batch]).astype(np.float32))
@@ -199,6 +205,18 @@ def to_table(batch: Sequence[Impression]) -> pa.Table:
     columns["numeric"] = _vectors(shown, ranked, np.concatenate([one.numeric for one in batch]))
     columns["categorical"] = _vectors(shown, ranked, np.concatenate([one.categorical for one in batch]))
     return pa.table({field.name: columns[field.name] for field in IMPRESSION_SCHEMA}, schema=IMPRESSION_SCHEMA)
+
+
+def logged_filters(text: str | None) -> dict[str, AttributeRule]:
+    """Return the filters of a logged request."""
+    raw: dict[str, Any] = json.loads(text) if text else {}
+    return {name: AttributeRule.model_validate(rule) for name, rule in raw.items()}
+
+
+def filters_to_log(filters: dict[str, AttributeRule]) -> str | None:
+    """Return a request's filters as they are logged."""
+    rules = {name: rule.model_dump(by_alias=True, exclude_none=True) for name, rule in filters.items()}
+    return json.dumps(rules, sort_keys=True) if rules else None
 
 
 def _lists(lengths: npt.NDArray[np.int32], values: Any) -> pa.Array:

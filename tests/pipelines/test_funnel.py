@@ -1,12 +1,17 @@
 """What the whole path gives on the built-in world."""
 
+import json
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import columns as c
+from feature_repo.event_log import batch_key
 from feature_repo.request_time import OUTPUTS
-from feature_repo.store import feature_store
+from feature_repo.store import feature_store, redis_client
+from pipelines import batch
+from pipelines.ingest import read_events
 from pipelines.split import SHARES
 from serving.online import OnlineFeatures, user_reader
 from serving.release import load_release
@@ -58,3 +63,31 @@ def test_serving_reads_a_user_as_feast_does(built):
         assert found.columns == {name: [values[row]] for name, values in columns.items() if name not in OUTPUTS}
         assert found.stale == stale[row]
         assert found.known == (user != "a stranger")
+
+
+def test_batch_is_what_serving_says_and_goes_on_where_it_was(built, tmp_path, monkeypatch):
+    out = tmp_path / "lists.parquet"
+    monkeypatch.setattr(batch, "_PART", 150)
+    whole = batch._Lists.of
+    calls = []
+
+    def stops(self, users):
+        calls.append(users)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return whole(self, users)
+
+    monkeypatch.setattr(batch._Lists, "of", stops)
+    with pytest.raises(KeyboardInterrupt):
+        batch.run_batch(built.workspace, out, 5, redis_days=1)
+    assert not out.exists()
+    batch.run_batch(built.workspace, out, 5, redis_days=1)
+    done = [user for users in calls[:3] for user in users]  # the first part
+    assert not set(done) & {user for users in calls[5:] for user in users}
+    rows = pq.read_table(out).to_pylist()
+    users = sorted(read_events(built.workspace, [c.USER])[c.USER].unique())
+    assert [row[c.USER] for row in rows] == users
+    assert all(len(set(row["item_ids"])) == 5 for row in rows)
+    kept = json.loads(redis_client(built.workspace).get(batch_key(users[-1])))
+    assert kept["items"] == rows[-1]["item_ids"] and kept["release"] == built.release.name
+    assert list(tmp_path.iterdir()) == [out]

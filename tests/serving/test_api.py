@@ -166,6 +166,44 @@ def test_similar_items(client):
     assert client.get("/v1/items/nothing/similar").status_code == 404
 
 
+def test_a_batch_is_answered_in_its_order(client, user):
+    asked = [
+        {"user_id": user, "k": 7},
+        {"user_id": "a stranger", "k": 3},
+        {"user_id": user, "k": 5, "exclude": ["i0001"]},
+    ]
+    answer = client.post("/v1/recommendations:batch", json={"requests": asked})
+    assert answer.status_code == 200
+    responses = answer.json()["responses"]
+    assert [ids(one) for one in responses] == [ids(recommend(client, one["user_id"], **one_of(one))) for one in asked]
+    assert client.post("/v1/recommendations:batch", json={"requests": []}).status_code == 422
+    assert client.post("/v1/recommendations:batch", json={"requests": [{"user_id": ""}]}).status_code == 422
+
+
+def one_of(request):
+    return {name: value for name, value in request.items() if name != "user_id"}
+
+
+def test_answers_have_an_id_and_say_how_they_may_be_used(client, user):
+    answer = client.post("/v1/recommendations", json={"user_id": user}, headers={"x-request-id": "mine"})
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/nowhere").headers["content-type"] == "application/problem+json"
+
+
+def test_a_user_is_forgotten(client):
+    leaver = f"leaver-{time.time_ns()}"
+    event = {"event_id": leaver, "user_id": leaver, "item_id": "i0003", "type": "view", "timestamp": time.time()}
+    assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+    assert client.get(f"/v1/users/{leaver}/features").json()["known"]
+    answer = client.delete(f"/v1/users/{leaver}")
+    assert answer.status_code == 202 and answer.json()["removed"]["event log"] == 1
+    assert not client.get(f"/v1/users/{leaver}/features").json()["known"]
+    assert "unknown_user" in recommend(client, leaver, k=3)["degraded"]
+    again = client.post("/v1/events", json={"events": [event | {"event_id": f"{leaver}-2"}]}).json()
+    assert again["accepted"] == 0 and "erased" in again["rejected"][0]["reason"]
+
+
 @pytest.mark.parametrize("body", [{}, {"user_id": ""}, {"user_id": "u", "k": 0}, {"user_id": "u", "unknown": 1}, [1]])
 def test_bad_requests_are_problem_details(client, body):
     answer = client.post("/v1/recommendations", json=body)

@@ -10,7 +10,7 @@ from prometheus_client import Counter
 from tiny_release import SPEC
 
 from feature_repo.erased import LISTED, ErasedUsers
-from feature_repo.event_log import DEAD_LETTERS, LOG, recent_key
+from feature_repo.event_log import DEAD_LETTERS, LOG, batch_key, recent_key
 from feature_repo.online_store import row_key
 from feature_repo.store import feature_store
 from feature_repo.workspace import read_json
@@ -55,13 +55,17 @@ def fill(workspace, erasure, users):
     with client(workspace) as server:
         for user in users:
             server.hset(row_key(config, "user_id", user), "f", "v")
+            server.set(batch_key(user), json.dumps({"items": []}))
             server.xadd(DEAD_LETTERS, {"reason": "none", "entry": json.dumps({"user_id": user, "type": "stare"})})
+
+
+REMOVED = {"online features": 1, "recent events": 1, "lists made by batch": 1, "event log": 3, "dead letters": 1}
 
 
 def test_everything_of_the_user_goes_and_nothing_of_others(workspace, erasure):
     fill(workspace, erasure, ["gone", "gone2", "go"])
     answer = erasure.erase("gone")
-    assert answer.removed == {"online features": 1, "recent events": 1, "event log": 3, "dead letters": 1}
+    assert answer.removed == REMOVED
     assert users_in_log(workspace) == ["gone2"] * 3 + ["go"] * 3
     assert users_in_log(workspace, DEAD_LETTERS, b"entry") == ["gone2", "go"]
     with client(workspace) as server:
@@ -73,9 +77,7 @@ def test_everything_of_the_user_goes_and_nothing_of_others(workspace, erasure):
 @pytest.mark.parametrize("user", STRANGE)
 def test_ids_that_json_writes_in_its_own_way(workspace, erasure, user):
     fill(workspace, erasure, [user, "other"])
-    assert erasure.erase(user).removed == {
-        "online features": 1, "recent events": 1, "event log": 3, "dead letters": 1
-    }  # fmt: skip
+    assert erasure.erase(user).removed == REMOVED
     assert set(users_in_log(workspace)) == {"other"}
 
 
