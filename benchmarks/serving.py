@@ -73,7 +73,7 @@ def run(root: Path, items: int, candidates: int, seconds: float, workers: int, n
     with display.stage("Catalogue"):
         workspace = expand(base, items, two_tower=max(50, candidates - 145))
     release = load_release(current_release(workspace))
-    users = _active(workspace)
+    users = active_users(workspace)
     with display.stage("Items into Redis") as progress:
         if naive:
             copy_rows(workspace, release, progress)
@@ -89,7 +89,8 @@ def run(root: Path, items: int, candidates: int, seconds: float, workers: int, n
     return figures
 
 
-def _active(workspace: Workspace) -> list[str]:
+def active_users(workspace: Workspace) -> list[str]:
+    """Return the users of the newest positive events."""
     events = read_events(workspace, [c.USER, c.POSITIVE])
     newest = events.loc[events[c.POSITIVE], c.USER].iloc[::-1].drop_duplicates()
     return [str(user) for user in newest.iloc[:_USERS]]
@@ -105,12 +106,12 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
     start = time.perf_counter()
     command = ["serve", "--home", str(workspace.root), "--port", str(port), "--workers", str(workers)]
     with running(command, workspace.root / "serve.log") as process:
-        cold_s = _ready(port) - start
+        cold_s = ready(port) - start
         load(port, requests, 4, 3.0)
         alone = load(port, requests, 1, seconds)
         loaded = load(port, requests, 16, seconds)
         over = load(port, requests, 64, seconds, rate=3 * loaded.rps)
-        memory = _memory(process.pid)
+        taken = memory(process.pid)
     for one in (alone, loaded):
         if not set(one.statuses) <= {200, 503}:
             raise RuntimeError(f"some requests failed: {one.statuses}")
@@ -125,11 +126,14 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
         "overload_p99_ms": over.percentile(99),
         "overload_statuses": {str(status): count for status, count in sorted(over.statuses.items())},
         "cold_start_s": round(cold_s, 1),
-        **memory,
+        "bytes_total": taken["bytes"],
+        "processes": taken["processes"],
+        "bytes_per_worker": taken["bytes"] // taken["processes"],
     }
 
 
-def _ready(port: int) -> float:
+def ready(port: int) -> float:
+    """Wait until a server can be asked and return when that was, by ``time.perf_counter``."""
     deadline = time.perf_counter() + 300
     while time.perf_counter() < deadline:
         try:
@@ -140,18 +144,24 @@ def _ready(port: int) -> float:
     raise RuntimeError("the server did not become ready; see serve.log in the catalogue's folder")
 
 
-def _memory(pid: int) -> dict[str, int]:
-    """Return what the server's processes take in proportion (PSS), and how much of it the first and each other one."""
+def memory(pid: int) -> dict[str, int]:
+    """Return what a server's processes take together, pages that several share counted once.
+
+    ``bytes``: all (PSS); ``anonymous``: without mapped files, whose part depends on who else on the machine maps them.
+    """
     family = [pid]
     for one in family:
         family += [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
-    sizes = sorted((_proportional(one) for one in family), reverse=True)
-    return {"bytes_total": sum(sizes), "processes": len(sizes), "bytes_per_worker": sum(sizes) // max(1, len(sizes))}
+    return {
+        "bytes": sum(_proportional(one, "Pss:") for one in family),
+        "anonymous": sum(_proportional(one, "Pss_Anon:") for one in family),
+        "processes": len(family),
+    }
 
 
-def _proportional(pid: int) -> int:
+def _proportional(pid: int, what: str) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(what):
             return int(line.split()[1]) * 1024
     return 0
 

@@ -296,6 +296,22 @@ def serving_benchmark(
     result(json.dumps(run(root, items, candidates, seconds, workers, naive)))
 
 
+@benchmarks.command("soak")
+def soak(
+    home: Annotated[
+        Path | None, typer.Option(help="Working folder with a release [default: work/benchmark-serving]")
+    ] = None,
+    minutes: Annotated[float, typer.Option(help="For so long", min=0.5)] = 20.0,
+    rate: Annotated[float, typer.Option(help="Requests a second", min=1)] = 100.0,
+    workers: Annotated[int, typer.Option(help="Processes of the server", min=1)] = 2,
+) -> None:
+    """Memory of the server under a long load."""
+    from benchmarks.soak import run
+    from pipelines.display import result
+
+    result(json.dumps(run((home or PROJECT_ROOT / "work" / "benchmark-serving").resolve(), minutes, rate, workers)))
+
+
 @benchmarks.command("skew")
 def skew_benchmark(
     home: Annotated[Path | None, typer.Option(help="Folder of its own world [default: work/benchmark-skew]")] = None,

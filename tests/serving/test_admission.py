@@ -1,0 +1,105 @@
+"""Turns in the loop's own thread, long work aside, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+
+import pytest
+
+from serving.admission import Aside, Turns
+from serving.deadline import NEVER, Breaker, Cost, Deadline
+
+name = contextvars.ContextVar("name", default="")
+
+
+def test_turns_come_in_order_in_the_loops_thread_and_know_their_request() -> None:
+    async def ask(turns: Turns, number: int) -> tuple[int, str, int]:
+        name.set(f"request {number}")
+        return await turns.run(lambda n: (n, name.get(), threading.get_ident()), number)
+
+    async def all_of_them() -> list[tuple[int, str, int]]:
+        turns = Turns(most=10)
+        return await asyncio.gather(*(ask(turns, number) for number in range(5)))
+
+    found = asyncio.run(all_of_them())
+    assert found == [(number, f"request {number}", threading.get_ident()) for number in range(5)]
+
+
+def test_an_error_is_the_requests_own() -> None:
+    async def both() -> list[object]:
+        turns = Turns(most=10)
+        return await asyncio.gather(turns.run(int, "x"), turns.run(int, "7"), return_exceptions=True)
+
+    failed, fine = asyncio.run(both())
+    assert isinstance(failed, ValueError) and fine == 7
+
+
+def test_turns_are_full_while_so_many_wait_and_free_again() -> None:
+    async def fill() -> list[bool]:
+        turns, seen = Turns(most=2), []
+        tasks = [asyncio.create_task(turns.run(lambda: seen.append(turns.full))) for _ in range(3)]
+        seen.append(turns.full)
+        await asyncio.gather(*tasks)
+        return [*seen, turns.full]
+
+    assert asyncio.run(fill()) == [False, True, False, False, False]
+
+
+def test_who_does_not_wait_any_more_costs_nothing() -> None:
+    async def give_up() -> list[int]:
+        turns, done = Turns(most=9), list[int]()
+        tasks = [asyncio.create_task(turns.run(done.append, number)) for number in range(3)]
+        await asyncio.sleep(0)  # all wait, the first has its turn next
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return done
+
+    assert asyncio.run(give_up()) == [0, 2]
+
+
+def test_aside_is_another_thread_and_is_full_with_so_many() -> None:
+    async def run() -> tuple[int, bool, bool]:
+        aside, go = Aside(most=1), threading.Event()
+        task = asyncio.create_task(aside.run(lambda: (go.wait(5), threading.get_ident())[1]))
+        await asyncio.sleep(0)
+        full = aside.full
+        go.set()
+        thread = await task
+        aside.close()
+        return thread, full, aside.full
+
+    thread, full, after = asyncio.run(run())
+    assert thread != threading.get_ident()
+    assert (full, after) == (True, False)
+
+
+def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("serving.deadline.time.monotonic", lambda: now[0])
+    breaker = Breaker(failures=3, open_s=1.0)
+    for _ in range(2):
+        breaker.failed()
+    breaker.succeeded()
+    for _ in range(3):
+        assert breaker.allows()
+        breaker.failed()
+    assert not breaker.closed and not breaker.allows()
+    now[0] += 1.1
+    assert [breaker.allows(), breaker.allows()] == [True, False]
+    breaker.failed()
+    assert not breaker.allows()
+    now[0] += 1.1
+    assert breaker.allows()
+    breaker.succeeded()
+    assert breaker.closed and breaker.allows()
+
+
+def test_a_step_is_left_out_where_it_does_not_fit_and_tried_again_some_time() -> None:
+    cost = Cost(weight=1.0)
+    assert cost.fits(NEVER)
+    cost.took(1.0)
+    assert cost.fits(NEVER) and not cost.fits(Deadline(0.5))
+    assert any(cost.fits(Deadline(0.5)) for _ in range(50))
+    assert not Cost().fits(Deadline(-1.0))
