@@ -65,9 +65,9 @@ def needed(method: str, path: str) -> Scope | None:
         return Scope.ADMIN
     if path == "/v1/events":
         return Scope.EVENTS
-    if path.startswith(("/v1/recommendations", "/v1/items/")):
+    if path.startswith("/v1/recommendations"):
         return Scope.RECOMMEND
-    if path.startswith("/v1/users/") and method in ("GET", "HEAD"):
+    if path.startswith(("/v1/users/", "/v1/items/")) and method in ("GET", "HEAD"):
         return Scope.RECOMMEND
     return None if path in _ANY_KEY else Scope.ADMIN
 

@@ -42,6 +42,7 @@ from serving.schemas import (
     BatchResponse,
     EventsRequest,
     EventsResponse,
+    ItemChange,
     RecommendationRequest,
     RecommendationResponse,
     SimilarResponse,
@@ -53,7 +54,7 @@ from serving.telemetry import Telemetry, start_tracing
 from serving.verify import check_release, registered_features
 from serving.watch import ReleaseWatch
 
-_RECALL_S, _ASIDE = 30.0, 8
+_RECALL_S, _REMOVED_S, _ASIDE = 30.0, 0.5, 8
 _PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys(
     ("4XX", "5XX"), {"description": "Problem details (RFC 9457)", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
 )
@@ -95,6 +96,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = app.state.engine = Engine(release, workspace, settings=settings, metrics=metrics, counters=counters)
         refresh = Every(settings.refresh_s, engine.refresh_items, "refresh")
+        removed = Every(_REMOVED_S, engine.refresh_removed, "removed")
         recall = Every(_RECALL_S, engine.measure_recall, "recall")
         aside = Aside(_ASIDE)
         app.state.queues = {RECOMMEND: Turns(settings.under_way), BATCH: aside}
@@ -107,6 +109,7 @@ def create_app(
         watch.close()
         refresh.close()
         recall.close()
+        removed.close()
         aside.close()
         engine.close()
         if tracing:
@@ -217,6 +220,14 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/v1/items/{item_id:path}/similar")
     def similar(item_id: str, engine: UsesEngine, k: Annotated[int, Query(ge=1, le=500)] = 20) -> SimilarResponse:
         return engine.similar(item_id, k)
+
+    @app.delete("/v1/items/{item_id:path}", status_code=202)
+    def remove_item(item_id: str, engine: UsesEngine) -> ItemChange:
+        return ItemChange(item_id=item_id, changed=engine.remove_item(item_id))
+
+    @app.put("/v1/items/{item_id:path}", status_code=202)
+    def restore_item(item_id: str, engine: UsesEngine) -> ItemChange:
+        return ItemChange(item_id=item_id, changed=engine.restore_item(item_id))
 
     @app.get("/v1/users/{user_id:path}/features")
     def user_features(user_id: str, engine: UsesEngine) -> UserFeaturesResponse:

@@ -99,6 +99,12 @@ class ItemTable:
         """Return the table with other counts; everything else is shared."""
         return replace(self, activity=activity)
 
+    def without(self, codes: Codes, whole: ItemTable) -> ItemTable:
+        """Return the table in which some items cannot be had, and all others as in ``whole``, whose codes it shares."""
+        until = whole.available_until.copy()
+        until[codes] = -np.inf
+        return replace(self, available_until=until)
+
     @cached_property
     def rows(self) -> ItemRows:
         """The ranker's view."""

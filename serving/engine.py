@@ -31,6 +31,7 @@ from serving.metrics import Metrics
 from serving.online import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features, together
 from serving.recommender import Ranked, Recommendation
 from serving.release import Release
+from serving.removed import RemovedItems
 from serving.schemas import (
     EventsResponse,
     RecommendationRequest,
@@ -105,6 +106,8 @@ class Engine:
         self._breaker = Breaker()
         self._log = open_log(workspace)
         self.erasure = Erasure(workspace)
+        self.removed = RemovedItems(workspace)
+        self._gone = self.removed.changed() or set()
         self._swapping = threading.Lock()
         self._sample: tuple[Live, Floats] | None = None
         self.live: Live
@@ -137,7 +140,7 @@ class Engine:
         timeout_s = self.settings.redis_timeout_ms / 1_000
         online = OnlineFeatures(self.workspace, release.items, self.metrics.observe_age, timeout_s)
         with self._swapping:
-            live = self._refreshed(Live(release, online, release.items))
+            live = self._refreshed(Live(release, online, self._remaining(release, release.items)))
             for _ in range(_WARM_UPS):
                 self._answers(live, [RecommendationRequest(user_id="warm-up")], NEVER)
             self.live, self.intake = live, Intake(self._log, release.codec.spec, self.metrics.events, self.erasure)
@@ -156,6 +159,45 @@ class Engine:
         exact = np.argpartition(-near, at - 1)[:at]
         found = index.search(vector[None, :], at)[1]
         self.metrics.index_recall.set(recall_against(exact[None, :], found))
+
+    def refresh_removed(self) -> None:
+        """Show removed items no more, and restored ones again."""
+        gone = self.removed.changed()
+        if gone is not None and gone != self._gone:
+            with self._swapping:
+                self._gone = gone
+                items = self._remaining(self.live.release, self.live.items)
+                self.live.release.recommender.prepare(items)
+                self.live = replace(self.live, items=items)
+
+    def _remaining(self, release: Release, items: ItemTable) -> ItemTable:
+        codes = release.codec.items.encode(list(self._gone))
+        return items.without(codes[codes > 0], release.items)
+
+    def remove_item(self, item_id: str) -> bool:
+        """Show an item no more, here at once and on all servers within a second; return whether it was shown before.
+
+        Raises:
+            OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
+
+        """
+        changed = self.removed.remove(item_id)
+        self.refresh_removed()
+        return changed
+
+    def restore_item(self, item_id: str) -> bool:
+        """Take a removal back; return whether there was one.
+
+        Raises:
+            OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
+            UnknownItem: the release has no such item.
+
+        """
+        if self.live.release.codec.items.code(item_id) == 0:
+            raise UnknownItem(item_id)
+        changed = self.removed.restore(item_id)
+        self.refresh_removed()
+        return changed
 
     def refresh_items(self) -> None:
         """Serve with other item counters if there are some."""

@@ -65,6 +65,13 @@ class SimilarResponse(TypedDict):
     items: list[RecommendedItem]
 
 
+class ItemChange(TypedDict):
+    """An item that was removed or put back; ``changed`` is False if it was so already."""
+
+    item_id: str
+    changed: bool
+
+
 class UserFeaturesResponse(BaseModel):
     """What the online store knows of a user."""
 

@@ -191,6 +191,17 @@ def test_answers_have_an_id_and_say_how_they_may_be_used(client, user):
     assert client.get("/nowhere").headers["content-type"] == "application/problem+json"
 
 
+def test_a_removed_item_is_shown_no_more_and_a_restored_one_again(client, user):
+    best = ids(recommend(client, user, k=3))[0]
+    assert client.delete(f"/v1/items/{best}").json() == {"item_id": best, "changed": True}
+    assert client.delete(f"/v1/items/{best}").json()["changed"] is False
+    assert best not in ids(recommend(client, user, k=200))
+    assert best not in ids(client.get("/v1/items/i0003/similar", params={"k": 200}).json())
+    assert client.put(f"/v1/items/{best}").json() == {"item_id": best, "changed": True}
+    assert ids(recommend(client, user, k=3))[0] == best
+    assert client.put("/v1/items/nothing").status_code == 404
+
+
 def test_a_user_is_forgotten(client):
     leaver = f"leaver-{time.time_ns()}"
     event = {"event_id": leaver, "user_id": leaver, "item_id": "i0003", "type": "view", "timestamp": time.time()}
