@@ -22,10 +22,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from feature_repo.workspace import Workspace
 from serving.access import Access
 from serving.admission import Aside, Turns
+from serving.answers import UnknownItem
 from serving.counters import CounterFiles, Every
 from serving.deadline import Deadline
 from serving.description import described
-from serving.engine import Engine, UnknownItem
+from serving.engine import Engine
 from serving.erasure import ErasureResponse
 from serving.events import LogFull
 from serving.exposition import render

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from feature_repo import columns as c
-from feature_repo.encoding import Codes, Floats
+from feature_repo.encoding import Floats
 from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
+from serving.answers import Answer, Live, UnknownItem, impression_of, make_answer, similar_items
 from serving.catalogue import ItemTable
 from serving.counters import CounterFiles
 from serving.deadline import NEVER, Breaker, Deadline
 from serving.erasure import Erasure, ErasureResponse
 from serving.events import open_log
 from serving.filters import RequestRules
-from serving.impressions import Impression, ImpressionLog, filters_to_log
+from serving.impressions import ImpressionLog
 from serving.intake import Intake
 from serving.logs import note
 from serving.metrics import Metrics
@@ -36,52 +34,15 @@ from serving.schemas import (
     EventsResponse,
     RecommendationRequest,
     RecommendationResponse,
-    RecommendedItem,
     SimilarResponse,
 )
 from serving.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
 
-_TOP_FEATURES = 8
 _WARM_UPS = 10
 _TOGETHER = 32
 _RECALL_AT = 100
-_SOURCE_FEATURES = {
-    "two_tower": "tower_score",
-    "similar": "similar_score",
-    "popular": f"item_{c.events('30d')}",
-    "trending": f"item_{c.TREND}",
-    "new": "item_age_days",
-}
-
-
-class UnknownItem(LookupError):
-    """The release has no such item."""
-
-
-@dataclass(frozen=True)
-class Live:
-    """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it."""
-
-    release: Release
-    online: OnlineFeatures
-    items: ItemTable
-    items_as_of: str | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A response with everything behind it."""
-
-    response: RecommendationResponse
-    time: float
-    features: UserFeatures | None
-    result: Recommendation
-    ranked: Ranked | None
-    row: int
-    numeric: Floats
-    categorical: Codes
 
 
 class Engine:
@@ -264,7 +225,7 @@ class Engine:
             if answer.ranked:
                 self.metrics.proposed(answer.ranked.candidates.sources[answer.ranked.candidates.rows(answer.row)])
             if self.impressions and request.user_id:
-                self.impressions.offer(_impression(request, answer, live))
+                self.impressions.offer(impression_of(request, answer, live))
         return [answer.response for answer in answers]
 
     def _answers(self, live: Live, requests: Sequence[RecommendationRequest], deadline: Deadline) -> list[Answer]:
@@ -291,37 +252,9 @@ class Engine:
             results = [recommender.popular(users, row, rule, live.items) for row, rule in enumerate(rules)]
         rows = zip(requests, known, results, strict=True)
         return [
-            self._answer(live, request, now, features, result, ranked, row)
+            make_answer(live, request, now, features, result, ranked, row)
             for row, (request, features, result) in enumerate(rows)
         ]
-
-    def _answer(
-        self,
-        live: Live,
-        request: RecommendationRequest,
-        now: float,
-        features: UserFeatures | None,
-        result: Recommendation,
-        ranked: Ranked | None,
-        row: int,
-    ) -> Answer:
-        numeric, categorical = ranked.rows(row, result.rows, live.items) if ranked else _no_rows(live.release)
-        names = live.release.codec.items.names(result.items)
-        items = [
-            RecommendedItem(item_id=item_id, score=score, sources=sources)
-            for item_id, score, sources in zip(names, _finites(result.scores), result.sources, strict=True)
-        ]
-        response = RecommendationResponse(
-            request_id=uuid.uuid4().hex,
-            release=live.release.id,
-            items=items,
-            degraded=[*_losses(features), *result.degraded],
-        )
-        if request.explain:
-            response["filtered"] = result.removed
-            for item, explained in zip(items, self._explain(live, result, ranked, numeric, categorical), strict=True):
-                item["explain"] = explained
-        return Answer(response, now, features, result, ranked, row, numeric, categorical)
 
     def _features(self, live: Live, user_ids: list[str], now: float) -> Sequence[UserFeatures | None]:
         """Return users' features; None for all where the online store does not answer in time."""
@@ -343,31 +276,7 @@ class Engine:
             UnknownItem: the release has no such item.
 
         """
-        live = self.live
-        code = live.release.codec.items.code(item_id)
-        if code == 0:
-            raise UnknownItem(item_id)
-        retrieval = live.release.retrieval
-        available = live.items.available(time.time())
-        near, similarity = retrieval.retriever.neighbours[code], retrieval.retriever.similarities[code]
-        found = [
-            (int(other), float(score), "similar")
-            for other, score in zip(near, similarity, strict=True)
-            if other > 0 and available[other]
-        ]
-        if len(found) < k:
-            scores, rows = retrieval.retriever.index.search(
-                np.ascontiguousarray(retrieval.vectors[code : code + 1]), min(k + len(found) + 1, len(live.items) - 1)
-            )
-            known = {code, *(other for other, _, _ in found)}
-            found += [
-                (int(row) + 1, float(score), "two_tower")
-                for row, score in zip(rows[0], scores[0], strict=True)
-                if row >= 0 and row + 1 not in known and available[row + 1]
-            ]
-        names = live.release.codec.items.values
-        items = [RecommendedItem(item_id=names[o - 1], score=s, sources=[source]) for o, s, source in found[:k]]
-        return SimilarResponse(release=live.release.id, items=items)
+        return similar_items(self.live, item_id, k)
 
     def erase(self, user_id: str) -> ErasureResponse:
         """Forget a user, see ``Erasure``."""
@@ -377,69 +286,6 @@ class Engine:
         """Check events one by one and append the good ones to the log, see ``Intake``."""
         return self.intake.accept(raw)
 
-    def _explain(
-        self, live: Live, result: Recommendation, ranked: Ranked | None, numerics: Floats, categoricals: Codes
-    ) -> list[dict[str, Any]]:
-        names, heads = live.release.codec.numeric, live.release.codec.spec.event_types
-        explanations: list[dict[str, Any]] = []
-        probabilities = ranked.probabilities[result.rows] if ranked else ()
-        shown = zip(probabilities, result.sources, result.scores, numerics, categoricals, strict=False)
-        for chances, sources, score, numeric, categorical in shown:
-            top = live.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
-            explanations.append(
-                {
-                    "sources": {s: _finite(numeric[names.index(_SOURCE_FEATURES[s])]) for s in sources},
-                    "rank_score": _finite(score),
-                    "probabilities": dict(zip(heads, map(_finite, chances), strict=True)),
-                    "features": [{"feature": name, "contribution": _finite(value)} for name, value in top],
-                }
-            )
-        unranked = result.sources[len(explanations) :]
-        return explanations + [{"sources": dict.fromkeys(sources)} for sources in unranked]
-
-
-def _impression(request: RecommendationRequest, answer: Answer, live: Live) -> Impression:
-    response, features, result = answer.response, answer.features, answer.result
-    return Impression(
-        request_id=response["request_id"],
-        user_id=request.user_id,
-        time=answer.time,
-        release=response["release"],
-        k=request.k,
-        degraded=response["degraded"],
-        position=features.position if features else None,
-        row_position=features.row_position if features else None,
-        items_as_of=live.items_as_of,
-        filters=filters_to_log(request.filters),
-        item_ids=[item["item_id"] for item in response["items"]],
-        scores=result.scores,
-        sources=result.sources,
-        numeric=answer.numeric,
-        categorical=answer.categorical,
-    )
-
-
-def _losses(features: UserFeatures | None) -> list[str]:
-    """Return what is missing of a user's features, in words of ``Degradation``."""
-    if features is None:
-        return ["online_store_unavailable"]
-    stale = [f"stale_{view}" for view in features.stale]
-    return stale if features.known else [*stale, "unknown_user"]
-
-
-def _no_rows(release: Release) -> tuple[Floats, Codes]:
-    codec = release.codec
-    return np.zeros((0, len(codec.numeric)), np.float32), np.zeros((0, len(codec.categorical)), np.int32)
-
 
 def _epoch(moment: str | None) -> float | None:
     return datetime.fromisoformat(moment).timestamp() if moment else None
-
-
-def _finites(values: Floats) -> list[float]:
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64).tolist()
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    return number if math.isfinite(number) else 0.0

@@ -1,0 +1,195 @@
+"""From lists of codes to what is said of them: responses, explanations and impressions."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from feature_repo import columns as c
+from feature_repo.encoding import Codes, Floats
+from serving.catalogue import ItemTable
+from serving.impressions import Impression, filters_to_log
+from serving.online import OnlineFeatures, UserFeatures
+from serving.recommender import Ranked, Recommendation
+from serving.release import Release
+from serving.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem, SimilarResponse
+
+_TOP_FEATURES = 8
+_SOURCE_FEATURES = {
+    "two_tower": "tower_score",
+    "similar": "similar_score",
+    "popular": f"item_{c.events('30d')}",
+    "trending": f"item_{c.TREND}",
+    "new": "item_age_days",
+}
+
+
+class UnknownItem(LookupError):
+    """The release has no such item."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it."""
+
+    release: Release
+    online: OnlineFeatures
+    items: ItemTable
+    items_as_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response with everything behind it."""
+
+    response: RecommendationResponse
+    time: float
+    features: UserFeatures | None
+    result: Recommendation
+    ranked: Ranked | None
+    row: int
+    numeric: Floats
+    categorical: Codes
+
+
+def make_answer(
+    live: Live,
+    request: RecommendationRequest,
+    now: float,
+    features: UserFeatures | None,
+    result: Recommendation,
+    ranked: Ranked | None,
+    row: int,
+) -> Answer:
+    """Return the response to a request with everything behind it.
+
+    Args:
+        live: what it is answered from.
+        request: who asked for what.
+        now: the moment that features are of, epoch seconds.
+        features: of the user; None: the online store did not answer.
+        result: the list.
+        ranked: the candidates behind it; None: there are none, the list is of popular items.
+        row: which of the users of ``ranked``.
+
+    """
+    numeric, categorical = ranked.rows(row, result.rows, live.items) if ranked else _no_rows(live.release)
+    names = live.release.codec.items.names(result.items)
+    items = [
+        RecommendedItem(item_id=item_id, score=score, sources=sources)
+        for item_id, score, sources in zip(names, _finites(result.scores), result.sources, strict=True)
+    ]
+    response = RecommendationResponse(
+        request_id=uuid.uuid4().hex,
+        release=live.release.id,
+        items=items,
+        degraded=[*_losses(features), *result.degraded],
+    )
+    if request.explain:
+        response["filtered"] = result.removed
+        for item, explained in zip(items, _explain(live, result, ranked, numeric, categorical), strict=True):
+            item["explain"] = explained
+    return Answer(response, now, features, result, ranked, row, numeric, categorical)
+
+
+def _explain(
+    live: Live, result: Recommendation, ranked: Ranked | None, numerics: Floats, categoricals: Codes
+) -> list[dict[str, Any]]:
+    names, heads = live.release.codec.numeric, live.release.codec.spec.event_types
+    explanations: list[dict[str, Any]] = []
+    probabilities = ranked.probabilities[result.rows] if ranked else ()
+    shown = zip(probabilities, result.sources, result.scores, numerics, categoricals, strict=False)
+    for chances, sources, score, numeric, categorical in shown:
+        top = live.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
+        explanations.append(
+            {
+                "sources": {s: _finite(numeric[names.index(_SOURCE_FEATURES[s])]) for s in sources},
+                "rank_score": _finite(score),
+                "probabilities": dict(zip(heads, map(_finite, chances), strict=True)),
+                "features": [{"feature": name, "contribution": _finite(value)} for name, value in top],
+            }
+        )
+    unranked = result.sources[len(explanations) :]
+    return explanations + [{"sources": dict.fromkeys(sources)} for sources in unranked]
+
+
+def similar_items(live: Live, item_id: str, k: int) -> SimilarResponse:
+    """Return items like another: co-visited ones first, then the nearest vectors.
+
+    Raises:
+        UnknownItem: the release has no such item.
+
+    """
+    code = live.release.codec.items.code(item_id)
+    if code == 0:
+        raise UnknownItem(item_id)
+    retrieval = live.release.retrieval
+    available = live.items.available(time.time())
+    near, similarity = retrieval.retriever.neighbours[code], retrieval.retriever.similarities[code]
+    found = [
+        (int(other), float(score), "similar")
+        for other, score in zip(near, similarity, strict=True)
+        if other > 0 and available[other]
+    ]
+    if len(found) < k:
+        scores, rows = retrieval.retriever.index.search(
+            np.ascontiguousarray(retrieval.vectors[code : code + 1]), min(k + len(found) + 1, len(live.items) - 1)
+        )
+        known = {code, *(other for other, _, _ in found)}
+        found += [
+            (int(row) + 1, float(score), "two_tower")
+            for row, score in zip(rows[0], scores[0], strict=True)
+            if row >= 0 and row + 1 not in known and available[row + 1]
+        ]
+    names = live.release.codec.items.values
+    items = [RecommendedItem(item_id=names[o - 1], score=s, sources=[source]) for o, s, source in found[:k]]
+    return SimilarResponse(release=live.release.id, items=items)
+
+
+def impression_of(request: RecommendationRequest, answer: Answer, live: Live) -> Impression:
+    """Return what is logged of an answer."""
+    response, features, result = answer.response, answer.features, answer.result
+    return Impression(
+        request_id=response["request_id"],
+        user_id=request.user_id,
+        time=answer.time,
+        release=response["release"],
+        k=request.k,
+        degraded=response["degraded"],
+        position=features.position if features else None,
+        row_position=features.row_position if features else None,
+        items_as_of=live.items_as_of,
+        filters=filters_to_log(request.filters),
+        item_ids=[item["item_id"] for item in response["items"]],
+        scores=result.scores,
+        sources=result.sources,
+        numeric=answer.numeric,
+        categorical=answer.categorical,
+    )
+
+
+def _losses(features: UserFeatures | None) -> list[str]:
+    """Return what is missing of a user's features, in words of ``Degradation``."""
+    if features is None:
+        return ["online_store_unavailable"]
+    stale = [f"stale_{view}" for view in features.stale]
+    return stale if features.known else [*stale, "unknown_user"]
+
+
+def _no_rows(release: Release) -> tuple[Floats, Codes]:
+    codec = release.codec
+    return np.zeros((0, len(codec.numeric)), np.float32), np.zeros((0, len(codec.categorical)), np.int32)
+
+
+def _finites(values: Floats) -> list[float]:
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64).tolist()
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    return number if math.isfinite(number) else 0.0
