@@ -7,6 +7,7 @@ all are replaced, one after the other; on SIGTERM each finishes what it has begu
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -36,6 +37,7 @@ from serving.workers import shared_by_workers
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 2_048
+_PR_SET_PDEATHSIG = 1
 _DRAIN_S = 0.5
 _SWITCH_S = 0.0005
 """How long a thread keeps another waiting that comes back from FAISS; by default it is 5 ms, which is two requests."""
@@ -205,12 +207,13 @@ class Supervisor:
         reading, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
         if pid:
             os.close(writing)
             return _Worker(pid, reading)
         code = 1
         try:
+            _end_with(parent)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             os.close(reading)
@@ -274,6 +277,14 @@ class Supervisor:
         for pid in waiting:
             _signal(pid, signal.SIGKILL)
             _ended(pid, wait=True)
+
+
+def _end_with(parent: int) -> None:
+    """Be told to end when the parent dies, also when it is killed: orphans would keep the port. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def _signal(pid: int, number: int) -> None:

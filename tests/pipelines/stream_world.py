@@ -1,5 +1,6 @@
 """The real streaming job in a process of its own, fed while it runs, and killed where a test wants it."""
 
+import contextlib
 import os
 import random
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from feature_repo.store import redis_client
 from pipelines.streaming.status import stream_status
@@ -81,10 +83,20 @@ def _start(workspace, log, arguments):
     return started[-1]
 
 
+def kill(process):
+    """Kill a process and those that it has forked, as a machine that goes down does."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    process.kill()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def kill_started():
     while started:
         process = started.pop()
-        process.kill()
+        kill(process)
         process.wait()
 
 

@@ -28,6 +28,7 @@ from tests.pipelines.stream_world import (
     PLACES,
     Feeder,
     drained,
+    kill,
     kill_started,
     start_api,
     start_job,
@@ -165,7 +166,7 @@ def kill_once_logged(client, before, api):
     """Kill the API as soon as its request is in the log, most likely before it has answered."""
     while client.xlen(LOG) == before:
         pass
-    api.kill()
+    kill(api)
 
 
 @pytest.mark.faults
@@ -198,7 +199,7 @@ def test_the_api_is_killed_in_the_middle_of_a_batch(copied):
             for n in range(1_000)
         ]  # fmt: skip
         by_log = threading.Thread(target=kill_once_logged, args=(client, before, api))
-        killer = by_log if delay_s is None else threading.Timer(delay_s, api.kill)
+        killer = by_log if delay_s is None else threading.Timer(delay_s, kill, (api,))
         killer.start()
         with contextlib.suppress(httpx.TransportError):
             post(batch)
@@ -209,7 +210,7 @@ def test_the_api_is_killed_in_the_middle_of_a_batch(copied):
         again = post(batch)
         assert again["accepted"] + again["duplicates"] == len(batch)
         sent += len(batch)
-        api.kill()
+        kill(api)
         api.wait()
     wait_until(drained(copied))
     stop_job(job)
