@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import threading
@@ -21,6 +22,8 @@ from feature_repo.workspace import Workspace, write_json
 from serving.catalogue import Activity
 from serving.online import OnlineFeatures, OnlineStoreUnavailable
 from serving.release import Release
+
+_log = logging.getLogger(__name__)
 
 _KEPT = 2
 _VIEW = "item_activity"
@@ -116,7 +119,10 @@ class Every:
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
-            self._work()
+            try:
+                self._work()
+            except Exception:
+                _log.exception("%s failed; it goes on", self._thread.name)
 
     def close(self) -> None:
         """Stop after the call under way."""

@@ -251,7 +251,8 @@ class Supervisor:
                 return
             if not pid:
                 return
-            if self._stopping:
+            known = {one.pid for one in self._workers} | {self._helper.pid if self._helper else 0}
+            if self._stopping or pid not in known:  # whoever became this program may have left children of its own
                 continue
             _log.error("process %d of the server ended (status %d); another takes its place", pid, status)
             if self._helper and pid == self._helper.pid:
