@@ -107,6 +107,7 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
     command = ["serve", "--home", str(workspace.root), "--port", str(port), "--workers", str(workers)]
     with running(command, workspace.root / "serve.log") as process:
         cold_s = ready(port) - start
+        _counters_read(port)
         load(port, requests, 4, 3.0)
         alone = load(port, requests, 1, seconds)
         loaded = load(port, requests, 16, seconds)
@@ -142,6 +143,12 @@ def ready(port: int) -> float:
         except httpx.TransportError:
             time.sleep(0.05)
     raise RuntimeError("the server did not become ready; see serve.log in the catalogue's folder")
+
+
+def _counters_read(port: int) -> None:
+    """Wait until the process beside has read the item counters, which it does once after a start."""
+    while httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).json()["items_age_s"] is None:
+        time.sleep(0.2)
 
 
 def memory(pid: int) -> dict[str, int]:

@@ -10,8 +10,8 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-_PAUSE_S = 0.0002
-_LONGEST_S = 0.01
+_PAUSE_S = 0.001
+_LONGEST_S = 0.02
 _BROKEN_S = 0.1
 
 Protocols = Callable[[], asyncio.BaseProtocol]

@@ -144,7 +144,8 @@ class OnlineFeatures:
         self._users = user_reader(self._store, observe_age)
         self.row_reader = RowReader(self._store.config, c.USER, self._users.names)
         self._items = activity_reader(self._store, codec, observe_age)
-        self._redis = redis_client(workspace, timeout_s)
+        self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
+        self._redis, self._many = redis_client(workspace, timeout_s), redis_client(workspace, _TIMEOUT_S)
 
     def user(self, user_id: str, now: float) -> UserFeatures:
         """Return a user's features at a moment, with every accepted event in them, streamed or not.
@@ -193,11 +194,23 @@ class OnlineFeatures:
         """
         ids = self._codec.items.values
         parts = [
-            self._items.read([{c.ITEM: item} for item in ids[start : start + _ITEMS_PER_READ]], now)[0]
-            for start in range(0, len(ids), _ITEMS_PER_READ)
+            self._activity(ids[start : start + _ITEMS_PER_READ], now) for start in range(0, len(ids), _ITEMS_PER_READ)
         ]
         columns = {name: [None, *(value for part in parts for value in part[name])] for name in parts[0]}
         return activity_from(columns, self._codec)
+
+    def _activity(self, ids: Sequence[str], now: float) -> dict[str, list[Any]]:
+        with self._many.pipeline(transaction=False) as pipe:
+            for item in ids:
+                pipe.hmget(self._item_row.key(item), self._item_row.fields)  # type: ignore[arg-type]  # it takes bytes
+            try:
+                rows = [self._item_row.decode(values) for values in pipe.execute()]
+            except (redis.RedisError, OSError) as error:
+                raise OnlineStoreUnavailable(str(error)) from error
+        columns = {name: [row[name] for row, _ in rows] for name in rows[0][0]}
+        stamps = {view: [found[view] for _, found in rows] for view in self._items.views}
+        self._items.expire(columns, stamps, now)
+        return columns
 
     def ping(self) -> bool:
         """Return whether Redis answers."""

@@ -109,7 +109,8 @@ def test_events_go_in_order_with_their_gaps_scaled(spec, data):
     assert [e["timestamp"] - first for e in sent] == pytest.approx([0, 0.2, 0.4, 0.4, 0.8, 1.0], abs=1e-6)
     for came, batch in server.requests:
         assert all(-0.001 <= came - event["timestamp"] < 0.5 for event in batch)
-    assert [len(batch) for _, batch in server.requests] == [1, 1, 2, 1, 1]
+    # As soon as they are due: on a slow machine several may be due at once, but never one before its time.
+    assert 2 <= len(server.requests) <= 5 and sum(len(batch) for _, batch in server.requests) == 6
     assert tally.summary() | {"seconds": 0, "events_per_s": 0} == {
         "sent": 6, "accepted": 6, "duplicates": 0, "rejected": 0, "seconds": 0, "events_per_s": 0
     }  # fmt: skip
