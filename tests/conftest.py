@@ -63,12 +63,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 @contextmanager
 def _copy(source: Workspace, target: Path) -> Iterator[Workspace]:
-    shutil.copytree(
-        source.root,
-        target,
-        symlinks=True,
-        ignore=shutil.ignore_patterns("redis", "spark", "impressions", "serving", "erasures"),
-    )
+    shutil.copytree(source.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark"))
     workspace = Workspace(target)
     apply(feature_store(workspace), workspace)  # the registry names the tables by their full paths
     yield workspace

@@ -72,6 +72,7 @@ def served(built, copy, tmp_path_factory):
         copy(built.workspace, tmp_path_factory.mktemp("served") / "w") as workspace,
         pytest.MonkeyPatch.context() as patch,
     ):
+        shutil.rmtree(workspace.impressions, ignore_errors=True)  # of another server, whose events are in another log
         run_materialize(workspace)
         release = load_release(current_release(workspace))
         visitors, first = Visitors(release), Engine(release, workspace)
