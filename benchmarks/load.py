@@ -85,9 +85,9 @@ class _Connection(asyncio.Protocol):
         self._transport.close()
 
 
-def encode_requests(path: str, bodies: Sequence[bytes], headers: str = "") -> list[bytes]:
+def encode_requests(path: str, bodies: Sequence[bytes]) -> list[bytes]:
     """Return whole HTTP requests that POST these bodies."""
-    head = f"POST {path} HTTP/1.1\r\nhost: funnel\r\ncontent-type: application/json\r\n{headers}content-length: "
+    head = f"POST {path} HTTP/1.1\r\nhost: funnel\r\ncontent-type: application/json\r\ncontent-length: "
     return [head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies]
 
 

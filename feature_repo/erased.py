@@ -22,6 +22,7 @@ from typing import Any
 
 import redis
 
+from feature_repo.system import sync_folder
 from feature_repo.workspace import Workspace, read_json, write_json
 
 LISTED = "funnel:erased"
@@ -94,7 +95,7 @@ class ErasedUsers:
         number = self.number(user_id)
         with self.editing(number) as proof:
             proof["digest"] = self.digest(user_id)
-        _sync(self.folder)
+        sync_folder(self.folder)
         if self._redis is not None:
             self._redis.sadd(LISTED, number)
         return number
@@ -153,14 +154,5 @@ def _key(path: Path) -> bytes:
         with contextlib.suppress(FileExistsError):  # another process was first: its key counts
             os.link(temporary, path)
         temporary.unlink()
-        _sync(path.parent)
+        sync_folder(path.parent)
     return path.read_bytes()
-
-
-def _sync(folder: Path) -> None:
-    """Sync a folder's list of names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from feature_repo.event_log import encode
+from feature_repo.system import sync_folder
 
 _HOUR_MS = 3_600_000
 _NAME = re.compile(r"(\d+)-(\d+)-\d+\.jsonl")
@@ -107,7 +108,7 @@ class Writer:
         folder = self._folder / str(place // _HOUR_MS)
         if not folder.is_dir():
             folder.mkdir()
-            _sync(self._folder)
+            sync_folder(self._folder)
         file = LogFile(place, len(events), folder / f"{place}-{len(events)}-{os.getpid()}.jsonl")
         lines = (f'{{"position":"{place}-{number}","event":{event}}}\n' for number, event in enumerate(events))
         temporary = file.path.with_name(f".{file.path.name}.tmp")
@@ -120,7 +121,7 @@ class Writer:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(folder)
+        sync_folder(folder)
         return file
 
     def _take(self, place: int) -> None:
@@ -135,12 +136,3 @@ def _files(folder: Path, milliseconds: int) -> list[LogFile]:
     paths = ((path, _NAME.fullmatch(path.name)) for hour in hours for path in hour.iterdir())
     files = (LogFile(int(name[1]), int(name[2]), path) for path, name in paths if name)
     return sorted(file for file in files if file.milliseconds >= milliseconds)
-
-
-def _sync(folder: Path) -> None:
-    """Sync a folder's list of names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

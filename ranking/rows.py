@@ -78,10 +78,25 @@ class PairRows:
 
     def join(self, items: ItemRows) -> tuple[Floats, Codes]:
         """Return the ranker's inputs: numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``."""
-        size = (len(self), 1)
-        numeric = [self.pair, np.tile(self.user_numeric, size), items.numeric[self.item]]
-        categorical = [np.tile(self.user_categorical, size), items.categorical[self.item]]
-        return np.concatenate(numeric, axis=1, dtype=np.float32), np.concatenate(categorical, axis=1, dtype=np.int32)
+        width = self.pair.shape[1] + len(self.user_numeric) + items.numeric.shape[1]
+        numeric = np.empty((len(self), width), dtype=np.float32)
+        return numeric, self.write(items, numeric)
+
+    def write(self, items: ItemRows, numeric: Floats) -> Codes:
+        """Write the numeric inputs into an array, float32 ``[n, F]``, and return the categorical ones."""
+        user, own = len(self.user_categorical), items.categorical.shape[1]
+        categorical = np.empty((len(self), user + own), dtype=np.int32)
+        _side_by_side(numeric, self.pair, self.user_numeric, items.numeric[self.item])
+        _side_by_side(categorical, self.user_categorical, items.categorical[self.item])
+        return categorical
+
+
+def _side_by_side(out: npt.NDArray[Any], *parts: npt.NDArray[Any]) -> None:
+    """Write arrays ``[n, k]`` beside each other; one of a single row ``[k]`` stands in every row."""
+    start = 0
+    for part in parts:
+        out[:, start : start + part.shape[-1]] = part
+        start += part.shape[-1]
 
 
 def pair_rows(users: UserRows, row: int, items: ItemRows, item: Codes, cross: Floats) -> PairRows:

@@ -99,9 +99,7 @@ class CounterReader:
                 self._online = (release.id, OnlineFeatures(self._workspace, release.items))
             now = datetime.now(UTC)
             activity = self._online[1].item_activity(now.timestamp())
-        except (redis.RedisError, OSError, RuntimeError) as error:
-            if not isinstance(error, redis.RedisError | OSError | OnlineStoreUnavailable):
-                raise
+        except (redis.RedisError, OSError, OnlineStoreUnavailable):
             return False
         self._files.publish(release, activity, now.isoformat(timespec="microseconds"))
         self._state, self._read_at = state, time.monotonic()

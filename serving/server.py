@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -154,9 +154,7 @@ class DrainingServer(uvicorn.Server):
 class _Worker:
     pid: int
     ready: int
-    """Reading end of a pipe in which the worker writes when it can be asked."""
-    expected: bool = field(default=False)
-    """It was told to end."""
+    """Reading end of a pipe that the worker closes when it can be asked."""
 
 
 class Supervisor:

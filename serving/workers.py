@@ -19,6 +19,8 @@ from typing import Any
 from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
+from feature_repo.system import lives
+
 _OURS = "FUNNEL_METRICS_DIR"
 _LIBRARYS = "PROMETHEUS_MULTIPROC_DIR"
 _MEMORY = Path("/dev/shm")  # a disk would write the numbers back every few seconds, and may make a request wait
@@ -66,21 +68,11 @@ def _name() -> str:
 def living(folder: Path) -> set[int]:
     """Return the process ids of the workers that live; the gauges of the others are removed."""
     known = {int(path.stem.rpartition("_worker")[2]) for path in folder.glob("*_worker*.db")}
-    alive = set(filter(_lives, known))
+    alive = set(filter(lives, known))
     for pid in known - alive:
         with suppress(FileNotFoundError):  # another worker was quicker
             mark_process_dead(f"worker{pid}", str(folder))  # type: ignore[no-untyped-call]
     return alive
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def resident_memory(pid: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from feature_repo.event_log import LEASE
+from feature_repo.system import lives
 
 FENCE = "funnel:stream:fence"
 _TTL_MS = 15_000
@@ -72,7 +73,7 @@ class Lease:
             now_left: Any = self._redis.pttl(LEASE)
             alive = left is not None and now_left > left  # it was renewed between two looks
             if other["host"] == socket.gethostname():
-                alive = _lives(other["pid"])
+                alive = lives(other["pid"])
                 if not alive:
                     self._redis.eval(_RELEASE, 1, LEASE, holder)
             if alive:
@@ -127,13 +128,3 @@ def holder(client: redis.Redis) -> dict[str, Any] | None:
     """Return who holds the lease: host, pid, since (epoch seconds); None: nobody."""
     value: bytes | None = client.get(LEASE)  # type: ignore[assignment]
     return json.loads(value) if value else None
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

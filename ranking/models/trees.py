@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,8 @@ class TreeRanker:
         def predict(rows: PairRows) -> Floats:
             if not len(rows):
                 return np.empty((0, len(schema.heads)), dtype=np.float32)
-            own = (rows.pair, rows.user_numeric, items.numeric[rows.item])
-            codes = _side_by_side((rows.user_categorical, items.categorical[rows.item]), len(rows), np.int32)
-            matrix = np.empty((len(rows), width + codes.shape[1]), dtype=np.float32)
-            _side_by_side(own, len(rows), np.float32, matrix[:, :width])
-            matrix[:, width:] = schema.known_codes(codes)
+            matrix = np.empty((len(rows), width + len(schema.categorical)), dtype=np.float32)
+            matrix[:, width:] = schema.known_codes(rows.write(items, matrix[:, :width]))
             return self._probabilities(matrix)
 
         return predict
@@ -173,17 +169,6 @@ def fit_lambdarank(
     fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
     slope, intercept = zip(*fits, strict=True)
     return TreeRanker("lambdarank", schema, (booster,), slope, intercept)
-
-
-def _side_by_side(parts: Sequence[Any], rows: int, dtype: Any, out: Any = None) -> Any:
-    """Return arrays ``[rows, k]`` beside each other; one of a single row ``[k]`` stands in every row."""
-    if out is None:
-        out = np.empty((rows, sum(part.shape[-1] for part in parts)), dtype=dtype)
-    start = 0
-    for part in parts:
-        out[:, start : start + part.shape[-1]] = part
-        start += part.shape[-1]
-    return out
 
 
 def _matrix(numeric: Floats, categorical: Codes, schema: RowSchema) -> Floats:
