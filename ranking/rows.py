@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo.encoding import Codes, Floats
-from feature_repo.request_time import SECONDS_PER_DAY
 
 CROSS = (
     "tower_score",  # cosine of user and item vectors
@@ -78,39 +77,15 @@ class PairRows:
 
     def join(self, items: ItemRows) -> tuple[Floats, Codes]:
         """Return the ranker's inputs: numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``."""
-        width = self.pair.shape[1] + len(self.user_numeric) + items.numeric.shape[1]
-        numeric = np.empty((len(self), width), dtype=np.float32)
-        return numeric, self.write(items, numeric)
-
-    def write(self, items: ItemRows, numeric: Floats) -> Codes:
-        """Write the numeric inputs into an array, float32 ``[n, F]``, and return the categorical ones."""
-        user, own = len(self.user_categorical), items.categorical.shape[1]
-        categorical = np.empty((len(self), user + own), dtype=np.int32)
-        _side_by_side(numeric, self.pair, self.user_numeric, items.numeric[self.item])
-        _side_by_side(categorical, self.user_categorical, items.categorical[self.item])
-        return categorical
+        numeric = _side_by_side(self.pair, self.user_numeric, items.numeric[self.item])
+        return numeric, _side_by_side(self.user_categorical, items.categorical[self.item])
 
 
-def _side_by_side(out: npt.NDArray[Any], *parts: npt.NDArray[Any]) -> None:
-    """Write arrays ``[n, k]`` beside each other; one of a single row ``[k]`` stands in every row."""
+def _side_by_side(*parts: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return arrays ``[n, k]`` beside each other; one of a single row ``[k]`` stands in every row."""
+    out = np.empty((len(parts[-1]), sum(part.shape[-1] for part in parts)), dtype=parts[-1].dtype)
     start = 0
     for part in parts:
         out[:, start : start + part.shape[-1]] = part
         start += part.shape[-1]
-
-
-def pair_rows(users: UserRows, row: int, items: ItemRows, item: Codes, cross: Floats) -> PairRows:
-    """Return a request beside ``n`` items.
-
-    Args:
-        users: the requests.
-        row: which of them.
-        items: the catalogue as of the request.
-        item: int32 ``[n]``, which items.
-        cross: float32 ``[n, len(CROSS)]``.
-
-    """
-    met = np.stack([items.first_event_at[item], items.last_event_at[item]], axis=1)
-    ages = ((users.time[row] - met) / SECONDS_PER_DAY).astype(np.float32)
-    pair = np.concatenate([cross, ages], axis=1, dtype=np.float32)
-    return PairRows(pair, users.numeric[row], users.categorical[row], item)
+    return out

@@ -81,13 +81,19 @@ def _tune(index: faiss.Index, vectors: Floats, queries: Floats, kind: str, at: i
     exact.add(vectors)
     truth = exact.search(queries, at)[1]
     inverted = faiss.extract_index_ivf(index)
-    nprobe = 0
-    while True:
-        nprobe = min(max(1, 2 * nprobe), inverted.nlist)
+
+    def recall(nprobe: int) -> float:
         inverted.nprobe = nprobe
-        recall = recall_against(truth, index.search(queries, at)[1])
-        if recall >= _TARGET_RECALL or nprobe == inverted.nlist:
-            return IndexReport(kind, recall, at, nprobe)
+        return recall_against(truth, index.search(queries, at)[1])
+
+    enough = 1
+    while enough < inverted.nlist and recall(enough) < _TARGET_RECALL:
+        enough = min(2 * enough, inverted.nlist)
+    too_few = enough // 2
+    while enough - too_few > max(1, enough // 16):
+        middle = (enough + too_few) // 2
+        too_few, enough = (too_few, middle) if recall(middle) >= _TARGET_RECALL else (middle, enough)
+    return IndexReport(kind, recall(enough), at, enough)
 
 
 def recall_against(truth: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:

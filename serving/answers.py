@@ -187,7 +187,7 @@ def _no_rows(release: Release) -> tuple[Floats, Codes]:
 
 
 def _finites(values: Floats) -> list[float]:
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float64).tolist()
+    return np.where(np.isfinite(values), values, 0.0).tolist()
 
 
 def _finite(value: Any) -> float:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
+from ranking.compiled import compiled
 from serving.catalogue import ItemTable
 
 SOURCES = ("two_tower", "similar", "popular", "trending", "new", "backfill")
@@ -130,76 +131,120 @@ class Retriever:
             found.append(self.index.search(vector[None, :], count, params=parameters)[1][0] + 1)
         return found
 
-    def _static(self, items: ItemTable, time: float) -> dict[str, Codes]:
-        """Return the static lists of a moment, made once for as long as nothing comes or goes."""
+    def _static(self, items: ItemTable, time: float) -> tuple[Codes, npt.NDArray[np.uint8]]:
+        """Return the static lists of a moment end to end, with the bit of the source that each item is from.
+
+        They are made once for as long as nothing comes or goes.
+        """
         known = items.memo.setdefault(self.shares, {})
-        state = int(items.availability_state(np.array([time]))[0])
+        state = items.availability_state(time)
         if state not in known:
             if len(known) >= _STATES_KEPT:
                 known.clear()
-            known[state] = static_lists(items, self.shares, time)
-        lists: dict[str, Codes] = known[state]
-        return lists
+            lists = static_lists(items, self.shares, time)
+            bits = [np.full(len(codes), 1 << SOURCES.index(name), np.uint8) for name, codes in lists.items()]
+            known[state] = np.concatenate(list(lists.values())), np.concatenate(bits)
+        found: tuple[Codes, npt.NDArray[np.uint8]] = known[state]
+        return found
 
     def _merge(
-        self, tower: npt.NDArray[np.int64], history: Codes, static: dict[str, Codes]
+        self, tower: npt.NDArray[np.int64], history: Codes, static: tuple[Codes, npt.NDArray[np.uint8]]
     ) -> tuple[Codes, npt.NDArray[np.uint8], Floats, Floats]:
         """Return items in the order in which the sources first propose them, with their bits and scores."""
-        tower = tower[tower > 0].astype(np.int32)  # FAISS says -1 where it found fewer
-        pool, score, last = self._similar(history)
-        lists: list[tuple[int, Any]] = [(0, tower), (1, pool[: self.shares.similar])]
-        lists += [(SOURCES.index(name), codes) for name, codes in static.items()]
-        bits, parts = self._desk.bits, []
-        for source, codes in lists:
-            found = bits[codes]
-            parts.append(codes[found == 0])
-            bits[codes] = found | (1 << source)
-        item = np.concatenate(parts)
-        sources = bits[item]
-        bits[item] = 0
-        rank = np.full(len(item), np.nan, dtype=np.float32)
-        rank[: len(tower)] = np.log1p(np.arange(len(tower), dtype=np.float32))
-        return item, sources, rank, self._similar_to(item, pool, score, last)
-
-    def _similar(self, history: Codes) -> tuple[Codes, Floats, Floats]:
-        """Return items co-visited with the recent ones, best first, and their two scores."""
         recent = history[:RECENT]
         recent = recent[recent > 0]
-        if not len(recent):
-            empty = np.zeros(0, dtype=np.float32)
-            return np.zeros(0, dtype=np.int32), empty, empty
         near, weight = self.neighbours[recent], self.similarities[recent]
-        every, place = near.ravel(), self._desk.place
-        numbers = np.arange(len(every), dtype=np.int32)
-        place[every] = numbers  # of an item that comes several times the last number stays
-        mine = place[every]
-        score = np.bincount(mine, (weight * self._recency[: len(recent), None]).ravel(), minlength=len(every))
-        last = np.bincount(mine[: near.shape[1]], weight[0], minlength=len(every))
-        kept = np.flatnonzero((mine == numbers) & (every > 0) & (score > 0))
-        kept = kept[np.lexsort((every[kept], -score[kept]))]
-        return every[kept], score[kept].astype(np.float32), last[kept].astype(np.float32)
-
-    def _similar_to(self, item: Codes, pool: Codes, score: Floats, last: Floats) -> Floats:
-        """Return both scores of items, float32 ``[n, 2]``, 0 for those that are not in the pool."""
-        found = np.zeros((len(item), 2), dtype=np.float32)
-        if len(pool):
-            self._desk.place[pool] = np.arange(len(pool), dtype=np.int32)
-            place = np.clip(self._desk.place[item], 0, len(pool) - 1)  # of other items it says anything
-            match = pool[place] == item
-            found[match, 0] = score[place[match]]
-            found[match, 1] = last[place[match]]
-        return found
+        size = len(tower) + near.size + len(static[0])
+        item, bits = np.empty(size, np.int32), np.empty(size, np.uint8)
+        rank, similar = np.empty(size, np.float32), np.empty((size, 2), np.float32)
+        most, place = self.shares.similar, self._desk.place
+        count = _union(tower, near, weight, self._recency, most, *static, place, item, bits, rank, similar)
+        return item[:count], bits[:count], rank[:count], similar[:count]
 
 
 class _Desk(threading.local):
-    """A thread's scratch arrays with a place for every item: looking up beats sorting by ten to one.
+    """A thread's scratch array with a place for every item: looking up beats sorting by ten to one.
 
-    ``bits`` uint8 ``[N]`` is all 0 between requests; ``place`` int32 ``[N]`` holds leftovers.
+    ``place`` int32 ``[N]`` is all 0 between requests.
     """
 
     def __init__(self, size: int) -> None:
-        self.bits = np.zeros(size, dtype=np.uint8)
         self.place = np.zeros(size, dtype=np.int32)
+
+
+@compiled
+def _union(
+    tower: npt.NDArray[np.int64],
+    near: Codes,
+    weight: Floats,
+    recency: Floats,
+    most_similar: int,
+    static: Codes,
+    static_bits: npt.NDArray[np.uint8],
+    place: Codes,
+    item: Codes,
+    bits: npt.NDArray[np.uint8],
+    rank: Floats,
+    similar: Floats,
+) -> int:
+    """Write the union of all sources into ``item``, ``bits``, ``rank`` and ``similar``, and return its size.
+
+    Args:
+        tower: codes best first, 0: FAISS found fewer.
+        near: int32 ``[R, S]``, the items co-visited with each recent one, 0: none.
+        weight: float32 ``[R, S]``, how much.
+        recency: float32 ``[R]``, what the co-visitation with each recent item counts.
+        most_similar: how many of the co-visited items are proposed.
+        static: codes of the other sources.
+        static_bits: their bits.
+        place: int32 ``[N]`` of 0; so it is left.
+        item: int32, with room for all of them.
+        bits: uint8, likewise.
+        rank: float32, likewise.
+        similar: float32 ``[., 2]``, likewise.
+
+    """
+    # First every co-visited item with its two sums; of those that are not proposed in the end the scores may count.
+    pool, score, last = np.empty(near.size, np.int32), np.zeros(near.size), np.zeros(near.size)
+    found = 0
+    for one in range(near.shape[0]):
+        for other in range(near.shape[1]):
+            code, much = near[one, other], weight[one, other] * recency[one]
+            if code == 0 or much <= 0.0:
+                continue
+            if place[code] == 0:
+                pool[found] = code
+                found += 1
+                place[code] = found
+            score[place[code] - 1] += much
+            if one == 0:
+                last[place[code] - 1] += weight[0, other]
+    pool, best = pool[:found], np.argsort(-score[:found], kind="mergesort")
+    for number in range(found):
+        place[pool[number]] = -number - 1  # below 0: not among the candidates yet
+    count = 0
+    for source in range(3):
+        length = len(tower) if source == 0 else min(most_similar, found) if source == 1 else len(static)
+        for number in range(length):
+            code = tower[number] if source == 0 else pool[best[number]] if source == 1 else static[number]
+            bit = static_bits[number] if source == 2 else np.uint8(1 << source)
+            if code == 0:
+                continue
+            if place[code] > 0:
+                bits[place[code] - 1] |= bit
+                continue
+            item[count], bits[count] = code, bit
+            rank[count] = np.log1p(np.float32(number)) if source == 0 else np.nan
+            known = -place[code] - 1
+            similar[count, 0] = score[known] if known >= 0 else 0.0
+            similar[count, 1] = last[known] if known >= 0 else 0.0
+            count += 1
+            place[code] = count
+    for number in range(found):
+        place[pool[number]] = 0
+    for number in range(count):
+        place[item[number]] = 0
+    return count
 
 
 def static_lists(items: ItemTable, shares: Shares, time: float) -> dict[str, Codes]:

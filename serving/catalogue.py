@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Encoded, Floats
 from ranking.rows import ItemRows
-from serving.codec import Codec, ranked_codes
+from serving.codec import Codec, ranked_columns
 
 Times = npt.NDArray[np.float64]
 
@@ -111,7 +111,7 @@ class ItemTable:
         numeric = self.activity.numeric
         if numeric is None:
             numeric = np.concatenate([self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32)
-        categorical = ranked_codes(self.codec.item_attributes, self.encoded.first)
+        categorical = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
         return ItemRows(numeric, categorical, self.activity.first_event_at, self.activity.last_event_at)
 
     def available(self, time: float, codes: Codes | None = None) -> npt.NDArray[np.bool_]:
@@ -123,9 +123,9 @@ class ItemTable:
         mask[0] = False
         return np.asarray(mask)
 
-    def availability_state(self, time: Times) -> npt.NDArray[np.int64]:
-        """Return numbers, int64 ``[n]``, equal for moments between which nothing comes or goes."""
-        return np.searchsorted(self._turns, time, side="right").astype(np.int64)
+    def availability_state(self, time: float) -> int:
+        """Return a number that is the same for all moments (epoch seconds) between which nothing comes or goes."""
+        return int(self._turns.searchsorted(time, side="right"))
 
     @cached_property
     def memo(self) -> dict[Any, Any]:

@@ -110,6 +110,6 @@ def ranked(encoder: AttributeEncoder) -> list[str]:
     return [name for name in encoder.coded if encoder.kinds[name] != "text"]
 
 
-def ranked_codes(encoder: AttributeEncoder, first: Any) -> Any:
-    """Return the columns of ``first`` (int32 ``[n, coded]``) that the ranker sees."""
-    return first[:, [encoder.coded.index(name) for name in ranked(encoder)]]
+def ranked_columns(encoder: AttributeEncoder) -> list[int]:
+    """Return which columns of ``Encoded.first`` the ranker sees."""
+    return [encoder.coded.index(name) for name in ranked(encoder)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -94,6 +95,7 @@ class Filters:
         self._blocked = np.zeros(len(items), dtype=np.bool_)
         self._blocked[items.codec.items.encode(rules.blocklist)] = True
         self._blocked[0] = False
+        self._marks = _Marks(len(items))
         self._rules = _Kept(len(items))
         self._narrow = _Kept(len(items))
         self._values: dict[str, dict[str, Codes]] = {}
@@ -119,12 +121,12 @@ class Filters:
         met = [of for kind, of in seen.items() if self.rules.exclude_seen == "all" or kind in self.rules.exclude_seen]
         masks: dict[Reason, Mask] = {
             "unavailable": ~items.available(time, codes),
-            "seen": _among(np.concatenate(met) if met else _NOWHERE, codes, len(items)),
+            "seen": self._marks.among(np.concatenate(met) if met else _NOWHERE, codes),
         }
         if self.rules.blocklist:
             masks["blocklist"] = self._blocked if codes is None else self._blocked[codes]
         if request.exclude:
-            masks["excluded"] = _among(items.codec.items.encode(request.exclude), codes, len(items))
+            masks["excluded"] = self._marks.among(items.codec.items.encode(request.exclude), codes)
         if request.filters:
             fits = self._fits(items, request.filters)
             masks["attribute_rule"] = ~fits if codes is None else ~fits[codes]
@@ -135,8 +137,8 @@ class Filters:
 
         What a user has seen and excludes is little beside the catalogue: the search may find it.
         """
-        state = int(items.availability_state(np.array([time]))[0])
-        rules = json.dumps({name: rule.model_dump() for name, rule in request.filters.items()}, sort_keys=True)
+        state = items.availability_state(time)
+        rules = _spelled(request.filters)
         if (known := self._narrow.get(items, (state, rules))) is not None:
             return known[0]
         mask = items.available(time) & ~self._blocked
@@ -209,14 +211,26 @@ class _Kept:
         self._known[key] = value
 
 
-def _among(some: Codes, codes: Codes | None, size: int) -> Mask:
-    """Return which of ``codes`` ``[n]``, or of all ``size`` items, are among some; item 0 never is."""
-    if codes is not None:
-        return np.isin(codes, some)
-    mask = np.zeros(size, dtype=np.bool_)
-    mask[some] = True
-    mask[0] = False
-    return mask
+def _spelled(filters: dict[str, AttributeRule]) -> str:
+    if not filters:
+        return ""
+    return json.dumps({name: rule.model_dump() for name, rule in filters.items()}, sort_keys=True)
+
+
+class _Marks(threading.local):
+    """A thread's scratch array with a place for every item, all False between requests."""
+
+    def __init__(self, size: int) -> None:
+        self.marked = np.zeros(size, dtype=np.bool_)
+
+    def among(self, some: Codes, codes: Codes | None) -> Mask:
+        """Return which of ``codes`` ``[n]``, or of all items, are among some; item 0 never is."""
+        marked = self.marked
+        marked[some] = True
+        marked[0] = False
+        found: Mask = marked.copy() if codes is None else marked[codes]
+        marked[some] = False
+        return found
 
 
 def choose(

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_repo.encoding import Codes, Floats
-from ranking.rows import CROSS, PairRows, pair_rows
+from feature_repo.request_time import SECONDS_PER_DAY
+from ranking.compiled import compiled, dot
+from ranking.rows import CROSS, ITEM_AGES, PairRows
 from serving.candidates import RECENT, Candidates
 from serving.catalogue import ItemTable
 from serving.users import UserBatch
+
+_NEWEST = 5
+"""How many of the newest history items ``cosine_recent`` is the mean of."""
 
 
 class Hydrator:
@@ -31,20 +37,52 @@ class Hydrator:
 
     def pairs(self, users: UserBatch, row: int, vector: Floats, candidates: Candidates, items: ItemTable) -> PairRows:
         """Return the candidates of one request beside its user; ``vector`` float32 ``[D]`` is the user's."""
-        rows = candidates.rows(row)
-        item = candidates.item[rows]
-        near = self._vectors[item]
-        cross = np.empty((len(item), len(CROSS)), dtype=np.float32)
-        cross[:, 0] = near @ vector
-        cross[:, 1] = candidates.tower_rank[rows]
-        cross[:, 2:4] = candidates.similar[rows]
-        cross[:, 4:7] = self._cosines(near, users.context.history[row, :RECENT])
-        cross[:, 7] = users.category_shares[row][items.categories[item]].sum(axis=1)
-        return pair_rows(users.rows, row, items.rows, item, cross)
+        rows, catalogue = candidates.rows(row), items.rows
+        item, recent = candidates.item[rows], users.context.history[row, :RECENT]
+        pair = np.empty((len(item), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
+        pair[:, 1], pair[:, 2:4] = candidates.tower_rank[rows], candidates.similar[rows]
+        near = self._vectors[recent[recent > 0]]
+        _cosines(self._vectors, item, vector, near, pair)
+        _lookups(
+            item, users.category_shares[row], items.categories, catalogue.first_event_at, catalogue.last_event_at,
+            float(users.context.time[row]), pair,
+        )  # fmt: skip
+        return PairRows(pair, users.rows.numeric[row], users.rows.categorical[row], item)
 
-    def _cosines(self, near: Floats, recent: Codes) -> Floats:
-        recent = recent[recent > 0]
-        if not len(recent):
-            return np.full((len(near), 3), np.nan, dtype=np.float32)
-        cosine = near @ self._vectors[recent].T
-        return np.stack([cosine[:, 0], cosine[:, :5].mean(axis=1), cosine.max(axis=1)], axis=1)
+
+@compiled
+def _cosines(vectors: Floats, item: Codes, user: Floats, recent: Floats, pair: Floats) -> None:
+    """Write the cosines of items ``[n]`` with the user, with the newest item, the newest ones and the nearest one."""
+    for row in range(len(item)):
+        vector = vectors[item[row]]
+        pair[row, 0] = dot(vector, user)
+        pair[row, 4:7] = np.nan
+        total = best = np.float32(0.0)
+        for number in range(len(recent)):
+            cosine = dot(vector, recent[number])
+            if number == 0:
+                pair[row, 4] = cosine
+            if number < _NEWEST:
+                total += cosine
+            best = cosine if number == 0 else max(best, cosine)
+        if len(recent):
+            pair[row, 5], pair[row, 6] = total / np.float32(min(len(recent), _NEWEST)), best
+
+
+@compiled
+def _lookups(
+    item: Codes,
+    shares: Floats,
+    categories: Codes,
+    first: npt.NDArray[np.float64],
+    last: npt.NDArray[np.float64],
+    time: float,
+    pair: Floats,
+) -> None:
+    """Write the user's shares of the items' categories, and the items' ages in days."""
+    for row in range(len(item)):
+        code, share = item[row], np.float32(0.0)
+        for place in range(categories.shape[1]):
+            share += shares[categories[code, place]]
+        pair[row, 7] = share
+        pair[row, 8], pair[row, 9] = (time - first[code]) / SECONDS_PER_DAY, (time - last[code]) / SECONDS_PER_DAY

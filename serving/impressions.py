@@ -57,6 +57,9 @@ IMPRESSION_SCHEMA = pa.schema(
 )
 """One row is one request; an item's place in the lists is its position, 0 the best."""
 
+# Looking for repetition among ids and floats takes as long as all the rest, and makes files larger.
+_REPEATING = ["release", "degraded.list.element", "items_as_of", "sources.list.element.list.element"]
+
 _log = logging.getLogger(__name__)
 _files = itertools.count()
 
@@ -173,7 +176,7 @@ class ImpressionLog:
     def _write(self, batch: Sequence[Impression]) -> None:
         try:
             sink = pa.BufferOutputStream()
-            pq.write_table(to_table(batch), sink, compression="zstd")
+            pq.write_table(to_table(batch), sink, compression="zstd", use_dictionary=_REPEATING)
             stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
             name = f"{stamp}-{os.getpid()}-{next(_files):06d}.parquet"
             write_atomically(self._folder / name, sink.getvalue().to_pybytes())

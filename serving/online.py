@@ -13,6 +13,7 @@ from feast import FeatureService, FeatureStore
 from feature_repo import columns as c
 from feature_repo.event_log import recent_key
 from feature_repo.online_store import RowReader
+from feature_repo.pipelined_reads import PipelinedReads
 from feature_repo.store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from serving.catalogue import Activity, ItemTable, activity_from
@@ -146,6 +147,7 @@ class OnlineFeatures:
         self._items = activity_reader(self._store, codec, observe_age)
         self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
         self._redis, self._many = redis_client(workspace, timeout_s), redis_client(workspace, _TIMEOUT_S)
+        self._read = PipelinedReads(self._redis)
 
     def user(self, user_id: str, now: float) -> UserFeatures:
         """Return a user's features at a moment, with every accepted event in them, streamed or not.
@@ -163,15 +165,15 @@ class OnlineFeatures:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        with self._redis.pipeline(transaction=False) as pipe:
-            for user_id in user_ids:
-                # The overlay first: what the stream takes from it in between is in the row as well, and counts once.
-                pipe.lrange(recent_key(user_id), 0, -1)
-                pipe.hmget(self.row_reader.key(user_id), self.row_reader.fields)  # type: ignore[arg-type]  # bytes
-            try:
-                found = pipe.execute()
-            except (redis.RedisError, OSError) as error:
-                raise OnlineStoreUnavailable(str(error)) from error
+        commands: list[tuple[Any, ...]] = []
+        for user_id in user_ids:
+            # The overlay first: what the stream takes from it in between is in the row as well, and counts once.
+            commands.append(("LRANGE", recent_key(user_id), 0, -1))
+            commands.append(("HMGET", self.row_reader.key(user_id), *self.row_reader.fields))
+        try:
+            found = self._read(commands)
+        except (redis.RedisError, OSError) as error:
+            raise OnlineStoreUnavailable(str(error)) from error
         rows = zip(user_ids, found[::2], found[1::2], strict=True)
         return [self._features(user_id, entries, values, now) for user_id, entries, values in rows]
 
@@ -228,5 +230,7 @@ def no_features(user_id: str, codec: Codec) -> dict[str, list[Any]]:
 
 def together(rows: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
     """Return feature rows of one user each as one table; what a row does not have is missing."""
+    if len(rows) == 1:
+        return rows[0]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: [row[name][0] if name in row else None for row in rows] for name in names}

@@ -225,7 +225,7 @@ class Recommender:
         masks = self.filters.removals(items, request, users.seen[row], time, codes)
         removed: dict[str, int] = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
         places = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
-        order = places[np.lexsort((codes[places], -scores[places]))]
+        order = places[np.argsort(-scores[places], kind="stable")]
         taken: Counter[int] = Counter()
         chosen, over = choose(request.k, codes[order], scores[order], items, self.vectors, self.rules, taken)
         rows = order[chosen] + span.start

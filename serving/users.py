@@ -12,9 +12,9 @@ import numpy.typing as npt
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Encoded, Floats
 from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
-from ranking.rows import UserRows
+from ranking.rows import MOMENT, UserRows
 from retrieval.context import UserContext
-from serving.codec import Codec, ranked_codes
+from serving.codec import Codec, ranked_columns
 
 Columns = Mapping[str, Sequence[Any]]
 """Feature values by name, one per request; None where missing."""
@@ -41,6 +41,8 @@ class UserReader:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
+        self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
+        self._width, self._ranked = len(codec.user_numeric), ranked_columns(codec.user_attributes)
 
     def context(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserContext:
         """Return the user tower's view of ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds)."""
@@ -75,17 +77,20 @@ class UserReader:
         return UserBatch(context, rows, self._shares(columns, len(time)), self._seen(columns))
 
     def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:
-        codec, time = self.codec, context.time
-        known = _numbers(columns, (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT), len(time))
-        counts, met = known[:, :-2], known[:, -2:]
-        moment = request_time_features(time, met[:, 0], met[:, 1])
-        length = (context.history > 0).sum(axis=1)
-        gap = np.where(length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan)
-        derived = np.stack([moment["user_recency_days"], moment["user_tenure_days"], length, gap], axis=1)
-        numeric = np.concatenate([counts, derived, attributes.numbers], axis=1, dtype=np.float32, casting="same_kind")
-        clock = np.stack([moment["hour_of_day"], moment["day_of_week"]], axis=1).astype(np.int32)
-        codes = ranked_codes(codec.user_attributes, attributes.first)
-        return UserRows(numeric, np.concatenate([clock, codes], axis=1, dtype=np.int32), time)
+        time, history = context.time, context.history
+        known = _numbers(columns, self._counts, len(time))
+        moment, start = request_time_features(time, known[:, -2], known[:, -1]), known.shape[1] - 2
+        numeric = np.empty((len(time), self._width), dtype=np.float32)
+        numeric[:, :start] = known[:, :-2]
+        numeric[:, start] = moment["user_recency_days"]
+        numeric[:, start + 1] = moment["user_tenure_days"]
+        numeric[:, start + 2] = length = (history > 0).sum(axis=1)
+        numeric[:, start + 3] = np.where(length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan)
+        numeric[:, start + 4 :] = attributes.numbers
+        categorical = np.empty((len(time), len(MOMENT) + len(self._ranked)), dtype=np.int32)
+        categorical[:, 0], categorical[:, 1] = moment["hour_of_day"], moment["day_of_week"]
+        categorical[:, 2:] = attributes.first[:, self._ranked]
+        return UserRows(numeric, categorical, time)
 
     def _shares(self, columns: Columns, size: int) -> Floats:
         shares = np.zeros((size, len(self.codec.categories)), dtype=np.float32)
@@ -109,5 +114,5 @@ class UserReader:
 def _numbers(columns: Columns, names: Sequence[str], size: int) -> npt.NDArray[np.float64]:
     """Return numeric columns side by side, float64 ``[size, len(names)]``; NaN where missing."""
     missing = [None] * size
-    rows = [[np.nan if value is None else value for value in columns.get(name, missing)] for name in names]
-    return np.array(rows, dtype=np.float64).T
+    # None becomes NaN.
+    return np.array([columns.get(name, missing) for name in names], dtype=np.float64).T

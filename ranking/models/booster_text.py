@@ -7,6 +7,7 @@ point back at themselves never ends. Either takes the whole process with it.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,26 @@ _PER_NODE = (
 _CATEGORICAL = 1
 
 
+@dataclass(frozen=True)
+class Tree:
+    """One tree: arrays with a value for each inner node, and for each leaf; a child below 0 is the leaf ``~child``."""
+
+    split_feature: Doubles
+    threshold: Doubles
+    decision_type: Doubles
+    left_child: Doubles
+    right_child: Doubles
+    leaf_value: Doubles
+    cat_boundaries: Doubles
+    cat_threshold: Doubles
+
+
+def read_trees(text: str) -> list[Tree]:
+    """Return the trees of a model that ``check_booster`` has found sound."""
+    names = Tree.__dataclass_fields__
+    return [Tree(*(_numbers(fields, name) for name in names)) for fields in _trees(text)]
+
+
 def check_booster(text: str, columns: int) -> None:
     """Refuse a model that LightGBM could not read, or whose trees do not end in leaves.
 
@@ -31,23 +52,30 @@ def check_booster(text: str, columns: int) -> None:
         ValueError: with what is wrong.
 
     """
-    head, _, trees = text.partition("\n\n")
-    fields = _fields(head)
+    fields = _fields(text.partition("\n\n")[0])
     expected = {"num_class": "1", "num_tree_per_iteration": "1", "max_feature_idx": str(columns - 1)}
     for name, value in expected.items():
         if fields.get(name) != value:
             raise ValueError(f"a booster has {name}={fields.get(name)}, not {value}")
-    trees = trees.lstrip("\n")
-    start = 0
-    for number, size in enumerate(_numbers(fields, "tree_sizes").astype(np.int64).tolist()):
-        tree = trees[start : start + size]
+    for number, tree in enumerate(_trees(text)):
+        if not _is_sound(tree, columns):
+            raise ValueError(f"tree {number} of a booster is no tree")
+
+
+def _trees(text: str) -> list[dict[str, str]]:
+    """Return the fields of each tree."""
+    head, _, rest = text.partition("\n\n")
+    rest = rest.lstrip("\n")
+    start, found = 0, []
+    for number, size in enumerate(_numbers(_fields(head), "tree_sizes").astype(np.int64).tolist()):
+        tree = rest[start : start + size]
         if len(tree) < size or not tree.startswith(f"Tree={number}\n"):
             raise ValueError(f"a booster ends in its tree {number}")
-        if not _is_sound(_fields(tree), columns):
-            raise ValueError(f"tree {number} of a booster is no tree")
+        found.append(_fields(tree))
         start += size
-    if not trees[start:].startswith("end of trees") or "\nend of parameters\n" not in trees[start:]:
+    if not rest[start:].startswith("end of trees") or "\nend of parameters\n" not in rest[start:]:
         raise ValueError("a booster has no end")
+    return found
 
 
 def _fields(lines: str) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
 from ranking.models.base import Contributions, Log, PairScorer, largest, save_description
-from ranking.rows import ItemRows, PairRows
+from ranking.models.forest import Forest, NotAForest
+from ranking.rows import ItemRows
 from ranking.sigmoid import fit_sigmoid, sigmoid
 
 
@@ -67,24 +70,25 @@ class TreeRanker:
         """See ``Ranker.predict``."""
         if not len(numeric):
             return np.empty((0, len(self.schema.heads)), dtype=np.float32)  # LightGBM refuses zero rows
-        return self._probabilities(_matrix(numeric, categorical, self.schema))
+        matrix = _matrix(numeric, categorical, self.schema)
+        return self._probabilities([_raw(booster, matrix) for booster in self.boosters])
 
     def for_items(self, items: ItemRows) -> PairScorer:
-        """See ``Ranker.for_items``: rows are written where LightGBM reads them, without a joined table between."""
-        schema, width = self.schema, len(self.schema.numeric)
+        """See ``Ranker.for_items``: trees of up to 64 leaves need no joined table and give the same to the bit."""
+        forests, cardinalities = self._forests, np.asarray(self.schema.cardinalities, dtype=np.int32)
+        if forests is None:
+            return lambda rows: self.predict(*rows.join(items))
+        return lambda rows: self._probabilities([forest(rows, items, cardinalities) for forest in forests])
 
-        def predict(rows: PairRows) -> Floats:
-            if not len(rows):
-                return np.empty((0, len(schema.heads)), dtype=np.float32)
-            matrix = np.empty((len(rows), width + len(schema.categorical)), dtype=np.float32)
-            matrix[:, width:] = schema.known_codes(rows.write(items, matrix[:, :width]))
-            return self._probabilities(matrix)
+    @cached_property
+    def _forests(self) -> list[Forest] | None:
+        try:
+            return [Forest.read(booster.model_to_string()) for booster in self.boosters]
+        except NotAForest:
+            return None
 
-        return predict
-
-    def _probabilities(self, matrix: Floats) -> Floats:
-        raw = np.stack([_raw(booster, matrix) for booster in self.boosters], axis=1)
-        return sigmoid(raw * self.slope + self.intercept).astype(np.float32)
+    def _probabilities(self, raw: Sequence[Doubles]) -> Floats:
+        return sigmoid(np.stack(raw, axis=1) * self.slope + self.intercept).astype(np.float32)
 
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
         """See ``Ranker.explain``: SHAP values of the trees (Lundberg et al. 2020).

@@ -129,7 +129,7 @@ def test_moments_of_one_batch_have_their_own_static_lists(tiny: Tiny) -> None:
         part = slice(found.offsets[row], found.offsets[row + 1])
         new = found.item[part][found.sources[part] >> SOURCES.index("new") & 1 > 0]
         assert sorted(new) == sorted(static_lists(tiny.items, SHARES, float(time))["new"])
-    state = tiny.items.availability_state(np.array([NOW - DAY, NOW, NOW + 99.0, NOW + 100.0]))
+    state = [tiny.items.availability_state(time) for time in (NOW - DAY, NOW, NOW + 99.0, NOW + 100.0)]
     assert state[1] == state[2] and state[0] < state[1] < state[3]
 
 
