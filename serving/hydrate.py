@@ -16,6 +16,9 @@ from serving.users import UserBatch
 _NEWEST = 5
 """How many of the newest history items ``cosine_recent`` is the mean of."""
 
+_LINE = 16
+"""Float32 numbers in a line of the processor's cache."""
+
 
 class Hydrator:
     """Builds the ranker's inputs of candidates; training sets and serving both come through here."""
@@ -53,6 +56,11 @@ class Hydrator:
 @compiled
 def _cosines(vectors: Floats, item: Codes, user: Floats, recent: Floats, pair: Floats) -> None:
     """Write the cosines of items ``[n]`` with the user, with the newest item, the newest ones and the nearest one."""
+    # Memory is waited for once here, for many rows at a time; between products it would be waited for at every row.
+    for row in range(len(item)):
+        pair[row, 0] = 0.0
+        for place in range(0, vectors.shape[1], _LINE):
+            pair[row, 0] += vectors[item[row], place]
     for row in range(len(item)):
         vector = vectors[item[row]]
         pair[row, 0] = dot(vector, user)
