@@ -31,6 +31,7 @@ from feature_repo.embedded_redis import ensure_running, socket_path
 from feature_repo.workspace import Workspace, link_atomically, read_json
 from pipelines.ingest import read_events
 from pipelines.stages import run_materialize
+from pipelines.streaming.status import stream_status
 from serving.release import MANIFEST, load_release, write_manifest
 
 pytestmark = pytest.mark.faults
@@ -258,6 +259,54 @@ def test_redis_has_another_password(server: Server) -> None:
     watched = under_load(server, change)
     check(server, "Redis wrong password", watched)
     assert any(losses(body) for _, _, body in watched.load.answers)
+
+
+def start_job(server: Server) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "stream"]
+    with (server.workspace.root / "stream.log").open("ab") as log:
+        return subprocess.Popen([*command, "--home", str(server.workspace.root)], stdout=log, stderr=log)
+
+
+def streamed(server: Server, patience_s: float = 240.0) -> None:
+    """Wait until the job has folded every accepted event into features."""
+    deadline = time.monotonic() + patience_s
+    with server.redis() as client:
+        while stream_status(client)["pending"]:
+            assert time.monotonic() < deadline, (server.workspace.root / "stream.log").read_text()[-3_000:]
+            time.sleep(0.5)
+
+
+def test_the_streaming_job_is_dead(server: Server) -> None:
+    """Events of a dead job are in the very next answer all the same, and a new job takes up every one of them."""
+    item = server.excluded[0]
+    url = f"http://127.0.0.1:{server.port}"
+
+    def click(number: int) -> None:
+        event = {"event_id": f"dead-{number}", "user_id": f"dead-{number}", "item_id": item, "type": "view"}
+        answer = httpx.post(f"{url}/v1/events", json={"events": [event | {"timestamp": time.time()}]}, timeout=10)
+        assert answer.json()["accepted"] == 1
+        features = httpx.get(f"{url}/v1/users/dead-{number}/features", timeout=10).json()["features"]
+        assert item in features[c.RECENT_ITEMS]
+
+    job = start_job(server)
+    try:
+        click(0)
+        streamed(server)
+
+        def die() -> None:
+            job.kill()
+            job.wait()
+            for number in range(1, 21):
+                click(number)
+                time.sleep(FAULT_S / 20)
+
+        watched = under_load(server, die)
+        job = start_job(server)
+        check(server, "streaming job dead", watched)
+        streamed(server)
+    finally:
+        job.terminate()
+        job.wait(timeout=120)
 
 
 def test_a_worker_is_killed(server: Server) -> None:
