@@ -102,7 +102,7 @@ def kill_started():
 
 def stop_job(process):
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
 
 
 def wait_until(condition, patience_s=300, what=""):

@@ -224,5 +224,5 @@ def test_a_second_job_says_who_works_already(copied):
     job = start_job(copied)
     wait_until(lambda: stream_status(redis_client(copied))["running"])
     second = start_job(copied)
-    assert second.wait(timeout=60) == 1
+    assert second.wait(timeout=240) == 1
     assert f"process {job.pid}" in (copied.root / "job.log").read_text()
