@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, FastAPI, Query, Request, Response
+from fastapi import Path as PathPart
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -21,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.workspace import Workspace
 from serving.access import Access
+from serving.added import BadItem, NoSpareRow, ReleasedItem
 from serving.admission import Aside, Turns
 from serving.answers import UnknownItem
 from serving.counters import CounterFiles, Every
@@ -44,6 +46,7 @@ from serving.schemas import (
     EventsRequest,
     EventsResponse,
     ItemChange,
+    NewItem,
     RecommendationRequest,
     RecommendationResponse,
     SimilarResponse,
@@ -55,7 +58,7 @@ from serving.telemetry import Telemetry, start_tracing
 from serving.verify import check_release, registered_features
 from serving.watch import ReleaseWatch
 
-_RECALL_S, _REMOVED_S, _ASIDE = 30.0, 0.5, 8
+_RECALL_S, _CHANGES_S, _ASIDE = 30.0, 0.5, 8
 _PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys(
     ("4XX", "5XX"), {"description": "Problem details (RFC 9457)", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
 )
@@ -97,7 +100,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = app.state.engine = Engine(release, workspace, settings=settings, metrics=metrics, counters=counters)
         refresh = Every(settings.refresh_s, engine.refresh_items, "refresh")
-        removed = Every(_REMOVED_S, engine.refresh_removed, "removed")
+        changes = Every(_CHANGES_S, engine.refresh_changes, "changes")
         recall = Every(_RECALL_S, engine.measure_recall, "recall")
         aside = Aside(_ASIDE)
         app.state.queues = {RECOMMEND: Turns(settings.under_way), BATCH: aside}
@@ -110,7 +113,7 @@ def create_app(
         watch.close()
         refresh.close()
         recall.close()
-        removed.close()
+        changes.close()
         aside.close()
         engine.close()
         if tracing:
@@ -227,8 +230,11 @@ def _add_routes(app: FastAPI) -> None:
         return ItemChange(item_id=item_id, changed=engine.remove_item(item_id))
 
     @app.put("/v1/items/{item_id:path}", status_code=202)
-    def restore_item(item_id: str, engine: UsesEngine) -> ItemChange:
-        return ItemChange(item_id=item_id, changed=engine.restore_item(item_id))
+    def put_item(
+        item_id: Annotated[str, PathPart(min_length=1, max_length=256)], engine: UsesEngine, item: NewItem | None = None
+    ) -> ItemChange:
+        changed = engine.restore_item(item_id) if item is None else engine.add_item(item_id, item)
+        return ItemChange(item_id=item_id, changed=changed)
 
     @app.get("/v1/users/{user_id:path}/features")
     def user_features(user_id: str, engine: UsesEngine) -> UserFeaturesResponse:
@@ -291,6 +297,20 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(UnknownItem)
     async def unknown_item(_: Request, error: UnknownItem) -> Response:
         return _problem(404, "no such item", f"this release has no item '{error}'")
+
+    @app.exception_handler(BadItem)
+    async def bad_item(_: Request, error: BadItem) -> Response:
+        return _problem(422, "the item cannot be added", str(error))
+
+    @app.exception_handler(ReleasedItem)
+    async def released_item(_: Request, error: ReleasedItem) -> Response:
+        detail = f"the release has '{error}' itself; its attributes change with the next release"
+        return _problem(409, "the item is one of the release", detail)
+
+    @app.exception_handler(NoSpareRow)
+    async def no_spare_row(_: Request, error: NoSpareRow) -> Response:
+        detail = f"there is place for {error} added items in a release; make a new one, which has them itself"
+        return _problem(507, "no place for another item", detail)
 
     @app.exception_handler(LogFull)
     async def log_full(_: Request, error: LogFull) -> Response:

@@ -65,8 +65,16 @@ class SimilarResponse(TypedDict):
     items: list[RecommendedItem]
 
 
+class NewItem(_Strict):
+    """An item that the release does not have. Moments are epoch seconds or ISO 8601; without them it is there now."""
+
+    attributes: dict[str, Any] = Field(max_length=1_000)
+    available_from: float | str | None = None
+    available_until: float | str | None = None
+
+
 class ItemChange(TypedDict):
-    """An item that was removed or put back; ``changed`` is False if it was so already."""
+    """An item that was added, removed or put back; ``changed`` is False if it was so already."""
 
     item_id: str
     changed: bool
