@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import orjson
 import redis
-from pydantic import Field, TypeAdapter, ValidationError
 
-from feature_repo.dataset import AttributeKind
 from feature_repo.store import redis_client
 from feature_repo.workspace import Workspace
+from serving.delta import AddedItem
 from serving.events import redis_answering
 from serving.removed import REMOVED, REMOVED_VERSION
 
@@ -34,14 +32,6 @@ redis.call('INCR', KEYS[2])
 return 1
 """
 
-_Word = Annotated[str, Field(strict=True, max_length=1_000)]
-_VALUES: dict[AttributeKind, TypeAdapter[Any]] = {
-    "categorical": TypeAdapter(_Word | None),
-    "multi_categorical": TypeAdapter(Annotated[list[_Word], Field(max_length=1_000)] | None),
-    "numeric": TypeAdapter(Annotated[float, Field(strict=True, allow_inf_nan=False)] | None),
-    "text": TypeAdapter(Annotated[str, Field(strict=True, max_length=100_000)] | None),
-}
-
 
 class BadItem(ValueError):
     """An item cannot be added as it is; the message says what is wrong with it."""
@@ -53,29 +43,6 @@ class ReleasedItem(ValueError):
 
 class NoSpareRow(RuntimeError):
     """The release has no place for another item."""
-
-
-@dataclass(frozen=True)
-class AddedItem:
-    """An item's attributes as given, and the epoch seconds between which it can be had (``until`` None: always)."""
-
-    attributes: Mapping[str, Any]
-    available_from: float
-    available_until: float | None = None
-
-
-def misfits(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) -> dict[str, str]:
-    """Return what is wrong with attributes, by name: items have none of that name, or it is of another kind."""
-    found: dict[str, str] = {}
-    for name, value in attributes.items():
-        if name not in kinds:
-            found[name] = f"items have no such attribute; they have {sorted(kinds)}"
-            continue
-        try:
-            _VALUES[kinds[name]].validate_python(value)
-        except ValidationError as error:
-            found[name] = f"it is {kinds[name]}: {error.errors()[0]['msg']}"
-    return found
 
 
 class AddedItems:

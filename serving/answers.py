@@ -170,6 +170,7 @@ def impression_of(request: RecommendationRequest, answer: Answer, live: Live) ->
         row_position=features.row_position if features else None,
         items_as_of=live.items_as_of,
         filters=filters_to_log(request.filters),
+        added=live.items.added,
         item_ids=[item["item_id"] for item in response["items"]],
         scores=result.scores,
         sources=result.sources,

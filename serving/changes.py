@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from feature_repo.workspace import Workspace
-from serving.added import AddedItem, AddedItems, BadItem, NoSpareRow, ReleasedItem, misfits
+from serving.added import AddedItems, BadItem, NoSpareRow, ReleasedItem
 from serving.catalogue import ItemTable
+from serving.delta import AddedItem, misfits
 from serving.intake import epoch
 from serving.release import Release, with_added
 from serving.removed import RemovedItems

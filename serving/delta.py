@@ -5,20 +5,52 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import onnxruntime
 import pyarrow as pa
+from pydantic import Field, TypeAdapter, ValidationError
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind
 from feature_repo.encoding import Codes, Floats, LongerVocabulary, Vocabulary
 from feature_repo.threads import inference_threads
-from serving.added import AddedItem, misfits
 from serving.catalogue import ATTRIBUTE_TYPES, ItemTable, RawColumn, build_items
 
 _log = logging.getLogger(__name__)
+
+
+_Word = Annotated[str, Field(strict=True, max_length=1_000)]
+_VALUES: dict[AttributeKind, TypeAdapter[Any]] = {
+    "categorical": TypeAdapter(_Word | None),
+    "multi_categorical": TypeAdapter(Annotated[list[_Word], Field(max_length=1_000)] | None),
+    "numeric": TypeAdapter(Annotated[float, Field(strict=True, allow_inf_nan=False)] | None),
+    "text": TypeAdapter(Annotated[str, Field(strict=True, max_length=100_000)] | None),
+}
+
+
+@dataclass(frozen=True)
+class AddedItem:
+    """An item's attributes as given, and the epoch seconds between which it can be had (``until`` None: always)."""
+
+    attributes: Mapping[str, Any]
+    available_from: float
+    available_until: float | None = None
+
+
+def misfits(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) -> dict[str, str]:
+    """Return what is wrong with attributes, by name: items have none of that name, or it is of another kind."""
+    found: dict[str, str] = {}
+    for name, value in attributes.items():
+        if name not in kinds:
+            found[name] = f"items have no such attribute; they have {sorted(kinds)}"
+            continue
+        try:
+            _VALUES[kinds[name]].validate_python(value)
+        except ValidationError as error:
+            found[name] = f"it is {kinds[name]}: {error.errors()[0]['msg']}"
+    return found
 
 
 class ItemTowerSession:

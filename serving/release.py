@@ -20,11 +20,10 @@ import numpy as np
 from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import file_hash, read_json, write_json
 from ranking.scorer import CalibratedRanker
-from serving.added import AddedItem
 from serving.candidates import Retriever, Shares
 from serving.catalogue import ItemTable
 from serving.codec import Codec
-from serving.delta import Delta, ItemTowerSession, Rows
+from serving.delta import AddedItem, Delta, ItemTowerSession, Rows
 from serving.filters import FilterRules
 from serving.recommender import Recommender, UserTowerSession
 from serving.stored import Damaged, naming, read_array, read_index, read_items, read_part, read_ranker

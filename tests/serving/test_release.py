@@ -21,8 +21,8 @@ from serving.release import EVALUATION, MANIFEST, BadRelease, load_release, veri
 
 FILES = [
     "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy", "items.arrow",
-    "items.categories.npy", "items.codes.npy", "items.first.npy", "items.numeric.npy", "items.times.npy", "neighbours.npy",
-    "ranker/calibration.json", "ranker/manifest.json", "ranker/model.json", "ranker/schema.json",
+    "items.categories.npy", "items.codes.npy", "items.first.npy", "items.numeric.npy", "items.times.npy",
+    "neighbours.npy", "ranker/calibration.json", "ranker/manifest.json", "ranker/model.json", "ranker/schema.json",
     "ranker/transform.json", "ranker/weights.npz", "raw_item_vectors.npy", "shares.json", "similarities.npy",
     "user_tower.onnx",
 ]  # fmt: skip
