@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -80,6 +81,12 @@ class AddedItems:
         with redis_answering():
             return bool(self._add(keys=keys, args=[item_id, f"{now:.3f}", body]))
 
+    def forget(self, item_ids: Sequence[str]) -> None:
+        """Let go of items that nobody serves from here any more; a Redis that does not answer keeps them."""
+        if item_ids:
+            with suppress(redis.RedisError, OSError):
+                self._redis.hdel(_ADDED, *item_ids)
+
     def changed(self) -> dict[str, AddedItem] | None:
         """Return all added items, oldest first, if they are others than when this was last asked.
 
@@ -98,6 +105,6 @@ class AddedItems:
 
 
 def _read(since: bytes, body: bytes) -> AddedItem:
-    record = json.loads(body)
-    begin = float(since) if record["from"] is None else record["from"]
-    return AddedItem(record["attributes"], begin, record["until"])
+    record, added_at = json.loads(body), float(since)
+    begin = added_at if record["from"] is None else record["from"]
+    return AddedItem(record["attributes"], begin, record["until"], added_at)

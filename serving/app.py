@@ -13,31 +13,24 @@ from typing import Annotated, Any
 import orjson
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi import Path as PathPart
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.workspace import Workspace
 from serving.access import Access
-from serving.added import BadItem, NoSpareRow, ReleasedItem
 from serving.admission import Aside, Turns
-from serving.answers import UnknownItem
 from serving.counters import CounterFiles, Every
 from serving.deadline import Deadline
 from serving.description import described
 from serving.engine import Engine
 from serving.erasure import ErasureResponse
-from serving.events import LogFull
+from serving.errors import add_errors
 from serving.exposition import render
-from serving.filters import UnknownAttribute
 from serving.headers import POLICY, ResponseHeaders, allowed_origins
 from serving.health import liveness, readiness
 from serving.keys import KeyRing
 from serving.metrics import Metrics
-from serving.online import OnlineStoreUnavailable
 from serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problem
 from serving.release import BadRelease, Release
 from serving.schemas import (
@@ -125,7 +118,7 @@ def create_app(
     app.add_middleware(Access, keys=keys, origins=allowed_origins())
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)  # outside of what it is to see the answers of
     app.add_middleware(Gate, state=app.state)
-    _add_errors(app)
+    add_errors(app)
     _add_recommendations(app, settings, described(RecommendationRequest, release), described(BatchRequest, release))
     _add_routes(app)
     _add_operations(app)
@@ -263,60 +256,3 @@ def _add_operations(app: FastAPI) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics(request: Request) -> Response:
         return Response(render(request.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
-
-
-def _problem(status: int, title: str, detail: Any, retry_after_s: int | None = None) -> Response:
-    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return Response(problem(status, title, detail), status, headers, media_type=MEDIA_TYPE)
-
-
-def _invalid(problems: Any) -> Response:
-    told = (f"{'.'.join(map(str, p['loc'])) or 'body'}: {p['msg']}" for p in problems)
-    return _problem(422, "the request does not fit its schema", "; ".join(told))
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return _invalid(error.errors())
-
-    @app.exception_handler(ValidationError)
-    async def invalid_body(_: Request, error: ValidationError) -> Response:
-        return _invalid(error.errors(include_url=False, include_input=False, include_context=False))
-
-    @app.exception_handler(HTTPException)
-    async def no_route(_: Request, error: HTTPException) -> Response:
-        answer = _problem(error.status_code, str(error.detail).lower(), "see /openapi.json for what there is")
-        answer.headers.update(error.headers or {})
-        return answer
-
-    @app.exception_handler(UnknownAttribute)
-    async def unknown_attribute(_: Request, error: UnknownAttribute) -> Response:
-        return _problem(422, "the filters cannot be applied", str(error))
-
-    @app.exception_handler(UnknownItem)
-    async def unknown_item(_: Request, error: UnknownItem) -> Response:
-        return _problem(404, "no such item", f"this release has no item '{error}'")
-
-    @app.exception_handler(BadItem)
-    async def bad_item(_: Request, error: BadItem) -> Response:
-        return _problem(422, "the item cannot be added", str(error))
-
-    @app.exception_handler(ReleasedItem)
-    async def released_item(_: Request, error: ReleasedItem) -> Response:
-        detail = f"the release has '{error}' itself; its attributes change with the next release"
-        return _problem(409, "the item is one of the release", detail)
-
-    @app.exception_handler(NoSpareRow)
-    async def no_spare_row(_: Request, error: NoSpareRow) -> Response:
-        detail = f"there is place for {error} added items in a release; make a new one, which has them itself"
-        return _problem(507, "no place for another item", detail)
-
-    @app.exception_handler(LogFull)
-    async def log_full(_: Request, error: LogFull) -> Response:
-        detail = f"no event of the request was taken; send it again ({error})"
-        return _problem(429, "the event log is full", detail, retry_after_s=5)
-
-    @app.exception_handler(OnlineStoreUnavailable)
-    async def no_store(_: Request, error: OnlineStoreUnavailable) -> Response:
-        return _problem(503, "the online store does not answer", f"try again soon ({error})", retry_after_s=1)

@@ -164,6 +164,10 @@ class Retriever:
         cosines, codes = np.take_along_axis(cosines, order, 1), np.take_along_axis(codes, order, 1)
         return cosines, np.where(np.isinf(cosines), 0, codes)
 
+    def prepare(self, items: ItemTable, time: float) -> None:
+        """Work out, not on a request's time, what is the same for every request of a moment."""
+        self._static(items, time)
+
     def _static(self, items: ItemTable, time: float) -> dict[str, Codes]:
         """Return the static lists of a moment, made once for as long as nothing comes or goes."""
         known = items.memo.setdefault(self.shares, {})

@@ -13,6 +13,9 @@ from serving.release import Release, with_added
 from serving.removed import RemovedItems
 from serving.schemas import NewItem
 
+KEPT_S = 30 * 86_400.0
+"""How long an added item is kept that no server needs."""
+
 
 class ItemChanges:
     """Added and removed items, as they were when Redis was last asked."""
@@ -32,6 +35,14 @@ class ItemChanges:
     def over(self, loaded: Release) -> Release:
         """Return a release, as it was loaded, with the added items."""
         return with_added(loaded, {name: item for name, item in self._items.items() if name not in self._gone})
+
+    def tidy(self, loaded: Release, now: float) -> None:
+        """Let go of what was added long ago and has been removed, or is in the release: what is kept is read whole.
+
+        Whoever goes back to a release of before that time goes back to its items.
+        """
+        old = [name for name, item in self._items.items() if item.added_at < now - KEPT_S]
+        self._added.forget([name for name in old if name in self._gone or loaded.codec.items.code(name)])
 
     def remaining(self, release: Release, items: ItemTable) -> ItemTable:
         """Return a release's item table without the removed items."""

@@ -32,11 +32,15 @@ _VALUES: dict[AttributeKind, TypeAdapter[Any]] = {
 
 @dataclass(frozen=True)
 class AddedItem:
-    """An item's attributes as given, and the epoch seconds between which it can be had (``until`` None: always)."""
+    """An item's attributes as given, the epoch seconds between which it can be had (``until`` None: always).
+
+    ``added_at``: when it was first added, epoch seconds.
+    """
 
     attributes: Mapping[str, Any]
     available_from: float
     available_until: float | None = None
+    added_at: float = 0.0
 
 
 def misfits(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) -> dict[str, str]:
@@ -97,9 +101,14 @@ class Delta:
         """How many items there is place for."""
         return len(self.rows.items) - self._first
 
+    @property
+    def left(self) -> int:
+        """For how many items there still is place."""
+        return self.spare - len(self._codes)
+
     def has_place(self, item_id: str) -> bool:
         """Return whether an item has a row, or there is one left for it."""
-        return item_id in self._codes or len(self._codes) < self.spare
+        return item_id in self._codes or self.left > 0
 
     def take(self, items: Mapping[str, AddedItem]) -> int:
         """Write the rows of new and changed items, as long as there are spare ones; others than ``items`` are gone.
@@ -113,7 +122,7 @@ class Delta:
             self.rows.items.available_until[self._codes[name]] = -np.inf
         changed = {name: item for name, item in items.items() if self._known.get(name) != item}
         new = [name for name in changed if name not in self._codes]
-        left = self.spare - len(self._codes)
+        left = self.left
         if len(new) > left:
             _log.error("%d added items wait for a new release: there are no more than %d", len(new) - left, self.spare)
         self._codes |= {name: code for code, name in enumerate(new[:left], start=self._first + len(self._codes))}

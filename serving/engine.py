@@ -102,6 +102,7 @@ class Engine:
         online = OnlineFeatures(self.workspace, release.items, self.metrics.observe_age, timeout_s)
         with self._swapping:
             self.changes.look()
+            self.changes.tidy(release, time.time())
             live = self._refreshed(self._changed(Live(release, release, online, release.items)))
             for _ in range(_WARM_UPS):
                 self._answers(live, [RecommendationRequest(user_id="warm-up")], NEVER)
@@ -133,7 +134,8 @@ class Engine:
         release = self.changes.over(live.loaded)
         items = release.items if live.activity is None else release.items.with_activity(live.activity)
         items = self.changes.remaining(release, items)
-        release.recommender.prepare(items)
+        release.recommender.prepare(items, time.time())
+        self.metrics.spare_rows.set(release.retrieval.delta.left)
         return replace(live, release=release, online=live.online.over(release.items), items=items)
 
     def add_item(self, item_id: str, item: NewItem) -> bool:
@@ -191,7 +193,7 @@ class Engine:
             except OnlineStoreUnavailable:
                 return live
         items = live.items.with_activity(activity)
-        live.release.recommender.prepare(items)
+        live.release.recommender.prepare(items, time.time())
         return replace(live, items=items, activity=activity, items_as_of=as_of)
 
     def user_features(self, user_id: str) -> UserFeatures:

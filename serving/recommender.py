@@ -212,9 +212,12 @@ class Recommender:
             self._backfill(result, request, banned, None, items, Counter(items.categories[codes[chosen], 0].tolist()))
         return result
 
-    def prepare(self, items: ItemTable) -> None:
-        """Do once, and not on a request's time, what the ranker wants of a new item table."""
+    def prepare(self, items: ItemTable, time: float | None = None) -> None:
+        """Do once, and not on a request's time, what the ranker and, at ``time``, the sources want of a new table."""
         self._scorer(items)
+        if time is not None:
+            self.retriever.prepare(items, time)
+            self.filters.narrow(items, RequestRules(0), time)
 
     def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Floats, Floats]]:
         """Return the ranker with what it reads of these items prepared; made once for a table."""

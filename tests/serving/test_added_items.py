@@ -23,6 +23,7 @@ from feature_repo.store import apply, feature_store
 from feature_repo.workspace import Workspace, write_atomically
 from retrieval.examples import user_inputs
 from retrieval.export import export_item_tower
+from serving.added import AddedItems
 from serving.app import create_app
 from serving.candidates import Narrow
 from serving.counters import CounterFiles
@@ -30,6 +31,7 @@ from serving.delta import AddedItem, ItemTowerSession
 from serving.engine import Engine
 from serving.filters import RequestRules
 from serving.impressions import read_impressions
+from serving.item_files import SPARE_ROWS
 from serving.online import no_features
 from serving.release import Release, load_release, with_added
 from serving.schemas import NewItem, RecommendationRequest
@@ -438,6 +440,18 @@ def test_counters_of_another_process_fit_with_added_items(workspace: Workspace, 
         engine.close()
     logged = read_impressions(workspace.impressions)["added"].to_pylist()
     assert logged == [1, 2]
+
+
+def test_what_no_server_needs_is_let_go(workspace: Workspace, tiny: Tiny, tmp_path: Path) -> None:
+    now, added = time.time(), AddedItems(workspace)
+    for name, days in {"fresh": 31, "gone": 31, "kept": 31, "young": 1}.items():
+        added.add(name, {}, None, None, now - days * 86_400)
+    engine = Engine(load_release(tiny.folder), workspace, log_impressions=False)
+    assert engine.remove_item("gone") and engine.remove_item("young")
+    engine.adopt(change(tiny, tmp_path / "newer", rename_last("fresh")))
+    assert engine.metrics.spare_rows._value.get() == SPARE_ROWS - 1
+    assert (AddedItems(workspace).changed() or {}).keys() == {"kept", "young"}
+    assert engine.restore_item("young") and engine.release.codec.items.code("young")
 
 
 def test_what_a_process_adds_is_its_own(tiny: Tiny) -> None:
