@@ -143,13 +143,13 @@ class ItemTable:
         if self.added and activity.numeric is not None:
             # Whoever wrote the file knew of no added items.
             activity.numeric[-self.added :, activity.counts.shape[1] :] = self.encoded.numbers[-self.added :]
-        return self.changed(activity=activity)
+        return self._changed(activity=activity)
 
     def without(self, codes: Codes, whole: ItemTable) -> ItemTable:
         """Return the table in which some items cannot be had, and all others as in ``whole``, whose codes it shares."""
         until = whole.available_until.copy()
         until[codes] = -np.inf
-        return self.changed(available_until=until)
+        return self._changed(available_until=until)
 
     def upto(self, size: int) -> ItemTable:
         """Return the first ``size`` rows as views, without their attributes as given: these stay as they are."""
@@ -164,10 +164,20 @@ class ItemTable:
         made.__dict__["categorical"] = self.categorical[:size]
         return made
 
-    def changed(self, **parts: Any) -> ItemTable:
-        """Return the table with other parts; hand on what was worked out and holds still."""
+    def longer(self, codec: Codec, raw: Mapping[str, RawColumn], whole: ItemTable) -> ItemTable:
+        """Return the table with the items that ``codec`` and ``raw`` have more, whose rows stand in ``whole``."""
+        start, size = len(self), len(codec.items)
+        made = replace(whole.upto(size), codec=codec, raw=raw, added=size - start)
+        times = np.sort(np.concatenate([whole.available_from[start:size], whole.available_until[start:size]]))
+        made.__dict__["categorical"] = whole.categorical[:size]
+        # To sort the times of a million items again takes longer than all the rest.
+        made.__dict__["_turns"] = np.insert(self._turns, np.searchsorted(self._turns, times), times)
+        return made
+
+    def _changed(self, **parts: Any) -> ItemTable:
+        """Return the table with other parts, and with what was worked out and holds still; more turns do no harm."""
         made = replace(self, **parts)
-        made.__dict__.update({name: self.__dict__[name] for name in ("categorical", "_turns") if name in self.__dict__})
+        made.__dict__.update(categorical=self.categorical, _turns=self._turns)
         return made
 
     @cached_property

@@ -132,8 +132,8 @@ class Delta:
             self._write(changed)
         return self._first + len(self._codes)
 
-    def table(self) -> ItemTable:
-        """Return the item table with the added items behind the release's."""
+    def table(self, released: ItemTable) -> ItemTable:
+        """Return the release's item table with the added items behind its own."""
         whole, names = self.rows.items, list(self._codes)
         codec = replace(whole.codec, items=LongerVocabulary(whole.codec.items, names))
         raw = {
@@ -142,7 +142,7 @@ class Delta:
             )
             for name, kind in codec.spec.item_attributes.items()
         }
-        return whole.upto(self._first + len(names)).changed(codec=codec, raw=raw, added=len(names))
+        return released.longer(codec, raw, whole)
 
     def _write(self, items: Mapping[str, AddedItem]) -> None:
         rows, whole = self.rows, self.rows.items

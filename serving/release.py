@@ -120,7 +120,7 @@ def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
     size = delta.take({name: item for name, item in added.items() if not codec.items.code(name)})
     if size == first:
         return release
-    rows, items = delta.rows, delta.table()
+    rows, items = delta.rows, delta.table(loaded.items)
     vectors = rows.vectors[:size]
     tower = loaded.tower.over(rows.raw[:size])
     retriever = loaded.retriever.over(rows.neighbours[:size], rows.similarities[:size], vectors[first:])
