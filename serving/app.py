@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi import Path as PathPart
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.workspace import Workspace
@@ -120,7 +121,7 @@ def create_app(
     app.add_middleware(Gate, state=app.state)
     add_errors(app)
     _add_recommendations(app, settings, described(RecommendationRequest, release), described(BatchRequest, release))
-    _add_routes(app)
+    _add_routes(app, described(NewItem, release, required=False))
     _add_operations(app)
     return app
 
@@ -209,7 +210,7 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, item: dict[str, Any]) -> None:
     @app.post("/v1/events", status_code=202)
     def events(request: EventsRequest, engine: UsesEngine) -> EventsResponse:
         return engine.accept(request.events)
@@ -222,12 +223,15 @@ def _add_routes(app: FastAPI) -> None:
     def remove_item(item_id: str, engine: UsesEngine) -> ItemChange:
         return ItemChange(item_id=item_id, changed=engine.remove_item(item_id))
 
-    @app.put("/v1/items/{item_id:path}", status_code=202)
-    def put_item(
-        item_id: Annotated[str, PathPart(min_length=1, max_length=256)], engine: UsesEngine, item: NewItem | None = None
+    @app.put("/v1/items/{item_id:path}", status_code=202, openapi_extra=item)
+    async def put_item(
+        item_id: Annotated[str, PathPart(min_length=1, max_length=256)], request: Request, engine: UsesEngine
     ) -> ItemChange:
-        changed = engine.restore_item(item_id) if item is None else engine.add_item(item_id, item)
-        return ItemChange(item_id=item_id, changed=changed)
+        body = await request.body()
+        if not body:
+            return ItemChange(item_id=item_id, changed=await run_in_threadpool(engine.restore_item, item_id))
+        added = NewItem.model_validate_json(body)
+        return ItemChange(item_id=item_id, changed=await run_in_threadpool(engine.add_item, item_id, added))
 
     @app.get("/v1/users/{user_id:path}/features")
     def user_features(user_id: str, engine: UsesEngine) -> UserFeaturesResponse:

@@ -8,7 +8,6 @@ from feature_repo.workspace import Workspace
 from serving.added import AddedItems, BadItem, NoSpareRow, ReleasedItem
 from serving.catalogue import ItemTable
 from serving.delta import AddedItem, misfits
-from serving.intake import epoch
 from serving.release import Release, with_added
 from serving.removed import RemovedItems
 from serving.schemas import NewItem
@@ -76,7 +75,7 @@ class ItemChanges:
 
         Raises:
             ReleasedItem: ``loaded`` has the item itself.
-            BadItem: its attributes or times do not fit.
+            BadItem: its attributes do not fit the release's items.
             NoSpareRow: ``loaded`` has no place for it.
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
 
@@ -84,18 +83,8 @@ class ItemChanges:
         if loaded.codec.items.code(item_id):
             raise ReleasedItem(item_id)
         problems = misfits(item.attributes, loaded.codec.spec.item_attributes)
-        times: dict[str, float | None] = {"available_from": None, "available_until": None}
-        for name in times:
-            try:
-                moment = getattr(item, name)
-                times[name] = None if moment is None else epoch(moment)
-            except ValueError as error:
-                problems[name] = str(error)
-        begin, end = times.values()
-        if end is not None and begin is not None and end <= begin:
-            problems["available_until"] = "it is not after available_from"
         if problems:
             raise BadItem("; ".join(f"{name}: {what}" for name, what in problems.items()))
         if not loaded.retrieval.delta.has_place(item_id):
             raise NoSpareRow(loaded.retrieval.delta.spare)
-        return self._added.add(item_id, item.attributes, begin, end, time.time())
+        return self._added.add(item_id, item.attributes, item.available_from, item.available_until, time.time())

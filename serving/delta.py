@@ -57,6 +57,11 @@ def misfits(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) -
     return found
 
 
+def values(kind: AttributeKind) -> TypeAdapter[Any]:
+    """Return what checks and describes the values of a kind of attribute."""
+    return _VALUES[kind]
+
+
 class ItemTowerSession:
     """The item tower in ONNX Runtime, for items that it has never met."""
 

@@ -67,7 +67,7 @@ class Intake:
         event = Event.model_validate(fields)
         if event.type not in self._types:
             raise ValueError(f"unknown type '{event.type}'; known: {self._types}")
-        moment = epoch(event.timestamp)
+        moment = _epoch(event.timestamp)
         if not moment > now - _OLDEST_EVENT_S:
             raise ValueError("timestamp is more than 7 days ago")
         if moment > now + _CLOCK_SKEW_S:
@@ -75,13 +75,7 @@ class Intake:
         return {**event.model_dump(exclude_none=True), "timestamp": moment}
 
 
-def epoch(moment: float | str) -> float:
-    """Return a moment, given in epoch seconds or as ISO 8601, in epoch seconds.
-
-    Raises:
-        ValueError: it is neither.
-
-    """
+def _epoch(moment: float | str) -> float:
     if isinstance(moment, str):
         try:
             stamp = pd.Timestamp(moment)

@@ -324,7 +324,8 @@ def test_added_items_outlast_restarts_and_releases(workspace: Workspace, tiny: T
         ({"attributes": {"genre": "x" * 1_001}}, "genre: it is categorical"),
         ({"attributes": {"title": "x" * 100_001}}, "title: it is text"),
         ({"attributes": WAR, "available_from": "soon"}, "available_from"),
-        ({"attributes": WAR, "available_from": 20, "available_until": 10}, "available_until"),
+        ({"attributes": WAR, "available_from": True}, "available_from"),
+        ({"attributes": WAR, "available_until": "2020-13-01"}, "available_until"),
         ([], "body"),
     ],
 )
@@ -427,7 +428,7 @@ def test_counters_of_another_process_fit_with_added_items(workspace: Workspace, 
     engine = Engine(release, workspace, counters=CounterFiles(tmp_path / "counters"))
     try:
         for name in ("before", "after"):
-            engine.add_item(name, NewItem(attributes=WAR, available_from=LONG_AGO))
+            engine.add_item(name, NewItem(attributes=WAR, available_from=1e9))
             assert name in ids(engine.recommend(RecommendationRequest(user_id="u0", k=200)))
             rows = engine.items.rows.numeric
             counts = len(engine.release.codec.item_activity)
