@@ -20,7 +20,7 @@ from feature_repo.workspace import Workspace, link_atomically, read_json, write_
 from pipelines.release import current_release
 from retrieval.index import build_index, save_index
 from serving.catalogue import Activity, ItemTable, RawColumn
-from serving.item_files import save_items
+from serving.item_files import save_items, with_spare
 from serving.online import OnlineFeatures, together
 from serving.release import MANIFEST, Release, load_release, write_manifest
 
@@ -65,12 +65,13 @@ def _write(folder: Path, base: Workspace, release: Release, origin: Rows, two_to
     write_json(folder / "codec.json", codec | {"items": ids})
     rows = np.concatenate([[0], origin + 1])
     unit = _moved(release.retrieval.vectors[rows], np.concatenate([[0], copy]) > 0)
-    np.save(folder / "item_vectors.npy", unit)
-    np.save(folder / "raw_item_vectors.npy", np.load(folder / "raw_item_vectors.npy")[rows])
+    np.save(folder / "item_vectors.npy", with_spare(unit))
+    np.save(folder / "raw_item_vectors.npy", with_spare(np.load(folder / "raw_item_vectors.npy")[rows]))
     near = np.load(folder / "neighbours.npy")[rows].astype(np.int64)
     shifted = near + np.concatenate([[0], copy])[:, None] * len(names)
-    np.save(folder / "neighbours.npy", np.where((near > 0) & (shifted <= len(ids)), shifted, near).astype(np.int32))
-    np.save(folder / "similarities.npy", np.load(folder / "similarities.npy")[rows])
+    near = np.where((near > 0) & (shifted <= len(ids)), shifted, near).astype(np.int32)
+    np.save(folder / "neighbours.npy", with_spare(near))
+    np.save(folder / "similarities.npy", with_spare(np.load(folder / "similarities.npy")[rows]))
     save_items(_table(release.items, rows, ids), folder)
     index, report = build_index(unit[1:], _queries(base, release))
     save_index(index, folder / "index.faiss")

@@ -31,7 +31,7 @@ class Vocabulary:
     """A fixed list of strings; code 0 is every string that is not in it."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        self.values = list(values)
+        self.values: Sequence[str] = list(values)
         self._codes = {value: code for code, value in enumerate(self.values, start=1)}
 
     def __len__(self) -> int:
@@ -58,6 +58,41 @@ class Vocabulary:
         kept = [value for value, count in counts.items() if count >= least_count]
         kept.sort(key=lambda value: (-counts[value], value))
         return cls(kept[:LARGEST_VOCABULARY])
+
+
+class LongerVocabulary(Vocabulary):
+    """A vocabulary with a few values after those of another one, which is shared: a million strings are not copied."""
+
+    def __init__(self, first: Vocabulary, more: Sequence[str]) -> None:
+        """``more``: values that ``first`` does not have; their codes follow its last one."""
+        self.values = _EndToEnd(first.values, more)
+        self._first = first
+        self._more = {value: code for code, value in enumerate(more, start=len(first))}
+
+    def code(self, value: Any) -> int:
+        """Return the code of one value (0: unknown or missing)."""
+        return self._first.code(value) or self._more.get(value, 0)
+
+    def encode(self, values: Sequence[Any]) -> Codes:
+        """Return the codes of many values, int32 ``[n]``."""
+        codes = self._first.encode(values)
+        for place in np.flatnonzero(codes == 0).tolist():
+            codes[place] = self._more.get(values[place], 0)
+        return codes
+
+
+class _EndToEnd(Sequence[str]):
+    def __init__(self, first: Sequence[str], more: Sequence[str]) -> None:
+        self._first, self._more, self._border = first, more, len(first)
+
+    def __len__(self) -> int:
+        return self._border + len(self._more)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        place = place + len(self) if place < 0 else place
+        return self._first[place] if place < self._border else self._more[place - self._border]
 
 
 @dataclass(frozen=True)

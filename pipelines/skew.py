@@ -58,7 +58,8 @@ class Skew:
     """What was compared, what differed, and what could not be compared.
 
     ``requests`` are those compared, ``items`` their ranked items, ``values`` the features of these. Left out are
-    requests whose events are not all archived (``not_streamed_yet``) and those of releases that are gone.
+    requests whose events are not all archived (``not_streamed_yet``), those of releases that are gone, and those
+    that were answered with items which the release does not have (``with_added_items``).
     """
 
     requests: int = 0
@@ -69,6 +70,7 @@ class Skew:
     not_streamed_yet: int = 0
     row_missing: int = 0
     other_releases: int = 0
+    with_added_items: int = 0
     features: dict[str, Feature] = field(default_factory=dict)
 
     def add(self, request_id: str, names: Sequence[str], apart: Doubles, lost: int) -> None:
@@ -125,6 +127,9 @@ def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> Ske
 
     """
     store, report = PointInTime(workspace).store, Skew()
+    added = pc.greater(pc.fill_null(impressions["added"], 0), 0)
+    report.with_added_items = pc.sum(added, min_count=0).as_py()
+    impressions = impressions.filter(pc.invert(added))
     with tables_lock(workspace, exclusive=False):
         overlays = Overlays(read_archive(workspace), impressions["user_id"])
         covered = pa.array(map(overlays.covers, impressions["position"].to_pylist()), pa.bool_())

@@ -24,7 +24,7 @@ from pipelines.requests import requests_from
 from pipelines.split import Split, epoch_seconds
 from retrieval.context import concatenate
 from retrieval.examples import Examples
-from retrieval.export import export_user_tower
+from retrieval.export import export_item_tower, export_user_tower
 from retrieval.index import build_index, save_index
 from retrieval.neighbours import neighbours
 from retrieval.towers import TowerConfig, TwoTowers
@@ -32,7 +32,7 @@ from retrieval.training import Log, Progress, TrainConfig, item_vectors, train_t
 from serving.candidates import Shares
 from serving.catalogue import ItemTable, build_items
 from serving.codec import Codec
-from serving.item_files import save_items
+from serving.item_files import save_items, with_spare
 from serving.recommender import UserTowerSession
 from serving.release import FORMAT
 from serving.users import UserReader
@@ -180,9 +180,10 @@ def _write(
 ) -> dict[str, Any]:
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")
+    export_item_tower(towers, folder / "item_tower.onnx")
     save_file({name: value.contiguous() for name, value in towers.state_dict().items()}, folder / "towers.safetensors")
-    np.save(folder / "item_vectors.npy", unit)
-    np.save(folder / "raw_item_vectors.npy", raw)
+    np.save(folder / "item_vectors.npy", with_spare(unit))
+    np.save(folder / "raw_item_vectors.npy", with_spare(raw))
     session = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
     index, report = build_index(unit[1:], session(validation.context[:_QUERIES]))
     save_index(index, folder / "index.faiss")
@@ -192,8 +193,8 @@ def _write(
         codec.items.encode(positive[c.ITEM].tolist()),
         len(items),
     )
-    np.save(folder / "neighbours.npy", near)
-    np.save(folder / "similarities.npy", similarity)
+    np.save(folder / "neighbours.npy", with_spare(near))
+    np.save(folder / "similarities.npy", with_spare(similarity))
     save_items(items, folder)
     write_json(folder / "codec.json", codec.to_dict())
     write_json(folder / "shares.json", json.loads(shares.model_dump_json()))

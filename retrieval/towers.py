@@ -98,10 +98,18 @@ class ItemTower(nn.Module):
         keep = self.has_id[codes]
         if self.training and self.id_dropout:
             keep = keep * (torch.rand_like(keep) >= self.id_dropout).float()
-        raw: Tensor = self.ids(codes) * keep.unsqueeze(1) + _bag(self.attribute_table, self.item_attributes[codes])
-        if self.numbers is not None:
-            raw = raw + self.numbers(self.item_numbers[codes])
+        raw: Tensor = self.ids(codes) * keep.unsqueeze(1) + self.described(
+            self.item_attributes[codes], self.item_numbers[codes]
+        )
         return raw * (codes > 0).float().unsqueeze(1)
+
+    def described(self, attributes: Tensor, numbers: Tensor) -> Tensor:
+        """Return raw vectors float32 ``[n, D]`` of items without an id, known by their attributes only.
+
+        ``attributes`` int64 ``[n, L]`` (0: none), ``numbers`` float32 ``[n, M]`` (standardised).
+        """
+        raw = _bag(self.attribute_table, attributes)
+        return raw if self.numbers is None else raw + self.numbers(numbers)
 
 
 class UserTower(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
-from serving.catalogue import ItemTable
+from serving.catalogue import Activity, ItemTable
 from serving.impressions import Impression, filters_to_log
 from serving.online import OnlineFeatures, UserFeatures
 from serving.recommender import Ranked, Recommendation
@@ -35,11 +35,17 @@ class UnknownItem(LookupError):
 
 @dataclass(frozen=True)
 class Live:
-    """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it."""
+    """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it.
 
+    ``loaded`` is the release as it was loaded, ``release`` and ``items`` have what was added since; ``activity`` is of
+    the newest counters, which may not have that (None: those of the release).
+    """
+
+    loaded: Release
     release: Release
     online: OnlineFeatures
     items: ItemTable
+    activity: Activity | None = None
     items_as_of: str | None = None
 
 
@@ -137,14 +143,13 @@ def similar_items(live: Live, item_id: str, k: int) -> SimilarResponse:
         if other > 0 and available[other]
     ]
     if len(found) < k:
-        scores, rows = retrieval.retriever.index.search(
-            np.ascontiguousarray(retrieval.vectors[code : code + 1]), min(k + len(found) + 1, len(live.items) - 1)
-        )
+        vector = np.ascontiguousarray(retrieval.vectors[code : code + 1])
+        scores, others = retrieval.retriever.nearest(vector, k + len(found) + 1)
         known = {code, *(other for other, _, _ in found)}
         found += [
-            (int(row) + 1, float(score), "two_tower")
-            for row, score in zip(rows[0], scores[0], strict=True)
-            if row >= 0 and row + 1 not in known and available[row + 1]
+            (int(other), float(score), "two_tower")
+            for other, score in zip(others[0], scores[0], strict=True)
+            if other > 0 and other not in known and available[other]
         ]
     names = live.release.codec.items.values
     items = [RecommendedItem(item_id=names[o - 1], score=s, sources=[source]) for o, s, source in found[:k]]
@@ -165,6 +170,7 @@ def impression_of(request: RecommendationRequest, answer: Answer, live: Live) ->
         row_position=features.row_position if features else None,
         items_as_of=live.items_as_of,
         filters=filters_to_log(request.filters),
+        added=live.items.added,
         item_ids=[item["item_id"] for item in response["items"]],
         scores=result.scores,
         sources=result.sources,

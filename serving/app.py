@@ -12,30 +12,26 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, FastAPI, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import Path as PathPart
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.workspace import Workspace
 from serving.access import Access
 from serving.admission import Aside, Turns
-from serving.answers import UnknownItem
 from serving.counters import CounterFiles, Every
 from serving.deadline import Deadline
 from serving.description import described
 from serving.engine import Engine
 from serving.erasure import ErasureResponse
-from serving.events import LogFull
+from serving.errors import add_errors
 from serving.exposition import render
-from serving.filters import UnknownAttribute
 from serving.headers import POLICY, ResponseHeaders, allowed_origins
 from serving.health import liveness, readiness
 from serving.keys import KeyRing
 from serving.metrics import Metrics
-from serving.online import OnlineStoreUnavailable
 from serving.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problem
 from serving.release import BadRelease, Release
 from serving.schemas import (
@@ -44,6 +40,7 @@ from serving.schemas import (
     EventsRequest,
     EventsResponse,
     ItemChange,
+    NewItem,
     RecommendationRequest,
     RecommendationResponse,
     SimilarResponse,
@@ -55,7 +52,7 @@ from serving.telemetry import Telemetry, start_tracing
 from serving.verify import check_release, registered_features
 from serving.watch import ReleaseWatch
 
-_RECALL_S, _REMOVED_S, _ASIDE = 30.0, 0.5, 8
+_RECALL_S, _CHANGES_S, _ASIDE = 30.0, 0.5, 8
 _PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys(
     ("4XX", "5XX"), {"description": "Problem details (RFC 9457)", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
 )
@@ -97,7 +94,7 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = app.state.engine = Engine(release, workspace, settings=settings, metrics=metrics, counters=counters)
         refresh = Every(settings.refresh_s, engine.refresh_items, "refresh")
-        removed = Every(_REMOVED_S, engine.refresh_removed, "removed")
+        changes = Every(_CHANGES_S, engine.refresh_changes, "changes")
         recall = Every(_RECALL_S, engine.measure_recall, "recall")
         aside = Aside(_ASIDE)
         app.state.queues = {RECOMMEND: Turns(settings.under_way), BATCH: aside}
@@ -110,7 +107,7 @@ def create_app(
         watch.close()
         refresh.close()
         recall.close()
-        removed.close()
+        changes.close()
         aside.close()
         engine.close()
         if tracing:
@@ -119,12 +116,12 @@ def create_app(
     app = FastAPI(title="Funnel", lifespan=lifespan, docs_url="/docs", redoc_url=None, responses=_PROBLEMS)
     app.state.draining, app.state.metrics, app.state.stream = False, metrics, stream
     app.state.queues = {}
-    _add_errors(app)
+    add_errors(app)
     _add_recommendations(app, settings, described(RecommendationRequest, release), described(BatchRequest, release))
     app.add_middleware(Access, keys=keys, origins=allowed_origins())
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)  # outside of what it is to see the answers of
     app.add_middleware(Gate, state=app.state)
-    _add_routes(app)
+    _add_routes(app, described(NewItem, release, required=False))
     _add_operations(app)
     return app
 
@@ -234,7 +231,7 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _add_routes(app: FastAPI) -> None:
+def _add_routes(app: FastAPI, item: dict[str, Any]) -> None:
     @app.post("/v1/events", status_code=202)
     def events(request: EventsRequest, engine: UsesEngine) -> EventsResponse:
         return engine.accept(request.events)
@@ -247,9 +244,15 @@ def _add_routes(app: FastAPI) -> None:
     def remove_item(item_id: str, engine: UsesEngine) -> ItemChange:
         return ItemChange(item_id=item_id, changed=engine.remove_item(item_id))
 
-    @app.put("/v1/items/{item_id:path}", status_code=202)
-    def restore_item(item_id: str, engine: UsesEngine) -> ItemChange:
-        return ItemChange(item_id=item_id, changed=engine.restore_item(item_id))
+    @app.put("/v1/items/{item_id:path}", status_code=202, openapi_extra=item)
+    async def put_item(
+        item_id: Annotated[str, PathPart(min_length=1, max_length=256)], request: Request, engine: UsesEngine
+    ) -> ItemChange:
+        body = await request.body()
+        if not body:
+            return ItemChange(item_id=item_id, changed=await run_in_threadpool(engine.restore_item, item_id))
+        added = NewItem.model_validate_json(body)
+        return ItemChange(item_id=item_id, changed=await run_in_threadpool(engine.add_item, item_id, added))
 
     @app.get("/v1/users/{user_id:path}/features")
     def user_features(user_id: str, engine: UsesEngine) -> UserFeaturesResponse:
@@ -278,46 +281,3 @@ def _add_operations(app: FastAPI) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics(request: Request) -> Response:
         return Response(render(request.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
-
-
-def _problem(status: int, title: str, detail: Any, retry_after_s: int | None = None) -> Response:
-    headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    return Response(problem(status, title, detail), status, headers, media_type=MEDIA_TYPE)
-
-
-def _invalid(problems: Any) -> Response:
-    told = (f"{'.'.join(map(str, p['loc'])) or 'body'}: {p['msg']}" for p in problems)
-    return _problem(422, "the request does not fit its schema", "; ".join(told))
-
-
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        return _invalid(error.errors())
-
-    @app.exception_handler(ValidationError)
-    async def invalid_body(_: Request, error: ValidationError) -> Response:
-        return _invalid(error.errors(include_url=False, include_input=False, include_context=False))
-
-    @app.exception_handler(HTTPException)
-    async def no_route(_: Request, error: HTTPException) -> Response:
-        answer = _problem(error.status_code, str(error.detail).lower(), "see /openapi.json for what there is")
-        answer.headers.update(error.headers or {})
-        return answer
-
-    @app.exception_handler(UnknownAttribute)
-    async def unknown_attribute(_: Request, error: UnknownAttribute) -> Response:
-        return _problem(422, "the filters cannot be applied", str(error))
-
-    @app.exception_handler(UnknownItem)
-    async def unknown_item(_: Request, error: UnknownItem) -> Response:
-        return _problem(404, "no such item", f"this release has no item '{error}'")
-
-    @app.exception_handler(LogFull)
-    async def log_full(_: Request, error: LogFull) -> Response:
-        detail = f"no event of the request was taken; send it again ({error})"
-        return _problem(429, "the event log is full", detail, retry_after_s=5)
-
-    @app.exception_handler(OnlineStoreUnavailable)
-    async def no_store(_: Request, error: OnlineStoreUnavailable) -> Response:
-        return _problem(503, "the online store does not answer", f"try again soon ({error})", retry_after_s=1)

@@ -77,6 +77,11 @@ class Narrow:
         self._bits = np.packbits(mask[1:], bitorder="little")
         self._selector = faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))
 
+    def has(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Return which items are in it, bool ``[n]``."""
+        rows = codes - 1
+        return np.asarray(self._bits[rows >> 3] >> (rows & 7) & 1, dtype=np.bool_)
+
     def parameters(self, index: faiss.Index) -> Any:
         """Return what makes the index search in this part only; of inverted lists the more, the narrower it is."""
         if not isinstance(index, faiss.IndexIVF):
@@ -95,6 +100,20 @@ class Retriever:
         self.shares = shares
         self._recency = (0.8 ** np.arange(RECENT)).astype(np.float32)
         self._desk = _Desk(len(neighbours))
+        self._added: Floats | None = None
+
+    def over(self, neighbours: Codes, similarities: Floats, added: Floats) -> Retriever:
+        """Return the same sources with added items, which the index has not.
+
+        Args:
+            neighbours: int32 ``[N + A, n]``, those of all items.
+            similarities: float32 ``[N + A, n]``.
+            added: float32 ``[A, D]``, unit vectors of the added items.
+
+        """
+        made = Retriever(self.index, neighbours, similarities, self.shares)
+        made._added = added
+        return made
 
     def retrieve(
         self,
@@ -122,14 +141,33 @@ class Retriever:
 
     def _nearest(self, vectors: Floats, narrow: Sequence[Narrow | None]) -> list[npt.NDArray[np.int64]]:
         """Return the codes nearest to each user vector, best first; 0 where FAISS found fewer than were asked for."""
-        count = min(self.shares.two_tower, self.index.ntotal)
         if not any(narrow):
-            return list(self.index.search(vectors, count)[1] + 1)
-        found = []
-        for vector, among in zip(vectors, narrow, strict=True):
-            parameters = among.parameters(self.index) if among else None
-            found.append(self.index.search(vector[None, :], count, params=parameters)[1][0] + 1)
-        return found
+            return list(self.nearest(vectors, self.shares.two_tower)[1])
+        pairs = zip(vectors, narrow, strict=True)
+        return [self.nearest(vector[None, :], self.shares.two_tower, among)[1][0] for vector, among in pairs]
+
+    def nearest(self, vectors: Floats, count: int, among: Narrow | None = None) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Return cosines and codes of the items nearest to unit vectors ``[B, D]``, best first, ``[B, count]`` each.
+
+        They are fewer if there are fewer items; a code is 0 where too few were found ``among`` some.
+        """
+        parameters = among.parameters(self.index) if among else None
+        cosines, rows = self.index.search(vectors, min(count, self.index.ntotal), params=parameters)
+        if self._added is None:
+            return cosines, rows + 1
+        more = np.arange(len(self._added)) + self.index.ntotal + 1
+        near = vectors @ self._added.T
+        if among:
+            near[:, ~among.has(more)] = -np.inf
+        cosines = np.concatenate([np.where(rows < 0, -np.inf, cosines), near], axis=1)
+        codes = np.concatenate([rows + 1, np.broadcast_to(more, near.shape)], axis=1)
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        cosines, codes = np.take_along_axis(cosines, order, 1), np.take_along_axis(codes, order, 1)
+        return cosines, np.where(np.isinf(cosines), 0, codes)
+
+    def prepare(self, items: ItemTable, time: float) -> None:
+        """Work out, not on a request's time, what is the same for every request of a moment."""
+        self._static(items, time)
 
     def _static(self, items: ItemTable, time: float) -> tuple[Codes, npt.NDArray[np.uint8]]:
         """Return the static lists of a moment end to end, with the bit of the source that each item is from.

@@ -22,6 +22,8 @@ from serving.codec import Codec, ranked_columns
 
 Times = npt.NDArray[np.float64]
 
+_NOWHERE: Codes = np.zeros(0, dtype=np.int32)
+
 ATTRIBUTE_TYPES = {
     "categorical": pa.string(),
     "multi_categorical": pa.list_(pa.string()),
@@ -44,31 +46,69 @@ class Activity:
     last_event_at: Times
     numeric: Floats | None = None
 
+    def upto(self, size: int) -> Activity:
+        """Return the first ``size`` rows as views; rows that are not there yet have no counts."""
+        missing = size - len(self.counts)
+        if missing <= 0:
+            numeric = None if self.numeric is None else self.numeric[:size]
+            return Activity(self.counts[:size], self.first_event_at[:size], self.last_event_at[:size], numeric)
+        counts = np.full((missing, self.counts.shape[1]), np.nan, dtype=np.float32)
+        never = np.full(missing, np.nan)
+        return Activity(
+            np.concatenate([self.counts, counts]),
+            np.concatenate([self.first_event_at, never]),
+            np.concatenate([self.last_event_at, never]),
+        )
+
 
 class RawColumn(Sequence[Any]):
     """An attribute as given, by item code; None for item 0. The values stay in Arrow: a million strings cost dear."""
 
-    def __init__(self, values: pa.Array) -> None:
-        """``values`` has one value per item, without row 0."""
+    def __init__(self, values: pa.Array, before: RawColumn | None = None) -> None:
+        """``values`` has one value per item, without row 0; they follow those of the column ``before``."""
         self.values = values
+        self._before = before
+        self._start = len(before) if before is not None else 1
 
     def __len__(self) -> int:
-        return len(self.values) + 1
+        return self._start + len(self.values)
 
     def __getitem__(self, code: Any) -> Any:
-        return self.values[code - 1].as_py() if code else None
+        if code >= self._start:
+            return self.values[code - self._start].as_py()
+        return self._before[code] if self._before is not None else None
 
-    def numbers(self) -> Times:
-        """Return a numeric attribute, float64 ``[N]``, NaN where missing."""
-        return np.concatenate([[np.nan], self.values.cast(pa.float64()).to_numpy(zero_copy_only=False)])
+    def between(self, least: float | None, most: float | None) -> npt.NDArray[np.bool_]:
+        """Return which values of a numeric attribute are in a range, bool ``[N]``; a missing one never is.
 
-    def by_value(self) -> dict[str, Codes]:
-        """Return the codes of the items that have a value, by value; those of a list have each of its values."""
-        flat, owner = self.values, np.arange(1, len(self), dtype=np.int32)
+        The values are compared as given: the models' float32 cannot tell 16,777,216 from 16,777,217.
+        """
+        fits = ~np.isnan(self._numbers)
+        if least is not None:
+            fits &= self._numbers >= least
+        if most is not None:
+            fits &= self._numbers <= most
+        before = np.zeros(1, dtype=np.bool_) if self._before is None else self._before.between(least, most)
+        return np.concatenate([before, fits])
+
+    def having(self, value: str) -> Codes:
+        """Return the codes of the items that have a value, int32 ``[n]``; those of a list have each of its values."""
+        codes = self._by_value.get(value, _NOWHERE)
+        return codes if self._before is None else np.concatenate([self._before.having(value), codes])
+
+    @cached_property
+    def _numbers(self) -> Times:
+        return np.asarray(self.values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+    @cached_property
+    def _by_value(self) -> dict[str, Codes]:
+        flat, owner = self.values, np.arange(self._start, len(self), dtype=np.int32)
         if pa.types.is_list(flat.type):
             owner = owner[pc.list_parent_indices(flat).to_numpy()]
             flat = pc.list_flatten(flat)
         known = flat.drop_null().dictionary_encode()
+        if not len(known.dictionary):
+            return {}
         owner = owner[flat.is_valid().to_numpy(zero_copy_only=False)]
         place = known.indices.to_numpy()
         order = np.argsort(place, kind="stable")
@@ -81,7 +121,8 @@ class ItemTable:
     """All items of a release.
 
     ``encoded`` has ``N`` rows; ``categories`` int32 ``[N, G]`` category codes (0: none) of which the
-    first is the item's main one; ``raw`` holds each attribute as given, for rules and for people.
+    first is the item's main one; ``raw`` holds each attribute as given, for rules and for people;
+    the last ``added`` rows are of items that came after the release.
     """
 
     codec: Codec
@@ -91,19 +132,59 @@ class ItemTable:
     available_from: Times
     available_until: Times
     activity: Activity
+    added: int = 0
 
     def __len__(self) -> int:
         return len(self.available_from)
 
     def with_activity(self, activity: Activity) -> ItemTable:
-        """Return the table with other counts; everything else is shared."""
-        return replace(self, activity=activity)
+        """Return the table with other counts; everything else is shared. Added items' counts may be missing."""
+        activity = activity.upto(len(self))
+        if self.added and activity.numeric is not None:
+            # Whoever wrote the file knew of no added items.
+            activity.numeric[-self.added :, activity.counts.shape[1] :] = self.encoded.numbers[-self.added :]
+        return self._changed(activity=activity)
 
     def without(self, codes: Codes, whole: ItemTable) -> ItemTable:
         """Return the table in which some items cannot be had, and all others as in ``whole``, whose codes it shares."""
         until = whole.available_until.copy()
         until[codes] = -np.inf
-        return replace(self, available_until=until)
+        return self._changed(available_until=until)
+
+    def upto(self, size: int) -> ItemTable:
+        """Return the first ``size`` rows as views, without their attributes as given: these stay as they are."""
+        made = replace(
+            self,
+            encoded=self.encoded[:size],
+            categories=self.categories[:size],
+            available_from=self.available_from[:size],
+            available_until=self.available_until[:size],
+            activity=self.activity.upto(size),
+        )
+        made.__dict__["categorical"] = self.categorical[:size]
+        return made
+
+    def longer(self, codec: Codec, raw: Mapping[str, RawColumn], whole: ItemTable) -> ItemTable:
+        """Return the table with the items that ``codec`` and ``raw`` have more, whose rows stand in ``whole``."""
+        start, size = len(self), len(codec.items)
+        made = replace(whole.upto(size), codec=codec, raw=raw, added=size - start)
+        times = np.sort(np.concatenate([whole.available_from[start:size], whole.available_until[start:size]]))
+        made.__dict__["categorical"] = whole.categorical[:size]
+        # To sort the times of a million items again takes longer than all the rest.
+        made.__dict__["_turns"] = np.insert(self._turns, np.searchsorted(self._turns, times), times)
+        return made
+
+    def _changed(self, **parts: Any) -> ItemTable:
+        """Return the table with other parts, and with what was worked out and holds still; more turns do no harm."""
+        made = replace(self, **parts)
+        made.__dict__.update(categorical=self.categorical, _turns=self._turns)
+        return made
+
+    @cached_property
+    def categorical(self) -> Codes:
+        """The codes that the ranker sees, int32 ``[N, C]``."""
+        found: Codes = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
+        return found
 
     @cached_property
     def rows(self) -> ItemRows:
@@ -111,8 +192,7 @@ class ItemTable:
         numeric = self.activity.numeric
         if numeric is None:
             numeric = np.concatenate([self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32)
-        categorical = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
-        return ItemRows(numeric, categorical, self.activity.first_event_at, self.activity.last_event_at)
+        return ItemRows(numeric, self.categorical, self.activity.first_event_at, self.activity.last_event_at)
 
     def available(self, time: float, codes: Codes | None = None) -> npt.NDArray[np.bool_]:
         """Return which items can be had at a moment (epoch seconds): of ``codes`` ``[n]``, or of all; row 0 never."""

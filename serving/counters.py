@@ -20,6 +20,7 @@ from feature_repo.online_store import written_key
 from feature_repo.store import redis_client, redis_url
 from feature_repo.workspace import Workspace, write_json
 from serving.catalogue import Activity
+from serving.item_files import map_rows, with_spare
 from serving.online import OnlineFeatures, OnlineStoreUnavailable
 from serving.release import Release
 
@@ -37,14 +38,16 @@ class CounterFiles:
         self._seen: tuple[int, int] | None = None
 
     def publish(self, release: Release, activity: Activity, as_of: str) -> None:
-        """Write counters and make them the newest."""
+        """Write counters and make them the newest; those of items that were added since are missing."""
         name = f"{time.time_ns():020d}"
         folder = self._folder / name
         folder.mkdir(parents=True)
         # With the attributes' numbers beside, so that a worker can rank with the file as it is.
         numeric = np.concatenate([activity.counts, release.items.encoded.numbers], axis=1, dtype=np.float32)
-        np.save(folder / "numeric.npy", numeric)
-        np.save(folder / "times.npy", np.stack([activity.first_event_at, activity.last_event_at]))
+        spare = release.retrieval.delta.spare
+        np.save(folder / "numeric.npy", with_spare(numeric, np.nan, spare))
+        times = (activity.first_event_at, activity.last_event_at)
+        np.save(folder / "times.npy", np.stack([with_spare(of, np.nan, spare) for of in times]))
         write_json(self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of})
         for old in sorted(path for path in self._folder.iterdir() if path.is_dir())[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)  # whoever maps it keeps it
@@ -66,10 +69,7 @@ class CounterFiles:
             if current["release"] != release.id:
                 return None
             folder = self._folder / current["folder"]
-            numeric, times = (
-                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).view(np.ndarray)
-                for name in ("numeric", "times")
-            )
+            numeric, times = (map_rows(folder / f"{name}.npy").view(np.ndarray) for name in ("numeric", "times"))
         except (OSError, ValueError, KeyError):
             return None
         counts = len(release.codec.item_activity)

@@ -6,14 +6,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from serving.delta import values
 from serving.release import Release
 
 
-def described(model: type[BaseModel], release: Release) -> dict[str, Any]:
-    """Return the description of a request body, in which filters have the attributes that items really have."""
+def described(model: type[BaseModel], release: Release, required: bool = True) -> dict[str, Any]:
+    """Return the description of a request body, in which items' attributes are those that they really have."""
     schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
-    filters = _filters(release)
+    known = {"filters": _filters(release), "attributes": _attributes(release)}
 
     def resolve(part: Any) -> Any:
         """Put in the place of a reference what it refers to, so that the schema can stand anywhere."""
@@ -23,9 +24,9 @@ def described(model: type[BaseModel], release: Release) -> dict[str, Any]:
             return part
         if "$ref" in part:
             return resolve(definitions[part["$ref"].rpartition("/")[2]])
-        return {name: filters if name == "filters" else resolve(value) for name, value in part.items()}
+        return {name: known[name] if name in known else resolve(value) for name, value in part.items()}
 
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": resolve(schema)}}}}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": resolve(schema)}}}}
 
 
 def _filters(release: Release) -> dict[str, Any]:
@@ -40,3 +41,8 @@ def _filters(release: Release) -> dict[str, Any]:
         name: {"type": "object", "properties": of, "additionalProperties": False} for name, of in conditions.items()
     }
     return {"type": "object", "properties": rules, "additionalProperties": False, "default": {}}
+
+
+def _attributes(release: Release) -> dict[str, Any]:
+    properties = {name: values(kind).json_schema() for name, kind in release.codec.spec.item_attributes.items()}
+    return {"type": "object", "properties": properties, "additionalProperties": False}

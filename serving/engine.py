@@ -17,6 +17,7 @@ from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
 from serving.answers import Answer, Live, UnknownItem, impression_of, make_answer, similar_items
 from serving.catalogue import ItemTable
+from serving.changes import ItemChanges
 from serving.counters import CounterFiles
 from serving.deadline import NEVER, Breaker, Deadline
 from serving.erasure import Erasure, ErasureResponse
@@ -29,9 +30,9 @@ from serving.metrics import Metrics
 from serving.online import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features, together
 from serving.recommender import Ranked, Recommendation
 from serving.release import Release
-from serving.removed import RemovedItems
 from serving.schemas import (
     EventsResponse,
+    NewItem,
     RecommendationRequest,
     RecommendationResponse,
     SimilarResponse,
@@ -67,8 +68,7 @@ class Engine:
         self._breaker = Breaker()
         self._log = open_log(workspace)
         self.erasure = Erasure(workspace)
-        self.removed = RemovedItems(workspace)
-        self._gone = self.removed.changed() or set()
+        self.changes = ItemChanges(workspace)
         self._swapping = threading.Lock()
         self._sample: tuple[Live, Floats] | None = None
         self.live: Live
@@ -101,7 +101,9 @@ class Engine:
         timeout_s = self.settings.redis_timeout_ms / 1_000
         online = OnlineFeatures(self.workspace, release.items, self.metrics.observe_age, timeout_s)
         with self._swapping:
-            live = self._refreshed(Live(release, online, self._remaining(release, release.items)))
+            self.changes.look()
+            self.changes.tidy(release, time.time())
+            live = self._refreshed(self._changed(Live(release, release, online, release.items)))
             for _ in range(_WARM_UPS):
                 self._answers(live, [RecommendationRequest(user_id="warm-up")], NEVER)
             self.live, self.intake = live, Intake(self._log, release.codec.spec, self.metrics.events, self.erasure)
@@ -116,24 +118,32 @@ class Engine:
         live, vector = sample
         index, vectors = live.release.recommender.retriever.index, live.release.recommender.vectors
         at = min(_RECALL_AT, index.ntotal)
-        near = vectors[1:] @ vector
+        near = vectors[1 : index.ntotal + 1] @ vector
         exact = np.argpartition(-near, at - 1)[:at]
         found = index.search(vector[None, :], at)[1]
         self.metrics.index_recall.set(recall_against(exact[None, :], found))
 
-    def refresh_removed(self) -> None:
-        """Show removed items no more, and restored ones again."""
-        gone = self.removed.changed()
-        if gone is not None and gone != self._gone:
-            with self._swapping:
-                self._gone = gone
-                items = self._remaining(self.live.release, self.live.items)
-                self.live.release.recommender.prepare(items)
-                self.live = replace(self.live, items=items)
+    def refresh_changes(self) -> None:
+        """Show removed items no more, restored ones again, and added ones as well."""
+        with self._swapping:
+            if self.changes.look():
+                self.live = self._changed(self.live)
 
-    def _remaining(self, release: Release, items: ItemTable) -> ItemTable:
-        codes = release.codec.items.encode(list(self._gone))
-        return items.without(codes[codes > 0], release.items)
+    def _changed(self, live: Live) -> Live:
+        """Return what is served with the items that were added and without those that were removed."""
+        release = self.changes.over(live.loaded)
+        items = release.items if live.activity is None else release.items.with_activity(live.activity)
+        items = self.changes.remaining(release, items)
+        release.recommender.prepare(items, time.time())
+        self.metrics.spare_rows.set(release.retrieval.delta.left)
+        return replace(live, release=release, online=live.online.over(release.items), items=items)
+
+    def add_item(self, item_id: str, item: NewItem) -> bool:
+        """Add an item, here at once and on all servers within a second; see ``ItemChanges.add``."""
+        self.refresh_changes()
+        changed = self.changes.add(item_id, item, self.live.loaded)
+        self.refresh_changes()
+        return changed
 
     def remove_item(self, item_id: str) -> bool:
         """Show an item no more, here at once and on all servers within a second; return whether it was shown before.
@@ -142,8 +152,8 @@ class Engine:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
 
         """
-        changed = self.removed.remove(item_id)
-        self.refresh_removed()
+        changed = self.changes.remove(item_id)
+        self.refresh_changes()
         return changed
 
     def restore_item(self, item_id: str) -> bool:
@@ -151,13 +161,13 @@ class Engine:
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
-            UnknownItem: the release has no such item.
+            UnknownItem: the release has no such item, and it was not added.
 
         """
-        if self.live.release.codec.items.code(item_id) == 0:
+        if self.live.release.codec.items.code(item_id) == 0 and not self.changes.knows(item_id):
             raise UnknownItem(item_id)
-        changed = self.removed.restore(item_id)
-        self.refresh_removed()
+        changed = self.changes.restore(item_id)
+        self.refresh_changes()
         return changed
 
     def refresh_items(self) -> None:
@@ -183,8 +193,8 @@ class Engine:
             except OnlineStoreUnavailable:
                 return live
         items = live.items.with_activity(activity)
-        live.release.recommender.prepare(items)
-        return replace(live, items=items, items_as_of=as_of)
+        live.release.recommender.prepare(items, time.time())
+        return replace(live, items=items, activity=activity, items_as_of=as_of)
 
     def user_features(self, user_id: str) -> UserFeatures:
         """Return what the online store knows of a user."""

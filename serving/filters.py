@@ -98,8 +98,6 @@ class Filters:
         self._marks = _Marks(len(items))
         self._rules = _Kept(len(items))
         self._narrow = _Kept(len(items))
-        self._values: dict[str, dict[str, Codes]] = {}
-        self._numbers: dict[str, npt.NDArray[np.float64]] = {}
 
     def check(self, filters: dict[str, AttributeRule], items: ItemTable) -> None:
         """Raise ``UnknownAttribute`` if a request's filters cannot be applied to these items."""
@@ -161,34 +159,19 @@ class Filters:
         return np.logical_and.reduce(masks)
 
     def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> Mask:
+        column = items.raw[name]
         if items.codec.spec.item_attributes[name] == "numeric":
-            numbers = self._exact(items, name)
-            fits = np.ones(len(items), dtype=np.bool_)
-            if rule.at_least is not None:
-                fits &= numbers >= rule.at_least
-            if rule.at_most is not None:
-                fits &= numbers <= rule.at_most
-            return fits
-        values = self._index(items, name)
+            # Without a bound every item fits, also one that has no value.
+            bounded = rule.at_least is not None or rule.at_most is not None
+            return column.between(rule.at_least, rule.at_most) if bounded else np.ones(len(items), dtype=np.bool_)
         fits = np.ones(len(items), dtype=np.bool_)
         if rule.any_of is not None:
             fits[:] = False
             for value in rule.any_of:
-                fits[values.get(value, _NOWHERE)] = True
+                fits[column.having(value)] = True
         for value in rule.none_of or ():
-            fits[values.get(value, _NOWHERE)] = False
+            fits[column.having(value)] = False
         return fits
-
-    def _exact(self, items: ItemTable, name: str) -> npt.NDArray[np.float64]:
-        """Return a numeric attribute as given: the models' float32 cannot tell 16,777,216 from 16,777,217."""
-        if name not in self._numbers:
-            self._numbers[name] = items.raw[name].numbers()
-        return self._numbers[name]
-
-    def _index(self, items: ItemTable, name: str) -> dict[str, Codes]:
-        if name not in self._values:
-            self._values[name] = items.raw[name].by_value()
-        return self._values[name]
 
 
 class _Kept:

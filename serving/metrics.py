@@ -138,7 +138,8 @@ class Metrics:
         )
         self.index_recall = self._gauge("index_recall", "Recall of the index against exact search", "livemin")
         self.items_as_of = self._gauge("items_as_of_seconds", "Moment of the item counters in use", "livemin")
-        for gauge in (self.index_recall, self.items_as_of):
+        self.spare_rows = self._gauge("spare_rows", "Items that can still be added to the release", "livemin")
+        for gauge in (self.index_recall, self.items_as_of, self.spare_rows):
             gauge.set(UNKNOWN)
         self._breakers = Children(self.breaker_state)
         self._release: str | None = None

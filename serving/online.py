@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -148,6 +149,12 @@ class OnlineFeatures:
         self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
         self._redis, self._many = redis_client(workspace, timeout_s), redis_client(workspace, _TIMEOUT_S)
         self._read = PipelinedReads(self._redis)
+
+    def over(self, items: ItemTable) -> OnlineFeatures:
+        """Return the same reads for a release with more items."""
+        made = copy(self)
+        made._codec, made._category = items.codec, items.main_category
+        return made
 
     def user(self, user_id: str, now: float) -> UserFeatures:
         """Return a user's features at a moment, with every accepted event in them, streamed or not.

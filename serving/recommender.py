@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, Literal
@@ -99,6 +100,12 @@ class UserTowerSession:
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._raw = np.asarray(raw_items)
 
+    def over(self, raw_items: Floats) -> UserTowerSession:
+        """Return the same tower over the raw vectors of more items."""
+        made = copy(self)
+        made._raw = raw_items
+        return made
+
     def __call__(self, context: UserContext) -> Floats:
         """Return unit vectors float32 ``[B, D]``."""
         inputs = {**context.arrays(), "clicked": self._raw[context.history]}
@@ -126,6 +133,12 @@ class Recommender:
         self.filters = Filters(rules, items)
         self._cost = Cost()
         self._prepared: tuple[ItemTable, Callable[[PairRows], tuple[Floats, Floats]]] | None = None
+
+    def over(self, tower: UserTowerSession, vectors: Floats, retriever: Retriever, items: ItemTable) -> Recommender:
+        """Return the same funnel over more items."""
+        made = Recommender(tower, vectors, retriever, self.ranker, self.rules, items)
+        made._cost = self._cost
+        return made
 
     def recommend(self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable) -> list[Recommendation]:
         """Return one list per request; ``items`` is the item table as of the requests."""
@@ -199,9 +212,12 @@ class Recommender:
             self._backfill(result, request, banned, None, items, Counter(items.categories[codes[chosen], 0].tolist()))
         return result
 
-    def prepare(self, items: ItemTable) -> None:
-        """Do once, and not on a request's time, what the ranker wants of a new item table."""
+    def prepare(self, items: ItemTable, time: float | None = None) -> None:
+        """Do once, and not on a request's time, what the ranker and, at ``time``, the sources want of a new table."""
         self._scorer(items)
+        if time is not None:
+            self.retriever.prepare(items, time)
+            self.filters.narrow(items, RequestRules(0), time)
 
     def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Floats, Floats]]:
         """Return the ranker with what it reads of these items prepared; made once for a table."""

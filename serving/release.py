@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,6 +23,7 @@ from ranking.scorer import CalibratedRanker
 from serving.candidates import Retriever, Shares
 from serving.catalogue import ItemTable
 from serving.codec import Codec
+from serving.delta import AddedItem, Delta, ItemTowerSession, Rows
 from serving.filters import FilterRules
 from serving.recommender import Recommender, UserTowerSession
 from serving.stored import Damaged, naming, read_array, read_index, read_items, read_part, read_ranker
@@ -30,7 +31,7 @@ from serving.users import UserReader
 
 MANIFEST = "manifest.json"
 EVALUATION = "evaluation.json"
-FORMAT = 2
+FORMAT = 3
 
 
 class BadRelease(RuntimeError):
@@ -46,6 +47,7 @@ class Retrieval:
     vectors: Floats
     retriever: Retriever
     items: ItemTable
+    delta: Delta
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Release:
 
     @property
     def items(self) -> ItemTable:
-        """The item table as it was when the release was made."""
+        """The item table as it was when the release was made, with what was added since."""
         return self.retrieval.items
 
 
@@ -88,14 +90,46 @@ def load_retrieval(folder: Path) -> Retrieval:
         shares = Shares.model_validate(read_part(folder / "shares.json"))
     index = read_index(folder / "index.faiss", vectors.shape[1])
     items = read_items(folder, codec)
-    sizes = {len(codec.items), len(vectors), len(raw), len(neighbours), len(similarities), index.ntotal + 1, len(items)}
-    if len(sizes) > 1:
-        raise BadRelease(f"{folder}: its parts disagree on the number of items: {sorted(sizes)}")
+    size = len(codec.items)
+    rows = {len(array) for array in (vectors, raw, neighbours, similarities, items)}
+    if size != index.ntotal + 1 or len(rows) > 1 or size > min(rows):
+        found = sorted({size, index.ntotal + 1, *(size + of - max(rows) for of in rows)})
+        raise BadRelease(f"{folder}: its parts disagree on the number of items: {found}")
     if raw.shape != vectors.shape or neighbours.shape != similarities.shape:
         raise BadRelease(f"{folder}: its raw and unit vectors, or its neighbours and similarities, differ in shape")
     with naming("user_tower.onnx"):
-        tower = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
-    return Retrieval(codec, tower, vectors, Retriever(index, neighbours, similarities, shares), items)
+        tower = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw[:size])
+    with naming("item_tower.onnx"):
+        session = ItemTowerSession((folder / "item_tower.onnx").read_bytes())
+    # Views without the costs of np.memmap's indexing.
+    whole = Rows(np.asarray(vectors), np.asarray(raw), np.asarray(neighbours), np.asarray(similarities), items)
+    retriever = Retriever(index, neighbours[:size], similarities[:size], shares)
+    return Retrieval(codec, tower, vectors[:size], retriever, items.upto(size), Delta(whole, session))
+
+
+def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
+    """Return a release with items that came after it; those that it has itself are served as it has them.
+
+    Args:
+        release: as it was loaded. Both share everything but what is said of the added items.
+        added: all of them; where there are more than spare rows, the last ones wait for a new release.
+
+    """
+    loaded, codec = release.retrieval, release.codec
+    delta, first = loaded.delta, len(codec.items)
+    size = delta.take({name: item for name, item in added.items() if not codec.items.code(name)})
+    if size == first:
+        return release
+    rows, items = delta.rows, delta.table(loaded.items)
+    vectors = rows.vectors[:size]
+    tower = loaded.tower.over(rows.raw[:size])
+    retriever = loaded.retriever.over(rows.neighbours[:size], rows.similarities[:size], vectors[first:])
+    return replace(
+        release,
+        retrieval=Retrieval(items.codec, tower, vectors, retriever, items, delta),
+        recommender=release.recommender.over(tower, vectors, retriever, items),
+        reader=UserReader(items.codec),
+    )
 
 
 def write_manifest(folder: Path, versions: dict[str, Any]) -> str:

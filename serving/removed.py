@@ -8,7 +8,7 @@ from feature_repo.store import redis_client
 from feature_repo.workspace import Workspace
 from serving.events import redis_answering
 
-_REMOVED, _VERSION = "funnel:items:removed", "funnel:items:removed:version"
+REMOVED, REMOVED_VERSION = "funnel:items:removed", "funnel:items:removed:version"
 
 _CHANGE = """
 local changed = redis.call(ARGV[1], KEYS[1], ARGV[2])
@@ -33,7 +33,7 @@ class RemovedItems:
 
         """
         with redis_answering():
-            return bool(self._change(keys=[_REMOVED, _VERSION], args=["SADD", item_id]))
+            return bool(self._change(keys=[REMOVED, REMOVED_VERSION], args=["SADD", item_id]))
 
     def restore(self, item_id: str) -> bool:
         """Take a removal back and return whether there was one.
@@ -43,7 +43,7 @@ class RemovedItems:
 
         """
         with redis_answering():
-            return bool(self._change(keys=[_REMOVED, _VERSION], args=["SREM", item_id]))
+            return bool(self._change(keys=[REMOVED, REMOVED_VERSION], args=["SREM", item_id]))
 
     def changed(self) -> set[str] | None:
         """Return the ids if they are others than when this was last asked; None: the same, or Redis does not say.
@@ -51,10 +51,10 @@ class RemovedItems:
         A Redis that knows of no removal ever was emptied: what is removed stays removed until the next start.
         """
         try:
-            version: bytes | None = self._redis.get(_VERSION)  # type: ignore[assignment]
+            version: bytes | None = self._redis.get(REMOVED_VERSION)  # type: ignore[assignment]
             if version is None or version == self._seen:
                 return None
-            found: set[bytes] = self._redis.smembers(_REMOVED)  # type: ignore[assignment]
+            found: set[bytes] = self._redis.smembers(REMOVED)  # type: ignore[assignment]
         except (redis.RedisError, OSError):
             return None
         self._seen = version

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Annotated, Any, NotRequired
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from serving.filters import AttributeRule
@@ -65,8 +66,39 @@ class SimilarResponse(TypedDict):
     items: list[RecommendedItem]
 
 
+_MOMENT = {
+    "anyOf": [
+        {"type": "number"},
+        # Not all that is accepted: no zones, and no days that some month does not have.
+        {"type": "string", "pattern": "^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$"},
+        {"type": "null"},
+    ]
+}
+
+
+def _epoch(moment: Any) -> Any:
+    if not isinstance(moment, str):
+        return moment
+    found = datetime.fromisoformat(moment)
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+
+
+Moment = Annotated[
+    Annotated[float, Field(strict=True, allow_inf_nan=False)] | None, BeforeValidator(_epoch), WithJsonSchema(_MOMENT)
+]
+"""Epoch seconds or ISO 8601 (without a zone: UTC); read as epoch seconds."""
+
+
+class NewItem(_Strict):
+    """An item that the release does not have, and from when until when it can be had: by default from now on."""
+
+    attributes: dict[str, Any] = Field(max_length=1_000)
+    available_from: Moment = None
+    available_until: Moment = None
+
+
 class ItemChange(TypedDict):
-    """An item that was removed or put back; ``changed`` is False if it was so already."""
+    """An item that was added, removed or put back; ``changed`` is False if it was so already."""
 
     item_id: str
     changed: bool

@@ -34,6 +34,7 @@ def try_out(release: Release) -> str | None:
     again = release.recommender.recommend(users, requests, release.items)
     return (
         _bad_users(vectors, release.retrieval.vectors.shape[1])
+        or _bad_item_tower(release)
         or _bad_lists(release, users, lists, now)
         or _bad_scores(release, users, ranked)
         or (None if all(map(_equal, lists, again)) else "the same request gives another list the second time")
@@ -75,6 +76,18 @@ def _bad_users(vectors: Floats, dimension: int) -> str | None:
         return f"its user tower gives {vectors.shape[1:]} values, its item vectors have {dimension}"
     if not np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=_UNIT_WITHIN):
         return "its user tower gives vectors that are not of unit length"
+    return None
+
+
+def _bad_item_tower(release: Release) -> str | None:
+    """Ask for a sample of items, and for one with the highest codes, as if they were new."""
+    items, encoder = release.items, release.codec.item_attributes
+    encoded = items.encoded[spaced_rows(len(items), _SCORED)]
+    codes, numbers = encoded.codes.copy(), encoder.standardise(encoded.numbers)
+    codes[-1] = encoder.table_size - 1
+    raw = release.retrieval.delta.tower(codes, numbers)
+    if raw.shape != (len(codes), release.retrieval.vectors.shape[1]) or not np.isfinite(raw).all():
+        return "its item tower gives vectors that are no numbers, or of another dimension"
     return None
 
 

@@ -20,7 +20,7 @@ from ranking.scorer import CalibratedRanker
 from retrieval.index import load_index
 from serving.catalogue import ItemTable
 from serving.codec import Codec
-from serving.item_files import ATTRIBUTES, load_items
+from serving.item_files import ATTRIBUTES, load_items, map_rows
 
 _INVERTED = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer)
 
@@ -52,14 +52,14 @@ def read_part(path: Path) -> Any:
 
 
 def read_array(path: Path, dtype: type[Any]) -> npt.NDArray[Any]:
-    """Return an array ``[n, m]`` of this type, mapped into memory.
+    """Return an array ``[n, m]`` of this type, mapped into memory as ``map_rows`` does.
 
     Raises:
         Damaged: it is no array or a pickle, of another shape or type, or has values that are no numbers.
 
     """
     with naming(path.name):
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = map_rows(path)
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype != dtype:
         raise Damaged(f"{path.name} is no table of {np.dtype(dtype).name}")
     # Least and greatest are NaN where any value is, and take no memory.
@@ -112,7 +112,7 @@ def _lists_are_whole(index: Any) -> bool:
 
 
 def read_items(folder: Path, codec: Codec) -> ItemTable:
-    """Return the item table.
+    """Return the item table, spare rows and all.
 
     Raises:
         Damaged: its rows are other items than the codec's, or in another order, or its parts do not fit each other.

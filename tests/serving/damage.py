@@ -76,11 +76,16 @@ def put(place: Any, value: Any) -> Callable[[Any], None]:
     return change
 
 
+def vectors_of(folder: Path) -> Any:
+    """Return the vectors of a release's items, without item 0 and the spare rows."""
+    return np.load(folder / "item_vectors.npy")[1 : len(read_json(folder / "codec.json")["items"]) + 1]
+
+
 def rebuild_index(make: Callable[[Any], Any]) -> Damage:
     """Return a damage that writes the index which is made of the item vectors."""
 
     def damage(folder: Path) -> None:
-        vectors = np.load(folder / "item_vectors.npy")[1:]
+        vectors = vectors_of(folder)
         faiss.write_index(make(np.ascontiguousarray(vectors)), str(folder / "index.faiss"))
 
     return damage
@@ -98,17 +103,17 @@ def index_of(metric: int, change: Callable[[Any], Any] = lambda vectors: vectors
 def claim_a_huge_index(folder: Path) -> None:
     """Say in the index that its vectors take terabytes: who believes it runs out of memory."""
     content = bytearray((folder / "index.faiss").read_bytes())
-    size = np.load(folder / "item_vectors.npy")[1:].size
+    size = vectors_of(folder).size
     place = content.index(size.to_bytes(8, "little"))
     content[place : place + 8] = (1 << 37).to_bytes(8, "little")
     (folder / "index.faiss").write_bytes(content)
 
 
-def change_tower(change: Callable[[Any], None]) -> Damage:
+def change_tower(change: Callable[[Any], None], name: str = "user_tower.onnx") -> Damage:
     def damage(folder: Path) -> None:
-        model = onnx.load_from_string((folder / "user_tower.onnx").read_bytes())
+        model = onnx.load_from_string((folder / name).read_bytes())
         change(model.graph)
-        (folder / "user_tower.onnx").write_bytes(model.SerializeToString())
+        (folder / name).write_bytes(model.SerializeToString())
 
     return damage
 
@@ -124,6 +129,12 @@ def other_inputs(graph: Any) -> None:
 def fewer_users(graph: Any) -> None:
     """Keep only the unknown user's vector, as of a tower that was trained without the users of the codec."""
     table = next(one for one in graph.initializer if one.name == "ids.weight")
+    table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:1].copy(), table.name))
+
+
+def fewer_attributes(graph: Any) -> None:
+    """Keep only the vector of no attribute, as of a tower that was trained on other items."""
+    table = next(one for one in graph.initializer if one.name == "attribute_table.weight")
     table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:1].copy(), table.name))
 
 
@@ -236,11 +247,12 @@ def of_heads(**values: Any) -> Damage:
 _NAN = float("nan")
 _DEEPER_THAN_PYTHON = b"[" * 100_000
 _NEIGHBOURS, _VECTORS, _RAW = "neighbours.npy", "item_vectors.npy", "raw_item_vectors.npy"
+_ITEM_TOWER = "item_tower.onnx"
 _IP = faiss.METRIC_INNER_PRODUCT
 
 FILES = [
     "codec.json", "filters.json", "shares.json", "index.faiss", _VECTORS, _RAW, _NEIGHBOURS, "similarities.npy",
-    "items.arrow", "items.numeric.npy", "user_tower.onnx", "ranker/model.json", "ranker/schema.json",
+    "items.arrow", "items.numeric.npy", "user_tower.onnx", _ITEM_TOWER, "ranker/model.json", "ranker/schema.json",
     "ranker/calibration.json",
 ]  # fmt: skip
 """Files that every release has, one of each kind at the least."""
@@ -308,6 +320,10 @@ REMADE: dict[str, Damage] = {
     "user tower with other inputs": change_tower(other_inputs),
     "user tower of fewer users": change_tower(fewer_users),
     "user tower that gives NaN": change_tower(no_numbers),
+    "item tower with other inputs": change_tower(other_inputs, _ITEM_TOWER),
+    "item tower of fewer attributes": change_tower(fewer_attributes, _ITEM_TOWER),
+    "item tower that gives NaN": change_tower(no_numbers, _ITEM_TOWER),
+    "user tower for an item tower": lambda folder: shutil.copy(folder / "user_tower.onnx", folder / _ITEM_TOWER),
     "ranker of other columns": change_json("ranker/schema.json", reverse("numeric")),
     "ranker of other event types": change_json("ranker/schema.json", put("heads", ["one"])),
     "ranker of renamed event types": change_json("ranker/schema.json", reverse("heads")),

@@ -7,6 +7,8 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from test_api import start_server, stop
 
+from feature_repo.store import redis_client
+
 EXAMPLES = 40
 
 
@@ -16,6 +18,8 @@ def api(built):
     client.close()
     yield schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
     stop(process)
+    with redis_client(built.workspace) as redis:  # whatever it added and removed
+        redis.delete(*redis.keys("funnel:items:*") or ["nothing"])
 
 
 def test_the_api_does_what_it_says(api):

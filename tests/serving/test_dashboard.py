@@ -51,6 +51,7 @@ def exported(workspace, tmp_path_factory):
     metrics.serving("r1")
     metrics.items_read(1.0)
     metrics.index_recall.set(1.0)
+    metrics.spare_rows.set(1.0)
     metrics.breaker("redis", get_args(BreakerState)[0])
     ImpressionLog(tmp_path_factory.mktemp("impressions"), metrics.impressions).close()
     lease = Lease(redis_client(workspace))

@@ -20,9 +20,9 @@ from serving.filters import FilterRules, RequestRules
 from serving.release import EVALUATION, MANIFEST, BadRelease, load_release, verify, write_manifest
 
 FILES = [
-    "codec.json", "filters.json", "index.faiss", "item_vectors.npy", "items.arrow", "items.categories.npy",
-    "items.codes.npy", "items.first.npy", "items.numeric.npy", "items.times.npy", "neighbours.npy",
-    "ranker/calibration.json", "ranker/manifest.json", "ranker/model.json", "ranker/schema.json",
+    "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy", "items.arrow",
+    "items.categories.npy", "items.codes.npy", "items.first.npy", "items.numeric.npy", "items.times.npy",
+    "neighbours.npy", "ranker/calibration.json", "ranker/manifest.json", "ranker/model.json", "ranker/schema.json",
     "ranker/transform.json", "ranker/weights.npz", "raw_item_vectors.npy", "shares.json", "similarities.npy",
     "user_tower.onnx",
 ]  # fmt: skip
@@ -77,9 +77,9 @@ def test_added_file_is_named_and_an_evaluation_is_no_addition(copy: Path, tiny: 
         ("{", "no readable manifest.json"),
         ("[]", "no readable manifest.json"),
         ("{}", "no readable manifest.json"),
-        ('{"format": 2, "files": 3}', "no readable manifest.json"),
-        ('{"format": 99, "files": {}}', "format 99, this version reads 2"),
-        ('{"format": 2, "files": {}, "release": "made up"}', "own hash"),
+        ('{"format": 3, "files": 3}', "no readable manifest.json"),
+        ('{"format": 99, "files": {}}', "format 99, this version reads 3"),
+        ('{"format": 3, "files": {}, "release": "made up"}', "own hash"),
     ],
 )
 def test_bad_manifest_is_refused(copy: Path, text: str | None, says: str) -> None:

@@ -10,7 +10,7 @@ from threading import Event, Thread
 import faiss
 import numpy as np
 import pytest
-from damage import DAMAGE, change_json, remade
+from damage import DAMAGE, change_json, remade, vectors_of
 from tiny_release import SPEC, Tiny
 
 from feature_repo.dataset import DatasetSpec
@@ -162,7 +162,7 @@ def test_made_up_users_fit_the_reader(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize(("probes", "good"), [(8, True), (1, False)])
 def test_recall_of_inverted_lists(probes: int, good: bool, copy: Path, check: Callable[[Path], Release]) -> None:
-    vectors = np.load(copy / "item_vectors.npy")[1:]
+    vectors = vectors_of(copy)
     index, _ = build_index(vectors, vectors, kind="IVF8,Flat", at=10)
     faiss.extract_index_ivf(index).nprobe = probes
     save_index(index, copy / "index.faiss")

@@ -17,7 +17,7 @@ from feature_repo.workspace import write_json
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.train import train_rankers
-from retrieval.export import export_user_tower
+from retrieval.export import export_item_tower, export_user_tower
 from retrieval.index import build_index, save_index
 from retrieval.neighbours import neighbours
 from retrieval.towers import TowerConfig, TwoTowers
@@ -26,7 +26,7 @@ from serving.candidates import Shares
 from serving.catalogue import ItemTable, build_items
 from serving.codec import Codec
 from serving.filters import FilterRules
-from serving.item_files import save_items
+from serving.item_files import save_items, with_spare
 from serving.release import Release, load_release, write_manifest
 from serving.users import UserBatch
 
@@ -195,14 +195,15 @@ def write_release(folder: Path, rules: FilterRules | None = None, seed: int = 0)
     raw, unit = item_vectors(towers)
     folder.mkdir(parents=True)
     export_user_tower(towers, folder / "user_tower.onnx")
-    np.save(folder / "item_vectors.npy", unit)
-    np.save(folder / "raw_item_vectors.npy", raw)
+    export_item_tower(towers, folder / "item_tower.onnx")
+    np.save(folder / "item_vectors.npy", with_spare(unit))
+    np.save(folder / "raw_item_vectors.npy", with_spare(raw))
     save_index(build_index(unit[1:], unit[1:])[0], folder / "index.faiss")
     generator = np.random.default_rng(2)
     users = np.sort(generator.integers(0, 30, 300))
     near, similarity = neighbours(users, generator.integers(1, ITEMS, 300).astype(np.int32), len(items), k=10)
-    np.save(folder / "neighbours.npy", near)
-    np.save(folder / "similarities.npy", similarity)
+    np.save(folder / "neighbours.npy", with_spare(near))
+    np.save(folder / "similarities.npy", with_spare(similarity))
     save_items(items, folder)
     write_json(folder / "codec.json", codec.to_dict())
     write_json(folder / "shares.json", SHARES.model_dump())
