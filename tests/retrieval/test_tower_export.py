@@ -12,12 +12,12 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from checkerboard import Solved
+from checkerboard import NEW_ITEMS, Solved
 
 from feature_repo.workspace import PROJECT_ROOT
 from retrieval.context import GAP_BUCKETS, concatenate, gap_buckets
 from retrieval.examples import user_inputs
-from retrieval.export import export_user_tower
+from retrieval.export import export_item_tower, export_user_tower
 from retrieval.training import item_vectors
 
 
@@ -43,6 +43,16 @@ def test_onnx_equals_torch(exported: tuple[Solved, Path]) -> None:
         found = session.run(["vector"], inputs)[0]
         assert found.shape == expected.shape and found.dtype == np.float32
         assert np.abs(found - expected).max() < 1e-5
+
+
+def test_the_item_tower_gives_new_items_the_trained_vectors(exported: tuple[Solved, Path], tmp_path: Path) -> None:
+    towers, path = exported[0].towers, tmp_path / "item_tower.onnx"
+    export_item_tower(towers, path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    codes = list(NEW_ITEMS)
+    inputs = {"attributes": towers.items.item_attributes[codes], "numbers": towers.items.item_numbers[codes]}
+    found = session.run(["vector"], {name: value.numpy() for name, value in inputs.items()})[0]
+    assert found.dtype == np.float32 and np.abs(found - item_vectors(towers)[0][codes]).max() < 1e-5
 
 
 def test_onnx_names_no_place(exported: tuple[Solved, Path]) -> None:
