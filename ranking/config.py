@@ -31,14 +31,14 @@ class LogisticConfig:
 class TreeConfig:
     """LightGBM, one booster per head, or one booster for the order (lambdarank)."""
 
-    rounds: int = 120
-    learning_rate: float = 0.1
+    rounds: int = 400
+    learning_rate: float = 0.03
     leaves: int = 31
     min_rows_in_leaf: int = 100
-    feature_share: float = 0.8
+    feature_share: float = 0.5
     bins: int = 127
     l2: float = 1.0
-    patience: int = 15
+    patience: int = 60
     threads: int = 2
 
 

@@ -31,7 +31,7 @@ from feature_repo.workspace import Workspace
 def say(what, done, total):
     print(what.split(',')[0], flush=True)
 train(Workspace(Path(sys.argv[1])), say, {TOWERS!r}, {SAMPLE!r},
-      RankerConfig(trees=TreeConfig(rounds={RANKERS.trees.rounds}),
+      RankerConfig(trees=TreeConfig(rounds={RANKERS.trees.rounds}, learning_rate={RANKERS.trees.learning_rate}),
                    dcn=DcnConfig(epochs={RANKERS.dcn.epochs}, min_steps={RANKERS.dcn.min_steps})))
 print('done', flush=True)
 """

@@ -16,7 +16,7 @@ SCHEMA = RowSchema(
 )
 # One thread: threads that share so little work on a busy machine mostly wait for each other.
 CONFIG = RankerConfig(
-    trees=TreeConfig(rounds=40, min_rows_in_leaf=20, threads=1),
+    trees=TreeConfig(rounds=40, learning_rate=0.1, min_rows_in_leaf=20, threads=1),
     dcn=DcnConfig(batch=512, min_steps=200, hidden=(32,), learning_rate=5e-3, threads=1),
 )
 GENRE_EFFECT = np.array([0.0, 1.5, -1.5, 0.0, 1.0, -1.0])

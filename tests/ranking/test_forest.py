@@ -40,7 +40,7 @@ def trained(leaves: int, rounds: int = 70) -> TreeRanker:
     for seed, rows in ((1, 20_000), (2, 2_000)):
         numeric, codes, labels = world(seed, rows)
         parts.append(RankingData(numeric, codes, labels, np.arange(rows, dtype=np.int64)))
-    config = TreeConfig(rounds=rounds, leaves=leaves, min_rows_in_leaf=20, threads=1)
+    config = TreeConfig(rounds=rounds, learning_rate=0.1, leaves=leaves, min_rows_in_leaf=20, threads=1)
     return fit_lightgbm(*parts, SCHEMA, config, 3, lambda _kind, _figures: None)
 
 
