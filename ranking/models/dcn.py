@@ -19,6 +19,7 @@ from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform
 
 _CHUNK = 16_384
+_MOST_PREPARED = 200_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,12 @@ class DcnRanker:
         return sigmoid(self.logits(numeric, categorical)).astype(np.float32)
 
     def for_items(self, items: ItemRows) -> PairScorer:
-        """See ``Ranker.for_items``: what the network reads of an item is made once, of a user once a request."""
+        """See ``Ranker.for_items``: what the network reads of an item is made once, of a user once a request.
+
+        Of a catalogue so large that this would keep requests waiting, and take gigabytes, rows are made as offline.
+        """
+        if len(items.numeric) > _MOST_PREPARED:
+            return lambda pairs: self.predict(*pairs.join(items))
         first, last = len(CROSS) + len(ITEM_AGES), len(self.schema.numeric) - items.numeric.shape[1]
         spans = (slice(first), slice(first, last), slice(last, None))
         of_pair, of_user, of_item = (self.transform.part(span) for span in spans)
