@@ -40,8 +40,8 @@ def ablations(release: Release, journal: Journal) -> dict[str, Model]:
     for view, names in _user_views(release.codec.spec).items():
         models[f"without {view}"] = _WithoutColumns(release, names, journal)
     if release.codec.spec.item_attributes:
-        models["without item attributes in the ranker"] = _OtherItems(whole, _no_attributes)
-    models["without item_activity"] = _OtherItems(whole, _no_activity)
+        models["without item attributes in the ranker"] = _OtherItems(_with(release), _no_attributes)
+    models["without item_activity"] = _OtherItems(_with(release), _no_activity)
     return models
 
 
@@ -88,7 +88,7 @@ class _NoIndex:
 def _without_source(retriever: Retriever, source: str) -> Retriever:
     other = copy.copy(retriever)
     if source == "two_tower":
-        other.index = _NoIndex()
+        other.index = _NoIndex()  # type: ignore[assignment]
     else:
         other.shares = retriever.shares.model_copy(update={source: 0})
     return other

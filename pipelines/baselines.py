@@ -6,7 +6,7 @@ request's time that is all that the user took up before it.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from feature_repo.encoding import Floats
 from feature_repo.threads import inference_threads
 
-Matrix = sparse.csr_matrix
+Matrix: TypeAlias = sparse.csr_matrix
 
 LARGEST_EASE = 20_000
 """Items above which EASE, whose matrix has a number for each pair, is left out: 3.2 GB then."""

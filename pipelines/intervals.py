@@ -30,7 +30,7 @@ class UserBootstrap:
 
     def totals(self, values: npt.NDArray[Any]) -> Values:
         """Return each user's sum of per-event values ``[n]``, float64 ``[U]``."""
-        return np.bincount(self._user, weights=values, minlength=self.size)
+        return np.asarray(np.bincount(self._user, weights=values, minlength=self.size), dtype=np.float64)
 
     def ratios(self, totals: Values, counts: Values) -> Values:
         """Return ``sum(totals) / sum(counts)`` of every resample, float64 ``[R, C]``; both are ``[U, C]``.
