@@ -28,20 +28,22 @@ from serving.release import Release
 def ablations(release: Release, journal: Journal) -> dict[str, Model]:
     """Return the funnel without its ranker, each candidate source, each view of users, and what is known of items.
 
+    Each is named by what it goes without.
+
     A view that is missing is what serving makes of one past its TTL: every value of it counts as unknown. Item
     vectors were made with the items' attributes and keep them; only the ranker goes without.
     """
     whole = release.recommender
-    models: dict[str, Model] = {"without ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)}
+    models: dict[str, Model] = {"ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)}
     for source in SOURCES:
         if getattr(whole.retriever.shares, source, 0):
             retriever = _without_source(whole.retriever, source)
-            models[f"without candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
+            models[f"candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
     for view, names in _user_views(release.codec.spec).items():
-        models[f"without {view}"] = _WithoutColumns(release, names, journal)
+        models[view] = _WithoutColumns(release, names, journal)
     if release.codec.spec.item_attributes:
-        models["without item attributes in the ranker"] = _OtherItems(_with(release), _no_attributes)
-    models["without item_activity"] = _OtherItems(_with(release), _no_activity)
+        models["item attributes (ranker)"] = _OtherItems(_with(release), _no_attributes)
+    models["item_activity"] = _OtherItems(_with(release), _no_activity)
     return models
 
 

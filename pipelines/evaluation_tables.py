@@ -24,25 +24,24 @@ def show(figures: dict[str, Any]) -> None:
     display.table("Lists", ["", *(name.removesuffix("@10") for name in names)],
                   [[model, *(of[name] for name in names)] for model, of in models.items()])  # fmt: skip
     pairs = figures["funnel_minus"]
-    _differences("NDCG@10 of the funnel minus that of", {name: pairs[name] for name in pairs}, "")
+    _differences("NDCG@10 of the funnel minus that of", pairs)
     _show_baselines(figures["baselines"])
     _show_slices(figures)
     if "ablations" in figures:
-        _differences("Ablations: NDCG@10 minus the funnel's", figures["ablations"], "NDCG@10")
+        _differences("Ablations: NDCG@10 of the funnel without ... minus that of the whole", figures["ablations"])
     if "against" in figures:
         other = figures["against"]
         title = f"Release {figures['release']} minus {other['release']}: {other['events']} events"
-        _differences(title, other["metrics"], "this release")
+        _differences(title, other["metrics"])
 
 
-def _differences(title: str, pairs: dict[str, Any], first: str) -> None:
-    heads = ["", *([first] if first else []), "difference", "95%", "p bootstrap", "p Wilcoxon"]
+def _differences(title: str, pairs: dict[str, Any]) -> None:
     rows = [
-        [name, *([of["first"]] if first else []), f"{of['difference']:+.4f}", _range(of["interval"]),
+        [name, of["first"], of["second"], f"{of['difference']:+.4f}", _range(of["interval"], " .. "),
          _p(of["p_bootstrap"]), _p(of["p_wilcoxon"])]
         for name, of in pairs.items()
     ]  # fmt: skip
-    display.table(title, heads, rows)
+    display.table(title, ["", "first", "second", "difference", "95%", "p bootstrap", "p Wilcoxon"], rows)
 
 
 def _show_baselines(baselines: dict[str, Any] | None) -> None:
@@ -66,14 +65,15 @@ def _show_slices(figures: dict[str, Any]) -> None:
             rows.append([f"{dimension}: {value}", of["events"], of["users"], *found])
     display.table("Slices", ["", "events", "users", "NDCG@10", "95%", "best other", ""], rows)
     rows = [
-        [name, of["gap"], _range(of["interval"]), of["highest"], of["lowest"]] for name, of in figures["gaps"].items()
+        [name, of["gap"], _range(of["interval"], " .. "), of["highest"], of["lowest"]]
+        for name, of in figures["gaps"].items()
     ]
     if rows:
         display.table("Gaps between values with 50 events", ["", "gap", "95%", "highest", "lowest"], rows)
 
 
-def _range(bounds: list[float] | None) -> str:
-    return f"{bounds[0]:.4f} .. {bounds[1]:.4f}" if bounds else ""
+def _range(bounds: list[float] | None, between: str = "-") -> str:
+    return between.join(f"{bound:.3f}".replace("0.", ".", 1) for bound in bounds) if bounds else ""
 
 
 def _p(value: float) -> str:

@@ -126,14 +126,14 @@ def test_a_release_against_itself_and_against_another(copied, tmp_path, capsys):
 
 def _ablations_make_sense(figures):
     found, whole = figures["ablations"], figures["models"]["funnel"]["ndcg@10"]
-    sources = {f"without candidates: {name}" for name in ("two_tower", "similar", "popular", "trending", "new")}
+    sources = {f"candidates: {name}" for name in ("two_tower", "similar", "popular", "trending", "new")}
     assert sources < set(found) and len(found) == 13
     for of in found.values():
         assert of["second"] == pytest.approx(whole)
         assert of["difference"] == pytest.approx(of["first"] - of["second"])
-    assert found["without user_recent"]["difference"] == 0.0  # no model reads it
-    assert found["without user_history"]["difference"] < -0.02
-    assert found["without ranker"]["first"] == pytest.approx(figures["models"]["two_tower"]["ndcg@10"], abs=0.01)
+    assert found["user_recent"]["difference"] == 0.0  # no model reads it
+    assert found["user_history"]["difference"] < -0.02
+    assert found["ranker"]["first"] == pytest.approx(figures["models"]["two_tower"]["ndcg@10"], abs=0.01)
 
 
 def test_rare_values_are_put_together():
