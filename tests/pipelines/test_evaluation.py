@@ -11,10 +11,11 @@ from pipelines.evaluate import evaluate
 from pipelines.evaluation_tables import show
 from pipelines.ingest import read_events
 from pipelines.moments import histories
-from pipelines.release import current_release, make_release
+from pipelines.release import UnknownRelease, current_release, make_release
 from pipelines.requests import Journal, requests_from
 from pipelines.slices import LEAST, OTHER, Dimension, slice_figures
 from pipelines.split import epoch_seconds
+from pipelines.stages import run_evaluate
 from serving.release import EVALUATION, load_release
 
 LIMIT = 300
@@ -134,6 +135,11 @@ def _ablations_make_sense(figures):
     assert found["user_recent"]["difference"] == 0.0  # no model reads it
     assert found["user_history"]["difference"] < -0.02
     assert found["ranker"]["first"] == pytest.approx(figures["models"]["two_tower"]["ndcg@10"], abs=0.01)
+
+
+def test_an_unknown_release_is_named_before_anything_is_computed(built):
+    with pytest.raises(UnknownRelease, match="no release 'nope'"):
+        run_evaluate(built.workspace, against="nope")
 
 
 def test_rare_values_are_put_together():
