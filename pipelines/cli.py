@@ -108,13 +108,20 @@ def train(
 
 
 @app.command()
-def evaluate(home: Home = None, limit: Limit = None) -> None:
+def evaluate(
+    home: Home = None,
+    limit: Limit = None,
+    baselines: Annotated[bool, typer.Option(help="Also item kNN, EASE and iALS, tuned on validation")] = True,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also the funnel without each of its parts")] = False,
+    against: Annotated[str | None, typer.Option(help="Id of a release to compare with on the same events")] = None,
+) -> None:
     """Replay the test slice through the current release; the last line is JSON."""
     from pipelines.display import result
     from pipelines.stages import run_evaluate
 
     _use_all_cores()
-    result(json.dumps(run_evaluate(_workspace(home), limit)))
+    figures = run_evaluate(_workspace(home), limit, baselines=baselines, ablations=ablations, against=against)
+    result(json.dumps(figures))
 
 
 @app.command()

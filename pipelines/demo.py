@@ -32,7 +32,7 @@ def run_demo(data: str, data_dir: Path | None, home: Path | None, serve: bool, h
     stages.run_materialize(workspace)
     stages.run_train(workspace)
     stages.run_release(workspace, None)
-    figures = stages.run_evaluate(workspace, None)
+    figures = stages.run_evaluate(workspace, baselines=False)
     users = show_recommendations(workspace)
     display.result(json.dumps(figures))
     if serve:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from retrieval.training import Progress as Report
 
 console = Console(stderr=True)
 """Progress and tables go to standard error: standard output is for results that programs read."""
+
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 110  # a file has room for wide tables
 
 _LINE_EVERY_S = 15.0
 

@@ -15,7 +15,7 @@ from pipelines.point_in_time import DAY_S, PointInTime, Times
 from pipelines.split import epoch_seconds
 from serving.catalogue import Activity, ItemTable
 from serving.codec import Codec
-from serving.users import UserBatch, UserReader
+from serving.users import Columns, UserBatch, UserReader
 
 BATCH = 64
 
@@ -61,6 +61,7 @@ class Journal:
         self.types = codec.spec.event_types
         time = epoch_seconds(events[c.TIMESTAMP])
         item = codec.items.encode(events[c.ITEM].tolist())
+        self._positive = np.array([name in codec.spec.positive_types for name in self.types])
         kind = events[c.TYPE].map({name: n for n, name in enumerate(self.types)}).to_numpy(dtype=np.int64)
         rows = events.groupby(c.USER, sort=False).indices
         self._of_user = {user: (time[where], item[where], kind[where]) for user, where in rows.items()}
@@ -76,6 +77,11 @@ class Journal:
         past = self.between(user, -np.inf, before)
         return {name: past.item[past.kind == n] for n, name in enumerate(self.types)}
 
+    def taken_up(self, user: str, before: float) -> npt.NDArray[np.int32]:
+        """Return the items of a user's positive events strictly before a moment, oldest first, repeats included."""
+        past = self.between(user, -np.inf, before)
+        return past.item[self._positive[past.kind]]
+
 
 def replay(
     requests: Requests, features: PointInTime, codec: Codec, items: ItemTable, journal: Journal
@@ -86,6 +92,14 @@ def replay(
     histories and what they have seen are up to just before each request, as a stream keeps them.
     """
     reader = UserReader(codec)
+    for rows, columns, table in replay_columns(requests, features, codec, items):
+        yield rows, users_at(reader, columns, requests[rows], journal), table
+
+
+def replay_columns(
+    requests: Requests, features: PointInTime, codec: Codec, items: ItemTable
+) -> Iterator[tuple[npt.NDArray[np.int64], Columns, ItemTable]]:
+    """Yield the same batches with the users' features by column, not yet read as arrays."""
     days = (requests.time // DAY_S).astype(np.int64)
     tables = _day_tables(features, codec, items, np.unique(days))
     for rows, columns in features.users("online_user_v1", requests.user, requests.time):
@@ -94,11 +108,14 @@ def replay(
             end = min(stop, start + BATCH, int(np.searchsorted(days, days[start], side="right")))
             part = slice(start - rows.start, end - rows.start)
             columns_part = {name: values[part] for name, values in columns.items()}
-            batch = reader.read(columns_part, requests.time[start:end])
-            pairs = zip(requests.user[start:end], requests.time[start:end], strict=True)
-            batch = replace(batch, seen=[journal.seen(user, time) for user, time in pairs])
-            yield np.arange(start, end), batch, tables(int(days[start]))
+            yield np.arange(start, end), columns_part, tables(int(days[start]))
             start = end
+
+
+def users_at(reader: UserReader, columns: Columns, requests: Requests, journal: Journal) -> UserBatch:
+    """Return the users of requests with these features and with all that they had seen by then."""
+    pairs = zip(requests.user, requests.time, strict=True)
+    return replace(reader.read(columns, requests.time), seen=[journal.seen(user, time) for user, time in pairs])
 
 
 class _day_tables:  # noqa: N801 - used as a function

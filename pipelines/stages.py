@@ -170,15 +170,26 @@ def run_release(workspace: Workspace, rules: Path | None) -> Path:
     return folder
 
 
-def run_evaluate(workspace: Workspace, limit: int | None) -> dict[str, Any]:
-    """Evaluate the current release and print its table."""
-    from pipelines.evaluate import evaluate
-    from pipelines.release import current_release
+def run_evaluate(
+    workspace: Workspace,
+    limit: int | None = None,
+    *,
+    baselines: bool = True,
+    ablations: bool = False,
+    against: str | None = None,
+) -> dict[str, Any]:
+    """Evaluate the current release, print its tables and return the figures.
 
-    folder = current_release(workspace)
+    Raises:
+        UnknownRelease: there is no release of the id ``against``, or several.
+
+    """
+    from pipelines.evaluate import evaluate
+    from pipelines.evaluation_tables import show
+    from pipelines.release import current_release, find_release
+
+    folder, other = current_release(workspace), find_release(workspace, against) if against else None
     with display.stage("Evaluate") as progress:
-        figures = evaluate(workspace, folder, progress, limit)
-    columns = ["recall@10", "ndcg@10", "mrr@10", "recall@100", "recall@500", "coverage@10", "novelty@10"]
-    rows = [[name, *(row[column] for column in columns)] for name, row in figures["models"].items()]
-    display.table(f"{figures['data']}: {figures['events']} events, {figures['users']} users", ["", *columns], rows)
+        figures = evaluate(workspace, folder, progress, limit, baselines=baselines, ablations=ablations, against=other)
+    show(figures)
     return figures

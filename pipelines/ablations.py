@@ -1,0 +1,136 @@
+"""The funnel with one part switched off, as a server could without a new training."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.encoding import Floats
+from feature_repo.views import HISTORY_SCHEMA, USER_RECENT_SCHEMA, user_activity_schema, user_profile_schema
+from pipelines.contenders import Funnel
+from pipelines.metrics import K
+from pipelines.moments import Lists, Model, Moment
+from pipelines.requests import Journal, users_at
+from ranking.rows import ItemRows, PairRows
+from ranking.scorer import CalibratedRanker
+from serving.candidates import SOURCES, Retriever
+from serving.catalogue import ItemTable
+from serving.recommender import Recommender
+from serving.release import Release
+
+
+def ablations(release: Release, journal: Journal) -> dict[str, Model]:
+    """Return the funnel without its ranker, each candidate source, each view of users, and what is known of items.
+
+    Each is named by what it goes without.
+
+    A view that is missing is what serving makes of one past its TTL: every value of it counts as unknown. Item
+    vectors were made with the items' attributes and keep them; only the ranker goes without.
+    """
+    whole = release.recommender
+    models: dict[str, Model] = {"ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)}
+    for source in SOURCES:
+        if getattr(whole.retriever.shares, source, 0):
+            retriever = _without_source(whole.retriever, source)
+            models[f"candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
+    for view, names in _user_views(release.codec.spec).items():
+        models[view] = _WithoutColumns(release, names, journal)
+    if release.codec.spec.item_attributes:
+        models["item attributes (ranker)"] = _OtherItems(_with(release), _no_attributes)
+    models["item_activity"] = _OtherItems(_with(release), _no_activity)
+    return models
+
+
+def _user_views(spec: DatasetSpec) -> dict[str, list[str]]:
+    views = {
+        "user_history": list(HISTORY_SCHEMA),
+        "user_recent": list(USER_RECENT_SCHEMA),
+        "user_activity": list(user_activity_schema(spec)),
+        "user_affinity": [c.CATEGORIES, c.CATEGORY_SHARES] if spec.category else [],
+        "user_profile (attributes)": list(user_profile_schema(spec)),
+    }
+    return {view: names for view, names in views.items() if names}
+
+
+def _with(release: Release, ranker: Any = None, retriever: Retriever | None = None) -> Recommender:
+    """Return a recommender that shares all but one part with the release's."""
+    whole = release.recommender
+    parts = (retriever or whole.retriever, ranker or whole.ranker)
+    return Recommender(whole.tower, whole.vectors, *parts, whole.rules, release.items)
+
+
+class _TowerOrder:
+    """In the ranker's place: candidates by the cosine of user and item vector."""
+
+    def __init__(self, ranker: CalibratedRanker) -> None:
+        self.schema = ranker.schema
+
+    def for_items(self, _: ItemRows) -> Any:
+        return self._score
+
+    def _score(self, pairs: PairRows) -> tuple[Floats, Floats]:
+        return pairs.pair[:, 0], np.zeros((len(pairs), len(self.schema.heads)), dtype=np.float32)
+
+
+class _NoIndex:
+    """In the index's place: finds nothing."""
+
+    ntotal = 0
+
+    def search(self, vectors: Floats, k: int, **_: Any) -> tuple[Floats, npt.NDArray[np.int64]]:
+        return np.zeros((len(vectors), k), dtype=np.float32), np.full((len(vectors), k), -1, dtype=np.int64)
+
+
+def _without_source(retriever: Retriever, source: str) -> Retriever:
+    other = copy.copy(retriever)
+    if source == "two_tower":
+        other.index = _NoIndex()  # type: ignore[assignment]
+    else:
+        other.shares = retriever.shares.model_copy(update={source: 0})
+    return other
+
+
+class _WithoutColumns:
+    """The funnel with some features of all users missing; what they have seen stays known."""
+
+    def __init__(self, release: Release, names: list[str], journal: Journal) -> None:
+        self._funnel = Funnel(release.recommender, K)
+        self._reader, self._names, self._journal = release.reader, names, journal
+
+    def __call__(self, moment: Moment) -> Lists:
+        missing: dict[str, Any] = {name: [None] * len(moment.requests) for name in self._names}
+        users = users_at(self._reader, {**moment.columns, **missing}, moment.requests, self._journal)
+        return self._funnel.lists(moment, users)
+
+
+class _OtherItems:
+    """The funnel with something of all items missing; the tables of a day are made once."""
+
+    def __init__(self, recommender: Recommender, change: Any) -> None:
+        self._funnel, self._change = Funnel(recommender, K), change
+        self._last: tuple[ItemTable, ItemTable] | None = None
+
+    def __call__(self, moment: Moment) -> Lists:
+        if self._last is None or self._last[0] is not moment.items:
+            self._last = (moment.items, self._change(moment.items))
+        return self._funnel(replace(moment, items=self._last[1]))
+
+
+def _no_attributes(items: ItemTable) -> ItemTable:
+    old = items.encoded
+    unknown = replace(old, first=np.zeros_like(old.first), numbers=np.full_like(old.numbers, np.nan))
+    return replace(items, encoded=unknown, activity=replace(items.activity, numeric=None))
+
+
+def _no_activity(items: ItemTable) -> ItemTable:
+    never = np.full(len(items), np.nan)
+    counts = np.full_like(items.activity.counts, np.nan)
+    return items.with_activity(
+        replace(items.activity, counts=counts, first_event_at=never, last_event_at=never, numeric=None)
+    )

@@ -1,0 +1,144 @@
+"""How figures differ between kinds of users and items, and how far apart the values of an attribute are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet as pq
+
+from feature_repo import columns as c
+from feature_repo.encoding import Codes
+from feature_repo.workspace import Workspace
+from pipelines.intervals import UserBootstrap, interval
+from pipelines.requests import Journal, Requests
+from serving.release import Release
+
+Values = npt.NDArray[np.float64]
+
+HEAVY = 10
+"""Positive events from which on a user is no longer light."""
+
+LEAST = 50
+"""Events below which a value of an attribute is folded into ``OTHER`` and counts for no gap."""
+
+MISSING, OTHER = "(missing)", "(other)"
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One way to part the events: every event has one value.
+
+    ``of`` int64 ``[n]``: which of ``values``; ``attribute``: whether its values should be served alike.
+    """
+
+    name: str
+    values: list[str]
+    of: npt.NDArray[np.int64]
+    attribute: bool
+
+    @classmethod
+    def from_labels(cls, name: str, labels: npt.NDArray[Any]) -> Dimension:
+        """Part by an attribute's values; rare ones are put together."""
+        found, of, count = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
+        folded = np.where(count[of] < LEAST, OTHER, found[of])
+        values, of = np.unique(folded, return_inverse=True)
+        return cls(name, [str(value) for value in values], of, attribute=True)
+
+
+def dimensions(
+    workspace: Workspace, release: Release, requests: Requests, journal: Journal, known: pd.DataFrame
+) -> list[Dimension]:
+    """Return how events can be parted.
+
+    By how much the user had taken up before the request (``new``: nothing, ``light``: fewer than 10 positive
+    events, ``heavy``), whether the item had any event before the cut, each categorical attribute of users, and
+    the item's main category.
+
+    Args:
+        workspace: with the user table.
+        release: whose item table counts.
+        requests: the events, their items by the release's codes.
+        journal: what users had done.
+        known: the log before the cut.
+
+    """
+    pairs = zip(requests.user, requests.time, strict=True)
+    past = np.array([len(journal.taken_up(user, time)) for user, time in pairs], dtype=np.int64)
+    codec, items = release.codec, release.items
+    met = np.zeros(len(items), dtype=np.int64)
+    met[codec.items.encode(known[c.ITEM].unique().tolist())] = 1
+    found = [
+        Dimension("user", ["new", "light", "heavy"], (past > 0).astype(np.int64) + (past >= HEAVY), False),
+        Dimension("item", ["new", "known"], met[requests.item], False),
+    ]
+    path, spec = workspace.ingest / "users.parquet", codec.spec
+    names = [name for name, kind in spec.user_attributes.items() if kind == "categorical"]
+    if names and path.is_file():
+        table = pq.read_table(path, columns=[c.USER, *names]).to_pandas().set_index(c.USER).reindex(requests.user)
+        found += [Dimension.from_labels(name, table[name].fillna(MISSING).to_numpy()) for name in names]
+    if spec.category:
+        categories = np.array([MISSING, *codec.categories.values], dtype=object)
+        found.append(Dimension.from_labels(spec.category, categories[_main(items.categories, requests.item)]))
+    return found
+
+
+def _main(categories: Codes, items: Codes) -> Codes:
+    main: Codes = categories[items, 0]
+    return main
+
+
+def slice_figures(
+    parts: list[Dimension], users: npt.NDArray[Any], ndcg: dict[str, Values], main: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return each slice's figures and each attribute's gap.
+
+    Args:
+        parts: how the events are parted.
+        users: whose event each is ``[n]``.
+        ndcg: each model's NDCG@10 by event, float64 ``[n]``.
+        main: the model that gets intervals and gaps.
+
+    Returns:
+        by dimension and value ``events``, ``users``, ``ndcg@10`` by model and the main model's ``interval``; and by
+        attribute the ``gap`` between the ``highest`` and the ``lowest`` of its values that have 50 events, with its
+        ``interval`` (which does not know that these two were picked).
+
+    """
+    bootstrap = UserBootstrap(users)
+    slices: dict[str, Any] = {}
+    gaps: dict[str, Any] = {}
+    for part in parts:
+        masks = [part.of == row for row in range(len(part.values))]
+        draws = bootstrap.means([ndcg[main]] * len(masks), masks)
+        slices[part.name] = {
+            value: {
+                "events": int(mask.sum()),
+                "users": len(np.unique(users[mask])),
+                "ndcg@10": {model: float(values[mask].mean()) if mask.any() else 0.0 for model, values in ndcg.items()},
+                "interval": interval(draws[:, row]),
+            }
+            for row, (value, mask) in enumerate(zip(part.values, masks, strict=True))
+        }
+        if part.attribute and (gap := _gap(part, slices[part.name], draws, main)):
+            gaps[part.name] = gap
+    return slices, gaps
+
+
+def _gap(part: Dimension, figures: dict[str, Any], draws: Values, main: str) -> dict[str, Any] | None:
+    judged = [
+        row for row, name in enumerate(part.values) if name not in (OTHER, MISSING) and figures[name]["events"] >= LEAST
+    ]
+    if len(judged) < 2:
+        return None
+    level = [figures[part.values[row]]["ndcg@10"][main] for row in judged]
+    highest, lowest = judged[int(np.argmax(level))], judged[int(np.argmin(level))]
+    return {
+        "gap": max(level) - min(level),
+        "highest": part.values[highest],
+        "lowest": part.values[lowest],
+        "interval": interval(draws[:, highest] - draws[:, lowest]),
+    }

@@ -1,0 +1,133 @@
+"""Baselines tuned on the validation slice, then fitted on everything before the test cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from feature_repo import columns as c
+from feature_repo.encoding import Codes
+from pipelines.baselines import LARGEST_EASE, Baseline, Ease, Ials, ItemKnn, Matrix, WithPopularity
+from pipelines.metrics import accuracy
+from pipelines.moments import Allowed, Lists, Model, allowed_items, by_scores, histories, rank_all
+from pipelines.requests import Journal, Requests, requests_from
+from pipelines.split import epoch_seconds
+from retrieval.training import Progress
+from serving.codec import Codec
+from serving.release import Release
+
+GRIDS: dict[str, tuple[Callable[..., Baseline], list[dict[str, Any]]]] = {
+    "item_knn": (ItemKnn, [{"neighbours": k, "shrinkage": s} for k in (10, 50, 400) for s in (0.0, 10.0, 100.0)]),
+    "ease": (Ease, [{"l2": l2} for l2 in (10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0)]),
+    "ials": (
+        Ials,
+        [
+            {"factors": factors, "alpha": alpha, "regularization": regularization}
+            for factors in (32, 128)
+            for alpha in (1.0, 5.0, 20.0)
+            for regularization in (1.0, 10.0, 30.0)
+        ],
+    ),
+}
+
+_SAMPLE = 2_000
+_BATCH = 128
+_LONGEST = 1_000
+
+
+@dataclass
+class Tuned:
+    """Fitted baselines by name, the figures of each setting tried, and why others are left out."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def tuned_baselines(release: Release, events: pd.DataFrame, journal: Journal, progress: Progress) -> Tuned:
+    """Tune each baseline on the slice from ``split.choose`` to ``split.test``, then fit it on all before the test.
+
+    Args:
+        release: whose catalogue, rules and split count.
+        events: the whole log in order of time.
+        journal: the same log by user.
+        progress: told before each fit.
+
+    """
+    split, time = release.manifest["split"], epoch_seconds(events[c.TIMESTAMP])
+    codec, tuned = release.codec, Tuned()
+    earlier = taken_up(events[time < split["choose"]], codec)
+    known = taken_up(events[time < split["test"]], codec)
+    validation = _Validation(release, _first_contacts(events, time, split, codec), journal)
+    for name, (build, grid) in GRIDS.items():
+        if reason := _cannot(name, codec):
+            tuned.left_out[name] = reason
+            continue
+        tried = []
+        for done, setting in enumerate(grid):
+            progress(f"tuning {name}", done, len(grid) + 1)
+            tried.append({**setting, "ndcg@10": validation.ndcg(WithPopularity(build(earlier, **setting), earlier))})
+        best = max(range(len(grid)), key=lambda row: tried[row]["ndcg@10"])
+        progress(f"fitting {name}", len(grid), len(grid) + 1)
+        tuned.models[name] = _model(WithPopularity(build(known, **grid[best]), known))
+        tuned.settings[name] = {"chosen": grid[best], "validation": tried}
+    return tuned
+
+
+def _model(baseline: Baseline) -> Model:
+    return by_scores(lambda moment: baseline.scores(moment.histories))
+
+
+def _cannot(name: str, codec: Codec) -> str | None:
+    if name == "ease" and len(codec.items) - 1 > LARGEST_EASE:
+        return f"{len(codec.items) - 1} items are more than the {LARGEST_EASE} whose pairs fit in memory"
+    if name == "ials" and find_spec("implicit") is None:
+        return "the library implicit is not installed: pip install '.[baselines]' -c constraints.txt"
+    return None
+
+
+def taken_up(events: pd.DataFrame, codec: Codec) -> Matrix:
+    """Return who took up what, float32 ``[users, N]`` sparse: 1 for a user's positive events, once an item.
+
+    Of users with more, the newest 1,000 items count: pairs grow with the square of a history.
+    """
+    pairs = events[events[c.POSITIVE]].drop_duplicates([c.USER, c.ITEM], keep="last")
+    pairs = pairs.groupby(c.USER, sort=False).tail(_LONGEST)
+    user, item = pairs[c.USER].astype("category").cat.codes.to_numpy(), codec.items.encode(pairs[c.ITEM].tolist())
+    shape = (int(user.max(initial=-1)) + 1, len(codec.items))
+    return sparse.csr_matrix((np.ones(len(item), dtype=np.float32), (user, item)), shape=shape)
+
+
+def _first_contacts(events: pd.DataFrame, time: Any, split: dict[str, float], codec: Codec) -> Requests:
+    inside = (time >= split["choose"]) & (time < split["test"]) & events[c.POSITIVE].to_numpy()
+    rows = np.flatnonzero(inside & ~events.duplicated([c.USER, c.ITEM]).to_numpy())
+    if len(rows) > _SAMPLE:
+        rows = rows[np.linspace(0, len(rows) - 1, _SAMPLE).astype(np.int64)]
+    return requests_from(events.iloc[rows], codec)
+
+
+class _Validation:
+    """The validation slice's requests; what they may be shown is worked out anew each time, to be small in memory."""
+
+    def __init__(self, release: Release, requests: Requests, journal: Journal) -> None:
+        self._release, self._requests, self._journal = release, requests, journal
+        self._histories = histories(journal, requests, len(release.codec.items))
+
+    def _batches(self) -> Iterator[tuple[Matrix, Allowed, Codes]]:
+        for start in range(0, len(self._requests), _BATCH):
+            rows = slice(start, start + _BATCH)
+            part = self._requests[rows]
+            pairs = zip(part.user, part.time, strict=True)
+            seen = [self._journal.seen(user, time) for user, time in pairs]
+            filters = self._release.recommender.filters
+            yield self._histories[rows], allowed_items(filters, self._release.items, seen, part), part.item
+
+    def ndcg(self, baseline: Baseline) -> float:
+        lists = [rank_all(baseline.scores(past), allowed, right) for past, allowed, right in self._batches()]
+        return accuracy(Lists.join(lists).places)["ndcg@10"]
