@@ -1,9 +1,13 @@
-"""Two towers that know ids and who took what: embeddings smoothed over the graph, one dot product.
+"""Two towers that know who took what and nothing else; one dot product, so FAISS can find the items.
 
-A user's vector is the mean of its own embedding and of its neighbourhoods in the graph of interactions,
-an item's likewise (LightGCN: He et al., SIGIR 2020). They are trained with a softmax over all items,
-estimated with negatives drawn uniformly (Wu et al., "On the Effectiveness of Sampled Softmax Loss for
-Item Recommendation", TOIS 2024), all of a user's items at once.
+A user is the direction of the sum of the items it took and of a vector of its own, an item a
+direction; the last coordinate of an item's vector is its popularity. A dot product is then
+
+    cos(user, item) / temperature + popularity * log(interactions of the item)
+
+Training begins at the singular vectors of the degree-normalised interactions, which are already good,
+and goes on with a softmax over items drawn uniformly (Wu et al., "On the Effectiveness of Sampled
+Softmax Loss for Item Recommendation", TOIS 2024), all items of a user at once.
 """
 
 from __future__ import annotations
@@ -13,97 +17,122 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
-from retrieval.graph import Pool, degrees, normalised, smooth, spectral
+from retrieval.graph import SparseProduct, degrees, normalised, right_factors
 
 
 @dataclass(frozen=True)
 class CollaborativeConfig:
-    """How the vectors are made. ``activity`` is the power of a user's number of items in its weight."""
+    """How the vectors are made: ``dimension`` coordinates, popularity's included.
+
+    ``activity`` is the power of a user's number of items in its weight, ``averaging`` the share of the
+    running mean of the embeddings that an epoch leaves as it is.
+    """
 
     dimension: int = 256
-    layers: int = 2
     temperature: float = 0.15
-    learning_rate: float = 5e-3
-    users_per_step: int = 8_192
+    popularity: float = 1.0
+    learning_rate: float = 2e-3
+    users_per_step: int = 4_096
+    least_steps: int = 8
     negatives: int = 4_096
     activity: float = 0.5
-    averaging: float = 0.9
+    averaging: float = 0.8
     seed: int = 0
 
 
-class LogPartition(torch.autograd.Function):
-    """log sum exp of ``left @ right.T`` over its rows; keeps the probabilities alone, in bfloat16."""
+class _LogPartition(torch.autograd.Function):
+    """log sum exp over the rows of ``left @ right.T``, in bfloat16; keeps the shares, not the logits."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
-        """Take float32 ``[B, D]`` and ``[N, D]``, return float32 ``[B]``."""
         left, right = left.bfloat16(), right.bfloat16()
         logits = left @ right.T
         shares = logits.softmax(dim=1)
         ctx.save_for_backward(left, right, shares)
-        return logits[:, 0].float() - shares[:, 0].float().log()
+        likeliest = logits.max(dim=1, keepdim=True)
+        return (likeliest.values.float() - shares.gather(1, likeliest.indices).float().log()).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Return the gradients of both factors."""
         left, right, shares = ctx.saved_tensors
         weight = gradients[0].unsqueeze(1)
         return (shares @ right).float() * weight, (shares.T @ (left * weight.bfloat16())).float()
 
 
 class Collaborative:
-    """Embeddings of users and items and their training on one interaction matrix."""
+    """Embeddings of the users and items of one interaction matrix, and their training."""
 
     def __init__(self, interactions: sparse.csr_matrix, config: CollaborativeConfig, device: torch.device) -> None:
-        self.interactions, self.config, self.device = interactions, config, device
-        self.pool = Pool(normalised(interactions), device)
-        users, values, items = spectral(self.pool, config.dimension, config.seed)
-        root = values.sqrt()
-        self.tables = [_start(table * root).requires_grad_() for table in (users, items)]
-        self.averages = [table.detach().clone() for table in self.tables]
-        self.optimizer = torch.optim.Adam(
-            self.tables, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-10, fused=True
+        """Start from the closed form. ``interactions``: 0/1 CSR ``[users, items]``."""
+        self.config, self.device, self.epoch, self._taken = config, device, 0, interactions
+        _, popularity = degrees(interactions)
+        self._prior = config.popularity * torch.from_numpy(np.log(popularity)).float().to(device).unsqueeze(1)
+        scale = torch.from_numpy(popularity**-0.5).float().to(device).unsqueeze(1)
+        items = (
+            right_factors(SparseProduct(normalised(interactions), device), config.dimension - 1, config.seed) * scale
         )
-        self.epoch = 0
+        items /= items.norm(dim=1).mean()
+        users = torch.zeros(interactions.shape[0], config.dimension - 1, device=device)
+        self._tables = [items.requires_grad_(), users.requires_grad_()]
+        self._means = [table.detach().clone() for table in self._tables]
+        self._optimizer = torch.optim.Adam(
+            self._tables, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-12, fused=True
+        )
 
-    def steps(self) -> Iterator[float]:
-        """Train for one epoch, every user once; yields the loss of each step."""
-        config, generator = self.config, np.random.default_rng([self.config.seed, self.epoch])
-        order = generator.permutation(self.interactions.shape[0])
-        items = self.interactions.shape[1]
-        for start in range(0, len(order), config.users_per_step):
-            negatives = generator.permutation(items)[: config.negatives]
-            loss = self._loss(np.sort(order[start : start + config.users_per_step]), negatives)
-            self.optimizer.zero_grad(set_to_none=True)
+    def train_epoch(self) -> Iterator[float]:
+        """Take every user once, in an order of the seed and the epoch; yields the loss of each step."""
+        config, count = self.config, self._taken.shape[0]
+        generator = np.random.default_rng([config.seed, self.epoch])
+        order = generator.permutation(count)
+        size = min(config.users_per_step, -(-count // config.least_steps))
+        for start in range(0, count, size):
+            negatives = generator.permutation(self._taken.shape[1])[: config.negatives]
+            loss = self._loss(np.sort(order[start : start + size]), np.sort(negatives))
+            self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            self._optimizer.step()
             yield float(loss.detach())
         self.epoch += 1
-        for average, table in zip(self.averages, self.tables, strict=True):
-            average.lerp_(table.detach(), 1 - config.averaging)
-
-    def _loss(self, batch: np.ndarray, negatives: np.ndarray) -> Tensor:
-        users, items = (F.normalize(table) for table in smooth(self.pool, *self.tables, self.config.layers))
-        taken = self.interactions[batch]
-        count, _ = degrees(taken)
-        own = Pool(sparse.diags(1 / count) @ taken, self.device)
-        weight = torch.from_numpy(np.diff(taken.indptr) ** self.config.activity).float().to(self.device)
-        left = users[torch.from_numpy(batch).to(self.device)] / self.config.temperature
-        partition = LogPartition.apply(left, items[torch.from_numpy(negatives).to(self.device)])
-        return (weight * (partition - (left * own(items)).sum(1))).sum() / weight.sum()
+        for mean, table in zip(self._means, self._tables, strict=True):
+            mean.lerp_(table.detach(), 1 - config.averaging)
 
     @torch.no_grad()
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Return unit vectors, float32 ``[users, D]`` and ``[items, D]``, of the averaged embeddings."""
-        users, items = smooth(self.pool, *self.averages, self.config.layers)
-        return F.normalize(users), F.normalize(items)
+        """Return the vectors of users and items, float32 ``[users, D]`` and ``[items, D]``, of the running means."""
+        items, users = self._means
+        return self._users(self._taken, items, users), self._items(items)
+
+    def _loss(self, batch: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64]) -> Tensor:
+        items, users = self._tables
+        taken = self._taken[batch]
+        number = np.diff(taken.indptr)
+        left = self._users(taken, items, users.index_select(0, self._codes(batch)))
+        right = self._items(items)
+        own = SparseProduct(sparse.csr_matrix(sparse.diags(1 / np.maximum(number, 1)) @ taken), self.device)
+        partition: Tensor = _LogPartition.apply(left, right.index_select(0, self._codes(negatives)))  # type: ignore[no-untyped-call]
+        losses = partition - (left * own(right)).sum(1)
+        weights = torch.from_numpy(np.where(number, number**self.config.activity, 0)).float().to(self.device)
+        return (losses * weights).sum() / weights.sum().clamp(min=1)
+
+    def _users(self, taken: sparse.csr_matrix, items: Tensor, own: Tensor) -> Tensor:
+        pooled = SparseProduct(taken, self.device)(items)
+        return F.pad(F.normalize(pooled + own, eps=1e-9) / self.config.temperature, (0, 1), value=1.0)
+
+    def _items(self, items: Tensor) -> Tensor:
+        return torch.cat([F.normalize(items, eps=1e-9), self._prior], dim=1)
+
+    def _codes(self, codes: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(codes).to(self.device)
 
 
-def _start(table: Tensor, scale: float = 0.1) -> Tensor:
-    """Scale so that rows have a norm of ``scale`` on average: what one step of Adam is measured by."""
-    return table * (scale * len(table) ** 0.5 / table.norm())
+def spectral_vectors(interactions: sparse.csr_matrix, dimension: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return untrained vectors: users pool their items' singular vectors, items are scaled by sqrt(interactions)."""
+    scale = torch.from_numpy(degrees(interactions)[1] ** 0.5).float().to(device).unsqueeze(1)
+    items = right_factors(SparseProduct(normalised(interactions), device), dimension, seed=0)
+    return SparseProduct(interactions, device)(items / scale), items * scale

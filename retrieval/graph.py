@@ -1,88 +1,80 @@
-"""The graph of users and items: its normalised matrix, smoothing over it, and its closed-form factors."""
+"""Sparse products with gradients, and the closed-form factors of an interaction matrix."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
 
-class Product(torch.autograd.Function):
-    """``matrix @ dense`` whose gradient is ``transposed @ gradient``: torch would transpose at each step."""
+class _Product(torch.autograd.Function):
+    """``matrix @ dense`` with the transposed matrix at hand: torch would transpose at every step."""
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
-        """Multiply, and keep the transposed matrix for the way back."""
         ctx.save_for_backward(transposed)
         return matrix @ dense
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Return the gradient for the dense factor only."""
         return None, None, ctx.saved_tensors[0] @ gradients[0]
 
 
-class Pool:
-    """A sparse matrix ``[n, m]`` on a device, ready to multiply dense ``[m, D]`` with gradients."""
+class SparseProduct:
+    """A sparse matrix ``[n, m]`` on a device, to multiply dense float32 ``[m, D]`` with gradients."""
 
     def __init__(self, matrix: sparse.csr_matrix, device: torch.device) -> None:
-        self.matrix, self.transposed = _tensor(matrix, device), _tensor(matrix.T.tocsr(), device)
+        self._matrix, self._transposed = _tensor(matrix, device), _tensor(matrix.T.tocsr(), device)
+        self.shape, self.device = matrix.shape, device
 
     def __call__(self, dense: Tensor) -> Tensor:
-        """Return ``matrix @ dense``, float32 ``[n, D]``."""
-        return Product.apply(self.matrix, self.transposed, dense)
+        """Return ``matrix @ dense``, ``[n, D]``."""
+        return _Product.apply(self._matrix, self._transposed, dense)
 
-    def back(self, dense: Tensor) -> Tensor:
-        """Return ``matrix.T @ dense``, float32 ``[m, D]``."""
-        return Product.apply(self.transposed, self.matrix, dense)
+    def transposed(self, dense: Tensor) -> Tensor:
+        """Return ``matrix.T @ dense``, ``[m, D]``."""
+        return _Product.apply(self._transposed, self._matrix, dense)
+
+
+def degrees(interactions: sparse.csr_matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return how many interactions each user and each item has; 1 where there is none, to divide by."""
+    users, items = (np.asarray(interactions.sum(axis=axis), dtype=np.float64).ravel() for axis in (1, 0))
+    return np.maximum(users, 1), np.maximum(items, 1)
 
 
 def normalised(interactions: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Return D_u^-1/2 X D_i^-1/2, float32; rows and columns without an entry stay zero."""
+    """Return ``D_u^-1/2 X D_i^-1/2``, the graph's adjacency between users and items."""
     users, items = degrees(interactions)
-    scaled = sparse.diags(users**-0.5) @ interactions @ sparse.diags(items**-0.5)
-    return sparse.csr_matrix(scaled, dtype=np.float32)
-
-
-def degrees(interactions: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return how many interactions each user and each item has, 1 where it has none."""
-    return tuple(np.maximum(np.asarray(interactions.sum(axis=axis)).ravel(), 1) for axis in (1, 0))  # type: ignore[return-value]
-
-
-def smooth(pool: Pool, users: Tensor, items: Tensor, layers: int) -> tuple[Tensor, Tensor]:
-    """Return the mean of a vector and its neighbourhoods up to ``layers`` steps away (LightGCN, He et al., 2020)."""
-    total_users, total_items = users, items
-    for _ in range(layers):
-        users, items = pool(items), pool.back(users)
-        total_users, total_items = total_users + users, total_items + items
-    return total_users / (layers + 1), total_items / (layers + 1)
+    return sparse.csr_matrix(sparse.diags(users**-0.5) @ interactions @ sparse.diags(items**-0.5))
 
 
 @torch.no_grad()
-def spectral(pool: Pool, dimension: int, seed: int, rounds: int = 6) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest singular vectors and values: users ``[users, D]``, values ``[D]``, items ``[items, D]``.
+def right_factors(product: SparseProduct, dimension: int, seed: int, rounds: int = 6) -> Tensor:
+    """Return the right singular vectors of the ``dimension`` largest singular values, float32 ``[m, dimension]``.
 
-    Randomised subspace iteration (Halko, Martinsson and Tropp, 2011). What the matrix has no rank for is zero.
+    Randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011). Columns beyond the
+    size of the matrix are zero.
     """
-    users, items = pool.matrix.shape
-    rank = min(dimension + 16, users, items)
-    start = torch.randn(items, rank, generator=torch.Generator().manual_seed(seed)).to(pool.matrix.device)
+    rank = min(dimension + 16, *product.shape)
+    basis = torch.randn(product.shape[1], rank, generator=torch.Generator().manual_seed(seed)).to(product.device)
     for _ in range(rounds):
-        start, _ = torch.linalg.qr(pool.back(pool(start)))
-    left, values, right = torch.linalg.svd(pool(start), full_matrices=False)
+        basis, _ = torch.linalg.qr(product.transposed(product(basis)))
+    # The eigenvectors of the small matrix turn the basis into singular vectors, the largest last.
+    projected = product(basis)
+    _, turn = torch.linalg.eigh(projected.T @ projected)
     kept = min(dimension, rank)
-    missing = (0, dimension - kept)
-    pad = torch.nn.functional.pad
-    return (
-        pad(left[:, :kept], missing).contiguous(),
-        pad(values[:kept], missing),
-        pad((start @ right.T)[:, :kept], missing).contiguous(),
-    )
+    return F.pad((basis @ turn.flip(1))[:, :kept], (0, dimension - kept)).contiguous()
 
 
 def _tensor(matrix: sparse.csr_matrix, device: torch.device) -> Tensor:
-    parts = (torch.from_numpy(part) for part in (matrix.indptr, matrix.indices, matrix.data.astype(np.float32)))
-    return torch.sparse_csr_tensor(*parts, size=matrix.shape, check_invariants=False).to(device)
+    rows, columns = torch.from_numpy(matrix.indptr), torch.from_numpy(matrix.indices)
+    values = torch.from_numpy(matrix.data.astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(rows, columns, values, size=matrix.shape, device=device, check_invariants=False)

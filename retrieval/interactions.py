@@ -19,7 +19,7 @@ Codes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Interactions:
-    """Three parts of one 0/1 matrix, each float32 CSR ``[users, items]``; nothing of one part is known in another's place."""
+    """Three parts of the same users and items, each a 0/1 float32 CSR matrix ``[users, items]``."""
 
     train: sparse.csr_matrix
     valid: sparse.csr_matrix
@@ -79,7 +79,9 @@ def _read(path: Path, items_needed: bool) -> tuple[Codes, Codes]:
             try:
                 row = [int(word) for word in line.split()]
             except ValueError:
-                raise SpecError(f"{path}, line {number}: '{line.strip()[:60]}' is not whole numbers 'user item item ...'") from None
+                raise SpecError(
+                    f"{path}, line {number}: '{line.strip()[:60]}' is not whole numbers 'user item item ...'"
+                ) from None
             if any(not 0 <= value < 2**63 for value in row):
                 raise SpecError(f"{path}, line {number}: an id is negative or too large; ids are 0 to 2^63 - 1")
             if len(row) == 1 and items_needed:

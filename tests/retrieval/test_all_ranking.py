@@ -21,7 +21,9 @@ def matrix(*rows: list[int]) -> sparse.csr_matrix:
     return sparse.csr_matrix(dense)
 
 
-def measure(scores: list[list[float]], known: sparse.csr_matrix, wanted: sparse.csr_matrix, k: int, **more: int) -> tuple:
+def measure(
+    scores: list[list[float]], known: sparse.csr_matrix, wanted: sparse.csr_matrix, k: int, **more: int
+) -> tuple:
     return recall_and_ndcg(torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), known, wanted, k, **more)
 
 
@@ -63,5 +65,7 @@ def test_users_who_want_nothing_are_left_out(chunk: int) -> None:
 def test_only_the_asked_users() -> None:
     scores = [[6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6]]
     users = np.array([1])
-    recall, _ = recall_and_ndcg(torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), matrix([], []), matrix([0], [0]), 1, users)
+    recall, _ = recall_and_ndcg(
+        torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), matrix([], []), matrix([0], [0]), 1, users
+    )
     assert recall == 0
