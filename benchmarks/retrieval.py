@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines import display
 from retrieval.all_ranking import recall_and_ndcg
-from retrieval.collaborative import Collaborative, CollaborativeConfig, spectral_vectors
+from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
 from retrieval.graph import degrees
 from retrieval.interactions import Interactions, read_interactions
 from retrieval.training import Progress
@@ -118,9 +118,9 @@ class _Bench:
     def finished(self, dimension: int, seeds: int, search_until: float, until: float) -> _Result:
         """Choose, train on all that is known with each seed, and measure test."""
         config, epochs = self._choose(dimension, search_until)
-        results, reached = [], epochs
+        results, reached, factors = [], epochs, item_factors(self.data.known, dimension, self.device)
         for seed in range(seeds):
-            model = Collaborative(self.data.known, replace(config, seed=seed), self.device)
+            model = Collaborative(self.data.known, replace(config, seed=seed), factors)
             deadline = time.monotonic() + (until - time.monotonic()) / (seeds - seed)
             with display.stage(f"Train on train and validation, {dimension} dimensions, seed {seed}") as report:
                 while model.epoch < epochs and time.monotonic() < deadline:
@@ -136,7 +136,9 @@ class _Bench:
         popularity = torch.from_numpy(degrees(self.data.known)[1]).float().unsqueeze(1)
         return {
             "popular": (torch.ones(self.data.known.shape[0], 1), popularity),
-            f"closed form (SVD), {dimension} dimensions": spectral_vectors(self.data.known, dimension, self.device),
+            f"closed form (SVD), {dimension} dimensions": spectral_vectors(
+                self.data.known, item_factors(self.data.known, dimension, self.device)
+            ),
         }
 
     def test(self, users: Tensor, items: Tensor) -> Figures:
@@ -146,12 +148,13 @@ class _Bench:
     def _choose(self, dimension: int, until: float) -> tuple[CollaborativeConfig, int]:
         """Race settings for a few epochs, train the best on until it gets no better or time is up."""
         start, curves = time.monotonic(), list[_Curve]()
+        factors = item_factors(self.data.train, dimension, self.device)
         with display.stage(f"Choose on validation, {dimension} dimensions") as report:
             for settings in _RACE:
                 if curves and time.monotonic() > start + (until - start) / 2:
                     break
                 config = replace(CollaborativeConfig(dimension=dimension), **settings)
-                curves.append(_Curve(Collaborative(self.data.train, config, self.device)))
+                curves.append(_Curve(Collaborative(self.data.train, config, factors)))
                 self._advance(curves[-1], _RACE_EPOCHS, until, report)
             best = max(curves, key=lambda curve: curve.score)
             self._advance(best, _MAX_EPOCHS, until, report)

@@ -68,17 +68,15 @@ class _LogPartition(torch.autograd.Function):
 class Collaborative:
     """Embeddings of the users and items of one interaction matrix, and their training."""
 
-    def __init__(self, interactions: sparse.csr_matrix, config: CollaborativeConfig, device: torch.device) -> None:
-        """Start from the closed form. ``interactions``: 0/1 CSR ``[users, items]``."""
-        self.config, self.device, self.epoch, self._taken = config, device, 0, interactions
+    def __init__(self, interactions: sparse.csr_matrix, config: CollaborativeConfig, start: Tensor) -> None:
+        """Begin at ``start``, the ``item_factors`` of the 0/1 ``interactions``; its device is the model's."""
+        self.config, self.device, self.epoch, self._taken = config, start.device, 0, interactions
         _, popularity = degrees(interactions)
-        self._prior = config.popularity * torch.from_numpy(np.log(popularity)).float().to(device).unsqueeze(1)
-        scale = torch.from_numpy(popularity**-0.5).float().to(device).unsqueeze(1)
-        items = (
-            right_factors(SparseProduct(normalised(interactions), device), config.dimension - 1, config.seed) * scale
-        )
-        items /= items.norm(dim=1).mean()
-        users = torch.zeros(interactions.shape[0], config.dimension - 1, device=device)
+        taken = torch.from_numpy(popularity).float().to(self.device).unsqueeze(1)
+        self._prior = config.popularity * taken.log()
+        items = start[:, : config.dimension - 1] / taken.sqrt()
+        items = items / items.norm(dim=1).mean()
+        users = torch.zeros(interactions.shape[0], items.shape[1], device=self.device)
         self._tables = [items.requires_grad_(), users.requires_grad_()]
         self._means = [table.detach().clone() for table in self._tables]
         self._optimizer = torch.optim.Adam(
@@ -131,8 +129,12 @@ class Collaborative:
         return torch.from_numpy(codes).to(self.device)
 
 
-def spectral_vectors(interactions: sparse.csr_matrix, dimension: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return untrained vectors: users pool their items' singular vectors, items are scaled by sqrt(interactions)."""
-    scale = torch.from_numpy(degrees(interactions)[1] ** 0.5).float().to(device).unsqueeze(1)
-    items = right_factors(SparseProduct(normalised(interactions), device), dimension, seed=0)
-    return SparseProduct(interactions, device)(items / scale), items * scale
+def item_factors(interactions: sparse.csr_matrix, dimension: int, device: torch.device) -> Tensor:
+    """Return the items' singular vectors of the degree-normalised interactions, float32 ``[items, dimension]``."""
+    return right_factors(SparseProduct(normalised(interactions), device), dimension, seed=0)
+
+
+def spectral_vectors(interactions: sparse.csr_matrix, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """Return untrained vectors of users and items, the projection of what each user took on ``factors``."""
+    scale = torch.from_numpy(degrees(interactions)[1] ** 0.5).float().to(factors.device).unsqueeze(1)
+    return SparseProduct(interactions, factors.device)(factors / scale), factors * scale

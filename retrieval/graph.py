@@ -35,11 +35,13 @@ class SparseProduct:
 
     def __call__(self, dense: Tensor) -> Tensor:
         """Return ``matrix @ dense``, ``[n, D]``."""
-        return _Product.apply(self._matrix, self._transposed, dense)
+        product: Tensor = _Product.apply(self._matrix, self._transposed, dense)  # type: ignore[no-untyped-call]
+        return product
 
     def transposed(self, dense: Tensor) -> Tensor:
         """Return ``matrix.T @ dense``, ``[m, D]``."""
-        return _Product.apply(self._transposed, self._matrix, dense)
+        product: Tensor = _Product.apply(self._transposed, self._matrix, dense)  # type: ignore[no-untyped-call]
+        return product
 
 
 def degrees(interactions: sparse.csr_matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -55,7 +57,7 @@ def normalised(interactions: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 @torch.no_grad()
-def right_factors(product: SparseProduct, dimension: int, seed: int, rounds: int = 6) -> Tensor:
+def right_factors(product: SparseProduct, dimension: int, seed: int, rounds: int = 5) -> Tensor:
     """Return the right singular vectors of the ``dimension`` largest singular values, float32 ``[m, dimension]``.
 
     Randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011). Columns beyond the
