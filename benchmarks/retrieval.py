@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pipelines import display
 from retrieval.all_ranking import recall_and_ndcg
-from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
+from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors, with_popularity
 from retrieval.graph import degrees
 from retrieval.interactions import Interactions, read_interactions
 from retrieval.training import Progress
@@ -43,7 +43,10 @@ _RACE_EPOCHS = 6
 _CHECK_EVERY = 4
 _PATIENCE = 2
 _VALIDATION_USERS = 5_000
-_RACE: tuple[dict[str, Any], ...] = tuple({"temperature": value} for value in (0.1, 0.07, 0.15, 0.2))
+_SHARES = (0.14, 0.2, 0.6, 0.92)
+"""Of the time: when choosing and training end for 64 dimensions, then for those asked for; the rest is to measure."""
+_TEMPERATURE, _TEMPERATURE_STEP = 0.11, 1.3
+_KEPT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
 def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
     start = time.monotonic()
     data = LAYOUTS[layout](folder)
     bench = _Bench(data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    budget = [start + 60 * minutes * share for share in (0.2, 0.3, 0.6, 1.0)]
+    budget = [start + 60 * minutes * share for share in _SHARES]
     small = bench.finished(SMALL, 1, budget[0], budget[1])
     large = small if (dimension, seeds) == (SMALL, 1) else bench.finished(dimension, seeds, budget[2], budget[3])
     rows = [[name, *bench.test(*vectors)] for name, vectors in bench.baselines(dimension).items()]
@@ -74,7 +77,7 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
         **dict(zip(("recall@20_64d", "ndcg@20_64d"), small.means, strict=True)),
         **{"seeds": seeds, "epochs": large.epochs, "seconds": round(time.monotonic() - start, 1)},
         **{"device": bench.device.type, "selected_on": "validation", "dimension": dimension},
-        **{"temperature": large.config.temperature, "popularity": large.config.popularity},
+        **{"temperature": large.config.temperature, "popularity_kept": large.config.kept},
     }
 
 
@@ -146,26 +149,39 @@ class _Bench:
         return recall_and_ndcg(users, items, self.data.known, self.data.test)
 
     def _choose(self, dimension: int, until: float) -> tuple[CollaborativeConfig, int]:
-        """Race settings for a few epochs, train the best on until it gets no better or time is up."""
-        start, curves = time.monotonic(), list[_Curve]()
-        factors = item_factors(self.data.train, dimension, self.device)
+        """Climb to the best temperature by a few epochs of each; train on while it helps and there is time."""
+        start, factors = time.monotonic(), item_factors(self.data.train, dimension, self.device)
+
+        def begun(temperature: float) -> _Curve:
+            config = CollaborativeConfig(dimension=dimension, temperature=round(temperature, 3))
+            curve = _Curve(Collaborative(self.data.train, config, factors))
+            self._advance(curve, _RACE_EPOCHS, until, report)
+            return curve
+
         with display.stage(f"Choose on validation, {dimension} dimensions") as report:
-            for settings in _RACE:
-                if curves and time.monotonic() > start + (until - start) / 2:
+            best = begun(_TEMPERATURE)
+            for factor in (_TEMPERATURE_STEP, 1 / _TEMPERATURE_STEP):
+                while time.monotonic() < start + (until - start) / 2:
+                    other = begun(best.model.config.temperature * factor)
+                    if other.score <= best.score:
+                        break
+                    best = other
+                if best.model.config.temperature != _TEMPERATURE:
                     break
-                config = replace(CollaborativeConfig(dimension=dimension), **settings)
-                curves.append(_Curve(Collaborative(self.data.train, config, factors)))
-                self._advance(curves[-1], _RACE_EPOCHS, until, report)
-            best = max(curves, key=lambda curve: curve.score)
             self._advance(best, _MAX_EPOCHS, until, report)
-        return best.model.config, best.epochs
+            users, items = best.model.vectors()
+            kept = max(_KEPT, key=lambda share: sum(self._validated(users, with_popularity(items, share))))
+        return replace(best.model.config, kept=kept), best.epochs
 
     def _advance(self, curve: _Curve, epochs: int, until: float, report: Progress) -> None:
         model = curve.model
         while model.epoch < epochs and curve.waited < _PATIENCE and time.monotonic() < until:
             _train_epoch(model, epochs, report)
             if model.epoch % _CHECK_EVERY == 0 or model.epoch == epochs or time.monotonic() >= until:
-                curve.note(recall_and_ndcg(*model.vectors(), self.data.train, self.data.valid, rows=self.sample))
+                curve.note(self._validated(*model.vectors()))
+
+    def _validated(self, users: Tensor, items: Tensor) -> Figures:
+        return recall_and_ndcg(users, items, self.data.train, self.data.valid, rows=self.sample)
 
 
 def _train_epoch(model: Collaborative, epochs: int, report: Progress) -> None:

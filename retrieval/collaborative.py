@@ -30,28 +30,31 @@ from retrieval.graph import SparseProduct, degrees, normalised, right_factors
 class CollaborativeConfig:
     """How the vectors are made: ``dimension`` coordinates, popularity's included.
 
-    ``activity`` is the power of a user's number of items in its weight, ``averaging`` the share of the
-    running mean of the embeddings that an epoch leaves as it is.
+    Training explains what is taken with the full ``popularity``; finished vectors have the share ``kept``.
+    ``activity`` is the power of a user's number of items in its weight. The vectors are the mean of the
+    embeddings over about the last ``averaged`` of the epochs.
     """
 
     dimension: int = 256
-    temperature: float = 0.15
+    temperature: float = 0.1
     popularity: float = 1.0
+    kept: float = 1.0
     learning_rate: float = 2e-3
     users_per_step: int = 4_096
     least_steps: int = 8
     negatives: int = 4_096
     activity: float = 0.5
-    averaging: float = 0.8
+    averaged: float = 0.33
     seed: int = 0
 
 
 class _LogPartition(torch.autograd.Function):
-    """log sum exp over the rows of ``left @ right.T``, in bfloat16; keeps the shares, not the logits."""
+    """log sum exp over the rows of ``left @ right.T``, in bfloat16 where it is fast; keeps shares, not logits."""
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
-        left, right = left.bfloat16(), right.bfloat16()
+        half = left.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        left, right = (factor.to(torch.bfloat16 if half else torch.float32) for factor in (left, right))
         logits = left @ right.T
         shares = logits.softmax(dim=1)
         ctx.save_for_backward(left, right, shares)
@@ -62,7 +65,7 @@ class _LogPartition(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         left, right, shares = ctx.saved_tensors
         weight = gradients[0].unsqueeze(1)
-        return (shares @ right).float() * weight, (shares.T @ (left * weight.bfloat16())).float()
+        return (shares @ right).float() * weight, (shares.T @ (left * weight.to(left.dtype))).float()
 
 
 class Collaborative:
@@ -98,13 +101,13 @@ class Collaborative:
             yield float(loss.detach())
         self.epoch += 1
         for mean, table in zip(self._means, self._tables, strict=True):
-            mean.lerp_(table.detach(), 1 - config.averaging)
+            mean.lerp_(table.detach(), 1 / (1 + self.epoch * config.averaged))
 
     @torch.no_grad()
     def vectors(self) -> tuple[Tensor, Tensor]:
         """Return the vectors of users and items, float32 ``[users, D]`` and ``[items, D]``, of the running means."""
         items, users = self._means
-        return self._users(self._taken, items, users), self._items(items)
+        return self._users(self._taken, items, users), with_popularity(self._items(items), self.config.kept)
 
     def _loss(self, batch: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64]) -> Tensor:
         items, users = self._tables
@@ -127,6 +130,11 @@ class Collaborative:
 
     def _codes(self, codes: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(codes).to(self.device)
+
+
+def with_popularity(items: Tensor, kept: float) -> Tensor:
+    """Return item vectors with ``kept`` times the popularity that these have."""
+    return torch.cat([items[:, :-1], kept * items[:, -1:]], dim=1)
 
 
 def item_factors(interactions: sparse.csr_matrix, dimension: int, device: torch.device) -> Tensor:

@@ -59,12 +59,12 @@ def test_the_same_seed_gives_the_same_bits() -> None:
 
 def test_a_score_is_cosine_over_temperature_and_popularity() -> None:
     known, _ = blocks()
-    config = CollaborativeConfig(dimension=9, temperature=0.2, popularity=0.7)
+    config = CollaborativeConfig(dimension=9, temperature=0.2, popularity=0.7, kept=0.5)
     users, items = trained(config, 1)[0].vectors()
     assert users.shape[1] == items.shape[1] == config.dimension
     taken = torch.from_numpy(known.toarray().sum(0))
     cosine = torch.nn.functional.cosine_similarity(users[:1, :-1], items[:, :-1])
-    torch.testing.assert_close(items @ users[0], cosine / 0.2 + 0.7 * taken.log(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(items @ users[0], cosine / 0.2 + 0.5 * 0.7 * taken.log(), atol=1e-5, rtol=1e-5)
 
 
 def test_the_loss_is_the_softmax_over_all_items() -> None:
