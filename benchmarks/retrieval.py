@@ -43,8 +43,8 @@ _RACE_EPOCHS = 6
 _CHECK_EVERY = 4
 _PATIENCE = 2
 _VALIDATION_USERS = 5_000
-_SHARES = (0.14, 0.2, 0.6, 0.92)
-"""Of the time: when choosing and training end for 64 dimensions, then for those asked for; the rest is to measure."""
+_TRAINING_SHARE, _SMALL_SHARE, _CHOOSING_SHARE = 0.92, 0.2, 0.6
+"""Of all the time, of the time for training, of the time for one dimension."""
 _TEMPERATURE, _TEMPERATURE_STEP = 0.11, 1.3
 _KEPT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
@@ -63,9 +63,9 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
     start = time.monotonic()
     data = LAYOUTS[layout](folder)
     bench = _Bench(data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    budget = [start + 60 * minutes * share for share in _SHARES]
-    small = bench.finished(SMALL, 1, budget[0], budget[1])
-    large = small if (dimension, seeds) == (SMALL, 1) else bench.finished(dimension, seeds, budget[2], budget[3])
+    until = start + _TRAINING_SHARE * 60 * minutes
+    small = bench.finished(SMALL, 1, _part(_SMALL_SHARE, until))
+    large = small if (dimension, seeds) == (SMALL, 1) else bench.finished(dimension, seeds, until)
     rows = [[name, *bench.test(*vectors)] for name, vectors in bench.baselines(dimension).items()]
     rows += [["two towers, 64 dimensions", *small.means], [f"two towers, {dimension} dimensions", *large.means]]
     counts = (*data.train.shape, data.known.nnz, data.test.nnz)
@@ -118,15 +118,15 @@ class _Bench:
         wanting = np.flatnonzero(np.diff(data.valid.indptr))
         self.sample = np.sort(np.random.default_rng(0).permutation(wanting)[:_VALIDATION_USERS])
 
-    def finished(self, dimension: int, seeds: int, search_until: float, until: float) -> _Result:
+    def finished(self, dimension: int, seeds: int, until: float) -> _Result:
         """Choose, train on all that is known with each seed, and measure test."""
-        config, epochs = self._choose(dimension, search_until)
+        config, epochs = self._choose(dimension, _part(_CHOOSING_SHARE, until))
         results, reached, factors = [], epochs, item_factors(self.data.known, dimension, self.device)
         for seed in range(seeds):
             model = Collaborative(self.data.known, replace(config, seed=seed), factors)
-            deadline = time.monotonic() + (until - time.monotonic()) / (seeds - seed)
+            deadline = _part(1 / (seeds - seed), until)
             with display.stage(f"Train on train and validation, {dimension} dimensions, seed {seed}") as report:
-                while model.epoch < epochs and time.monotonic() < deadline:
+                while model.epoch == 0 or (model.epoch < epochs and time.monotonic() < deadline):
                     _train_epoch(model, epochs, report)
             if model.epoch < epochs:
                 display.console.print(f"  out of time after {model.epoch} of {epochs} epochs; give more --minutes")
@@ -150,7 +150,7 @@ class _Bench:
 
     def _choose(self, dimension: int, until: float) -> tuple[CollaborativeConfig, int]:
         """Climb to the best temperature by a few epochs of each; train on while it helps and there is time."""
-        start, factors = time.monotonic(), item_factors(self.data.train, dimension, self.device)
+        factors, raced = item_factors(self.data.train, dimension, self.device), _part(0.5, until)
 
         def begun(temperature: float) -> _Curve:
             config = CollaborativeConfig(dimension=dimension, temperature=round(temperature, 3))
@@ -161,7 +161,7 @@ class _Bench:
         with display.stage(f"Choose on validation, {dimension} dimensions") as report:
             best = begun(_TEMPERATURE)
             for factor in (_TEMPERATURE_STEP, 1 / _TEMPERATURE_STEP):
-                while time.monotonic() < start + (until - start) / 2:
+                while time.monotonic() < raced:
                     other = begun(best.model.config.temperature * factor)
                     if other.score <= best.score:
                         break
@@ -182,6 +182,12 @@ class _Bench:
 
     def _validated(self, users: Tensor, items: Tensor) -> Figures:
         return recall_and_ndcg(users, items, self.data.train, self.data.valid, rows=self.sample)
+
+
+def _part(share: float, until: float) -> float:
+    """Return the moment at which ``share`` of the time from now to ``until`` has gone by."""
+    now = time.monotonic()
+    return now + share * (until - now)
 
 
 def _train_epoch(model: Collaborative, epochs: int, report: Progress) -> None:
