@@ -39,13 +39,14 @@ SMALL = 64
 """The dimension of most published tables."""
 
 _MAX_EPOCHS = 200
-_RACE_EPOCHS = 6
-_CHECK_EVERY = 4
+_RACE_EPOCHS = 10
+_CHECK_EVERY = 5
 _PATIENCE = 2
 _VALIDATION_USERS = 5_000
 _TRAINING_SHARE, _SMALL_SHARE, _CHOOSING_SHARE = 0.92, 0.2, 0.6
 """Of all the time, of the time for training, of the time for one dimension."""
-_TEMPERATURE, _TEMPERATURE_STEP = 0.11, 1.3
+_STEP = 1.3
+"""From one temperature to the next."""
 _KEPT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
@@ -64,8 +65,10 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
     data = LAYOUTS[layout](folder)
     bench = _Bench(data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     until = start + _TRAINING_SHARE * 60 * minutes
-    small = bench.finished(SMALL, 1, _part(_SMALL_SHARE, until))
-    large = small if (dimension, seeds) == (SMALL, 1) else bench.finished(dimension, seeds, until)
+    small = bench.finished(CollaborativeConfig(dimension=SMALL), 1, _part(_SMALL_SHARE, until))
+    large = small
+    if (dimension, seeds) != (SMALL, 1):
+        large = bench.finished(replace(small.config, dimension=dimension), seeds, until)
     rows = [[name, *bench.test(*vectors)] for name, vectors in bench.baselines(dimension).items()]
     rows += [["two towers, 64 dimensions", *small.means], [f"two towers, {dimension} dimensions", *large.means]]
     counts = (*data.train.shape, data.known.nnz, data.test.nnz)
@@ -118,14 +121,14 @@ class _Bench:
         wanting = np.flatnonzero(np.diff(data.valid.indptr))
         self.sample = np.sort(np.random.default_rng(0).permutation(wanting)[:_VALIDATION_USERS])
 
-    def finished(self, dimension: int, seeds: int, until: float) -> _Result:
-        """Choose, train on all that is known with each seed, and measure test."""
-        config, epochs = self._choose(dimension, _part(_CHOOSING_SHARE, until))
-        results, reached, factors = [], epochs, item_factors(self.data.known, dimension, self.device)
+    def finished(self, first: CollaborativeConfig, seeds: int, until: float) -> _Result:
+        """Choose, beginning at ``first``; train on all that is known with each seed, and measure test."""
+        config, epochs = self._choose(first, _part(_CHOOSING_SHARE, until))
+        results, reached, factors = [], epochs, item_factors(self.data.known, first.dimension, self.device)
         for seed in range(seeds):
             model = Collaborative(self.data.known, replace(config, seed=seed), factors)
             deadline = _part(1 / (seeds - seed), until)
-            with display.stage(f"Train on train and validation, {dimension} dimensions, seed {seed}") as report:
+            with display.stage(f"Train on train and validation, {first.dimension} dimensions, seed {seed}") as report:
                 while model.epoch == 0 or (model.epoch < epochs and time.monotonic() < deadline):
                     _train_epoch(model, epochs, report)
             if model.epoch < epochs:
@@ -148,25 +151,25 @@ class _Bench:
         """Return recall@20 and NDCG@20 of the test part."""
         return recall_and_ndcg(users, items, self.data.known, self.data.test)
 
-    def _choose(self, dimension: int, until: float) -> tuple[CollaborativeConfig, int]:
+    def _choose(self, first: CollaborativeConfig, until: float) -> tuple[CollaborativeConfig, int]:
         """Climb to the best temperature by a few epochs of each; train on while it helps and there is time."""
-        factors, raced = item_factors(self.data.train, dimension, self.device), _part(0.5, until)
+        factors, raced = item_factors(self.data.train, first.dimension, self.device), _part(0.5, until)
 
         def begun(temperature: float) -> _Curve:
-            config = CollaborativeConfig(dimension=dimension, temperature=round(temperature, 3))
+            config = replace(first, temperature=round(temperature, 3), kept=1.0)
             curve = _Curve(Collaborative(self.data.train, config, factors))
             self._advance(curve, _RACE_EPOCHS, until, report)
             return curve
 
-        with display.stage(f"Choose on validation, {dimension} dimensions") as report:
-            best = begun(_TEMPERATURE)
-            for factor in (_TEMPERATURE_STEP, 1 / _TEMPERATURE_STEP):
+        with display.stage(f"Choose on validation, {first.dimension} dimensions") as report:
+            best = begun(first.temperature)
+            for factor in (_STEP, 1 / _STEP):
                 while time.monotonic() < raced:
                     other = begun(best.model.config.temperature * factor)
                     if other.score <= best.score:
                         break
                     best = other
-                if best.model.config.temperature != _TEMPERATURE:
+                if best.model.config.temperature != first.temperature:
                     break
             self._advance(best, _MAX_EPOCHS, until, report)
             users, items = best.model.vectors()
