@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import warnings
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,13 @@ benchmarks = typer.Typer(no_args_is_help=True, help="Measure; the last line is J
 app.add_typer(benchmarks, name="benchmark")
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="release")
+
+
+class Layout(StrEnum):
+    """Known layouts of interactions without times."""
+
+    lightgcn = "lightgcn"
+
 
 Home = Annotated[Path | None, typer.Option(help="Working folder [default: FUNNEL_HOME, else work/current]")]
 Data = Annotated[str, typer.Option(help="A known data set, or the path of a dataset.toml")]
@@ -330,6 +338,22 @@ def skew_benchmark(
 
     root = (home or PROJECT_ROOT / "work" / "benchmark-skew").resolve()
     result(json.dumps(run(root, requests)))
+
+
+@benchmarks.command("retrieval")
+def retrieval_benchmark(
+    data_dir: Annotated[Path, typer.Option(help="Folder with train.txt, test.txt and perhaps valid.txt")],
+    layout: Annotated[Layout, typer.Option(help="lightgcn: lines 'user item item ...'")] = Layout.lightgcn,
+    seeds: Annotated[int, typer.Option(help="Models to train with what was chosen", min=1)] = 1,
+    dimension: Annotated[int, typer.Option(help="Length of the vectors", min=2, max=1_024)] = 256,
+    minutes: Annotated[float, typer.Option(help="Time for all of it; less means fewer epochs", min=0.1)] = 40.0,
+) -> None:
+    """Two towers on a public split, all items ranked; takes no longer than --minutes, and begins anew if stopped."""
+    _use_all_cores()
+    from benchmarks.retrieval import run
+    from pipelines.display import result
+
+    result(json.dumps(run(data_dir, layout.value, seeds, dimension, minutes)))
 
 
 def main() -> None:

@@ -1,0 +1,198 @@
+"""Retrieval alone on a public split, as the papers on graph recommenders measure it: all items ranked, k = 20.
+
+Everything is chosen on the validation part: settings by a short race, the number of epochs by early
+stopping. The models that are measured are then trained on train and validation together, and each is
+measured on the test part once.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines import display
+from retrieval.all_ranking import recall_and_ndcg
+from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors, with_popularity
+from retrieval.graph import degrees
+from retrieval.interactions import Interactions, read_interactions
+from retrieval.training import Progress
+
+Figures = tuple[float, float]
+
+LAYOUTS = {"lightgcn": read_interactions}
+
+PUBLISHED = {
+    "LightGCN (He et al., 2020)": (0.1830, 0.1554),
+    "UltraGCN (Mao et al., 2021)": (0.1862, 0.1580),
+    "SimpleX (Mao et al., 2021)": (0.1872, 0.1557),
+}
+GOWALLA = (29_858, 40_981, 810_128, 217_242)
+"""Users, items, train and test interactions of the split that the published figures are of."""
+
+SMALL = 64
+"""The dimension of most published tables."""
+
+_MAX_EPOCHS = 200
+_RACE_EPOCHS = 10
+_CHECK_EVERY = 5
+_PATIENCE = 2
+_VALIDATION_USERS = 5_000
+_TRAINING_SHARE, _SMALL_SHARE, _CHOOSING_SHARE = 0.92, 0.2, 0.6
+"""Of all the time, of the time for training, of the time for one dimension."""
+_STEP = 1.3
+"""From one temperature to the next."""
+_KEPT = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+
+
+def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -> dict[str, Any]:
+    """Choose on validation, train on train and validation, measure test once for each seed and dimension.
+
+    Returns:
+        recall@20 and ndcg@20, means over the seeds, with ``_std``; those of seed 0 with 64 dimensions as
+        ``_64d``; what was chosen, the seconds taken and the device.
+
+    Raises:
+        SpecError: the folder cannot be used.
+
+    """
+    start = time.monotonic()
+    data = LAYOUTS[layout](folder)
+    bench = _Bench(data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    until = start + _TRAINING_SHARE * 60 * minutes
+    small = bench.finished(CollaborativeConfig(dimension=SMALL), 1, _part(_SMALL_SHARE, until))
+    large = small
+    if (dimension, seeds) != (SMALL, 1):
+        large = bench.finished(replace(small.config, dimension=dimension), seeds, until)
+    rows = [[name, *bench.test(*vectors)] for name, vectors in bench.baselines(dimension).items()]
+    rows += [["two towers, 64 dimensions", *small.means], [f"two towers, {dimension} dimensions", *large.means]]
+    counts = (*data.train.shape, data.known.nnz, data.test.nnz)
+    published = [[name, *figures] for name, figures in PUBLISHED.items()] if counts == GOWALLA else []
+    display.table(f"{folder.name}: all items ranked, k = 20", ["", "recall", "NDCG"], published + rows)
+    return {
+        **dict(zip(("recall@20", "ndcg@20"), large.means, strict=True)),
+        **dict(zip(("recall@20_std", "ndcg@20_std"), large.deviations, strict=True)),
+        **dict(zip(("recall@20_64d", "ndcg@20_64d"), small.means, strict=True)),
+        **{"seeds": seeds, "epochs": large.epochs, "seconds": round(time.monotonic() - start, 1)},
+        **{"device": bench.device.type, "selected_on": "validation", "dimension": dimension},
+        **{"temperature": large.config.temperature, "popularity_kept": large.config.kept},
+    }
+
+
+@dataclass
+class _Curve:
+    """A model in training and its best moment on the validation part, by recall and NDCG together."""
+
+    model: Collaborative
+    score: float = -1.0
+    epochs: int = 1
+    waited: int = 0
+
+    def note(self, figures: Figures) -> None:
+        if sum(figures) > self.score:
+            self.score, self.epochs, self.waited = sum(figures), max(self.model.epoch, 1), 0
+        else:
+            self.waited += 1
+
+
+@dataclass(frozen=True)
+class _Result:
+    config: CollaborativeConfig
+    epochs: int
+    figures: list[Figures]
+
+    @property
+    def means(self) -> list[float]:
+        return [float(value) for value in np.mean(self.figures, axis=0)]
+
+    @property
+    def deviations(self) -> list[float]:
+        return [float(value) for value in np.std(self.figures, axis=0)]
+
+
+class _Bench:
+    def __init__(self, data: Interactions, device: torch.device) -> None:
+        self.data, self.device = data, device
+        wanting = np.flatnonzero(np.diff(data.valid.indptr))
+        self.sample = np.sort(np.random.default_rng(0).permutation(wanting)[:_VALIDATION_USERS])
+
+    def finished(self, first: CollaborativeConfig, seeds: int, until: float) -> _Result:
+        """Choose, beginning at ``first``; train on all that is known with each seed, and measure test."""
+        config, epochs = self._choose(first, _part(_CHOOSING_SHARE, until))
+        results, reached, factors = [], epochs, item_factors(self.data.known, first.dimension, self.device)
+        for seed in range(seeds):
+            model = Collaborative(self.data.known, replace(config, seed=seed), factors)
+            deadline = _part(1 / (seeds - seed), until)
+            with display.stage(f"Train on train and validation, {first.dimension} dimensions, seed {seed}") as report:
+                while model.epoch == 0 or (model.epoch < epochs and time.monotonic() < deadline):
+                    _train_epoch(model, epochs, report)
+            if model.epoch < epochs:
+                display.console.print(f"  out of time after {model.epoch} of {epochs} epochs; give more --minutes")
+            reached = min(reached, model.epoch)
+            results.append(self.test(*model.vectors()))
+        return _Result(config, reached, results)
+
+    def baselines(self, dimension: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return vectors of users and items that need no training, by name."""
+        popularity = torch.from_numpy(degrees(self.data.known)[1]).float().unsqueeze(1)
+        return {
+            "popular": (torch.ones(self.data.known.shape[0], 1), popularity),
+            f"closed form (SVD), {dimension} dimensions": spectral_vectors(
+                self.data.known, item_factors(self.data.known, dimension, self.device)
+            ),
+        }
+
+    def test(self, users: Tensor, items: Tensor) -> Figures:
+        """Return recall@20 and NDCG@20 of the test part."""
+        return recall_and_ndcg(users, items, self.data.known, self.data.test)
+
+    def _choose(self, first: CollaborativeConfig, until: float) -> tuple[CollaborativeConfig, int]:
+        """Climb to the best temperature by a few epochs of each; train on while it helps and there is time."""
+        factors, raced = item_factors(self.data.train, first.dimension, self.device), _part(0.5, until)
+
+        def begun(temperature: float) -> _Curve:
+            config = replace(first, temperature=round(temperature, 3), kept=1.0)
+            curve = _Curve(Collaborative(self.data.train, config, factors))
+            self._advance(curve, _RACE_EPOCHS, until, report)
+            return curve
+
+        with display.stage(f"Choose on validation, {first.dimension} dimensions") as report:
+            best = begun(first.temperature)
+            for factor in (_STEP, 1 / _STEP):
+                while time.monotonic() < raced:
+                    other = begun(best.model.config.temperature * factor)
+                    if other.score <= best.score:
+                        break
+                    best = other
+                if best.model.config.temperature != first.temperature:
+                    break
+            self._advance(best, _MAX_EPOCHS, until, report)
+            users, items = best.model.vectors()
+            kept = max(_KEPT, key=lambda share: sum(self._validated(users, with_popularity(items, share))))
+        return replace(best.model.config, kept=kept), best.epochs
+
+    def _advance(self, curve: _Curve, epochs: int, until: float, report: Progress) -> None:
+        model = curve.model
+        while model.epoch < epochs and curve.waited < _PATIENCE and time.monotonic() < until:
+            _train_epoch(model, epochs, report)
+            if model.epoch % _CHECK_EVERY == 0 or model.epoch == epochs or time.monotonic() >= until:
+                curve.note(self._validated(*model.vectors()))
+
+    def _validated(self, users: Tensor, items: Tensor) -> Figures:
+        return recall_and_ndcg(users, items, self.data.train, self.data.valid, rows=self.sample)
+
+
+def _part(share: float, until: float) -> float:
+    """Return the moment at which ``share`` of the time from now to ``until`` has gone by."""
+    now = time.monotonic()
+    return now + share * (until - now)
+
+
+def _train_epoch(model: Collaborative, epochs: int, report: Progress) -> None:
+    for loss in model.train_epoch():
+        report(f"temperature {model.config.temperature}, loss {loss:.3f}", model.epoch, epochs)
