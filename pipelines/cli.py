@@ -356,6 +356,24 @@ def retrieval_benchmark(
     result(json.dumps(run(data_dir, layout.value, seeds, dimension, minutes)))
 
 
+@benchmarks.command("sequences")
+def sequences(
+    data_dir: Annotated[Path, typer.Option(help="File of 'user item' lines in time order, or the folder of one")],
+    home: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: work/benchmark-sequences]")] = None,
+    seeds: Annotated[int, typer.Option(help="Trainings, each from its own seed", min=1)] = 1,
+    minutes: Annotated[float, typer.Option(help="At most so many for one training", min=0.1)] = 40.0,
+    epochs: Annotated[int, typer.Option(help="At most so many in one training", min=1)] = 30,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cuda where there is one]")] = None,
+) -> None:
+    """Next-item prediction by the sequential two-tower model; stopped, it is taken up again."""
+    from benchmarks.sequences import run
+    from pipelines.display import result
+    from retrieval.sequence_training import SequenceConfig
+
+    root = (home or PROJECT_ROOT / "work" / "benchmark-sequences").resolve()
+    result(json.dumps(run(data_dir, root, seeds, SequenceConfig(minutes=minutes, epochs=epochs, device=device))))
+
+
 def main() -> None:
     """Run the command line; a mistake of the user ends with one sentence and exit code 2."""
     try:
