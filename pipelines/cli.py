@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import warnings
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,43 +28,26 @@ warnings.showwarning = _show_ours  # type: ignore[assignment]  # a filter would 
 import typer  # noqa: E402
 
 from feature_repo.dataset import SpecError  # noqa: E402
-from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace, default_root  # noqa: E402
+from feature_repo.workspace import MissingStage  # noqa: E402
+from pipelines.benchmark_commands import benchmarks  # noqa: E402
 from pipelines.keys import keys  # noqa: E402
+from pipelines.options import (  # noqa: E402
+    Data,
+    DataDir,
+    Home,
+    Host,
+    Limit,
+    Port,
+    use_all_cores,
+    use_one_core,
+    workspace_of,
+)
 from pipelines.releases_command import releases  # noqa: E402
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-benchmarks = typer.Typer(no_args_is_help=True, help="Measure; the last line is JSON.")
 app.add_typer(benchmarks, name="benchmark")
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="release")
-
-
-class Layout(StrEnum):
-    """Known layouts of interactions without times."""
-
-    lightgcn = "lightgcn"
-
-
-Home = Annotated[Path | None, typer.Option(help="Working folder [default: FUNNEL_HOME, else work/current]")]
-Data = Annotated[str, typer.Option(help="A known data set, or the path of a dataset.toml")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files")]
-Limit = Annotated[int | None, typer.Option(help="At most so many events, evenly spaced [default: all]")]
-Host = Annotated[str, typer.Option(help="Address to listen on")]
-Port = Annotated[int, typer.Option(help="Port to listen on")]
-
-
-def _use_all_cores() -> None:
-    os.environ.setdefault("FUNNEL_THREADS", str(os.cpu_count() or 1))
-
-
-def _use_one_core() -> None:
-    """A server answers several requests at once: threads within one only get in each other's way."""
-    for library in ("OMP", "OPENBLAS", "MKL"):
-        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
-
-
-def _workspace(home: Path | None) -> Workspace:
-    return Workspace((home or default_root()).resolve())
 
 
 @app.command()
@@ -89,7 +71,7 @@ def features(
     """Compute the offline feature tables with Spark."""
     from pipelines.stages import run_features
 
-    run_features(_workspace(home), master)
+    run_features(workspace_of(home), master)
 
 
 @app.command()
@@ -97,7 +79,7 @@ def materialize(home: Home = None) -> None:
     """Register the views with Feast and write the newest features to Redis."""
     from pipelines.stages import run_materialize
 
-    run_materialize(_workspace(home))
+    run_materialize(workspace_of(home))
 
 
 @app.command()
@@ -111,8 +93,8 @@ def train(
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
-    _use_all_cores()
-    run_train(_workspace(home), attribution_hours if from_impressions else None)
+    use_all_cores()
+    run_train(workspace_of(home), attribution_hours if from_impressions else None)
 
 
 @app.command()
@@ -127,8 +109,8 @@ def evaluate(
     from pipelines.display import result
     from pipelines.stages import run_evaluate
 
-    _use_all_cores()
-    figures = run_evaluate(_workspace(home), limit, baselines=baselines, ablations=ablations, against=against)
+    use_all_cores()
+    figures = run_evaluate(workspace_of(home), limit, baselines=baselines, ablations=ablations, against=against)
     result(json.dumps(figures))
 
 
@@ -141,10 +123,10 @@ def serve(
     user: Annotated[str, typer.Option(help="User of the call that is shown", hidden=True)] = "1",
 ) -> None:
     """Serve the current release over HTTP."""
-    _use_one_core()
+    use_one_core()
     from pipelines.demo import run_server
 
-    run_server(_workspace(home), host, port, user, workers)
+    run_server(workspace_of(home), host, port, user, workers)
 
 
 @app.command()
@@ -164,16 +146,16 @@ def stream(
     if status:
         from pipelines.streaming.status import show_status
 
-        show_status(_workspace(home))
+        show_status(workspace_of(home))
         return
     if check:
         from pipelines.streaming.recount import show_check
 
-        show_check(_workspace(home))
+        show_check(workspace_of(home))
         return
     from pipelines.streaming.job import StreamConfig, run_stream
 
-    run_stream(_workspace(home), StreamConfig(interval, max_entries, partitions), master, rebuild)
+    run_stream(workspace_of(home), StreamConfig(interval, max_entries, partitions), master, rebuild)
 
 
 @app.command()
@@ -187,7 +169,7 @@ def skew(
     """Recompute from the offline tables what was served, and count features that differ; the last line is JSON."""
     from pipelines.skew import show_skew
 
-    show_skew(_workspace(home), limit, since)
+    show_skew(workspace_of(home), limit, since)
 
 
 @app.command()
@@ -225,8 +207,8 @@ def batch(
     """Recommend to every known user at once, to Parquet; stopped, it goes on where it was."""
     from pipelines.batch import run_batch
 
-    _use_all_cores()
-    run_batch(_workspace(home), out, k, redis_days)
+    use_all_cores()
+    run_batch(workspace_of(home), out, k, redis_days)
 
 
 @app.command()
@@ -240,7 +222,7 @@ def erase(
         raise typer.BadParameter("give --user ID or --pending")
     from pipelines.erase import run_erase
 
-    run_erase(_workspace(home), user)
+    run_erase(workspace_of(home), user)
 
 
 @app.command()
@@ -255,123 +237,8 @@ def demo(
     """Run every stage, show recommendations, and serve."""
     from pipelines.demo import run_demo
 
-    _use_all_cores()
+    use_all_cores()
     run_demo(data, data_dir, home, serve, host, port)
-
-
-@benchmarks.command("point-in-time")
-def point_in_time(
-    rows: Annotated[int, typer.Option(help="Entity rows", min=1)] = 500_000,
-    spark: Annotated[bool, typer.Option(help="Compare with Spark's join, every row")] = True,
-) -> None:
-    """Feast's point-in-time join: DuckDB and Spark over the same Parquet."""
-    from benchmarks.point_in_time import run
-    from pipelines.display import result
-
-    result(json.dumps(run(rows, spark)))
-
-
-@benchmarks.command("streaming")
-def streaming(
-    home: Annotated[
-        Path | None, typer.Option(help="Folder of its own world [default: work/benchmark-streaming]")
-    ] = None,
-    rate: Annotated[int, typer.Option(help="Events a second at which lag is measured", min=20)] = 200,
-    seconds: Annotated[float, typer.Option(help="For so long", min=5)] = 60.0,
-    heavy_rate: Annotated[int, typer.Option(help="Events a second that the job must keep up with", min=100)] = 10_000,
-    heavy_seconds: Annotated[float, typer.Option(help="For so long", min=5)] = 60.0,
-    partitions: Annotated[int, typer.Option(help="Partitions of the job's state", min=1)] = 2,
-) -> None:
-    """Lag, throughput and losses of the streaming job, with the real API, Redis and Spark."""
-    from benchmarks.streaming import run
-    from pipelines.display import result
-
-    _use_all_cores()
-    root = (home or PROJECT_ROOT / "work" / "benchmark-streaming").resolve()
-    result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds, partitions)))
-
-
-@benchmarks.command("serving")
-def serving_benchmark(
-    home: Annotated[
-        Path | None, typer.Option(help="Folder of its own trained world [default: work/benchmark-serving]")
-    ] = None,
-    items: Annotated[int, typer.Option(help="Size of the catalogue", min=2_000)] = 100_000,
-    candidates: Annotated[int, typer.Option(help="Candidates to rank, about", min=100)] = 500,
-    seconds: Annotated[float, typer.Option(help="Of load, on one connection and on sixteen", min=1)] = 20.0,
-    workers: Annotated[int, typer.Option(help="Processes of the server", min=1)] = 2,
-    naive: Annotated[int, typer.Option(help="Requests to answer in the obvious way; 0: none", min=0)] = 200,
-) -> None:
-    """Latency and throughput of the API, each stage, and the obvious way of doing it."""
-    _use_one_core()
-    from benchmarks.serving import run
-    from pipelines.display import result
-
-    root = (home or PROJECT_ROOT / "work" / "benchmark-serving").resolve()
-    result(json.dumps(run(root, items, candidates, seconds, workers, naive)))
-
-
-@benchmarks.command("soak")
-def soak(
-    home: Annotated[
-        Path | None, typer.Option(help="Working folder with a release [default: work/benchmark-serving]")
-    ] = None,
-    minutes: Annotated[float, typer.Option(help="For so long", min=0.5)] = 20.0,
-    rate: Annotated[float, typer.Option(help="Requests a second", min=1)] = 100.0,
-    workers: Annotated[int, typer.Option(help="Processes of the server", min=1)] = 2,
-) -> None:
-    """Memory of the server under a long load."""
-    from benchmarks.soak import run
-    from pipelines.display import result
-
-    result(json.dumps(run((home or PROJECT_ROOT / "work" / "benchmark-serving").resolve(), minutes, rate, workers)))
-
-
-@benchmarks.command("skew")
-def skew_benchmark(
-    home: Annotated[Path | None, typer.Option(help="Folder of its own world [default: work/benchmark-skew]")] = None,
-    requests: Annotated[int, typer.Option(help="Recommendations to ask for", min=1)] = 10_000,
-) -> None:
-    """Served features against recomputed ones, with events coming in all the while."""
-    from benchmarks.skew import run
-    from pipelines.display import result
-
-    root = (home or PROJECT_ROOT / "work" / "benchmark-skew").resolve()
-    result(json.dumps(run(root, requests)))
-
-
-@benchmarks.command("retrieval")
-def retrieval_benchmark(
-    data_dir: Annotated[Path, typer.Option(help="Folder with train.txt, test.txt and perhaps valid.txt")],
-    layout: Annotated[Layout, typer.Option(help="lightgcn: lines 'user item item ...'")] = Layout.lightgcn,
-    seeds: Annotated[int, typer.Option(help="Models to train with what was chosen", min=1)] = 1,
-    dimension: Annotated[int, typer.Option(help="Length of the vectors", min=2, max=1_024)] = 256,
-    minutes: Annotated[float, typer.Option(help="Time for all of it; less means fewer epochs", min=0.1)] = 40.0,
-) -> None:
-    """Two towers on a public split, all items ranked; takes no longer than --minutes, and begins anew if stopped."""
-    _use_all_cores()
-    from benchmarks.retrieval import run
-    from pipelines.display import result
-
-    result(json.dumps(run(data_dir, layout.value, seeds, dimension, minutes)))
-
-
-@benchmarks.command("sequences")
-def sequences(
-    data_dir: Annotated[Path, typer.Option(help="File of 'user item' lines in time order, or the folder of one")],
-    home: Annotated[Path | None, typer.Option(help="Folder of checkpoints [default: work/benchmark-sequences]")] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings, each from its own seed", min=1)] = 1,
-    minutes: Annotated[float, typer.Option(help="At most so many for one training", min=0.1)] = 40.0,
-    epochs: Annotated[int, typer.Option(help="At most so many in one training", min=1)] = 30,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda [default: cuda where there is one]")] = None,
-) -> None:
-    """Next-item prediction by the sequential two-tower model; stopped, it is taken up again."""
-    from benchmarks.sequences import run
-    from pipelines.display import result
-    from retrieval.sequence_training import SequenceConfig
-
-    root = (home or PROJECT_ROOT / "work" / "benchmark-sequences").resolve()
-    result(json.dumps(run(data_dir, root, seeds, SequenceConfig(minutes=minutes, epochs=epochs, device=device))))
 
 
 def main() -> None:

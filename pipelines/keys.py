@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from feature_repo.workspace import default_root
+from pipelines.options import Home
 from serving.keys import GRACE, Created, Key, Scope, create, read_keys, revoke, rotate
 
 keys = typer.Typer(no_args_is_help=True, help="API keys: make, list, replace and take back.")
 
-Home = Annotated[Path | None, typer.Option(help="Working folder (default: FUNNEL_HOME, else work/current)")]
 Id = Annotated[str, typer.Argument(help="The key's id, as 'funnel keys list' shows it")]
 
 

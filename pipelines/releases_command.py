@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from feature_repo.workspace import Workspace, default_root
+from pipelines.options import Home
 
 releases = typer.Typer(invoke_without_command=True)
 
-Home = Annotated[Path | None, typer.Option(help="Working folder [default: FUNNEL_HOME, else work/current]")]
 Rules = Annotated[Path | None, typer.Option("--filters", help="Filter rules [default: those that ship]")]
 Id = Annotated[str, typer.Argument(help="The release's id, or the beginning of it")]
 

@@ -1,0 +1,34 @@
+"""Options that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from feature_repo.workspace import Workspace, default_root
+
+Home = Annotated[Path | None, typer.Option(help="Working folder [default: FUNNEL_HOME, else work/current]")]
+Data = Annotated[str, typer.Option(help="A known data set, or the path of a dataset.toml")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files")]
+Limit = Annotated[int | None, typer.Option(help="At most so many events, evenly spaced [default: all]")]
+Host = Annotated[str, typer.Option(help="Address to listen on")]
+Port = Annotated[int, typer.Option(help="Port to listen on")]
+
+
+def use_all_cores() -> None:
+    """Let a command that runs alone have the machine."""
+    os.environ.setdefault("FUNNEL_THREADS", str(os.cpu_count() or 1))
+
+
+def use_one_core() -> None:
+    """A server answers several requests at once: threads within one only get in each other's way."""
+    for library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+
+def workspace_of(home: Path | None) -> Workspace:
+    """Return the working folder that is meant."""
+    return Workspace((home or default_root()).resolve())
