@@ -173,7 +173,13 @@ class _Bench:
                     break
             self._advance(best, _MAX_EPOCHS, until, report)
             users, items = best.model.vectors()
-            kept = max(_KEPT, key=lambda share: sum(self._validated(users, with_popularity(items, share))))
+            figures = {kept: self._validated(users, with_popularity(items, kept)) for kept in _KEPT}
+            kept = max(figures, key=lambda share: sum(figures[share]))
+        recall, ndcg = figures[kept]
+        display.console.print(
+            f"  validation recall {recall:.4f}, NDCG {ndcg:.4f}: temperature {best.model.config.temperature}, "
+            f"{best.epochs} epochs, {kept} of the popularity kept"
+        )
         return replace(best.model.config, kept=kept), best.epochs
 
     def _advance(self, curve: _Curve, epochs: int, until: float, report: Progress) -> None:
