@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
 from datetime import UTC, datetime
@@ -41,14 +42,26 @@ _WORD = re.compile(r"""[^\s,;:|"'{}\[\]()<>=]+""")
 class ErasedUsers:
     """The list; every process has its own view of it, which follows the files."""
 
-    def __init__(self, workspace: Workspace, client: redis.Redis | None = None) -> None:
-        """``client``: of the Redis that repeats the list; without it only the files count."""
+    def __init__(self, workspace: Workspace, client: redis.Redis | None = None, waits: bool = True) -> None:
+        """Take the files of a working folder for the list.
+
+        Args:
+            workspace: the working folder.
+            client: of the Redis that repeats the list; without it only the files count.
+            waits: for Redis; if not, it is asked on a thread of its own, but for the first time, so that nobody
+                stands still with it.
+
+        """
         self.folder = workspace.root / "erasures"
         self._redis = client
         self._numbers: frozenset[str] = frozenset()
         self._elsewhere: frozenset[str] = frozenset()
-        self._stamp, self._asked = -1, 0.0
         self._key: bytes | None = None
+        self._stamp, self._asked = -1, 0.0
+        self._waits, self._asking = True, False
+        if not waits:
+            self.numbers()
+            self._waits = False
 
     def numbers(self) -> frozenset[str]:
         """Return the numbers of all erasures."""
@@ -128,12 +141,20 @@ class ErasedUsers:
         if self._redis is None or now - self._asked < _REDIS_EVERY_S:
             return
         self._asked = now or _REDIS_EVERY_S
+        if self._waits:
+            self._ask_redis(self._redis)
+        elif not self._asking:
+            self._asking = True
+            threading.Thread(target=self._ask_redis, args=(self._redis,), name="erased", daemon=True).start()
+
+    def _ask_redis(self, client: redis.Redis) -> None:
         with contextlib.suppress(redis.RedisError, OSError):  # the files are enough
-            members: Any = self._redis.smembers(LISTED)
+            members: Any = client.smembers(LISTED)
             found = frozenset(member.decode() for member in members)
             if self._numbers - found:
-                self._redis.sadd(LISTED, *(self._numbers - found))
+                client.sadd(LISTED, *(self._numbers - found))
             self._elsewhere = found - self._numbers
+        self._asking = False
 
 
 def _new_proof(number: str) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Erasure:
         self._redis = redis_client(workspace)
         self._config = config or feature_store(workspace).config
         self._forget = self._redis.register_script(_FORGET)
-        self.erased = ErasedUsers(workspace, redis_client(workspace, _TIMEOUT_S))
+        self.erased = ErasedUsers(workspace, redis_client(workspace, _TIMEOUT_S), waits=False)
 
     def served_as(self, user_id: str) -> str:
         """Return the id that a user's requests are answered for: of one who was erased nobody's, ""."""
