@@ -89,11 +89,11 @@ def bad_rows(raw: RawFile, why: pd.Series) -> pd.DataFrame:
 def parse_times(raw: pd.Series, unit: str) -> pd.Series:
     """Parse epoch numbers or ISO 8601 text to UTC; what cannot be read becomes NaT.
 
-    With ``auto``, a column is numbers if at least half of its values are, else ISO 8601; each
-    number is seconds, milliseconds or microseconds by its size. ISO 8601 without a zone is UTC.
+    With ``auto``, a column is numbers if at least as many of its values are numbers as are ISO 8601 only, whatever
+    the rest is; each number is seconds, milliseconds or microseconds by its size. ISO 8601 without a zone is UTC.
     """
     number = _number(raw)
-    if unit == "iso" or (unit == "auto" and number.notna().sum() * 2 < raw.notna().sum()):
+    if unit == "iso" or (unit == "auto" and number.notna().sum() < _iso_times(raw.where(number.isna())).notna().sum()):
         return _iso_times(raw)
     if unit == "auto":
         scale = np.select([number.abs() < 1e11, number.abs() < 1e14], [1e6, 1e3], 1.0)

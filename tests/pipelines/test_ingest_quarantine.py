@@ -4,7 +4,7 @@ import json
 
 import pandas as pd
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.pipelines.ingest_world import ITEMS, MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
@@ -84,6 +84,7 @@ KINDS = {
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(files=[["time", "time"]], end=b"\n", bom=False, last=False, together=False)
 @given(
     files=st.lists(st.lists(st.sampled_from(sorted(KINDS)), max_size=15), min_size=1, max_size=3),
     end=st.sampled_from([b"\n", b"\r\n"]),
