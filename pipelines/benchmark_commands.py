@@ -134,3 +134,16 @@ def sequences(
 
     root = (home or PROJECT_ROOT / "work" / "benchmark-sequences").resolve()
     result(json.dumps(run(data_dir, root, seeds, SequenceConfig(minutes=minutes, epochs=epochs, device=device))))
+
+
+@benchmarks.command("ranking")
+def ranking_benchmark(
+    data_dir: Annotated[Path, typer.Option(help="Folder of MovieLens-1M: ratings.dat, users.dat, movies.dat")],
+    seeds: Annotated[int, typer.Option(help="Trainings of each model, each from its own seed", min=1)] = 1,
+) -> None:
+    """Five rankers of labelled pairs, RecBole's protocol: AUC, log loss and calibration."""
+    use_all_cores()
+    from benchmarks.ranking import run
+    from pipelines.display import result
+
+    result(json.dumps(run(data_dir, seeds)))

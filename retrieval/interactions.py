@@ -16,14 +16,23 @@ from feature_repo.dataset import SpecError
 
 Codes = npt.NDArray[np.int64]
 
+_RECURRING = 1.5
+"""Lines are taken to be in order of time if neighbours recur so much more often than in shuffled lines."""
+_SORTED = 0.9
+"""From this share of neighbours in order of their ids on, lines are sorted, and neighbours recur for that alone."""
+
 
 @dataclass(frozen=True)
 class Interactions:
-    """Three parts of the same users and items, each a 0/1 float32 CSR matrix ``[users, items]``."""
+    """Three parts of the same users and items, each a 0/1 float32 CSR matrix ``[users, items]``.
+
+    ``late``, a part of ``train``, has the last tenth of each of its lines; None where the order of lines says nothing.
+    """
 
     train: sparse.csr_matrix
     valid: sparse.csr_matrix
     test: sparse.csr_matrix
+    late: sparse.csr_matrix | None
 
     @property
     def known(self) -> sparse.csr_matrix:
@@ -50,11 +59,13 @@ def read_interactions(folder: Path, seed: int = 0) -> Interactions:
         for rows, columns in zip(np.split(user, ends), np.split(item, ends), strict=True)
     ]
     train, valid, test = parts
+    late = _late(np.split(user, ends)[0], np.split(item, ends)[0], train.shape)
     if not given:
         train, valid = hold_out(train, seed)
+        late = _binary(late.multiply(train).tocsr()) if late is not None else None
     if not valid.nnz:
         raise SpecError(f"{folder}: nothing to validate on: give a valid.txt, or users with at least two train items")
-    return Interactions(train, valid, test)
+    return Interactions(train, valid, test, late)
 
 
 def hold_out(matrix: sparse.csr_matrix, seed: int, share: float = 0.1) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
@@ -68,6 +79,32 @@ def hold_out(matrix: sparse.csr_matrix, seed: int, share: float = 0.1) -> tuple[
     out = rank < taken[row]
     rest, held = (_matrix(row[chosen], matrix.indices[chosen], matrix.shape) for chosen in (~out, out))
     return rest, held
+
+
+def _late(user: Codes, item: Codes, shape: tuple[int, int]) -> sparse.csr_matrix | None:
+    """Return the last tenth of each line, at least one item of two, if lines seem to be in order of time."""
+    order = np.argsort(user, kind="stable")
+    user, item = user[order], item[order]
+    count = np.bincount(user, minlength=shape[0])
+    shuffled = item[np.lexsort((np.random.default_rng(0).random(len(user)), user))]
+    if not _recurring(user, item) > _RECURRING * _recurring(user, shuffled) or _ascending(user, item) > _SORTED:
+        return None
+    behind = np.cumsum(count)[user] - 1 - np.arange(len(user))
+    held = behind < np.where(count > 1, np.maximum(1, np.rint(0.1 * count)), 0)[user]
+    return _matrix(user[held], item[held], shape)
+
+
+def _recurring(user: Codes, item: Codes) -> int:
+    """Return how many neighbours in lines are neighbours in another line too, as in people's days they are."""
+    same = user[1:] == user[:-1]
+    _, times = np.unique(np.stack([item[:-1][same], item[1:][same]]), axis=1, return_counts=True)
+    return int(times[times > 1].sum())
+
+
+def _ascending(user: Codes, item: Codes) -> float:
+    """Return the share of neighbours that are in order of their ids."""
+    same = user[1:] == user[:-1]
+    return float((item[1:] > item[:-1])[same].mean()) if same.any() else 1.0
 
 
 def _read(path: Path, items_needed: bool) -> tuple[Codes, Codes]:

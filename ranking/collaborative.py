@@ -1,0 +1,181 @@
+"""What other people's labels say of a user and an item: biases, factors, neighbours, tastes of groups.
+
+Of labelled pairs (shown or rated, and taken or not) as a ranker has them; each feature is worked out from known pairs
+for any pair. For the pairs that a model learns from, the known ones are those of the other folds (stacked
+generalization; Wolpert, Neural Networks 1992): a feature that has seen the label it is to predict says too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from ranking.compiled import compiled
+from ranking.data import Floats
+
+Codes = npt.NDArray[np.int64]
+
+_FACTORS = ((10, 3.0), (80, 8.0))
+"""How many, and how strongly they are held to zero."""
+_SWEEPS = 8
+_BIAS_PRIOR = 5.0
+_TASTE_PRIOR = 5.0
+_GROUP_PRIOR = 10.0
+_TOGETHER_PRIOR = 30.0
+"""Pairs, with which a mean, or a similarity, is half believed."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """``n`` labelled pairs: codes ``user`` and ``item`` int64 ``[n]``, ``label`` float32 ``[n]``, 0 or 1."""
+
+    user: Codes
+    item: Codes
+    label: Floats
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, rows: npt.NDArray[Any]) -> Pairs:
+        return Pairs(self.user[rows], self.item[rows], self.label[rows])
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is known of ``U`` users and ``N`` items.
+
+    ``user_groups``: by name the group of each user, int64 ``[U]``; ``item_groups`` likewise ``[N]``; ``tags`` float32
+    ``[N, G]``, 1 where an item has the tag.
+    """
+
+    users: int
+    items: int
+    user_groups: Mapping[str, Codes] = field(default_factory=dict)
+    item_groups: Mapping[str, Codes] = field(default_factory=dict)
+    tags: Floats | None = None
+
+
+def collaborative_features(known: Pairs, wanted: Pairs, sides: Sides) -> dict[str, Floats]:
+    """Return features of the wanted pairs by name, float32 ``[n]`` each; their labels are not looked at."""
+    user, item = wanted.user, wanted.item
+    user_bias, item_bias, rest = _biases(known, sides)
+    shape = (sides.users, sides.items)
+    residuals = sparse.csr_matrix((rest, (known.user, known.item)), shape=shape)
+    met = sparse.csr_matrix((np.ones(len(known), np.float32), (known.user, known.item)), shape=shape)
+    found: dict[str, npt.NDArray[Any]] = {
+        "user_bias": user_bias[user],
+        "item_bias": item_bias[item],
+        "user_labels": np.bincount(known.user, minlength=sides.users)[user],
+        "item_labels": np.bincount(known.item, minlength=sides.items)[item],
+    }
+    for size, penalty in _FACTORS:
+        users, items = _factors(residuals, size, penalty)
+        found[f"factors_{size}"] = np.einsum("nk,nk->n", users[user], items[item])
+    found |= _neighbours(residuals, met, wanted)
+    found |= _tastes(known, rest, wanted, sides)
+    return {name: values.astype(np.float32) for name, values in found.items()}
+
+
+def out_of_fold(
+    known: Pairs, sides: Sides, folds: int, seed: int, progress: Callable[[int], None] = lambda _: None
+) -> dict[str, Floats]:
+    """Return features of the known pairs themselves, each from the pairs of the other ``folds - 1`` folds."""
+    fold = np.random.default_rng(seed).integers(0, folds, len(known))
+    parts = []
+    for number in range(folds):
+        progress(number)
+        parts.append(collaborative_features(known[fold != number], known[fold == number], sides))
+    result = {name: np.empty(len(known), np.float32) for name in parts[0]}
+    for number, part in enumerate(parts):
+        for name, values in part.items():
+            result[name][fold == number] = values
+    return result
+
+
+def _biases(known: Pairs, sides: Sides) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Floats]:
+    """Return how far users and items are off the mean, and what is left of each label."""
+    mean = float(known.label.mean())
+    users, items = np.zeros(sides.users), np.zeros(sides.items)
+    for _ in range(5):
+        items = _mean(known.item, known.label - mean - users[known.user], sides.items, _BIAS_PRIOR)
+        users = _mean(known.user, known.label - mean - items[known.item], sides.users, _BIAS_PRIOR)
+    return users, items, (known.label - mean - users[known.user] - items[known.item]).astype(np.float32)
+
+
+def _mean(group: Codes, values: npt.NDArray[Any], groups: int, prior: float) -> npt.NDArray[Any]:
+    """Return the mean of each group as if ``prior`` zeros were in it too."""
+    return np.bincount(group, values, groups) / (np.bincount(group, minlength=groups) + prior)
+
+
+def _factors(residuals: sparse.csr_matrix, size: int, penalty: float) -> tuple[Floats, Floats]:
+    """Return factors of users and items by alternating least squares on the known pairs alone (Zhou et al., 2008)."""
+    by_item = residuals.T.tocsr()
+    items = np.random.default_rng(0).normal(0, 0.1, (residuals.shape[1], size)).astype(np.float32)
+    users = np.zeros((residuals.shape[0], size), np.float32)
+    for _ in range(_SWEEPS):
+        _solve(residuals.indptr, residuals.indices, residuals.data, items, np.float32(penalty), users)
+        _solve(by_item.indptr, by_item.indices, by_item.data, users, np.float32(penalty), items)
+    return users, items
+
+
+@compiled
+def _solve(
+    starts: npt.NDArray[Any], columns: npt.NDArray[Any], values: Floats, other: Floats, penalty: np.float32, out: Floats
+) -> None:
+    """Write each row's least-squares factors, given those of the other side."""
+    size = other.shape[1]
+    for row in range(len(starts) - 1):
+        begin, end = starts[row], starts[row + 1]
+        if begin == end:
+            out[row] = 0.0
+            continue
+        met = other[columns[begin:end]]
+        gram = np.dot(met.T, met)
+        for place in range(size):
+            gram[place, place] += penalty
+        out[row] = np.linalg.solve(gram, np.dot(met.T, values[begin:end]))
+
+
+def _neighbours(residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: Pairs) -> dict[str, npt.NDArray[Any]]:
+    """Return what the user's labels of similar items say: similarities count as they are, or squared.
+
+    Two numbers for each pair of items are held in memory: this is for catalogues of some ten thousand.
+    """
+    together = np.asarray((met.T @ met).toarray())
+    similar = np.asarray((residuals.T @ residuals).toarray())
+    length = np.sqrt(np.diag(similar)) + 1e-6
+    similar *= together / (together + _TOGETHER_PRIOR)
+    similar /= length[:, None] * length
+    np.fill_diagonal(similar, 0.0)
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, weights in (("neighbours", similar), ("near_neighbours", similar * np.abs(similar))):
+        total = np.asarray(residuals @ weights)[wanted.user, wanted.item]
+        weight = np.asarray(met @ np.abs(weights))[wanted.user, wanted.item]
+        found |= {name: total / (weight + 0.5), f"{name}_sum": total}
+    return found
+
+
+def _tastes(known: Pairs, rest: Floats, wanted: Pairs, sides: Sides) -> dict[str, npt.NDArray[Any]]:
+    """Return what a user thinks of items like this one, and what users like this one think of it."""
+    found: dict[str, npt.NDArray[Any]] = {}
+    for name, group in sides.item_groups.items():
+        groups = int(group.max()) + 1
+        means = _mean(known.user * groups + group[known.item], rest, sides.users * groups, _TASTE_PRIOR)
+        found[f"user_in_{name}"] = means[wanted.user * groups + group[wanted.item]]
+    for name, group in sides.user_groups.items():
+        groups = int(group.max()) + 1
+        means = _mean(known.item * groups + group[known.user], rest, sides.items * groups, _GROUP_PRIOR)
+        found[f"item_in_{name}"] = means[wanted.item * groups + group[wanted.user]]
+    if sides.tags is not None:
+        shape = (sides.users, sides.items)
+        users = sparse.csr_matrix((rest, (known.user, known.item)), shape=shape) @ sides.tags
+        counts = sparse.csr_matrix((np.ones_like(rest), (known.user, known.item)), shape=shape) @ sides.tags
+        own = sides.tags[wanted.item]
+        means = (users / (counts + _TASTE_PRIOR))[wanted.user]
+        found["user_in_tags"] = (means * own).sum(axis=1) / np.maximum(own.sum(axis=1), 1)
+    return found
