@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,24 @@ class NotReady(MissingStage):
         return [str(self)]
 
 
-def begin(home: Path | None = None) -> Workspace:
+def begin() -> Workspace:
     """Set the style of figures and return the workspace in use: FUNNEL_HOME, else ``work/current``.
 
     Raises:
         NotReady: it is not there, or has no release yet; the message says what to run.
 
     """
-    workspace = Workspace((home or default_root()).resolve())
+    use_style()
+    return _finished(Workspace(default_root().resolve()))
+
+
+def _finished(workspace: Workspace) -> Workspace:
     try:
         current_release(workspace)
     except MissingStage:
         raise NotReady(
             f"No finished workspace in {workspace.root}: run 'make demo SERVE=no' first, or set FUNNEL_HOME to one."
         ) from None
-    use_style()
     return workspace
 
 
@@ -55,10 +59,8 @@ def evaluation(workspace: Workspace) -> dict[str, Any]:
     return found
 
 
-def execute(notebook: Path) -> Any:
-    """Return a notebook with the outputs of a run from the first cell to the last in a kernel of its own.
-
-    Its workspace is the one that this process's environment names.
+def execute(notebook: Path, workspace: Workspace) -> Any:
+    """Return a notebook with what it says and draws of a workspace, run from the first cell to the last.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
@@ -68,36 +70,36 @@ def execute(notebook: Path) -> Any:
     from nbclient import NotebookClient
 
     content = nbformat.read(notebook, as_version=4)
+    where = {"metadata": {"path": str(notebook.parent)}}
+    # Above warnings: the kernel has one about its transport, which is this machine's loopback.
+    quiet = ["--IPKernelApp.log_level=ERROR"]
     client = NotebookClient(
-        content,
-        timeout=_CELL_TIMEOUT_S,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(notebook.parent)}},
+        content, timeout=_CELL_TIMEOUT_S, kernel_name="python3", resources=where, extra_arguments=quiet
     )
-    return client.execute()
+    return client.execute(env={**os.environ, "FUNNEL_HOME": str(workspace.root.resolve())})
 
 
-def run_notebooks(out: Path) -> list[Path]:
-    """Execute all notebooks on the workspace in use and write each as an HTML page with its figures.
+def run_notebooks(workspace: Workspace, out: Path) -> list[Path]:
+    """Execute all notebooks on a workspace and write each as an HTML page with its figures.
 
     Args:
+        workspace: the working folder.
         out: folder of the pages.
 
     Returns:
         the pages.
 
     Raises:
-        NotReady: there is no finished workspace.
+        NotReady: the workspace is not finished.
 
     """
     from nbconvert import HTMLExporter
 
-    begin()
+    _finished(workspace)
     pages = []
     for notebook in sorted(FOLDER.glob("*.ipynb")):
         with display.stage(notebook.stem):
-            body, _ = HTMLExporter().from_notebook_node(execute(notebook))
-        out.mkdir(parents=True, exist_ok=True)
+            body, _ = HTMLExporter().from_notebook_node(execute(notebook, workspace))
         pages.append(out / f"{notebook.stem}.html")
         write_atomically(pages[-1], body)
     return pages
