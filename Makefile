@@ -10,9 +10,12 @@ READY := .venv/.ready-$(EXTRA)
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test test-faults lint clean
+.PHONY: demo notebooks test test-faults lint clean
 demo: $(READY)
 	$(BIN)/funnel demo --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --port $(PORT) $(if $(filter no,$(SERVE)),--no-serve)
+
+notebooks: $(READY)
+	$(BIN)/funnel notebooks
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -28,7 +28,7 @@ warnings.showwarning = _show_ours  # type: ignore[assignment]  # a filter would 
 import typer  # noqa: E402
 
 from feature_repo.dataset import SpecError  # noqa: E402
-from feature_repo.workspace import MissingStage  # noqa: E402
+from feature_repo.workspace import PROJECT_ROOT, MissingStage  # noqa: E402
 from pipelines.benchmark_commands import benchmarks  # noqa: E402
 from pipelines.keys import keys  # noqa: E402
 from pipelines.options import (  # noqa: E402
@@ -112,6 +112,20 @@ def evaluate(
     use_all_cores()
     figures = run_evaluate(workspace_of(home), limit, baselines=baselines, ablations=ablations, against=against)
     result(json.dumps(figures))
+
+
+@app.command()
+def notebooks(
+    home: Home = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pages")] = PROJECT_ROOT / "work" / "notebooks",
+) -> None:
+    """Run the notebooks on a finished workspace and write them as pages to look at."""
+    from pipelines.display import result
+    from pipelines.notebooks import run_notebooks
+
+    use_all_cores()
+    for page in run_notebooks(workspace_of(home), out):
+        result(str(page))
 
 
 @app.command()

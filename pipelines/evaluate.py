@@ -60,7 +60,7 @@ def evaluate(
 
     """
     release, other = load_release(folder), load_release(against) if against else None
-    test = _TestSlice.of(read_events(workspace), release, limit)
+    test = HeldOut.of(read_events(workspace), release, limit)
     journal, requests = Journal(test.events, release.codec), requests_from(test.chosen, release.codec)
     tuned = tuned_baselines(release, test.events, journal, progress) if baselines else Tuned()
     catalogue = _catalogue(release, test.known)
@@ -106,8 +106,8 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _TestSlice:
-    """The log, what of it was known before the cut, and the events to predict."""
+class HeldOut:
+    """The log, what of it was known before the cut, and the events of the test slice that are to be predicted."""
 
     events: pd.DataFrame
     known: pd.DataFrame
@@ -115,7 +115,8 @@ class _TestSlice:
     repeats: int
 
     @classmethod
-    def of(cls, events: pd.DataFrame, release: Release, limit: int | None) -> _TestSlice:
+    def of(cls, events: pd.DataFrame, release: Release, limit: int | None) -> HeldOut:
+        """Return positive events after the cut that are their user's first contact with the item, ``limit`` of them."""
         after = epoch_seconds(events[c.TIMESTAMP]) >= release.manifest["split"]["test"]
         positive = after & events[c.POSITIVE].to_numpy()
         first = positive & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
@@ -163,7 +164,7 @@ def _intervals(users: UserBootstrap, values: dict[str, npt.NDArray[np.float64]])
 def _against(
     workspace: Workspace,
     other: Release,
-    test: _TestSlice,
+    test: HeldOut,
     ours: dict[str, npt.NDArray[np.float64]],
     progress: Progress,
 ) -> dict[str, Any]:

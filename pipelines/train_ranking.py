@@ -68,7 +68,7 @@ def train_ranking(
 ) -> RankerReport:
     """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it."""
     retrieval = load_retrieval(workspace.models / "retrieval")
-    builder = _SetBuilder(workspace, retrieval, events, sample, progress)
+    builder = SetBuilder(workspace, retrieval, events, sample, progress)
     train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
     calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
     choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
@@ -76,7 +76,9 @@ def train_ranking(
     return train_rankers(train, calibrate, choose, schema, workspace.models / "ranking", config, log)
 
 
-class _SetBuilder:
+class SetBuilder:
+    """Makes rows of sampled requests of a period, each as it was just before its event."""
+
     def __init__(
         self, workspace: Workspace, retrieval: Retrieval, events: pd.DataFrame, sample: SampleConfig, progress: Progress
     ) -> None:

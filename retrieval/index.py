@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import faiss
@@ -94,6 +95,54 @@ def _tune(index: faiss.Index, vectors: Floats, queries: Floats, kind: str, at: i
         middle = (enough + too_few) // 2
         too_few, enough = (too_few, middle) if recall(middle) >= _TARGET_RECALL else (middle, enough)
     return IndexReport(kind, recall(enough), at, enough)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search of some inverted lists finds, and how long it takes; ``nprobe`` 0: exact search.
+
+    ``recall``: share of the exact neighbours; ``seconds``: a query, asked alone, the median of all.
+    """
+
+    nprobe: int
+    recall: float
+    seconds: float
+
+
+def search_tradeoff(index: faiss.Index, vectors: Floats, queries: Floats, at: int = 100) -> list[Search]:
+    """Return exact search, and the search of 1, 2, 4, ... inverted lists of an index up to all of them.
+
+    Args:
+        index: with inverted lists, over ``vectors``; left as it was.
+        vectors: ``[n, D]``.
+        queries: ``[q, D]``.
+        at: how many neighbours are asked for.
+
+    Raises:
+        RuntimeError: the index has no inverted lists.
+
+    """
+    vectors, queries, at = np.ascontiguousarray(vectors), np.ascontiguousarray(queries), min(at, len(vectors))
+    exact, inverted = faiss.IndexFlatIP(vectors.shape[1]), faiss.extract_index_ivf(index)
+    exact.add(vectors)
+    truth, seconds = _one_by_one(exact, queries, at)
+    found, nprobe = [Search(0, 1.0, seconds)], inverted.nprobe
+    probes = [2**power for power in range(int(np.log2(inverted.nlist)) + 1)]
+    for probed in dict.fromkeys([*probes, inverted.nlist]):
+        inverted.nprobe = probed
+        rows, seconds = _one_by_one(index, queries, at)
+        found.append(Search(probed, recall_against(truth, rows), seconds))
+    inverted.nprobe = nprobe
+    return found
+
+
+def _one_by_one(index: faiss.Index, queries: Floats, at: int) -> tuple[npt.NDArray[np.int64], float]:
+    rows, seconds = [], []
+    for query in queries:
+        start = perf_counter()
+        rows.append(index.search(query[None, :], at)[1][0])
+        seconds.append(perf_counter() - start)
+    return np.stack(rows), float(np.median(seconds))
 
 
 def recall_against(truth: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval.index import FLAT_UP_TO, QUANTIZED_FROM, build_index, index_kind, load_index, recall_against, save_index
+from retrieval.index import (
+    FLAT_UP_TO,
+    QUANTIZED_FROM,
+    build_index,
+    index_kind,
+    load_index,
+    recall_against,
+    save_index,
+    search_tradeoff,
+)
 
 
 def unit(seed: int, n: int, dimension: int = 16) -> np.ndarray:
@@ -73,3 +82,21 @@ def test_recall_is_counted_row_by_row() -> None:
     truth = np.array([[1, 2], [3, 4]])
     assert recall_against(truth, np.array([[2, 9], [4, 3]])) == 0.75
     assert recall_against(truth, truth[::-1]) == 0.0
+
+
+def test_the_tradeoff_runs_from_one_list_to_exact_search_and_leaves_the_index_as_it_was() -> None:
+    vectors, queries = unit(1, 2000), unit(2, 50)
+    index, report = build_index(vectors, queries, kind="IVF20,Flat")
+    exact, *approximate = search_tradeoff(index, vectors, queries)
+    assert (exact.nprobe, exact.recall) == (0, 1.0)
+    assert [of.nprobe for of in approximate] == [1, 2, 4, 8, 16, 20]
+    recalls = [of.recall for of in approximate]
+    assert recalls == sorted(recalls) and recalls[0] < 0.9 and recalls[-1] > 0.999
+    assert all(of.seconds > 0 for of in (exact, *approximate))
+    assert index.nprobe == report.nprobe
+
+
+def test_an_exact_index_has_no_tradeoff() -> None:
+    vectors = unit(1, 500)
+    with pytest.raises(RuntimeError):
+        search_tradeoff(build_index(vectors, vectors[:5])[0], vectors, vectors[:5])

@@ -1,0 +1,78 @@
+"""The notebooks run on a finished workspace, make their figures, and are stored without what a run leaves."""
+
+import re
+import shutil
+
+import nbformat
+import pytest
+
+from feature_repo.workspace import Workspace
+from pipelines.evaluate import evaluate
+from pipelines.notebooks import FOLDER, NotReady, begin, execute, run_notebooks
+from pipelines.release import make_release
+from tests.conftest import silent
+
+FIGURES = {"1_data_and_features": 6, "2_retrieval": 5, "3_ranking": 3, "4_end_to_end": 5}
+"""How many figures each notebook makes of a workspace that has everything."""
+
+
+@pytest.fixture(scope="module")
+def compared(built, copy, tmp_path_factory):
+    """A copy of the built workspace with a second release, compared with the first, and ablations."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    with copy(built.workspace, folder / "w") as workspace:
+        rules = folder / "rules.toml"
+        rules.write_text('exclude_seen = ["view"]\n', encoding="utf-8")
+        release = make_release(workspace, rules)
+        evaluate(workspace, release, silent, 400, baselines=False, ablations=True, against=built.release)
+        yield workspace
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def said(notebook):
+    return [output for cell in code(notebook) for output in cell.outputs]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_cell_runs_and_the_figures_are_there(name, compared):
+    found = execute(FOLDER / f"{name}.ipynb", compared)
+    assert [cell.execution_count for cell in code(found)] == list(range(1, len(code(found)) + 1))
+    assert sum("image/png" in output.get("data", {}) for output in said(found)) == FIGURES[name]
+    assert [output.text for output in said(found) if output.output_type == "stream"] == []
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_stored_notebook_holds_nothing_of_a_run(name):
+    path = FOLDER / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert said(notebook) == []
+    assert {cell.execution_count for cell in code(notebook)} == {None}
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert not re.search(r"(/home|/Users|/root|/tmp|/work|[A-Z]:\\\\)[/\\]", path.read_text(encoding="utf-8"))
+
+
+def test_all_notebooks_are_tested():
+    assert {path.stem for path in FOLDER.glob("*.ipynb")} == set(FIGURES)
+
+
+def test_without_a_workspace_one_line_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUNNEL_HOME", str(tmp_path))
+    with pytest.raises(NotReady, match="make demo SERVE=no") as refused:
+        begin()
+    assert refused.value._render_traceback_() == [str(refused.value)]
+    with pytest.raises(NotReady):
+        run_notebooks(Workspace(tmp_path), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_missing_is_said_with_the_command_that_makes_it(built, tmp_path, monkeypatch):
+    shutil.copy(FOLDER / "4_end_to_end.ipynb", tmp_path)
+    monkeypatch.setattr("pipelines.notebooks.FOLDER", tmp_path)
+    (page,) = run_notebooks(built.workspace, tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    assert "funnel evaluate --ablations" in text and "There is one release only" in text
+    assert text.count("<img") == 3
