@@ -38,6 +38,34 @@ def test_without_a_validation_file_one_is_made(tmp_path: Path) -> None:
     assert (data.valid != read_interactions(folder, seed=4).valid).nnz > 0
 
 
+def days(users: int = 60, sort: bool = False) -> str:
+    """Lines of whole days, each three items that are always met one after the other."""
+    generator = np.random.default_rng(0)
+    lines = []
+    for user in range(users):
+        items = [3 * day + place for day in generator.permutation(20)[:7] for place in range(3)]
+        lines.append(f"{user} " + " ".join(str(item) for item in (sorted(items) if sort else items)))
+    return "\n".join(lines)
+
+
+def test_ends_of_lines_are_known_where_lines_are_in_order_of_time(tmp_path: Path) -> None:
+    folder = write(tmp_path, train=days(), valid="0 59\n", test="0 1\n")
+    data = read_interactions(folder)
+    assert data.late is not None
+    first = [int(word) for word in days().splitlines()[0].split()[1:]]
+    assert sorted(data.late[0].indices.tolist()) == sorted(first[-2:])
+    assert np.diff(data.late.indptr).tolist() == [2] * 60
+    assert (data.late > data.train).nnz == 0, "they are items of train"
+
+
+def test_sorted_and_shuffled_lines_say_nothing_of_time(tmp_path: Path) -> None:
+    shuffled = [line.split() for line in days().splitlines()]
+    generator = np.random.default_rng(1)
+    mixed = "\n".join(" ".join([row[0], *generator.permutation(row[1:])]) for row in shuffled)
+    for text in (days(sort=True), mixed):
+        assert read_interactions(write(tmp_path, train=text, test="0 1\n")).late is None
+
+
 def test_hold_out_leaves_each_user_an_item(tmp_path: Path) -> None:
     data = read_interactions(write(tmp_path, train="0 1\n1 1 2\n2 1 2 3\n", test="0 2\n"))
     rest, held = hold_out(data.known, seed=0)
