@@ -5,8 +5,8 @@ stopping. The models that are measured are then trained on train and validation 
 measured on the test part once.
 
 A validation part drawn at random from people's lines has the neighbours in time of its items still in train, which
-flatters models that learn neighbours by heart; a test part that came later has not. So where lines are in order of
-time, the end of each counts as much as the validation part.
+flatters models that learn neighbours by heart; a test part that came later has not. So where the lines are in order of
+time, the end of each is what is validated on.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from scipy import sparse
 from torch import Tensor
 
 from pipelines import display
@@ -121,25 +119,14 @@ class _Result:
         return [float(value) for value in np.std(self.figures, axis=0)]
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What is to be found, and of which users."""
-
-    items: sparse.csr_matrix
-    users: npt.NDArray[np.int64]
-
-    @classmethod
-    def sampled(cls, items: sparse.csr_matrix) -> _Wanted:
-        wanting = np.flatnonzero(np.diff(items.indptr))
-        return cls(items, np.sort(np.random.default_rng(0).permutation(wanting)[:_VALIDATION_USERS]))
-
-
 class _Bench:
     def __init__(self, data: Interactions, device: torch.device) -> None:
         self.data, self.device = data, device
-        self.learned = data.train if data.late is None else data.train - data.late
+        self.held = data.valid if data.late is None else data.late
+        self.learned = data.known - self.held
         self.learned.eliminate_zeros()
-        self.wanted = [_Wanted.sampled(part) for part in (data.valid, data.late) if part is not None]
+        wanting = np.flatnonzero(np.diff(self.held.indptr))
+        self.sample = np.sort(np.random.default_rng(0).permutation(wanting)[:_VALIDATION_USERS])
 
     def finished(self, first: CollaborativeConfig, seeds: int, until: float) -> _Result:
         """Choose, beginning at ``first``; train on all that is known with each seed, and measure test."""
@@ -210,10 +197,7 @@ class _Bench:
                 curve.note(self._validated(*model.vectors()))
 
     def _validated(self, users: Tensor, items: Tensor) -> Figures:
-        """Return the means over the parts that are validated on."""
-        figures = [recall_and_ndcg(users, items, self.learned, part.items, rows=part.users) for part in self.wanted]
-        recall, ndcg = np.mean(figures, axis=0)
-        return float(recall), float(ndcg)
+        return recall_and_ndcg(users, items, self.learned, self.held, rows=self.sample)
 
 
 def _part(share: float, until: float) -> float:
