@@ -30,7 +30,7 @@ class Tracker:
 
 
 @contextmanager
-def track(workspace: Workspace, name: str) -> Iterator[Tracker]:
+def track(workspace: Workspace, name: str, tags: dict[str, str] | None = None) -> Iterator[Tracker]:
     """Open a run in the local store; it is marked failed if the block raises."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -41,7 +41,7 @@ def track(workspace: Workspace, name: str) -> Iterator[Tracker]:
     client = MlflowClient(tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}")
     experiment = client.get_experiment_by_name("funnel")
     identity = experiment.experiment_id if experiment else client.create_experiment("funnel")
-    run = client.create_run(identity, run_name=name).info.run_id
+    run = client.create_run(identity, run_name=name, tags=tags).info.run_id
     try:
         yield Tracker(client, run)
     except BaseException:

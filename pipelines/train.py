@@ -12,6 +12,8 @@ from pipelines.train_retrieval import train_retrieval
 from ranking.config import RankerConfig
 from ranking.models.base import Log
 from ranking.train import RankerReport
+from retrieval.towers import TowerShape
+from retrieval.training import Log as Curve
 from retrieval.training import Progress, TrainConfig
 
 
@@ -21,6 +23,7 @@ def train(
     towers: TrainConfig | None = None,
     sample: SampleConfig | None = None,
     rankers: RankerConfig | None = None,
+    shape: TowerShape | None = None,
 ) -> RankerReport:
     """Train everything that a release holds; finished parts of the same data and settings are kept.
 
@@ -29,13 +32,15 @@ def train(
 
     """
     towers, sample, rankers = towers or TrainConfig(), sample or SampleConfig(), rankers or RankerConfig()
+    shape = shape or TowerShape()
     events = read_events(workspace)
     split = Split.by_time(events)
     workspace.models.mkdir(parents=True, exist_ok=True)
     write_json(workspace.models / "split.json", split.to_dict())
     with track(workspace, "towers") as run:
-        run.parameters(vars(towers))
-        train_retrieval(workspace, events, split, towers, lambda step, m: run.metrics(m, step), progress)
+        run.parameters(vars(towers) | vars(shape))
+        note: Curve = lambda step, figures: run.metrics(figures, step)  # noqa: E731
+        train_retrieval(workspace, events, split, towers, note, progress, shape=shape)
     with track(workspace, "rankers") as run:
         return train_ranking(workspace, events, split, sample, rankers, _noting(run, rankers, progress), progress)
 

@@ -57,6 +57,28 @@ def row_schema(codec: Codec) -> RowSchema:
     )
 
 
+@dataclass(frozen=True)
+class RankingSets:
+    """Rows to learn from, to calibrate on and to choose by, and their columns."""
+
+    train: RankingData
+    calibrate: RankingData
+    choose: RankingData
+    schema: RowSchema
+
+
+def ranking_sets(
+    workspace: Workspace, events: pd.DataFrame, split: Split, sample: SampleConfig, progress: Progress
+) -> RankingSets:
+    """Return the rows that the candidate generator in ``models/retrieval`` gives."""
+    retrieval = load_retrieval(workspace.models / "retrieval")
+    builder = _SetBuilder(workspace, retrieval, events, sample, progress)
+    train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
+    calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
+    choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
+    return RankingSets(train, calibrate, choose, row_schema(retrieval.codec))
+
+
 def train_ranking(
     workspace: Workspace,
     events: pd.DataFrame,
@@ -67,13 +89,10 @@ def train_ranking(
     progress: Progress,
 ) -> RankerReport:
     """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it."""
-    retrieval = load_retrieval(workspace.models / "retrieval")
-    builder = _SetBuilder(workspace, retrieval, events, sample, progress)
-    train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
-    calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
-    choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
-    schema = row_schema(retrieval.codec)
-    return train_rankers(train, calibrate, choose, schema, workspace.models / "ranking", config, log)
+    sets = ranking_sets(workspace, events, split, sample, progress)
+    return train_rankers(
+        sets.train, sets.calibrate, sets.choose, sets.schema, workspace.models / "ranking", config, log
+    )
 
 
 class _SetBuilder:

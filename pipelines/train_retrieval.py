@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from retrieval.examples import Examples
 from retrieval.export import export_item_tower, export_user_tower
 from retrieval.index import build_index, save_index
 from retrieval.neighbours import neighbours
-from retrieval.towers import TowerConfig, TwoTowers
+from retrieval.towers import TowerConfig, TowerShape, TwoTowers
 from retrieval.training import Log, Progress, TrainConfig, item_vectors, train_towers
 from serving.candidates import Shares
 from serving.catalogue import ItemTable, build_items
@@ -40,6 +40,16 @@ from serving.users import UserReader
 _QUERIES = 1_000
 
 
+@dataclass(frozen=True)
+class TowerData:
+    """What towers are made of: codes, the catalogue, and examples before and after ``split.ranker``."""
+
+    codec: Codec
+    items: ItemTable
+    training: Examples
+    validation: Examples
+
+
 def train_retrieval(
     workspace: Workspace,
     events: pd.DataFrame,
@@ -48,6 +58,7 @@ def train_retrieval(
     log: Log,
     progress: Progress,
     shares: Shares | None = None,
+    shape: TowerShape | None = None,
 ) -> Path:
     """Train towers and write the candidate generator to ``models/retrieval``; a finished one is kept.
 
@@ -60,43 +71,49 @@ def train_retrieval(
         log: told each epoch's metrics.
         progress: told each step.
         shares: how many candidates each source may propose.
+        shape: sizes and dropout of the towers.
 
     Returns:
         the folder.
 
     """
-    final = workspace.models / "retrieval"
-    spec, features = workspace.spec(), PointInTime(workspace)
-    settings = (asdict(config), (shares or Shares()).model_dump())
+    final, shares, shape = workspace.models / "retrieval", shares or Shares(), shape or TowerShape()
+    settings = (asdict(config), asdict(shape), shares.model_dump())
     version = fingerprint(FORMAT, data_version(workspace), split.to_dict(), *settings)
     if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
         return final
-    time = epoch_seconds(events[c.TIMESTAMP])
-    known = events[time < split.ranker]
-    codec, items = fit_codec(spec, workspace, events, known, features, split)
-    progress("reading histories point in time", 0, 1)
-    training = examples(codec, features, known)
-    later = (time >= split.ranker) & (time < split.calibrate) & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
-    validation = examples(codec, features, events[later])
-    build = tower_builder(codec, items, training)
+    data = tower_data(workspace, events, split, progress)
+    build = tower_builder(data, shape)
     towers, report = train_towers(
-        build, training, validation, config, workspace.models / "towers", version, log, progress
+        build, data.training, data.validation, config, workspace.models / "towers", version, log, progress
     )
     towers = towers.cpu()
+    known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
     with staged_folder(final) as folder:
-        index_report = _write(folder, codec, items, towers, validation, known, shares or Shares())
+        index_report = _write(folder, data, towers, known, shares)
         write_json(
             folder / "report.json",
             {
                 "version": version,
                 "towers": {**report.to_dict(), "validation": "recall@100 over the whole catalogue"},
                 "index": index_report,
-                "examples": len(training),
+                "examples": len(data.training),
                 "settings": asdict(config),
                 "sizes": asdict(towers.config),
             },
         )
     return final
+
+
+def tower_data(workspace: Workspace, events: pd.DataFrame, split: Split, progress: Progress) -> TowerData:
+    """Fit the codes and read the towers' examples, point in time; see ``train_retrieval``."""
+    features = PointInTime(workspace)
+    time = epoch_seconds(events[c.TIMESTAMP])
+    known = events[time < split.ranker]
+    codec, items = fit_codec(workspace.spec(), workspace, events, known, features, split)
+    progress("reading histories point in time", 0, 1)
+    later = (time >= split.ranker) & (time < split.calibrate) & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+    return TowerData(codec, items, examples(codec, features, known), examples(codec, features, events[later]))
 
 
 def fit_codec(
@@ -152,9 +169,10 @@ def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examp
     return Examples(concatenate(contexts), requests.item, weight)
 
 
-def tower_builder(codec: Codec, items: ItemTable, training: Examples) -> Callable[[], TwoTowers]:
+def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]:
     """Return a function that makes untrained towers for a codec and catalogue."""
-    has_id = np.bincount(training.item, minlength=len(items)) > 0
+    codec, items = data.codec, data.items
+    has_id = np.bincount(data.training.item, minlength=len(items)) > 0
     config = TowerConfig(
         users=len(codec.users),
         items=len(codec.items),
@@ -163,21 +181,15 @@ def tower_builder(codec: Codec, items: ItemTable, training: Examples) -> Callabl
         user_attribute_width=codec.user_attributes.width,
         user_numbers=len(codec.user_attributes.numeric),
         item_numbers=len(codec.item_attributes.numeric),
+        **asdict(shape),
     )
     codes = torch.from_numpy(items.encoded.codes.astype(np.int64))
     numbers = torch.from_numpy(codec.item_attributes.standardise(items.encoded.numbers))
     return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(has_id))
 
 
-def _write(
-    folder: Path,
-    codec: Codec,
-    items: ItemTable,
-    towers: TwoTowers,
-    validation: Examples,
-    known: pd.DataFrame,
-    shares: Shares,
-) -> dict[str, Any]:
+def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame, shares: Shares) -> dict[str, Any]:
+    codec, items = data.codec, data.items
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")
     export_item_tower(towers, folder / "item_tower.onnx")
@@ -185,7 +197,7 @@ def _write(
     np.save(folder / "item_vectors.npy", with_spare(unit))
     np.save(folder / "raw_item_vectors.npy", with_spare(raw))
     session = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
-    index, report = build_index(unit[1:], session(validation.context[:_QUERIES]))
+    index, report = build_index(unit[1:], session(data.validation.context[:_QUERIES]))
     save_index(index, folder / "index.faiss")
     positive = known[known[c.POSITIVE]].sort_values([c.USER, c.TIMESTAMP, c.EVENT_ID], kind="stable")
     near, similarity = neighbours(

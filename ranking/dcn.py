@@ -128,7 +128,7 @@ def _optimise(
         if step % between and step != steps:
             continue
         quality = judge()
-        log("dcn", {"step": float(step), "loss": total / step, f"watch_{config.monitor}": quality})
+        log("dcn", {"done": step / steps, "loss": total / step, f"watch_{config.monitor}": quality})
         waited = 0 if quality > best else waited + 1
         if quality > best:
             best, best_weights = quality, copy.deepcopy(network.state_dict())

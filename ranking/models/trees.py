@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,11 @@ def _load_openmp() -> None:
 _load_openmp()
 
 import lightgbm  # noqa: E402  (needs the library above)
+
+Report = Callable[[float, float], None]
+"""Told while boosting: the share of the rounds that are done, and the figure that stops them."""
+
+_REPORTS = 10
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,11 @@ def fit_lambdarank(
         "lambdarank_truncation_level": k + 5,  # LightGBM's advice: a little above k
         "label_gain": [float(gain) for gain in gains],
     }
-    booster = _boost(parameters, data, held_out, config)
+
+    def report(done: float, ndcg: float) -> None:
+        log("lambdarank", {"done": done, "watch_ndcg": ndcg})
+
+    booster = _boost(parameters, data, held_out, config, report)
     log("lambdarank", {"trees": float(booster.num_trees())})
     scores = _raw(booster, _matrix(watch.numeric, watch.categorical, schema))
     fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
@@ -215,9 +224,19 @@ def _parameters(config: TreeConfig, seed: int) -> dict[str, Any]:
 
 
 def _boost(
-    parameters: dict[str, Any], data: lightgbm.Dataset, held_out: lightgbm.Dataset, config: TreeConfig
+    parameters: dict[str, Any],
+    data: lightgbm.Dataset,
+    held_out: lightgbm.Dataset,
+    config: TreeConfig,
+    report: Report = lambda *_: None,
 ) -> lightgbm.Booster:
-    stop = lightgbm.early_stopping(config.patience, verbose=False)
-    booster = lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=[stop])
+    every = max(1, config.rounds // _REPORTS)
+
+    def tell(state: Any) -> None:
+        if (state.iteration + 1) % every == 0:
+            report((state.iteration + 1) / config.rounds, float(state.evaluation_result_list[0][2]))
+
+    callbacks = [lightgbm.early_stopping(config.patience, verbose=False), tell]
+    booster = lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=callbacks)
     # Read back from its own text, so that what is measured now is what will be served.
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))

@@ -1,0 +1,122 @@
+"""Runs a search: one process, or several that share the study."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from contextlib import closing
+from typing import Any
+
+import torch
+from optuna import Trial, TrialPruned
+from optuna.trial import TrialState
+
+from feature_repo.workspace import Workspace
+from pipelines.search.plan import Plan
+from pipelines.search.results import Found, write_result
+from pipelines.search.study import DEFAULT, SearchConfig, SharedStudy
+from pipelines.tracking import track
+from retrieval.training import Progress
+
+_POLL_S = 0.5
+
+
+class SearchStopped(RuntimeError):
+    """A process of the search ended before its time; what is finished is kept."""
+
+
+def run_search(workspace: Workspace, plan: Plan, config: SearchConfig, progress: Progress) -> Found:
+    """Search until the study has as many trials as ``config`` says, and write the best settings.
+
+    Trials that finished earlier count; one that was killed is marked as failed and tried again.
+
+    Raises:
+        MissingStage: there is nothing to search on yet.
+        SearchStopped: a process was killed or failed, or the time was over before any trial finished.
+
+    """
+    until = time.time() + 60 * config.minutes if config.minutes is not None else float("inf")
+    with closing(SharedStudy(workspace, plan, config)) as study:
+        if study.finished() < config.trials:
+            data = plan.data(workspace, progress)
+            if config.jobs == 1:
+                _work(workspace, plan, data, config, until, progress)
+            else:
+                _share(workspace, plan, data, config, until, study, progress)
+        if not any(trial.state == TrialState.COMPLETE for trial in study.study.trials):
+            raise SearchStopped(f"no trial of {study.name} has finished: give more --minutes or --trials")
+        return write_result(workspace, plan, study)
+
+
+def _share(
+    workspace: Workspace,
+    plan: Plan,
+    data: Any,
+    config: SearchConfig,
+    until: float,
+    study: SharedStudy,
+    progress: Progress,
+) -> None:
+    # Not forked: torch's and Arrow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    arguments = (workspace, plan, data, config, until)
+    workers = [context.Process(target=_work, args=arguments) for _ in range(config.jobs)]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            progress("trials", study.finished(), config.trials)
+            time.sleep(_POLL_S)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
+        raise SearchStopped(f"{len(failed)} of {config.jobs} processes failed ({failed}); run it again to go on")
+
+
+def _work(
+    workspace: Workspace,
+    plan: Plan,
+    data: Any,
+    config: SearchConfig,
+    until: float,
+    progress: Progress = lambda *_: None,
+) -> None:
+    """Run trials until there are enough: one process's part."""
+    if config.jobs > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.jobs))
+    with closing(SharedStudy(workspace, plan, config)) as study:
+        while time.time() < until and (trial := study.next()):
+            progress("trials", study.finished(), config.trials)
+            _run_trial(workspace, plan, data, study, trial)
+
+
+def _run_trial(workspace: Workspace, plan: Plan, data: Any, study: SharedStudy, trial: Trial) -> None:
+    folder = study.folder / f"trial-{trial.number}"
+    tags = {"study": study.name, "trial": str(trial.number)}
+    with track(workspace, f"tune-{plan.name}", tags) as run:
+        params = plan.draw(trial)
+        run.parameters(params)
+
+        def report(step: int, figure: float) -> None:
+            run.metrics({plan.figure: figure}, step)
+            trial.report(figure, step)
+            # A default is asked too, so that others are compared with it, but it is never given up.
+            if trial.should_prune() and not trial.user_attrs.get(DEFAULT):
+                raise TrialPruned
+
+        try:
+            value = plan.value(data, params, folder, report)
+        except TrialPruned:
+            study.study.tell(trial, state=TrialState.PRUNED)
+        except Exception:
+            study.study.tell(trial, state=TrialState.FAIL)
+            raise
+        else:
+            run.metrics({f"best_{plan.figure}": value})
+            study.study.tell(trial, value)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
