@@ -92,12 +92,18 @@ def train(
     ] = False,
     attribution_hours: Annotated[float, typer.Option(help="How long after a response an event counts", min=0)] = 24.0,
     tuned: Annotated[bool, typer.Option("--tuned", help="With the settings that 'funnel tune' found")] = False,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start", help="Go on from the current release, on the events since then")
+    ] = False,
 ) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
+    if warm_start and (tuned or from_impressions):
+        raise typer.BadParameter("--warm-start keeps the release's settings: leave --tuned and --from-impressions out")
     use_all_cores()
-    run_train(workspace_of(home), attribution_hours if from_impressions else None, tuned)
+    hours = attribution_hours if from_impressions else None
+    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start)
 
 
 @app.command()

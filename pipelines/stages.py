@@ -138,17 +138,23 @@ def _muted() -> Any:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def run_train(workspace: Workspace, attribution_hours: float | None = None, tuned: bool = False) -> None:
+def run_train(
+    workspace: Workspace, attribution_hours: float | None = None, *, tuned: bool = False, warm_start: bool = False
+) -> None:
     """Train towers, index and rankers, and print the rankers' table.
 
     With ``attribution_hours`` only the rankers are trained, from what was served and the events that
-    followed within that time. With ``tuned`` the settings are those that ``funnel tune`` found.
+    followed within that time. With ``tuned`` the settings are those that ``funnel tune`` found. With
+    ``warm_start`` the training goes on from the current release.
 
     Raises:
-        MissingStage: there are no data, or nothing was tuned.
+        MissingStage: there are no data, nothing was tuned, or there is no release.
+        SpecError: the release is of another data set.
+        NothingNew: the release has learned from all events already.
 
     """
     from pipelines.train import train, train_served
+    from pipelines.warm_start import WarmStartConfig
 
     config, shape, rankers = None, None, None
     if tuned:
@@ -160,7 +166,8 @@ def run_train(workspace: Workspace, attribution_hours: float | None = None, tune
             display.console.print(line)
     with display.stage("Train") as progress:
         if attribution_hours is None:
-            report = train(workspace, progress, config, None, rankers, shape)
+            warm = WarmStartConfig() if warm_start else None
+            report = train(workspace, progress, config, None, rankers, shape, warm, display.console.print)
         else:
             report = train_served(workspace, attribution_hours * 3_600, progress, rankers)
     rows = []

@@ -8,6 +8,7 @@ Other items that the user takes up within a day are neither: they are left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -87,11 +88,15 @@ def train_ranking(
     config: RankerConfig,
     log: Any,
     progress: Progress,
+    start: Path | None = None,
 ) -> RankerReport:
-    """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it."""
+    """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it.
+
+    ``start``: folder of an earlier ranker; one of its kind goes on from it.
+    """
     sets = ranking_sets(workspace, events, split, sample, progress)
     return train_rankers(
-        sets.train, sets.calibrate, sets.choose, sets.schema, workspace.models / "ranking", config, log
+        sets.train, sets.calibrate, sets.choose, sets.schema, workspace.models / "ranking", config, log, start
     )
 
 

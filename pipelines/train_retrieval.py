@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
@@ -22,6 +23,7 @@ from pipelines.ingest import data_version
 from pipelines.point_in_time import DAY_S, PointInTime, catalogue_columns
 from pipelines.requests import requests_from
 from pipelines.split import Split, epoch_seconds
+from pipelines.warm_start import Base
 from retrieval.context import concatenate
 from retrieval.examples import Examples
 from retrieval.export import export_item_tower, export_user_tower
@@ -48,6 +50,8 @@ class TowerData:
     items: ItemTable
     training: Examples
     validation: Examples
+    met: npt.NDArray[np.bool_]
+    """Which items, ``[items]``, had a positive event before ``split.ranker``: the others have no id embedding."""
 
 
 def train_retrieval(
@@ -59,6 +63,7 @@ def train_retrieval(
     progress: Progress,
     shares: Shares | None = None,
     shape: TowerShape | None = None,
+    base: Base | None = None,
 ) -> Path:
     """Train towers and write the candidate generator to ``models/retrieval``; a finished one is kept.
 
@@ -72,20 +77,32 @@ def train_retrieval(
         progress: told each step.
         shares: how many candidates each source may propose.
         shape: sizes and dropout of the towers.
+        base: the release to begin from, with its shape; by default untrained towers learn from all events.
 
     Returns:
         the folder.
 
+    Raises:
+        NothingNew: ``base`` has learned from all events already.
+
     """
     final, shares, shape = workspace.models / "retrieval", shares or Shares(), shape or TowerShape()
-    settings = (asdict(config), asdict(shape), shares.model_dump())
+    shape = base.shape if base else shape
+    settings = (asdict(config), asdict(shape), shares.model_dump(), *([base.folder.name] if base else []))
     version = fingerprint(FORMAT, data_version(workspace), split.to_dict(), *settings)
     if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
         return final
-    data = tower_data(workspace, events, split, progress)
-    build = tower_builder(data, shape)
+    data = tower_data(workspace, events, split, progress, base, config.seed)
     towers, report = train_towers(
-        build, data.training, data.validation, config, workspace.models / "towers", version, log, progress
+        tower_builder(data, shape),
+        data.training,
+        data.validation,
+        config,
+        workspace.models / "towers",
+        version,
+        log,
+        progress,
+        (lambda towers: base.begin(towers, data.codec)) if base else lambda _: None,
     )
     towers = towers.cpu()
     known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
@@ -100,20 +117,31 @@ def train_retrieval(
                 "examples": len(data.training),
                 "settings": asdict(config),
                 "sizes": asdict(towers.config),
+                **({"warm_start": base.folder.name} if base else {}),
             },
         )
     return final
 
 
-def tower_data(workspace: Workspace, events: pd.DataFrame, split: Split, progress: Progress) -> TowerData:
+def tower_data(
+    workspace: Workspace,
+    events: pd.DataFrame,
+    split: Split,
+    progress: Progress,
+    base: Base | None = None,
+    seed: int = 0,
+) -> TowerData:
     """Fit the codes and read the towers' examples, point in time; see ``train_retrieval``."""
     features = PointInTime(workspace)
     time = epoch_seconds(events[c.TIMESTAMP])
     known = events[time < split.ranker]
-    codec, items = fit_codec(workspace.spec(), workspace, events, known, features, split)
+    learned = base.examples(known, split, seed) if base else known
+    codec, items = fit_codec(workspace.spec(), workspace, events, known, features, split, base)
     progress("reading histories point in time", 0, 1)
     later = (time >= split.ranker) & (time < split.calibrate) & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
-    return TowerData(codec, items, examples(codec, features, known), examples(codec, features, events[later]))
+    met = np.zeros(len(items), dtype=np.bool_)
+    met[codec.items.encode(known.loc[known[c.POSITIVE], c.ITEM].tolist())] = True
+    return TowerData(codec, items, examples(codec, features, learned), examples(codec, features, events[later]), met)
 
 
 def fit_codec(
@@ -123,8 +151,12 @@ def fit_codec(
     known: pd.DataFrame,
     features: PointInTime,
     split: Split,
+    base: Base | None = None,
 ) -> tuple[Codec, ItemTable]:
-    """Fit vocabularies on what was known when the towers were trained; the catalogue has every item."""
+    """Fit vocabularies on what was known when the towers were trained; the catalogue has every item.
+
+    Codes of attributes and categories that ``base`` has keep their meaning, since its weights hang on them.
+    """
     ids, columns = catalogue_columns(spec, workspace.ingest, events)
     users = sorted(known.loc[known[c.POSITIVE], c.USER].unique())
     old = [row for row, start in enumerate(columns[c.AVAILABLE_FROM]) if start is None or start < split.ranker]
@@ -137,6 +169,10 @@ def fit_codec(
         categories = Vocabulary.fit(part for row in old for part in parts(kind, columns[spec.category][row]))
     user_table = _user_attributes(spec, workspace, set(users))
     user_attributes = AttributeEncoder.fit(spec.user_attributes, user_table)
+    if base:
+        item_attributes = base.codec.item_attributes.grown(item_attributes)
+        categories = base.codec.categories.grown(categories)
+        user_attributes = base.codec.user_attributes.grown(user_attributes)
     codec = Codec(spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes)
     end = events[c.TIMESTAMP].max() + pd.Timedelta(days=1)
     _, activity = next(iter(features.item_activity(codec, np.array([int(end.timestamp()) // DAY_S]))))
@@ -172,7 +208,6 @@ def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examp
 def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]:
     """Return a function that makes untrained towers for a codec and catalogue."""
     codec, items = data.codec, data.items
-    has_id = np.bincount(data.training.item, minlength=len(items)) > 0
     config = TowerConfig(
         users=len(codec.users),
         items=len(codec.items),
@@ -185,7 +220,7 @@ def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]
     )
     codes = torch.from_numpy(items.encoded.codes.astype(np.int64))
     numbers = torch.from_numpy(codec.item_attributes.standardise(items.encoded.numbers))
-    return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(has_id))
+    return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(data.met))
 
 
 def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame, shares: Shares) -> dict[str, Any]:

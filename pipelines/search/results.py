@@ -19,6 +19,8 @@ from ranking.config import RankerConfig
 from retrieval.towers import TowerShape
 from retrieval.training import TrainConfig
 
+_ENDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
 
 @dataclass(frozen=True)
 class Found:
@@ -74,7 +76,7 @@ def write_result(workspace: Workspace, plan: Plan, study: SharedStudy) -> Found:
         settings=best.params,
         default_value=_value(default) if default else None,
         default_settings=default.params if default else None,
-        trials=dict(Counter(trial.state.name.lower() for trial in trials)),
+        trials=dict(Counter(_ENDED[trial.state] for trial in trials if trial.state in _ENDED)),
         importance=_importance(study, complete),
     )
     write_json(workspace.tuning / f"{plan.name}.json", found.to_dict())

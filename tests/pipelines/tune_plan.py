@@ -1,4 +1,4 @@
-"""A search that needs no model: a parabola whose top is known. It can be told to wait in one trial, to be killed there."""
+"""A search that needs no model: a parabola whose top is known. It can wait in one trial, to be killed there."""
 
 import os
 import sys
