@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -38,9 +39,12 @@ def track(workspace: Workspace, name: str, tags: dict[str, str] | None = None) -
     from mlflow import MlflowClient
 
     workspace.tracking.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}")
-    experiment = client.get_experiment_by_name("funnel")
-    identity = experiment.experiment_id if experiment else client.create_experiment("funnel")
+    # MLflow lays out a new database in a hundred steps, which two processes at once would both begin.
+    with (workspace.tracking / ".lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}")
+        experiment = client.get_experiment_by_name("funnel")
+        identity = experiment.experiment_id if experiment else client.create_experiment("funnel")
     run = client.create_run(identity, run_name=name, tags=tags).info.run_id
     try:
         yield Tracker(client, run)

@@ -95,7 +95,7 @@ def _work(
 
 
 def _run_trial(workspace: Workspace, plan: Plan, data: Any, study: SharedStudy, trial: Trial) -> None:
-    folder = study.folder / f"trial-{trial.number}"
+    folder = study.trial_folder(trial.number)
     tags = {"study": study.name, "trial": str(trial.number)}
     with track(workspace, f"tune-{plan.name}", tags) as run:
         params = plan.draw(trial)

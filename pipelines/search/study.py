@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import optuna
 from optuna import Trial
@@ -71,6 +73,10 @@ class SharedStudy:
         self._alive.close()
         (self.folder / "workers" / self._worker).unlink(missing_ok=True)
 
+    def trial_folder(self, number: int) -> Path:
+        """Return where a trial keeps its checkpoints while it runs."""
+        return self.folder / f"trial-{number}"
+
     def finished(self) -> int:
         """Return how many trials have ended by themselves."""
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
@@ -93,6 +99,7 @@ class SharedStudy:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not self._runs(trial):
                 self.study.tell(trial.number, state=TrialState.FAIL)
+                shutil.rmtree(self.trial_folder(trial.number), ignore_errors=True)
                 retries = trial.user_attrs.get(RETRY, 0)
                 params = {**trial.user_attrs.get(FIXED, {}), **trial.params}
                 if params and retries < _MOST_RETRIES:
