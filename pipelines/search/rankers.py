@@ -105,13 +105,15 @@ class RankerSearch:
         A kind that is judged by NDCG while it learns reports tenths of its rounds or steps. LightGBM with a
         booster a head is judged by log loss there, which does not compare, so it is always trained to its end.
         """
-        best = 0.0
+        best, last = 0.0, 0
 
         def note(_: str, metrics: dict[str, float]) -> None:
-            nonlocal best
+            nonlocal best, last
             if "watch_ndcg" in metrics:
                 best = max(best, metrics["watch_ndcg"])
-                report(round(metrics["done"] * self.steps), best)
+                if (step := round(metrics["done"] * self.steps)) > last:
+                    report(step, best)
+                    last = step
 
         config = self.settings(params)
         found = train_rankers(data.train, data.calibrate, data.choose, data.schema, folder, config, note)

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,66 +39,64 @@ def run_search(workspace: Workspace, plan: Plan, config: SearchConfig, progress:
 
     """
     until = time.time() + 60 * config.minutes if config.minutes is not None else float("inf")
-    with closing(SharedStudy(workspace, plan, config)) as study:
+    name = f"{plan.name}-{plan.version(workspace)}"
+    with closing(SharedStudy(workspace, plan, config, name)) as study:
         if study.finished() < config.trials:
-            data = plan.data(workspace, progress)
+            job = _Job(workspace, plan, plan.data(workspace, progress), config, name, until)
             if config.jobs == 1:
-                _work(workspace, plan, data, config, until, progress)
+                _work(job, progress)
             else:
-                _share(workspace, plan, data, config, until, study, progress)
+                _share(job, study, progress)
         if not any(trial.state == TrialState.COMPLETE for trial in study.study.trials):
             raise SearchStopped(f"no trial of {study.name} has finished: give more --minutes or --trials")
         return write_result(workspace, plan, study)
 
 
-def _share(
-    workspace: Workspace,
-    plan: Plan,
-    data: Any,
-    config: SearchConfig,
-    until: float,
-    study: SharedStudy,
-    progress: Progress,
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """What each process is told. ``until``: epoch seconds after which no trial begins."""
+
+    workspace: Workspace
+    plan: Plan
+    data: Any
+    config: SearchConfig
+    name: str
+    until: float
+
+
+def _share(job: _Job, study: SharedStudy, progress: Progress) -> None:
     # Not forked: torch's and Arrow's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    arguments = (workspace, plan, data, config, until)
-    workers = [context.Process(target=_work, args=arguments) for _ in range(config.jobs)]
+    workers = [context.Process(target=_work, args=(job,)) for _ in range(job.config.jobs)]
     for worker in workers:
         worker.start()
     try:
         while any(worker.is_alive() for worker in workers):
-            progress("trials", study.finished(), config.trials)
+            progress("trials", study.finished(), job.config.trials)
             time.sleep(_POLL_S)
     finally:
         for worker in workers:
             worker.terminate()
             worker.join()
-    if failed := [worker.exitcode for worker in workers if worker.exitcode]:
-        raise SearchStopped(f"{len(failed)} of {config.jobs} processes failed ({failed}); run it again to go on")
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed and study.finished() < job.config.trials:  # else the others have done its part
+        raise SearchStopped(f"{len(failed)} of {len(workers)} processes failed ({failed}); run it again to go on")
 
 
-def _work(
-    workspace: Workspace,
-    plan: Plan,
-    data: Any,
-    config: SearchConfig,
-    until: float,
-    progress: Progress = lambda *_: None,
-) -> None:
+def _work(job: _Job, progress: Progress = lambda *_: None) -> None:
     """Run trials until there are enough: one process's part."""
-    if config.jobs > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.jobs))
-    with closing(SharedStudy(workspace, plan, config)) as study:
-        while time.time() < until and (trial := study.next()):
-            progress("trials", study.finished(), config.trials)
-            _run_trial(workspace, plan, data, study, trial)
+    if job.config.jobs > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.config.jobs))
+    with closing(SharedStudy(job.workspace, job.plan, job.config, job.name)) as study:
+        while time.time() < job.until and (trial := study.next()):
+            progress("trials", study.finished(), job.config.trials)
+            _run_trial(job, study, trial)
 
 
-def _run_trial(workspace: Workspace, plan: Plan, data: Any, study: SharedStudy, trial: Trial) -> None:
-    folder = study.trial_folder(trial.number)
+def _run_trial(job: _Job, study: SharedStudy, trial: Trial) -> None:
+    plan, folder = job.plan, study.trial_folder(trial.number)
     tags = {"study": study.name, "trial": str(trial.number)}
-    with track(workspace, f"tune-{plan.name}", tags) as run:
+    with track(job.workspace, f"tune-{plan.name}", tags) as run:
         params = plan.draw(trial)
         run.parameters(params)
 
@@ -109,7 +108,7 @@ def _run_trial(workspace: Workspace, plan: Plan, data: Any, study: SharedStudy, 
                 raise TrialPruned
 
         try:
-            value = plan.value(data, params, folder, report)
+            value = plan.value(job.data, params, folder, report)
         except TrialPruned:
             study.study.tell(trial, state=TrialState.PRUNED)
         except Exception:

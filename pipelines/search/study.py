@@ -44,10 +44,10 @@ class SharedStudy:
     running whose process holds no lock any more was killed: there is no time-out to wait for.
     """
 
-    def __init__(self, workspace: Workspace, plan: Plan, config: SearchConfig) -> None:
-        """Open the study of this plan's version, or begin it with the defaults."""
+    def __init__(self, workspace: Workspace, plan: Plan, config: SearchConfig, name: str) -> None:
+        """Open the study of this name, or begin it with the plan's defaults."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.name = f"{plan.name}-{plan.version(workspace)}"
+        self.name = name
         self.folder = workspace.tuning / self.name
         self._config = config
         (self.folder / "workers").mkdir(parents=True, exist_ok=True)
