@@ -51,6 +51,11 @@ class Vocabulary:
         values = self.values
         return [values[code - 1] for code in codes.tolist()]
 
+    def grown(self, newer: Vocabulary) -> Vocabulary:
+        """Return this vocabulary with what only ``newer`` has behind it: codes keep their meaning."""
+        more = [value for value in newer.values if value not in self._codes]
+        return Vocabulary([*self.values, *more][: max(len(self.values), LARGEST_VOCABULARY)])
+
     @classmethod
     def fit(cls, values: Iterable[str], least_count: int = 1) -> Vocabulary:
         """Keep the most frequent values; ties in alphabetical order, so equal data gives equal codes."""
@@ -150,6 +155,11 @@ class AttributeEncoder:
                 met = (part for value in columns[name] for part in parts(kind, value))
                 vocabularies[name] = Vocabulary.fit(met, _LEAST_COUNT[kind])
         return cls(kinds, vocabularies, moments)
+
+    def grown(self, newer: AttributeEncoder) -> AttributeEncoder:
+        """Return the encoder with ``newer``'s values behind its own; codes and numbers keep their meaning."""
+        grown = {name: self.vocabularies[name].grown(newer.vocabularies[name]) for name in self.coded}
+        return AttributeEncoder(self.kinds, grown, self.moments)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: int) -> Encoded:
         """Encode ``rows`` rows; an attribute that is not among ``columns`` is unknown."""

@@ -58,6 +58,11 @@ class Workspace:
         return self.root / "models"
 
     @property
+    def tuning(self) -> Path:
+        """Studies of hyper-parameters, and the best settings that they found."""
+        return self.root / "tuning"
+
+    @property
     def releases(self) -> Path:
         """Releases, one folder each; ``current`` is a link to the one that is served."""
         return self.root / "releases"

@@ -147,3 +147,21 @@ def ranking_benchmark(
     from pipelines.display import result
 
     result(json.dumps(run(data_dir, seeds)))
+
+
+@benchmarks.command("warm-start")
+def warm_start(
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of its own world [default: work/benchmark-warm-start]")
+    ] = None,
+    users: Annotated[int, typer.Option(help="Users of the world", min=50)] = 600,
+    items: Annotated[int, typer.Option(help="Size of the catalogue", min=50)] = 500,
+    limit: Annotated[int, typer.Option(help="Events of the test slice to replay", min=1)] = 2_000,
+) -> None:
+    """Going on from the last release against training anew, when 15% of the events have come in since."""
+    use_all_cores()
+    from benchmarks.warm_start import run
+    from pipelines.display import result
+
+    root = (home or PROJECT_ROOT / "work" / "benchmark-warm-start").resolve()
+    result(json.dumps(run(root, users, items, limit)))

@@ -43,11 +43,13 @@ from pipelines.options import (  # noqa: E402
     workspace_of,
 )
 from pipelines.releases_command import releases  # noqa: E402
+from pipelines.search.command import tune  # noqa: E402
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(benchmarks, name="benchmark")
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="release")
+app.add_typer(tune, name="tune")
 
 
 @app.command()
@@ -89,12 +91,19 @@ def train(
         bool, typer.Option("--from-impressions", help="Only the rankers, from what was served and what came of it")
     ] = False,
     attribution_hours: Annotated[float, typer.Option(help="How long after a response an event counts", min=0)] = 24.0,
+    tuned: Annotated[bool, typer.Option("--tuned", help="With the settings that 'funnel tune' found")] = False,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start", help="Go on from the current release, on the events since then")
+    ] = False,
 ) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
+    if warm_start and (tuned or from_impressions):
+        raise typer.BadParameter("--warm-start keeps the release's settings: leave --tuned and --from-impressions out")
     use_all_cores()
-    run_train(workspace_of(home), attribution_hours if from_impressions else None)
+    hours = attribution_hours if from_impressions else None
+    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start)
 
 
 @app.command()

@@ -138,19 +138,38 @@ def _muted() -> Any:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def run_train(workspace: Workspace, attribution_hours: float | None = None) -> None:
+def run_train(
+    workspace: Workspace, attribution_hours: float | None = None, *, tuned: bool = False, warm_start: bool = False
+) -> None:
     """Train towers, index and rankers, and print the rankers' table.
 
     With ``attribution_hours`` only the rankers are trained, from what was served and the events that
-    followed within that time.
+    followed within that time. With ``tuned`` the settings are those that ``funnel tune`` found. With
+    ``warm_start`` the training goes on from the current release.
+
+    Raises:
+        MissingStage: there are no data, nothing was tuned, or there is no release.
+        SpecError: the release is of another data set.
+        NothingNew: the release has learned from all events already.
+
     """
     from pipelines.train import train, train_served
+    from pipelines.warm_start import WarmStartConfig
 
+    config, shape, rankers = None, None, None
+    if tuned:
+        from pipelines.search.results import Tuned
+
+        found = Tuned.of(workspace)
+        config, shape, rankers = found.train_config, found.shape, found.ranker_config
+        for line in found.describe(workspace):
+            display.console.print(line)
     with display.stage("Train") as progress:
         if attribution_hours is None:
-            report = train(workspace, progress)
+            warm = WarmStartConfig() if warm_start else None
+            report = train(workspace, progress, config, None, rankers, shape, warm, display.console.print)
         else:
-            report = train_served(workspace, attribution_hours * 3_600, progress)
+            report = train_served(workspace, attribution_hours * 3_600, progress, rankers)
     rows = []
     for kind, figures in sorted(report.kinds.items(), key=lambda pair: pair[1].ndcg or 0.0):
         name = f"{kind} *" if kind == report.best else kind

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class Tracker:
 
 
 @contextmanager
-def track(workspace: Workspace, name: str) -> Iterator[Tracker]:
+def track(workspace: Workspace, name: str, tags: dict[str, str] | None = None) -> Iterator[Tracker]:
     """Open a run in the local store; it is marked failed if the block raises."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -38,10 +39,13 @@ def track(workspace: Workspace, name: str) -> Iterator[Tracker]:
     from mlflow import MlflowClient
 
     workspace.tracking.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}")
-    experiment = client.get_experiment_by_name("funnel")
-    identity = experiment.experiment_id if experiment else client.create_experiment("funnel")
-    run = client.create_run(identity, run_name=name).info.run_id
+    # MLflow lays out a new database in a hundred steps, which two processes at once would both begin.
+    with (workspace.tracking / ".lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}")
+        experiment = client.get_experiment_by_name("funnel")
+        identity = experiment.experiment_id if experiment else client.create_experiment("funnel")
+    run = client.create_run(identity, run_name=name, tags=tags).info.run_id
     try:
         yield Tracker(client, run)
     except BaseException:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from feature_repo.workspace import Workspace, write_json
 from pipelines.impressions import train_from_impressions
 from pipelines.ingest import read_events
@@ -9,10 +11,15 @@ from pipelines.split import Split
 from pipelines.tracking import Tracker, track
 from pipelines.train_ranking import SampleConfig, train_ranking
 from pipelines.train_retrieval import train_retrieval
+from pipelines.warm_start import Base, WarmStartConfig
 from ranking.config import RankerConfig
 from ranking.models.base import Log
 from ranking.train import RankerReport
+from retrieval.towers import TowerShape
+from retrieval.training import Log as Curve
 from retrieval.training import Progress, TrainConfig
+
+Say = Callable[[str], None]
 
 
 def train(
@@ -21,23 +28,48 @@ def train(
     towers: TrainConfig | None = None,
     sample: SampleConfig | None = None,
     rankers: RankerConfig | None = None,
+    shape: TowerShape | None = None,
+    warm: WarmStartConfig | None = None,
+    say: Say = lambda _: None,
 ) -> RankerReport:
     """Train everything that a release holds; finished parts of the same data and settings are kept.
+
+    Args:
+        workspace: the working folder, features applied.
+        progress: told each step.
+        towers: how the towers are trained.
+        sample: how many requests the rankers learn from.
+        rankers: which kinds are trained, and how.
+        shape: of the towers.
+        warm: go on from the current release, on what is new, as this says; by default all is learned anew.
+        say: told what a person should know of a warm start.
 
     Returns:
         the table of rankers, with the best one's name.
 
+    Raises:
+        MissingStage: an earlier stage is missing, or the release to go on from.
+        SpecError: the release is of another data set.
+        NothingNew: the release has learned from all events already.
+
     """
     towers, sample, rankers = towers or TrainConfig(), sample or SampleConfig(), rankers or RankerConfig()
+    shape, base = shape or TowerShape(), Base.of(workspace) if warm else None
+    if warm and base:
+        towers, rankers, shape = warm.towers(towers), warm.rankers(rankers, base.kind), base.shape
+        say(f"towers: go on from release {base.folder.name}")
     events = read_events(workspace)
     split = Split.by_time(events)
     workspace.models.mkdir(parents=True, exist_ok=True)
     write_json(workspace.models / "split.json", split.to_dict())
     with track(workspace, "towers") as run:
-        run.parameters(vars(towers))
-        train_retrieval(workspace, events, split, towers, lambda step, m: run.metrics(m, step), progress)
+        run.parameters(vars(towers) | vars(shape))
+        note: Curve = lambda step, figures: run.metrics(figures, step)  # noqa: E731
+        train_retrieval(workspace, events, split, towers, note, progress, shape=shape, base=base)
+    start = base.folder / "ranker" if base else None
     with track(workspace, "rankers") as run:
-        return train_ranking(workspace, events, split, sample, rankers, _noting(run, rankers, progress), progress)
+        tell = _noting(run, rankers, progress, say)
+        return train_ranking(workspace, events, split, sample, rankers, tell, progress, start)
 
 
 def train_served(
@@ -56,12 +88,16 @@ def train_served(
         return train_from_impressions(workspace, rankers, attribution_s, _noting(run, rankers, progress), progress)
 
 
-def _noting(run: Tracker, rankers: RankerConfig, progress: Progress) -> Log:
+def _noting(run: Tracker, rankers: RankerConfig, progress: Progress, say: Say = lambda _: None) -> Log:
     trained: set[str] = set()
 
     def note(kind: str, metrics: dict[str, float]) -> None:
-        trained.add(kind)
-        progress(f"rankers: {kind} trained", len(trained), len(rankers.kinds))
+        if "seconds" in metrics or "resumed" in metrics:
+            trained.add(kind)
+            progress(f"rankers: {kind} trained", len(trained), len(rankers.kinds))
+        if "continued" in metrics:
+            how = "goes on from the release's" if metrics["continued"] else "trained anew: the release's cannot go on"
+            say(f"rankers: {kind} {how}")
         run.metrics({f"{kind}_{name}": value for name, value in metrics.items()})
 
     return note

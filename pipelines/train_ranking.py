@@ -8,6 +8,7 @@ Other items that the user takes up within a day are neither: they are left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,28 @@ def row_schema(codec: Codec) -> RowSchema:
     )
 
 
+@dataclass(frozen=True)
+class RankingSets:
+    """Rows to learn from, to calibrate on and to choose by, and their columns."""
+
+    train: RankingData
+    calibrate: RankingData
+    choose: RankingData
+    schema: RowSchema
+
+
+def ranking_sets(
+    workspace: Workspace, events: pd.DataFrame, split: Split, sample: SampleConfig, progress: Progress
+) -> RankingSets:
+    """Return the rows that the candidate generator in ``models/retrieval`` gives."""
+    retrieval = load_retrieval(workspace.models / "retrieval")
+    builder = SetBuilder(workspace, retrieval, events, sample, progress)
+    train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
+    calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
+    choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
+    return RankingSets(train, calibrate, choose, row_schema(retrieval.codec))
+
+
 def train_ranking(
     workspace: Workspace,
     events: pd.DataFrame,
@@ -65,15 +88,16 @@ def train_ranking(
     config: RankerConfig,
     log: Any,
     progress: Progress,
+    start: Path | None = None,
 ) -> RankerReport:
-    """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it."""
-    retrieval = load_retrieval(workspace.models / "retrieval")
-    builder = SetBuilder(workspace, retrieval, events, sample, progress)
-    train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
-    calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
-    choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
-    schema = row_schema(retrieval.codec)
-    return train_rankers(train, calibrate, choose, schema, workspace.models / "ranking", config, log)
+    """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it.
+
+    ``start``: folder of an earlier ranker; one of its kind goes on from it.
+    """
+    sets = ranking_sets(workspace, events, split, sample, progress)
+    return train_rankers(
+        sets.train, sets.calibrate, sets.choose, sets.schema, workspace.models / "ranking", config, log, start
+    )
 
 
 class SetBuilder:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
@@ -22,12 +23,13 @@ from pipelines.ingest import data_version
 from pipelines.point_in_time import DAY_S, PointInTime, catalogue_columns
 from pipelines.requests import requests_from
 from pipelines.split import Split, epoch_seconds
+from pipelines.warm_start import Base
 from retrieval.context import concatenate
 from retrieval.examples import Examples
 from retrieval.export import export_item_tower, export_user_tower
 from retrieval.index import build_index, save_index
 from retrieval.neighbours import neighbours
-from retrieval.towers import TowerConfig, TwoTowers
+from retrieval.towers import TowerConfig, TowerShape, TwoTowers
 from retrieval.training import Log, Progress, TrainConfig, item_vectors, train_towers
 from serving.candidates import Shares
 from serving.catalogue import ItemTable, build_items
@@ -40,6 +42,18 @@ from serving.users import UserReader
 _QUERIES = 1_000
 
 
+@dataclass(frozen=True)
+class TowerData:
+    """What towers are made of: codes, the catalogue, and examples before and after ``split.ranker``."""
+
+    codec: Codec
+    items: ItemTable
+    training: Examples
+    validation: Examples
+    met: npt.NDArray[np.bool_]
+    """Which items, ``[items]``, had a positive event before ``split.ranker``: the others have no id embedding."""
+
+
 def train_retrieval(
     workspace: Workspace,
     events: pd.DataFrame,
@@ -48,6 +62,8 @@ def train_retrieval(
     log: Log,
     progress: Progress,
     shares: Shares | None = None,
+    shape: TowerShape | None = None,
+    base: Base | None = None,
 ) -> Path:
     """Train towers and write the candidate generator to ``models/retrieval``; a finished one is kept.
 
@@ -60,43 +76,72 @@ def train_retrieval(
         log: told each epoch's metrics.
         progress: told each step.
         shares: how many candidates each source may propose.
+        shape: sizes and dropout of the towers.
+        base: the release to begin from, with its shape; by default untrained towers learn from all events.
 
     Returns:
         the folder.
 
+    Raises:
+        NothingNew: ``base`` has learned from all events already.
+
     """
-    final = workspace.models / "retrieval"
-    spec, features = workspace.spec(), PointInTime(workspace)
-    settings = (asdict(config), (shares or Shares()).model_dump())
+    final, shares, shape = workspace.models / "retrieval", shares or Shares(), shape or TowerShape()
+    shape = base.shape if base else shape
+    settings = (asdict(config), asdict(shape), shares.model_dump(), *([base.folder.name] if base else []))
     version = fingerprint(FORMAT, data_version(workspace), split.to_dict(), *settings)
     if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
         return final
-    time = epoch_seconds(events[c.TIMESTAMP])
-    known = events[time < split.ranker]
-    codec, items = fit_codec(spec, workspace, events, known, features, split)
-    progress("reading histories point in time", 0, 1)
-    training = examples(codec, features, known)
-    later = (time >= split.ranker) & (time < split.calibrate) & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
-    validation = examples(codec, features, events[later])
-    build = tower_builder(codec, items, training)
+    data = tower_data(workspace, events, split, progress, base, config.seed)
     towers, report = train_towers(
-        build, training, validation, config, workspace.models / "towers", version, log, progress
+        tower_builder(data, shape),
+        data.training,
+        data.validation,
+        config,
+        workspace.models / "towers",
+        version,
+        log,
+        progress,
+        (lambda towers: base.begin(towers, data.codec)) if base else lambda _: None,
     )
     towers = towers.cpu()
+    known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
     with staged_folder(final) as folder:
-        index_report = _write(folder, codec, items, towers, validation, known, shares or Shares())
+        index_report = _write(folder, data, towers, known, shares)
         write_json(
             folder / "report.json",
             {
                 "version": version,
                 "towers": {**report.to_dict(), "validation": "recall@100 over the whole catalogue"},
                 "index": index_report,
-                "examples": len(training),
+                "examples": len(data.training),
                 "settings": asdict(config),
                 "sizes": asdict(towers.config),
+                **({"warm_start": base.folder.name} if base else {}),
             },
         )
     return final
+
+
+def tower_data(
+    workspace: Workspace,
+    events: pd.DataFrame,
+    split: Split,
+    progress: Progress,
+    base: Base | None = None,
+    seed: int = 0,
+) -> TowerData:
+    """Fit the codes and read the towers' examples, point in time; see ``train_retrieval``."""
+    features = PointInTime(workspace)
+    time = epoch_seconds(events[c.TIMESTAMP])
+    known = events[time < split.ranker]
+    learned = base.examples(known, split, seed) if base else known
+    codec, items = fit_codec(workspace.spec(), workspace, events, known, features, split, base)
+    progress("reading histories point in time", 0, 1)
+    later = (time >= split.ranker) & (time < split.calibrate) & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+    met = np.zeros(len(items), dtype=np.bool_)
+    met[codec.items.encode(known.loc[known[c.POSITIVE], c.ITEM].tolist())] = True
+    return TowerData(codec, items, examples(codec, features, learned), examples(codec, features, events[later]), met)
 
 
 def fit_codec(
@@ -106,8 +151,12 @@ def fit_codec(
     known: pd.DataFrame,
     features: PointInTime,
     split: Split,
+    base: Base | None = None,
 ) -> tuple[Codec, ItemTable]:
-    """Fit vocabularies on what was known when the towers were trained; the catalogue has every item."""
+    """Fit vocabularies on what was known when the towers were trained; the catalogue has every item.
+
+    Codes of attributes and categories that ``base`` has keep their meaning, since its weights hang on them.
+    """
     ids, columns = catalogue_columns(spec, workspace.ingest, events)
     users = sorted(known.loc[known[c.POSITIVE], c.USER].unique())
     old = [row for row, start in enumerate(columns[c.AVAILABLE_FROM]) if start is None or start < split.ranker]
@@ -120,6 +169,10 @@ def fit_codec(
         categories = Vocabulary.fit(part for row in old for part in parts(kind, columns[spec.category][row]))
     user_table = _user_attributes(spec, workspace, set(users))
     user_attributes = AttributeEncoder.fit(spec.user_attributes, user_table)
+    if base:
+        item_attributes = base.codec.item_attributes.grown(item_attributes)
+        categories = base.codec.categories.grown(categories)
+        user_attributes = base.codec.user_attributes.grown(user_attributes)
     codec = Codec(spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes)
     end = events[c.TIMESTAMP].max() + pd.Timedelta(days=1)
     _, activity = next(iter(features.item_activity(codec, np.array([int(end.timestamp()) // DAY_S]))))
@@ -152,9 +205,9 @@ def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examp
     return Examples(concatenate(contexts), requests.item, weight)
 
 
-def tower_builder(codec: Codec, items: ItemTable, training: Examples) -> Callable[[], TwoTowers]:
+def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]:
     """Return a function that makes untrained towers for a codec and catalogue."""
-    has_id = np.bincount(training.item, minlength=len(items)) > 0
+    codec, items = data.codec, data.items
     config = TowerConfig(
         users=len(codec.users),
         items=len(codec.items),
@@ -163,21 +216,15 @@ def tower_builder(codec: Codec, items: ItemTable, training: Examples) -> Callabl
         user_attribute_width=codec.user_attributes.width,
         user_numbers=len(codec.user_attributes.numeric),
         item_numbers=len(codec.item_attributes.numeric),
+        **asdict(shape),
     )
     codes = torch.from_numpy(items.encoded.codes.astype(np.int64))
     numbers = torch.from_numpy(codec.item_attributes.standardise(items.encoded.numbers))
-    return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(has_id))
+    return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(data.met))
 
 
-def _write(
-    folder: Path,
-    codec: Codec,
-    items: ItemTable,
-    towers: TwoTowers,
-    validation: Examples,
-    known: pd.DataFrame,
-    shares: Shares,
-) -> dict[str, Any]:
+def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame, shares: Shares) -> dict[str, Any]:
+    codec, items = data.codec, data.items
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")
     export_item_tower(towers, folder / "item_tower.onnx")
@@ -185,7 +232,7 @@ def _write(
     np.save(folder / "item_vectors.npy", with_spare(unit))
     np.save(folder / "raw_item_vectors.npy", with_spare(raw))
     session = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
-    index, report = build_index(unit[1:], session(validation.context[:_QUERIES]))
+    index, report = build_index(unit[1:], session(data.validation.context[:_QUERIES]))
     save_index(index, folder / "index.faiss")
     positive = known[known[c.POSITIVE]].sort_values([c.USER, c.TIMESTAMP, c.EVENT_ID], kind="stable")
     near, similarity = neighbours(

@@ -83,6 +83,11 @@ class RowSchema:
                 f"the schema has {len(self.numeric)} numeric and {len(self.categorical)} categorical columns"
             )
 
+    def extends(self, earlier: RowSchema) -> bool:
+        """Return whether rows mean what they meant in an earlier schema, save that there may be more codes."""
+        same = (self.numeric, self.categorical, self.heads) == (earlier.numeric, earlier.categorical, earlier.heads)
+        return same and all(n >= m for n, m in zip(self.cardinalities, earlier.cardinalities, strict=True))
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-like values."""
         return asdict(self)

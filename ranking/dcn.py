@@ -9,14 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
 from ranking.config import DcnConfig
 from ranking.data import Doubles, Floats, RankingData, RowSchema
 from ranking.metrics import log_loss, ndcg_at_k
-from ranking.models.base import Log
+from ranking.models.base import CannotContinue, Log
 from ranking.models.dcn import DcnRanker
 from ranking.network import DcnNetwork, export_onnx
 from ranking.sigmoid import logit, sigmoid
@@ -60,12 +62,19 @@ def fit_dcn(
     seed: int,
     k: int,
     log: Log,
+    earlier: DcnRanker | None = None,
 ) -> DcnRanker:
     """Train on ``train``, stop by ``watch`` (held-out rows), export.
 
-    The same seed, data, thread count and CPU give the same bytes. CUDA is used where there is any.
+    The same seed, data, thread count and CPU give the same bytes. CUDA is used where there is any. With
+    ``earlier`` its weights are trained on, behind its transform.
+
+    Raises:
+        CannotContinue: the earlier network has another shape.
+
     """
-    network = train_network(train, watch, transform, schema, config, seed, k, log)
+    transform = earlier.transform if earlier else transform
+    network = train_network(train, watch, transform, schema, config, seed, k, log, earlier)
     return DcnRanker(schema, transform, export_onnx(network, len(transform.sources)))
 
 
@@ -78,24 +87,60 @@ def train_network(
     seed: int,
     k: int,
     log: Log,
+    earlier: DcnRanker | None = None,
 ) -> DcnNetwork:
-    """Return the network with the weights that did best on ``watch``, on the CPU."""
+    """Return the network with the weights that did best on ``watch``, on the CPU.
+
+    Raises:
+        CannotContinue: the earlier network has another shape.
+
+    """
     with _reproducible(seed, config.threads) as device:
         rows, watched = (_Rows.of(part, transform, schema, device) for part in (train, watch))
         network = DcnNetwork(
             rows.numeric.shape[1], transform.bucket_counts, schema.cardinalities, len(schema.heads), config
         ).to(device)
         rates = rows.labels.double().mean(dim=0).cpu().numpy().clip(1e-6, 1 - 1e-6)
-        with torch.no_grad():  # start at the base rate, else the first steps only learn that labels are rare
-            network.head.bias.copy_(torch.from_numpy(logit(rates)))
+        if earlier:
+            load_weights(network, schema, earlier)
+        else:
+            with torch.no_grad():  # start at the base rate, else the first steps only learn that labels are rare
+                network.head.bias.copy_(torch.from_numpy(logit(rates)))
         loss = _loss(config, torch.from_numpy(rates).float().to(device))
 
         def judge() -> float:
             return _judge(network, watched, watch, schema, config, k)
 
         _optimise(network, rows, loss, judge, config, seed, log)
-        _share_unknown(network, rows)
+        if not earlier:
+            _share_unknown(network, rows)
     return network.cpu().eval()
+
+
+def load_weights(network: DcnNetwork, schema: RowSchema, earlier: DcnRanker) -> None:
+    """Give a network the weights of an exported one; codes that are new since get the embedding of unknown.
+
+    Args:
+        network: of ``schema``, which extends the earlier one.
+        schema: columns of the network's rows.
+        earlier: the exported network.
+
+    Raises:
+        CannotContinue: it has another shape.
+
+    """
+    graph = onnx.load_from_string(earlier.graph).graph
+    weights = {part.name: torch.from_numpy(numpy_helper.to_array(part).copy()) for part in graph.initializer}
+    if schema.categorical:
+        columns = torch.split(weights["category.table.weight"], list(earlier.schema.cardinalities))
+        grown = zip(columns, schema.cardinalities, strict=True)
+        weights["category.table.weight"] = torch.cat(
+            [torch.cat([column, column[:1].expand(size - len(column), -1)]) for column, size in grown]
+        )
+    for name, value in network.named_parameters():
+        if name not in weights or weights[name].shape != value.shape:
+            raise CannotContinue(f"the network's {name} has another shape")
+    network.load_state_dict({**network.state_dict(), **{name: weights[name] for name, _ in network.named_parameters()}})
 
 
 def _optimise(
@@ -128,7 +173,7 @@ def _optimise(
         if step % between and step != steps:
             continue
         quality = judge()
-        log("dcn", {"step": float(step), "loss": total / step, f"watch_{config.monitor}": quality})
+        log("dcn", {"done": step / steps, "loss": total / step, f"watch_{config.monitor}": quality})
         waited = 0 if quality > best else waited + 1
         if quality > best:
             best, best_weights = quality, copy.deepcopy(network.state_dict())

@@ -14,8 +14,8 @@ from ranking.calibration import fit_calibration
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.metrics import auc, ece, log_loss, ndcg_at_k
-from ranking.models import Ranker
-from ranking.models.base import Log
+from ranking.models import Ranker, load
+from ranking.models.base import CannotContinue, Log
 from ranking.scorer import CalibratedRanker
 from ranking.transform import RowTransform
 
@@ -95,11 +95,16 @@ class _Job:
     schema: RowSchema
     config: RankerConfig
     log: Log
+    start: Path | None
 
     @cached_property
     def data_version(self) -> str:
         parts = (self.train, self.calibrate, self.validate)
         return fingerprint(self.schema.to_dict(), [part.digest() for part in parts])
+
+    @cached_property
+    def start_version(self) -> list[str]:
+        return [file_hash(path) for path in sorted(self.start.iterdir()) if path.is_file()] if self.start else []
 
     @cached_property
     def transform(self) -> RowTransform:
@@ -114,6 +119,7 @@ def train_rankers(
     folder: Path,
     config: RankerConfig,
     log: Log,
+    start: Path | None = None,
 ) -> RankerReport:
     """Train the configured kinds into ``folder/<kind>`` and write ``folder/report.json``.
 
@@ -129,6 +135,8 @@ def train_rankers(
         folder: where models go.
         config: which kinds, and their settings.
         log: called with a kind and its figures (steps, trees, validation figures, seconds).
+        start: folder of an earlier ranker. One of its kind goes on from it; where that cannot be, it is trained
+            anew. ``log`` is told ``continued``, 1 or 0.
 
     Raises:
         ValueError: data and schema disagree.
@@ -136,7 +144,7 @@ def train_rankers(
     """
     for data in (train, calibrate, validate):
         data.check(schema)
-    job = _Job(train, calibrate, validate, schema, config, log)
+    job = _Job(train, calibrate, validate, schema, config, log, start)
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {kind: _train_kind(job, kind, folder / kind) for kind in config.kinds}
     report = RankerReport(_choose(kinds, config.tolerance), config.ndcg_k, kinds)
@@ -152,14 +160,14 @@ def _choose(kinds: dict[str, KindReport], tolerance: float) -> str:
 
 
 def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
-    version = fingerprint(_REVISION, kind, job.data_version, job.config.part(kind))
+    version = fingerprint(_REVISION, kind, job.data_version, job.config.part(kind), *job.start_version)
     finished = _finished(folder, version)
     if finished:
         job.log(kind, {"resumed": 1.0})
         return finished
     started = time.perf_counter()
     with staged_folder(folder) as staging:
-        ranker = _fit(job, kind)
+        ranker = _continue(job, kind) if job.start else _fit(job, kind)
         seconds = time.perf_counter() - started
         probabilities = ranker.predict(job.calibrate.numeric, job.calibrate.categorical)
         calibration = fit_calibration(probabilities, job.calibrate.labels, job.calibrate.request)
@@ -183,9 +191,26 @@ def _finished(folder: Path, version: str) -> KindReport | None:
     return report if whole and report.version == version else None
 
 
-def _fit(job: _Job, kind: str) -> Ranker:
+def _continue(job: _Job, kind: str) -> Ranker:
+    """Train one kind from where it was left, if it can be."""
+    assert job.start is not None
+    earlier = load(job.start)
+    try:
+        if earlier.kind != kind or not job.schema.extends(earlier.schema):
+            raise CannotContinue("another kind or other columns")
+        ranker = _fit(job, kind, earlier)
+    except CannotContinue:
+        job.log(kind, {"continued": 0.0})
+        return _fit(job, kind)
+    job.log(kind, {"continued": 1.0})
+    return ranker
+
+
+def _fit(job: _Job, kind: str, earlier: Any = None) -> Ranker:
     """Train one kind. Libraries are imported by the kind that needs them: torch alone takes a second."""
     train, watch, schema, config = job.train, job.calibrate, job.schema, job.config
+    if earlier and kind not in ("lightgbm", "lambdarank", "dcn"):
+        raise CannotContinue("made in one step")
     match kind:
         case "popularity":
             from ranking.models.popularity import fit_popularity
@@ -198,15 +223,17 @@ def _fit(job: _Job, kind: str) -> Ranker:
         case "lightgbm":
             from ranking.models.trees import fit_lightgbm
 
-            return fit_lightgbm(train, watch, schema, config.trees, config.seed, job.log)
+            return fit_lightgbm(train, watch, schema, config.trees, config.seed, job.log, earlier)
         case "lambdarank":
             from ranking.models.trees import fit_lambdarank
 
-            return fit_lambdarank(train, watch, schema, config.trees, config.seed, config.ndcg_k, job.log)
+            settings = config.trees, config.seed, config.ndcg_k
+            return fit_lambdarank(train, watch, schema, *settings, job.log, earlier)
         case "dcn":
             from ranking.dcn import fit_dcn
 
-            return fit_dcn(train, watch, job.transform, schema, config.dcn, config.seed, config.ndcg_k, job.log)
+            dcn = config.dcn, config.seed, config.ndcg_k
+            return fit_dcn(train, watch, job.transform, schema, *dcn, job.log, earlier)
     raise ValueError(f"unknown kind {kind!r}")
 
 

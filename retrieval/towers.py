@@ -22,9 +22,21 @@ from feature_repo.columns import HISTORY_LENGTH
 from retrieval.context import GAP_BUCKETS
 
 
-@dataclass(frozen=True)
-class TowerConfig:
-    """Sizes of both towers. Counts include code 0 (unknown)."""
+@dataclass(frozen=True, kw_only=True)
+class TowerShape:
+    """What of the towers is chosen: sizes that data do not give, and how much is dropped in training."""
+
+    dimension: int = 64
+    hidden: int = 128
+    heads: int = 4
+    user_id_dropout: float = 0.5
+    item_id_dropout: float = 0.1
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig(TowerShape):
+    """The shape, and the sizes that data give. Counts include code 0 (unknown)."""
 
     users: int
     items: int
@@ -33,13 +45,7 @@ class TowerConfig:
     user_attribute_width: int = 0
     user_numbers: int = 0
     item_numbers: int = 0
-    dimension: int = 64
-    hidden: int = 128
-    heads: int = 4
     history: int = HISTORY_LENGTH
-    user_id_dropout: float = 0.5
-    item_id_dropout: float = 0.1
-    dropout: float = 0.1
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""

@@ -26,6 +26,7 @@ from retrieval.towers import TwoTowers
 
 Log = Callable[[int, dict[str, float]], None]
 Progress = Callable[[str, int, int], None]
+Begin = Callable[[TwoTowers], None]
 
 
 class CannotLearn(RuntimeError):
@@ -72,6 +73,7 @@ def train_towers(
     version: str,
     log: Log = lambda *_: None,
     progress: Progress = lambda *_: None,
+    begin: Begin = lambda _: None,
 ) -> tuple[TwoTowers, TrainReport]:
     """Train towers, or finish or load a training that ``folder`` holds.
 
@@ -84,12 +86,13 @@ def train_towers(
         version: of the data; a folder of another version or other settings is begun anew.
         log: told each epoch's metrics.
         progress: told each step.
+        begin: gives untrained towers the weights to start from, if not the drawn ones.
 
     Raises:
         CannotLearn: one batch could not be overfitted.
 
     """
-    run = _Run(build, training, validation, config, folder, fingerprint(version, asdict(config)))
+    run = _Run(build, training, validation, config, folder, fingerprint(version, asdict(config)), begin)
     return run.finish(log, progress)
 
 
@@ -102,12 +105,14 @@ class _Run:
         config: TrainConfig,
         folder: Path,
         version: str,
+        begin: Begin,
     ) -> None:
         self.config, self.training, self.folder, self.version = config, training, folder, version
         self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.build = build
         torch.manual_seed(config.seed)
         self.towers = build().to(self.device)
+        begin(self.towers)
         counts = np.bincount(training.item, minlength=self.towers.config.items).astype(np.float64)
         self.popularity = torch.from_numpy((counts / counts.sum()).astype(np.float32)).to(self.device)
         rows = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_sample]

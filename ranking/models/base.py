@@ -22,6 +22,10 @@ Log = Callable[[str, dict[str, float]], None]
 """Called with a kind and its figures while it is trained."""
 
 
+class CannotContinue(Exception):
+    """An earlier model cannot be trained on; the message says why."""
+
+
 class Ranker(Protocol):
     """A trained model of one kind; reads raw rows and owns whatever transform it needs."""
 

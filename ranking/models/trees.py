@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,11 @@ def _load_openmp() -> None:
 _load_openmp()
 
 import lightgbm  # noqa: E402  (needs the library above)
+
+Report = Callable[[float, float], None]
+"""Told while boosting: the share of the rounds that are done, and the figure that stops them."""
+
+_REPORTS = 10
 
 
 @dataclass(frozen=True)
@@ -125,17 +130,29 @@ class TreeRanker:
 
 
 def fit_lightgbm(
-    train: RankingData, watch: RankingData, schema: RowSchema, config: TreeConfig, seed: int, log: Log
+    train: RankingData,
+    watch: RankingData,
+    schema: RowSchema,
+    config: TreeConfig,
+    seed: int,
+    log: Log,
+    earlier: TreeRanker | None = None,
 ) -> TreeRanker:
-    """Train a booster per head; ``watch``, held-out rows, says when to stop."""
+    """Train a booster per head; ``watch``, held-out rows, says when to stop.
+
+    With ``earlier``, of this kind and heads, its trees stay and the rounds are added to them.
+    """
     data, held_out = _datasets(train, watch, schema, config)
     boosters = []
     for column, head in enumerate(schema.heads):
+        if earlier:  # what the earlier trees say of the rows is kept in the data set
+            data, held_out = _datasets(train, watch, schema, config)
         # Bins do not depend on labels, so one binned matrix serves every head.
         data.set_label(np.ascontiguousarray(train.labels[:, column]))
         held_out.set_label(np.ascontiguousarray(watch.labels[:, column]))
         parameters = {**_parameters(config, seed), "objective": "binary", "metric": "binary_logloss"}
-        boosters.append(_boost(parameters, data, held_out, config))
+        start = earlier.boosters[column] if earlier else None
+        boosters.append(_boost(parameters, data, held_out, config, start=start))
         log("lightgbm", {f"{head}_trees": float(boosters[-1].num_trees())})
     ones, zeros = (1.0,) * len(boosters), (0.0,) * len(boosters)
     return TreeRanker("lightgbm", schema, tuple(boosters), ones, zeros)
@@ -149,10 +166,12 @@ def fit_lambdarank(
     seed: int,
     k: int,
     log: Log,
+    earlier: TreeRanker | None = None,
 ) -> TreeRanker:
     """Train one booster for NDCG@k; the gain of a row is its weighted label, 0 for rows without any.
 
-    Each head's sigmoid is fitted on ``watch``: on rows that the trees have seen, scores are too sure.
+    With ``earlier``, of this kind, its trees stay and the rounds are added to them. Each head's sigmoid is fitted
+    on ``watch``: on rows that the trees have seen, scores are too sure.
     """
     worth, watch_worth = (np.maximum(schema.score(part.labels), 0.0) for part in (train, watch))
     gains = np.unique(np.r_[np.float32(0.0), worth, watch_worth])
@@ -167,7 +186,11 @@ def fit_lambdarank(
         "lambdarank_truncation_level": k + 5,  # LightGBM's advice: a little above k
         "label_gain": [float(gain) for gain in gains],
     }
-    booster = _boost(parameters, data, held_out, config)
+
+    def report(done: float, ndcg: float) -> None:
+        log("lambdarank", {"done": done, "watch_ndcg": ndcg})
+
+    booster = _boost(parameters, data, held_out, config, report, earlier.boosters[0] if earlier else None)
     log("lambdarank", {"trees": float(booster.num_trees())})
     scores = _raw(booster, _matrix(watch.numeric, watch.categorical, schema))
     fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
@@ -215,9 +238,23 @@ def _parameters(config: TreeConfig, seed: int) -> dict[str, Any]:
 
 
 def _boost(
-    parameters: dict[str, Any], data: lightgbm.Dataset, held_out: lightgbm.Dataset, config: TreeConfig
+    parameters: dict[str, Any],
+    data: lightgbm.Dataset,
+    held_out: lightgbm.Dataset,
+    config: TreeConfig,
+    report: Report = lambda *_: None,
+    start: lightgbm.Booster | None = None,
 ) -> lightgbm.Booster:
-    stop = lightgbm.early_stopping(config.patience, verbose=False)
-    booster = lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=[stop])
+    every = max(1, config.rounds // _REPORTS)
+
+    def tell(state: Any) -> None:
+        done = state.iteration - state.begin_iteration + 1
+        if done % every == 0:
+            report(done / config.rounds, float(state.evaluation_result_list[0][2]))
+
+    callbacks = [lightgbm.early_stopping(config.patience, verbose=False), tell]
+    booster = lightgbm.train(
+        parameters, data, config.rounds, valid_sets=[held_out], callbacks=callbacks, init_model=start
+    )
     # Read back from its own text, so that what is measured now is what will be served.
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))

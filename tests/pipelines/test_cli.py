@@ -23,6 +23,7 @@ COMMANDS = [
     "ingest",
     "features",
     "materialize",
+    "tune",
     "train",
     "release",
     "evaluate",

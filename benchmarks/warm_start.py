@@ -1,0 +1,93 @@
+"""Going on from the last release against training anew, when the newest 15% of a log have come in."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from feature_repo.dataset import load_spec
+from feature_repo.store import apply, feature_store
+from feature_repo.workspace import Workspace
+from pipelines import display, stages
+from pipelines.evaluate import evaluate
+from pipelines.ingest import ingest
+from pipelines.release import current_release, make_release, promote
+from pipelines.synthetic import generate
+from pipelines.train import train
+from pipelines.warm_start import WarmStartConfig
+from pipelines.world import WorldConfig
+
+EARLIER = 0.85
+
+
+def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
+    """Train on the first 85% of a world's events and release; then, with all events, go on and train anew.
+
+    Args:
+        root: folder of the world; trainings of an earlier run are removed.
+        users: of the world.
+        items: of the world.
+        limit: events of the test slice that are replayed; the same for both.
+
+    Returns:
+        seconds on the clock and of processors, NDCG@10 and recall of the candidates, of each way.
+
+    """
+    workspace, data = Workspace(root / "work"), root / "raw"
+    shutil.rmtree(workspace.root, ignore_errors=True)
+    config = WorldConfig(users=users, items=items, days=90, seed=5, events_per_user=60.0)
+    earlier, later = _halves(data, config)
+    _bring_in(workspace, data, "events-1.csv", earlier)
+    found: dict[str, Any] = {"users": users, "items": items, "events": limit, "first": _measured(workspace, None)}
+    base = current_release(workspace).name
+    _bring_in(workspace, data, "events-2.csv", later)
+    for name, warm in (("warm_start", WarmStartConfig()), ("anew", None)):
+        promote(workspace, base)
+        seconds = _measured(workspace, warm)
+        with display.stage(f"Evaluate {name}") as progress:
+            figures = evaluate(workspace, current_release(workspace), progress, limit, baselines=False)
+        candidates, ours = figures["candidates"], figures["models"]["funnel"]
+        found[name] = {**seconds, "ndcg@10": ours["ndcg@10"], "candidates_recall@100": candidates["recall@100"]}
+    rows = [[name, *found[name].values()] for name in ("warm_start", "anew")]
+    display.table("Training when 15% of the events are new", ["", *found["anew"]], rows)
+    return found
+
+
+def _halves(data: Path, config: WorldConfig) -> tuple[str, str]:
+    """Write the world without its events, and return these as two CSV files: the first 85%, and the rest."""
+    for old in data.glob("events*.csv"):
+        old.unlink()
+    generate(data, config)
+    with (data / "events.csv").open(encoding="utf-8") as file:
+        header, *rows = file
+    (data / "events.csv").unlink()
+    place = header.split(",").index("timestamp")
+    rows.sort(key=lambda row: row.split(",")[place])
+    cut = int(EARLIER * len(rows))
+    return header + "".join(rows[:cut]), header + "".join(rows[cut:])
+
+
+def _bring_in(workspace: Workspace, data: Path, name: str, events: str) -> None:
+    (data / name).write_text(events, encoding="utf-8")
+    spec = load_spec(stages.SPECS / "synthetic.toml")
+    spec = spec.model_copy(update={"events": spec.events.model_copy(update={"path": "events-*.csv"})})
+    ingest(spec, data, workspace)
+    stages.run_features(workspace)
+    apply(feature_store(workspace), workspace)
+
+
+def _measured(workspace: Workspace, warm: WarmStartConfig | None) -> dict[str, float]:
+    """Train and release; return how long it took, on the clock and of processors."""
+    clock, used = time.perf_counter(), _processor_s()
+    with display.stage("Train" if warm is None else "Train on") as progress:
+        train(workspace, progress, warm=warm, say=display.console.print)
+        make_release(workspace)
+    return {"seconds": time.perf_counter() - clock, "processor_seconds": _processor_s() - used}
+
+
+def _processor_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,121 @@
+"""Runs a search: one process, or several that share the study."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from optuna import Trial, TrialPruned
+from optuna.trial import TrialState
+
+from feature_repo.workspace import Workspace
+from pipelines.search.plan import Plan
+from pipelines.search.results import Found, write_result
+from pipelines.search.study import DEFAULT, SearchConfig, SharedStudy
+from pipelines.tracking import track
+from retrieval.training import Progress
+
+_POLL_S = 0.5
+
+
+class SearchStopped(RuntimeError):
+    """A process of the search ended before its time; what is finished is kept."""
+
+
+def run_search(workspace: Workspace, plan: Plan, config: SearchConfig, progress: Progress) -> Found:
+    """Search until the study has as many trials as ``config`` says, and write the best settings.
+
+    Trials that finished earlier count; one that was killed is marked as failed and tried again.
+
+    Raises:
+        MissingStage: there is nothing to search on yet.
+        SearchStopped: a process was killed or failed, or the time was over before any trial finished.
+
+    """
+    until = time.time() + 60 * config.minutes if config.minutes is not None else float("inf")
+    name = f"{plan.name}-{plan.version(workspace)}"
+    with closing(SharedStudy(workspace, plan, config, name)) as study:
+        if study.finished() < config.trials:
+            job = _Job(workspace, plan, plan.data(workspace, progress), config, name, until)
+            if config.jobs == 1:
+                _work(job, progress)
+            else:
+                _share(job, study, progress)
+        if not any(trial.state == TrialState.COMPLETE for trial in study.study.trials):
+            raise SearchStopped(f"no trial of {study.name} has finished: give more --minutes or --trials")
+        return write_result(workspace, plan, study)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What each process is told. ``until``: epoch seconds after which no trial begins."""
+
+    workspace: Workspace
+    plan: Plan
+    data: Any
+    config: SearchConfig
+    name: str
+    until: float
+
+
+def _share(job: _Job, study: SharedStudy, progress: Progress) -> None:
+    # Not forked: torch's and Arrow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_work, args=(job,)) for _ in range(job.config.jobs)]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers):
+            progress("trials", study.finished(), job.config.trials)
+            time.sleep(_POLL_S)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed and study.finished() < job.config.trials:  # else the others have done its part
+        raise SearchStopped(f"{len(failed)} of {len(workers)} processes failed ({failed}); run it again to go on")
+
+
+def _work(job: _Job, progress: Progress = lambda *_: None) -> None:
+    """Run trials until there are enough: one process's part."""
+    if job.config.jobs > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.config.jobs))
+    with closing(SharedStudy(job.workspace, job.plan, job.config, job.name)) as study:
+        while time.time() < job.until and (trial := study.next()):
+            progress("trials", study.finished(), job.config.trials)
+            _run_trial(job, study, trial)
+
+
+def _run_trial(job: _Job, study: SharedStudy, trial: Trial) -> None:
+    plan, folder = job.plan, study.trial_folder(trial.number)
+    tags = {"study": study.name, "trial": str(trial.number)}
+    with track(job.workspace, f"tune-{plan.name}", tags) as run:
+        params = plan.draw(trial)
+        run.parameters(params)
+
+        def report(step: int, figure: float) -> None:
+            run.metrics({plan.figure: figure}, step)
+            trial.report(figure, step)
+            # A default is asked too, so that others are compared with it, but it is never given up.
+            if trial.should_prune() and not trial.user_attrs.get(DEFAULT):
+                raise TrialPruned
+
+        try:
+            value = plan.value(job.data, params, folder, report)
+        except TrialPruned:
+            study.study.tell(trial, state=TrialState.PRUNED)
+        except Exception:
+            study.study.tell(trial, state=TrialState.FAIL)
+            raise
+        else:
+            run.metrics({f"best_{plan.figure}": value})
+            study.study.tell(trial, value)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,92 @@
+"""The towers' search: recall on the slice that stops their training."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from optuna import Trial
+
+from feature_repo.workspace import MissingStage, Workspace, fingerprint
+from pipelines.ingest import data_version, read_events
+from pipelines.search.plan import Params, Report
+from pipelines.split import Split
+from pipelines.train_retrieval import TowerData, tower_builder, tower_data
+from retrieval.towers import TowerShape
+from retrieval.training import CannotLearn, Progress, TrainConfig, train_towers
+
+TRAINING = ("learning_rate", "weight_decay", "batch", "uniform_negatives")
+SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")
+"""Not the sizes: larger towers score better and cost more to serve, which recall does not see."""
+
+
+@dataclass(frozen=True)
+class TowerSearch:
+    """See ``Plan``: settings around ``config`` and ``shape``."""
+
+    config: TrainConfig = field(default_factory=TrainConfig)
+    shape: TowerShape = field(default_factory=TowerShape)
+    name = "towers"
+    first_rung = 2
+
+    @property
+    def figure(self) -> str:
+        """See ``Plan``."""
+        return f"recall@{self.config.recall_at}"
+
+    @property
+    def steps(self) -> int:
+        """See ``Plan``: a step is an epoch."""
+        return max(self.config.epochs, self.first_rung)
+
+    def version(self, workspace: Workspace) -> str:
+        """See ``Plan``."""
+        data = data_version(workspace)
+        if not workspace.features.is_dir():
+            raise MissingStage(f"no features in {workspace.root}: run 'funnel features' first")
+        split = Split.by_time(read_events(workspace))
+        return fingerprint(data, split.to_dict(), asdict(self.config), asdict(self.shape))
+
+    def defaults(self) -> list[Params]:
+        """See ``Plan``."""
+        training = {name: getattr(self.config, name) for name in TRAINING}
+        return [training | {name: getattr(self.shape, name) for name in SHAPE}]
+
+    def draw(self, trial: Trial) -> Params:
+        """See ``Plan``."""
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 3e-4, 1e-2, log=True),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-6, 1e-1, log=True),
+            "batch": trial.suggest_int("batch", 128, 2048, log=True),
+            "uniform_negatives": trial.suggest_int("uniform_negatives", 64, 1024, log=True),
+            "user_id_dropout": trial.suggest_float("user_id_dropout", 0.0, 0.9),
+            "item_id_dropout": trial.suggest_float("item_id_dropout", 0.0, 0.5),
+            "dropout": trial.suggest_float("dropout", 0.0, 0.5),
+        }
+
+    def settings(self, params: Params) -> tuple[TrainConfig, TowerShape]:
+        """Return the configurations that a choice means."""
+        config = replace(self.config, **{name: params[name] for name in TRAINING})
+        return config, replace(self.shape, **{name: params[name] for name in SHAPE})
+
+    def data(self, workspace: Workspace, progress: Progress) -> TowerData:
+        """See ``Plan``."""
+        events = read_events(workspace)
+        return tower_data(workspace, events, Split.by_time(events), progress)
+
+    def value(self, data: TowerData, params: Params, folder: Path, report: Report) -> float:
+        """See ``Plan``; settings with which nothing can be learned are worth 0."""
+        config, shape = self.settings(params)
+        best = 0.0
+
+        def note(epoch: int, metrics: dict[str, float]) -> None:
+            nonlocal best
+            best = max(best, metrics["recall"])
+            report(epoch, best)
+
+        try:
+            build = tower_builder(data, shape)
+            _, found = train_towers(build, data.training, data.validation, config, folder, "trial", note)
+        except CannotLearn:
+            return 0.0
+        return found.recall

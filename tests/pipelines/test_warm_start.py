@@ -1,0 +1,172 @@
+"""A training that goes on from the release: what it takes over, what it learns from, and when it cannot."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from feature_repo import columns as c
+from feature_repo.encoding import AttributeEncoder, Vocabulary
+from feature_repo.workspace import file_hash, read_json, write_json
+from pipelines.ingest import read_events
+from pipelines.release import current_release, make_release
+from pipelines.split import Split, epoch_seconds
+from pipelines.train import train
+from pipelines.train_ranking import train_ranking
+from pipelines.train_retrieval import tower_builder, tower_data, train_retrieval
+from pipelines.warm_start import Base, NothingNew, WarmStartConfig, table_rows
+from ranking.models import load
+from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
+from tests.pipelines.test_cli import funnel
+
+WARM = WarmStartConfig(epochs=2, rounds=10, steps=20)
+SHORT = replace(TOWERS, epochs=2)
+
+AGAIN = """
+from pathlib import Path
+import sys
+from feature_repo.workspace import Workspace
+from tests.pipelines.test_warm_start import go_on
+go_on(Workspace(Path(sys.argv[1])), lambda what, done, total: print(what, flush=True))
+"""
+
+
+def go_on(workspace, progress=silent, say=silent):
+    return train(workspace, progress, SHORT, SAMPLE, RANKERS, warm=WARM, say=say)
+
+
+@pytest.fixture(scope="module")
+def older(built, copy, tmp_path_factory):
+    """The built workspace with a release that was trained when only the first 85% of events had happened."""
+    with copy(built.workspace, tmp_path_factory.mktemp("older") / "w") as workspace:
+        events = read_events(workspace)
+        events = events.iloc[: int(0.85 * len(events))]
+        split = Split.by_time(events)
+        shutil.rmtree(workspace.releases)
+        shutil.rmtree(workspace.models)
+        workspace.models.mkdir()
+        write_json(workspace.models / "split.json", split.to_dict())
+        train_retrieval(workspace, events, split, SHORT, silent, silent)
+        rankers = replace(RANKERS, kinds=("lambdarank",))
+        train_ranking(workspace, events, split, SAMPLE, rankers, silent, silent)
+        make_release(workspace)
+        yield workspace
+
+
+@pytest.fixture
+def again(older, copy, tmp_path):
+    with copy(older, tmp_path / "w") as workspace:
+        yield workspace
+
+
+def model_hashes(workspace):
+    folder = workspace.models
+    wanted = [p for part in ("retrieval", "ranking") for p in (folder / part).rglob("*") if p.is_file()]
+    return {str(p.relative_to(folder)): file_hash(p) for p in wanted}
+
+
+def test_known_ids_keep_their_vectors_in_a_grown_vocabulary(older):
+    base, events = Base.of(older), read_events(older)
+    split = Split.by_time(events)
+    data = tower_data(older, events, split, silent, base)
+    torch.manual_seed(3)
+    towers = tower_builder(data, base.shape)()
+    drawn = {name: value.clone() for name, value in towers.state_dict().items()}
+    base.begin(towers, data.codec)
+    old, new = load_file(base.folder / "towers.safetensors"), towers.state_dict()
+    assert len(data.codec.users) > len(base.codec.users)
+    for user in data.codec.users.values:
+        row, before = new["users.ids.weight"][data.codec.users.code(user)], base.codec.users.code(user)
+        fresh = drawn["users.ids.weight"][data.codec.users.code(user)]
+        assert torch.equal(row, old["users.ids.weight"][before] if before else fresh)
+    for item in data.codec.items.values:
+        row = new["items.ids.weight"][data.codec.items.code(item)]
+        assert torch.equal(row, old["items.ids.weight"][base.codec.items.code(item)])
+    tables = table_rows(base.codec, data.codec)
+    assert all(torch.equal(value, old[name]) for name, value in new.items() if name not in tables)
+
+
+def test_attribute_rows_follow_their_values(older):
+    old = Base.of(older).codec
+    kinds = {"colour": "categorical", "size": "categorical"}
+    moments = {}
+    before = AttributeEncoder(kinds, {"colour": Vocabulary(["red", "blue"]), "size": Vocabulary(["s"])}, moments)
+    now = AttributeEncoder(kinds, {"colour": Vocabulary(["green", "red"]), "size": Vocabulary(["m", "s"])}, moments)
+    grown = before.grown(now)
+    assert grown.vocabularies["colour"].values == ["red", "blue", "green"]
+    assert grown.vocabularies["size"].values == ["s", "m"]
+    rows = table_rows(replace(old, item_attributes=before), replace(old, item_attributes=grown))
+    assert rows["items.attribute_table.weight"].tolist() == [0, 1, 2, -1, 3, -1]
+
+
+def test_it_learns_from_new_events_and_as_many_old_ones(older):
+    base, events = Base.of(older), read_events(older)
+    split = Split.by_time(events)
+    time = epoch_seconds(events[c.TIMESTAMP])
+    chosen = base.examples(events[time < split.ranker], split, 1)
+    new = epoch_seconds(chosen[c.TIMESTAMP]) >= base.cut
+    expected = (time >= base.cut) & (time < split.ranker) & events[c.POSITIVE].to_numpy()
+    assert new.sum() == expected.sum() == (~new).sum()
+    assert chosen[c.POSITIVE].all() and not chosen[c.EVENT_ID].duplicated().any()
+    with pytest.raises(NothingNew, match="funnel ingest"):
+        base.examples(events[time < base.cut], replace(split, ranker=base.cut), 1)
+
+
+def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
+    before, said = current_release(again), []
+    report = go_on(again, say=said.append)
+    assert list(report.kinds) == ["lambdarank"]
+    assert said == [f"towers: go on from release {before.name}", "rankers: lambdarank goes on from the release's"]
+    retrieval = read_json(again.models / "retrieval" / "report.json")
+    assert retrieval["warm_start"] == before.name
+    anew = read_json(before / "metrics.json")["retrieval"]
+    assert retrieval["towers"]["curve"][0]["loss"] < anew["towers"]["curve"][0]["loss"]
+    rankers = before / "ranker", again.models / "ranking" / "lambdarank"
+    trees = [load(folder).boosters[0].num_trees() for folder in rankers]
+    assert trees[0] < trees[1] <= trees[0] + WARM.rounds
+    hashes = model_hashes(again)
+    go_on(again)
+    assert model_hashes(again) == hashes
+    assert make_release(again) != before
+    with pytest.raises(NothingNew):
+        go_on(again)
+
+
+def test_a_killed_warm_start_ends_with_the_same_bytes(again, tmp_path, copy):
+    with copy(again, tmp_path / "killed") as killed:
+        command = [sys.executable, "-c", AGAIN, str(killed.root)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        for line in process.stdout:
+            if line.startswith("epoch 2"):
+                break
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        go_on(killed)
+        go_on(again)
+        assert model_hashes(killed) == model_hashes(again)
+
+
+def test_without_a_release_it_says_what_to_run(copied):
+    shutil.rmtree(copied.releases)
+    done = funnel("train", "--warm-start", "--home", copied.root)
+    assert done.returncode == 2 and "run 'funnel release' first" in done.stderr
+
+
+def test_a_release_of_another_data_set_is_refused(copied):
+    path = copied.ingest / "dataset.json"
+    write_json(path, {**read_json(path), "name": "another"})
+    done = funnel("train", "--warm-start", "--home", copied.root)
+    assert done.returncode == 2 and "is of another data set" in done.stderr
+
+
+def test_a_release_of_the_same_events_has_nothing_to_learn(copied):
+    done = funnel("train", "--warm-start", "--home", copied.root)
+    assert done.returncode == 1 and "bring new ones with 'funnel ingest'" in done.stderr
+    assert model_hashes(copied)
+    assert "leave --tuned" in funnel("train", "--warm-start", "--tuned", "--home", copied.root).stderr

@@ -1,0 +1,110 @@
+"""An earlier ranker is trained on where it can be, and made anew where it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Trained
+from planted import CONFIG, SCHEMA, planted, splits
+
+from ranking.config import RankerConfig
+from ranking.data import RowSchema
+from ranking.dcn import load_weights
+from ranking.metrics import ndcg_at_k
+from ranking.models import load
+from ranking.models.base import CannotContinue
+from ranking.models.trees import TreeRanker
+from ranking.network import DcnNetwork
+from ranking.train import RankerReport, train_rankers
+
+GROWN = replace(SCHEMA, cardinalities=(9, 4))
+MORE = replace(
+    CONFIG, trees=replace(CONFIG.trees, rounds=10), dcn=replace(CONFIG.dcn, min_steps=20, epochs=1, learning_rate=1e-3)
+)
+
+
+def go_on(
+    folder: Path, start: Path, kind: str, schema: RowSchema = GROWN, config: RankerConfig = MORE
+) -> tuple[RankerReport, dict[str, float]]:
+    said: dict[str, float] = {}
+    config = replace(config, kinds=(kind,))
+    report = train_rankers(*splits(), schema, folder, config, lambda _, figures: said.update(figures), start)
+    return report, said
+
+
+@pytest.mark.parametrize("kind", ["lambdarank", "lightgbm"])
+def test_boosters_keep_their_trees_and_get_more(trained: Trained, tmp_path: Path, kind: str) -> None:
+    report, said = go_on(tmp_path, trained.folder / kind, kind)
+    assert said["continued"] == 1.0
+    earlier, later = load(trained.folder / kind), load(tmp_path / kind)
+    assert isinstance(earlier, TreeRanker) and isinstance(later, TreeRanker)
+    for old, new in zip(earlier.boosters, later.boosters, strict=True):
+        grown = new.num_trees()
+        assert old.num_trees() < grown <= old.num_trees() + 10
+        rows = np.hstack([trained.validate.numeric, trained.validate.categorical])[:100]
+        before = old.predict(rows, raw_score=True)
+        np.testing.assert_allclose(new.predict(rows, raw_score=True, num_iteration=old.num_trees()), before)
+    assert report.kinds[kind].ndcg == pytest.approx(trained.report.kinds[kind].ndcg, abs=0.05)
+
+
+def test_the_network_begins_with_its_weights_and_new_codes_as_unknown(trained: Trained) -> None:
+    earlier = load(trained.folder / "dcn")
+    transform = earlier.transform  # type: ignore[attr-defined]
+    width = len(transform.sources)
+    network = DcnNetwork(width, transform.bucket_counts, GROWN.cardinalities, 2, CONFIG.dcn)
+    load_weights(network, GROWN, earlier)  # type: ignore[arg-type]
+    assert network.category is not None
+    table = network.category.table.weight.detach().numpy()
+    assert (table[6:9] == table[0]).all() and (table[1] != table[0]).any()
+    with pytest.raises(CannotContinue, match="another shape"):
+        load_weights(
+            DcnNetwork(width, transform.bucket_counts, GROWN.cardinalities, 2, replace(CONFIG.dcn, hidden=(8,))),
+            GROWN,
+            earlier,  # type: ignore[arg-type]
+        )
+
+
+def test_the_network_goes_on_with_a_few_steps(trained: Trained, tmp_path: Path) -> None:
+    report, said = go_on(tmp_path, trained.folder / "dcn", "dcn")
+    assert said["continued"] == 1.0
+    few, _ = go_on(tmp_path / "anew", tmp_path / "dcn", "dcn", config=replace(MORE, dcn=replace(MORE.dcn, hidden=(8,))))
+    assert (report.kinds["dcn"].ndcg or 0) > (few.kinds["dcn"].ndcg or 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "earlier", "change"),
+    [
+        ("dcn", "dcn", {"dcn": replace(MORE.dcn, hidden=(8,))}),
+        ("logistic", "logistic", {}),
+        ("lambdarank", "lightgbm", {}),
+    ],
+)
+def test_what_cannot_go_on_is_trained_anew_and_says_so(
+    trained: Trained, tmp_path: Path, kind: str, earlier: str, change: dict[str, object]
+) -> None:
+    config = replace(MORE, **change)  # type: ignore[arg-type]
+    report, said = go_on(tmp_path, trained.folder / earlier, kind, config=config)
+    assert said["continued"] == 0.0
+    anew = train_rankers(*splits(), GROWN, tmp_path / "anew", replace(config, kinds=(kind,)), lambda *_: None)
+    assert report.kinds[kind].ndcg == anew.kinds[kind].ndcg
+
+
+def test_another_meaning_of_a_column_is_no_continuation(trained: Trained, tmp_path: Path) -> None:
+    for schema in (replace(SCHEMA, cardinalities=(5, 4)), replace(SCHEMA, heads=("click", "like"))):
+        assert not schema.extends(SCHEMA)
+    renamed = replace(SCHEMA, numeric=("noise", "affinity", "item_events_30d", "age"))
+    _, said = go_on(tmp_path, trained.folder / "lambdarank", "lambdarank", renamed)
+    assert said["continued"] == 0.0
+
+
+def test_a_finished_continuation_is_kept(trained: Trained, tmp_path: Path) -> None:
+    go_on(tmp_path, trained.folder / "lambdarank", "lambdarank")
+    _, said = go_on(tmp_path, trained.folder / "lambdarank", "lambdarank")
+    assert said == {"resumed": 1.0}
+    data = planted(4)
+    scorer = load(tmp_path / "lambdarank")
+    score = scorer.schema.score(scorer.predict(data.numeric, data.categorical))
+    assert ndcg_at_k(data.wanted(), score, data.request, 10) > 0.4
