@@ -130,7 +130,7 @@ def circle_world(tmp_path):
     np.save(folder / "allowed_choose.npy", np.packbits(allowed, axis=1))
     setting = {"n_factors": 32, "n_blocks": 1, "n_heads": 2, "dropout_rate": 0.1, "session_max_len": 12,
                "loss": "softmax", "lr": 5e-3}  # fmt: skip
-    write_json(folder / "about.json", {"items": STRANGE + 1, "grid": [setting], "max_epochs": 200})
+    write_json(folder / "about.json", {"items": STRANGE + 1, "grid": [setting], "max_epochs": 60})
     return folder
 
 
