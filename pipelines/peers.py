@@ -194,7 +194,8 @@ def _run(inputs: Path, tuning: Path, result: Path, minutes: float, progress: Pro
             raise
         finally:
             late.cancel()
-    if process.returncode:
+    # Lightning turns a SIGTERM into a quiet end.
+    if process.returncode or not (result / "report.json").is_file():
         raise PeerFailed(
             f"it failed, or was stopped after {3 * minutes:g} minutes, which the next run goes on from: {said}"
         )

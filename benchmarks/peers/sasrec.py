@@ -100,24 +100,19 @@ def encode(model: SASRecModel, histories: Histories, items: int) -> Vectors:
     Each history is a user of its own to RecTools. The vectors are those of which its ``recommend`` takes products.
     """
     preparator = model.data_preparator
-    known, inside = np.zeros(items, dtype=np.bool_), preparator.get_known_items_sorted_internal_ids()
-    codes = preparator.get_known_item_ids().astype(np.int64)
-    known[codes] = True
-    vectors = Vectors(
-        np.zeros((len(histories), model.n_factors), np.float32), np.zeros((items, model.n_factors), np.float32), known
-    )
+    inside, codes = preparator.get_known_items_sorted_internal_ids(), preparator.get_known_item_ids().astype(np.int64)
+    known = np.isin(np.arange(items), codes)
+    of_users, of_items = (np.zeros((rows, model.n_factors), np.float32) for rows in (len(histories), items))
     for start in range(0, len(histories), _PART):
         part = [history[known[history]] for history in histories[start : start + _PART]]
         request = np.repeat(np.arange(start, start + len(part)), [len(history) for history in part])
-        if not len(request):
-            continue
-        users = np.unique(request)
-        data = preparator.transform_dataset_u2i(dataset(request, np.concatenate(part)), users)
-        loader = preparator.get_dataloader_recommend(data, model.recommend_batch_size)
-        of_users, of_items = model.lightning_model._get_user_item_embeddings(loader, None)
-        vectors.users[data.user_id_map.external_ids] = of_users.numpy()
-        vectors.items[codes] = of_items.cpu().numpy()[inside]
-    return vectors
+        if len(request):
+            data = preparator.transform_dataset_u2i(dataset(request, np.concatenate(part)), np.unique(request))
+            loader = preparator.get_dataloader_recommend(data, model.recommend_batch_size)
+            users, vectors = model.lightning_model._get_user_item_embeddings(loader, None)
+            of_users[data.user_id_map.external_ids] = users.numpy()
+            of_items[codes] = vectors.cpu().numpy()[inside]
+    return Vectors(of_users, of_items, known)
 
 
 def check(model: SASRecModel, histories: Histories, vectors: Vectors) -> None:
@@ -205,8 +200,7 @@ class Tuning:
                 best, epochs = score, epoch
             elif epoch - epochs >= PATIENCE * every:
                 break
-            if time.monotonic() - begin > seconds:
-                cut = True
+            if cut := time.monotonic() - begin > seconds:
                 break
         return {"epochs": epochs, "ndcg@10": best, "seconds": time.monotonic() - begin, "cut": cut}
 

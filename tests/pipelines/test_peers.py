@@ -90,9 +90,10 @@ def test_without_the_environment_it_is_said_how_to_get_it(built, monkeypatch, tm
     assert not found.models and "make peers" in found.left_out["sasrec"]
 
 
-def test_a_peer_that_fails_says_where_to_look(monkeypatch, tmp_path):
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_peer_that_ends_without_a_result_says_where_to_look(monkeypatch, tmp_path, code):
     program = tmp_path / "python"
-    program.write_text("#!/bin/sh\necho broken >&2\nexit 3\n")
+    program.write_text(f"#!/bin/sh\necho broken >&2\nexit {code}\n")
     program.chmod(0o755)
     monkeypatch.setattr(peers, "PYTHON", program)
     (tmp_path / "in").mkdir()
