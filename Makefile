@@ -10,7 +10,7 @@ READY := .venv/.ready-$(EXTRA)
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo notebooks test test-faults lint clean
+.PHONY: demo notebooks test test-faults lint peers clean
 demo: $(READY)
 	$(BIN)/funnel demo --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --port $(PORT) $(if $(filter no,$(SERVE)),--no-serve)
 
@@ -34,5 +34,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRA),dev]'
 	touch $@
 
+# SASRec of RecTools needs NumPy 1, which Feast refuses: `funnel evaluate` runs it in this environment.
+peers: .venv-peers/.ready
+.venv-peers/.ready: benchmarks/peers/constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 is needed (set PYTHON=/path/to/python3.11)"; exit 1; }
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/peers/constraints.txt 'rectools[torch]' pyarrow
+	touch $@
+
 clean:
-	rm -rf work .venv
+	rm -rf work .venv .venv-peers

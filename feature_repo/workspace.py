@@ -73,6 +73,11 @@ class Workspace:
         return self.root / "impressions"
 
     @property
+    def peers(self) -> Path:
+        """What ``funnel evaluate`` keeps of models that run in an environment of their own."""
+        return self.root / "peers"
+
+    @property
     def tracking(self) -> Path:
         """MLflow's local store."""
         return self.root / "mlflow"

@@ -144,11 +144,14 @@ class WithPopularity:
     """A baseline whose ties, all items for a user without history among them, go by popularity."""
 
     def __init__(self, baseline: Baseline, taken: Matrix) -> None:
-        counts = np.asarray(taken.sum(axis=0)).ravel()
-        self._baseline = baseline
-        # Too little to outweigh what the model says, enough to order what it does not tell apart.
-        self._bonus = (1e-6 * counts / max(float(counts.max()), 1.0)).astype(np.float32)
+        self._baseline, self._bonus = baseline, popularity_bonus(taken)
 
     def scores(self, histories: Matrix) -> Floats:
         """Return the baseline's scores, raised by at most 1e-6."""
         return np.asarray(self._baseline.scores(histories) + self._bonus)
+
+
+def popularity_bonus(taken: Matrix) -> Floats:
+    """Return what orders items by popularity where a model does not tell them apart, float32 ``[N]``, at most 1e-6."""
+    counts = np.asarray(taken.sum(axis=0)).ravel()
+    return np.asarray(1e-6 * counts / max(float(counts.max()), 1.0), dtype=np.float32)

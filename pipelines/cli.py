@@ -111,6 +111,8 @@ def evaluate(
     home: Home = None,
     limit: Limit = None,
     baselines: Annotated[bool, typer.Option(help="Also item kNN, EASE and iALS, tuned on validation")] = True,
+    peers: Annotated[bool, typer.Option(help="Also SASRec of RecTools, once 'make peers' has been run")] = True,
+    peer_minutes: Annotated[float, typer.Option(help="What its tuning and fitting may take", min=0.1)] = 20.0,
     ablations: Annotated[bool, typer.Option("--ablations", help="Also the funnel without each of its parts")] = False,
     against: Annotated[str | None, typer.Option(help="Id of a release to compare with on the same events")] = None,
 ) -> None:
@@ -119,7 +121,10 @@ def evaluate(
     from pipelines.stages import run_evaluate
 
     use_all_cores()
-    figures = run_evaluate(workspace_of(home), limit, baselines=baselines, ablations=ablations, against=against)
+    minutes = peer_minutes if peers else None
+    figures = run_evaluate(
+        workspace_of(home), limit, baselines=baselines, peer_minutes=minutes, ablations=ablations, against=against
+    )
     result(json.dumps(figures))
 
 

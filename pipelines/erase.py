@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence, Set
@@ -73,6 +74,7 @@ def erase(workspace: Workspace, user: str | None, progress: Progress = lambda *_
             erasure.erase(user)
         _wait_for_impressions(erasure.erased)
         removed_files = _remove_unfinished(workspace.root)
+        shutil.rmtree(workspace.peers, ignore_errors=True)  # users have no names there; it is made again when asked for
         places = _places(workspace, erasure, client, store_config)
         try:
             found = _search(places, progress, "searching")

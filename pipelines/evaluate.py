@@ -26,6 +26,7 @@ from pipelines.intervals import UserBootstrap, interval, paired
 from pipelines.metrics import DEPTHS, Catalogue, accuracy, deep_gains, gains, list_figures, recall
 from pipelines.moments import Lists, Model, moments
 from pipelines.oracle import oracle
+from pipelines.peers import sasrec
 from pipelines.point_in_time import PointInTime
 from pipelines.requests import Journal, Requests, requests_from
 from pipelines.slices import dimensions, slice_figures
@@ -44,6 +45,7 @@ def evaluate(
     limit: int | None = None,
     *,
     baselines: bool = True,
+    peer_minutes: float | None = None,
     ablations: bool = False,
     against: Path | None = None,
 ) -> dict[str, Any]:
@@ -55,6 +57,7 @@ def evaluate(
         progress: told after each batch.
         limit: at most so many events, evenly spaced over the test slice; by default all.
         baselines: also item kNN, EASE and iALS, tuned on the validation slice.
+        peer_minutes: also SASRec, if its environment is there, which may take about so long; by default not.
         ablations: also the funnel without each of its parts.
         against: another release, to be compared on the same events.
 
@@ -63,6 +66,8 @@ def evaluate(
     test = HeldOut.of(read_events(workspace), release, limit)
     journal, requests = Journal(test.events, release.codec), requests_from(test.chosen, release.codec)
     tuned = tuned_baselines(release, test.events, journal, progress) if baselines else Tuned()
+    if peer_minutes is not None:
+        tuned = tuned | sasrec(workspace, release, test.events, journal, requests, peer_minutes, progress)
     catalogue = _catalogue(release, test.known)
     funnel, best = Funnel(release.recommender), oracle(workspace, release, journal)
     models: dict[str, Model] = {
@@ -89,7 +94,7 @@ def evaluate(
         "models": figures,
         "intervals": {name: _intervals(users, per_event[name]) for name in models},
         "funnel_minus": {name: paired(users, ndcg["funnel"], ndcg[name]) for name in models if name != "funnel"},
-        "baselines": {"settings": tuned.settings, "left_out": tuned.left_out} if baselines else None,
+        "baselines": {"settings": tuned.settings, "left_out": tuned.left_out} if tuned else None,
         "candidates": {f"recall@{depth}": recall(funnel.candidate_places, depth) for depth in DEPTHS},
         "degraded": dict(funnel.degraded),
         "slices": slices,

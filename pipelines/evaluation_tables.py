@@ -48,9 +48,11 @@ def _show_baselines(baselines: dict[str, Any] | None) -> None:
     if baselines is None:
         return
     for name, of in baselines["settings"].items():
-        chosen = ", ".join(f"{key} {value:g}" for key, value in of["chosen"].items())
+        chosen = ", ".join(f"{key} {value}" for key, value in of["chosen"].items())
         best = max(tried["ndcg@10"] for tried in of["validation"])
         display.console.print(f"{name}: {chosen} (NDCG@10 {best:.4f} on validation, best of {len(of['validation'])})")
+        if unfinished := of.get("unfinished"):
+            display.console.print(f"{name}: {unfinished} settings had no time, or too little: --peer-minutes")
     for name, reason in baselines["left_out"].items():
         display.console.print(f"{name} was left out: {reason}")
 

@@ -27,11 +27,12 @@ Allowed = npt.NDArray[np.bool_]
 class Moment:
     """``B`` requests of one day and what was known just before each.
 
-    ``columns``: the users' features by name, ``users`` the same as arrays; ``items``: the item table as of
-    the day's midnight; ``allowed`` bool ``[B, N]``: what may be shown; ``histories`` float32 ``[B, N]``
-    sparse, 1 where the user had taken the item up.
+    ``rows`` int64 ``[B]``: their places among all requests; ``columns``: the users' features by name, ``users``
+    the same as arrays; ``items``: the item table as of the day's midnight; ``allowed`` bool ``[B, N]``: what may be
+    shown; ``histories`` float32 ``[B, N]`` sparse, 1 where the user had taken the item up.
     """
 
+    rows: npt.NDArray[np.int64]
     requests: Requests
     columns: Columns
     users: UserBatch
@@ -72,7 +73,7 @@ def moments(release: Release, features: PointInTime, requests: Requests, journal
         part = requests[rows]
         users = users_at(release.reader, columns, part, journal)
         allowed = allowed_items(release.recommender.filters, items, users.seen, part)
-        yield Moment(part, columns, users, items, allowed, histories(journal, part, len(items)))
+        yield Moment(rows, part, columns, users, items, allowed, histories(journal, part, len(items)))
 
 
 def allowed_items(filters: Filters, items: ItemTable, seen: list[dict[str, Codes]], requests: Requests) -> Allowed:

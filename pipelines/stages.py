@@ -194,6 +194,7 @@ def run_evaluate(
     limit: int | None = None,
     *,
     baselines: bool = True,
+    peer_minutes: float | None = None,
     ablations: bool = False,
     against: str | None = None,
 ) -> dict[str, Any]:
@@ -209,6 +210,9 @@ def run_evaluate(
 
     folder, other = current_release(workspace), find_release(workspace, against) if against else None
     with display.stage("Evaluate") as progress:
-        figures = evaluate(workspace, folder, progress, limit, baselines=baselines, ablations=ablations, against=other)
+        figures = evaluate(
+            workspace, folder, progress, limit,
+            baselines=baselines, peer_minutes=peer_minutes, ablations=ablations, against=other,
+        )  # fmt: skip
     show(figures)
     return figures

@@ -49,6 +49,12 @@ class Tuned:
     settings: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
+    def __or__(self, other: Tuned) -> Tuned:
+        return Tuned(self.models | other.models, self.settings | other.settings, self.left_out | other.left_out)
+
+    def __bool__(self) -> bool:
+        return bool(self.models or self.left_out)
+
 
 def tuned_baselines(release: Release, events: pd.DataFrame, journal: Journal, progress: Progress) -> Tuned:
     """Tune each baseline on the slice from ``split.choose`` to ``split.test``, then fit it on all before the test.
@@ -64,7 +70,7 @@ def tuned_baselines(release: Release, events: pd.DataFrame, journal: Journal, pr
     codec, tuned = release.codec, Tuned()
     earlier = taken_up(events[time < split["choose"]], codec)
     known = taken_up(events[time < split["test"]], codec)
-    validation = _Validation(release, _first_contacts(events, time, split, codec), journal)
+    validation = Validation.of(release, events, journal)
     for name, (build, grid) in GRIDS.items():
         if reason := _cannot(name, codec):
             tuned.left_out[name] = reason
@@ -104,30 +110,35 @@ def taken_up(events: pd.DataFrame, codec: Codec) -> Matrix:
     return sparse.csr_matrix((np.ones(len(item), dtype=np.float32), (user, item)), shape=shape)
 
 
-def _first_contacts(events: pd.DataFrame, time: Any, split: dict[str, float], codec: Codec) -> Requests:
-    inside = (time >= split["choose"]) & (time < split["test"]) & events[c.POSITIVE].to_numpy()
-    rows = np.flatnonzero(inside & ~events.duplicated([c.USER, c.ITEM]).to_numpy())
-    if len(rows) > _SAMPLE:
-        rows = rows[np.linspace(0, len(rows) - 1, _SAMPLE).astype(np.int64)]
-    return requests_from(events.iloc[rows], codec)
-
-
-class _Validation:
+class Validation:
     """The validation slice's requests; what they may be shown is worked out anew each time, to be small in memory."""
 
     def __init__(self, release: Release, requests: Requests, journal: Journal) -> None:
-        self._release, self._requests, self._journal = release, requests, journal
+        self.requests = requests
+        self._release, self._journal = release, journal
         self._histories = histories(journal, requests, len(release.codec.items))
 
-    def _batches(self) -> Iterator[tuple[Matrix, Allowed, Codes]]:
-        for start in range(0, len(self._requests), _BATCH):
+    @classmethod
+    def of(cls, release: Release, events: pd.DataFrame, journal: Journal) -> Validation:
+        """Return first contacts from ``split.choose`` to ``split.test``, at most 2,000, evenly spaced."""
+        split, time = release.manifest["split"], epoch_seconds(events[c.TIMESTAMP])
+        inside = (time >= split["choose"]) & (time < split["test"]) & events[c.POSITIVE].to_numpy()
+        rows = np.flatnonzero(inside & ~events.duplicated([c.USER, c.ITEM]).to_numpy())
+        if len(rows) > _SAMPLE:
+            rows = rows[np.linspace(0, len(rows) - 1, _SAMPLE).astype(np.int64)]
+        return cls(release, requests_from(events.iloc[rows], release.codec), journal)
+
+    def batches(self) -> Iterator[tuple[Matrix, Allowed, Codes]]:
+        """Yield histories float32 ``[B, N]`` sparse, what may be shown bool ``[B, N]``, right items int32 ``[B]``."""
+        for start in range(0, len(self.requests), _BATCH):
             rows = slice(start, start + _BATCH)
-            part = self._requests[rows]
+            part = self.requests[rows]
             pairs = zip(part.user, part.time, strict=True)
             seen = [self._journal.seen(user, time) for user, time in pairs]
             filters = self._release.recommender.filters
             yield self._histories[rows], allowed_items(filters, self._release.items, seen, part), part.item
 
     def ndcg(self, baseline: Baseline) -> float:
-        lists = [rank_all(baseline.scores(past), allowed, right) for past, allowed, right in self._batches()]
+        """Return the mean NDCG@10 of a baseline."""
+        lists = [rank_all(baseline.scores(past), allowed, right) for past, allowed, right in self.batches()]
         return accuracy(Lists.join(lists).places)["ndcg@10"]

@@ -296,7 +296,9 @@ def test_a_release_loses_the_user_and_nothing_else(built, copied):
     schema = row_schema(Codec.from_dict(read_json(copied.models / "retrieval" / "codec.json")))
     names = ("user_tower.onnx", "codec.json", "index.faiss", "item_vectors.npy", "ranker/model.json")
     before = {name: file_hash(built.release / name) for name in names}
+    (copied.peers / "inputs").mkdir(parents=True)  # of an evaluation that was killed: histories under numbers
     erase(copied, USER)
+    assert not copied.peers.exists()
     erase(copied, "u0018")
     now = {name: file_hash(copied.releases / built.release.name / name) for name in names}
     assert [name for name in names if now[name] != before[name]] == ["user_tower.onnx", "codec.json"]
