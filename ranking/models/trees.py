@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from feature_repo.sanity import Guard
 from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
@@ -39,6 +40,8 @@ def _load_openmp() -> None:
 
 
 _load_openmp()
+
+_MOST_LEVELS = 128
 
 import lightgbm  # noqa: E402  (needs the library above)
 
@@ -102,6 +105,12 @@ class TreeRanker:
         values = (self.schema.weights * self.slope) @ by_head
         return largest(self.schema.numeric + self.schema.categorical, values, top)
 
+    def gain(self) -> dict[str, float]:
+        """Return each column's share of what all splits gained in training, the mean over boosters."""
+        gains = np.stack([booster.feature_importance("gain") for booster in self.boosters])
+        shares = (gains / np.maximum(gains.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
+        return dict(zip(self.schema.numeric + self.schema.categorical, shares.tolist(), strict=True))
+
     def save(self, folder: Path) -> None:
         """See ``Ranker.save``: each booster as LightGBM's own text."""
         save_description(
@@ -125,17 +134,23 @@ class TreeRanker:
 
 
 def fit_lightgbm(
-    train: RankingData, watch: RankingData, schema: RowSchema, config: TreeConfig, seed: int, log: Log
+    train: RankingData, watch: RankingData, schema: RowSchema, config: TreeConfig, seed: int, guard: Guard, log: Log
 ) -> TreeRanker:
-    """Train a booster per head; ``watch``, held-out rows, says when to stop."""
+    """Train a booster per head; ``watch``, held-out rows, says when to stop.
+
+    Labels of ``train`` may lie between 0 and 1: probabilities that another model gave.
+    """
     data, held_out = _datasets(train, watch, schema, config)
+    data.set_weight(train.weight)
+    held_out.set_weight(watch.weight)
+    soft = not np.isin(train.labels, (0.0, 1.0)).all()
+    goal = {"objective": "cross_entropy" if soft else "binary", "metric": "cross_entropy" if soft else "binary_logloss"}
     boosters = []
     for column, head in enumerate(schema.heads):
         # Bins do not depend on labels, so one binned matrix serves every head.
         data.set_label(np.ascontiguousarray(train.labels[:, column]))
         held_out.set_label(np.ascontiguousarray(watch.labels[:, column]))
-        parameters = {**_parameters(config, seed), "objective": "binary", "metric": "binary_logloss"}
-        boosters.append(_boost(parameters, data, held_out, config))
+        boosters.append(_boost({**_parameters(config, seed), **goal}, data, held_out, config, guard))
         log("lightgbm", {f"{head}_trees": float(boosters[-1].num_trees())})
     ones, zeros = (1.0,) * len(boosters), (0.0,) * len(boosters)
     return TreeRanker("lightgbm", schema, tuple(boosters), ones, zeros)
@@ -148,13 +163,14 @@ def fit_lambdarank(
     config: TreeConfig,
     seed: int,
     k: int,
+    guard: Guard,
     log: Log,
 ) -> TreeRanker:
     """Train one booster for NDCG@k; the gain of a row is its weighted label, 0 for rows without any.
 
     Each head's sigmoid is fitted on ``watch``: on rows that the trees have seen, scores are too sure.
     """
-    worth, watch_worth = (np.maximum(schema.score(part.labels), 0.0) for part in (train, watch))
+    worth, watch_worth = (_levels(part.worth(schema)) for part in (train, watch))
     gains = np.unique(np.r_[np.float32(0.0), worth, watch_worth])
     data, held_out = _datasets(train, watch, schema, config)
     data.set_label(np.searchsorted(gains, worth)).set_group(train.group_sizes())
@@ -167,12 +183,20 @@ def fit_lambdarank(
         "lambdarank_truncation_level": k + 5,  # LightGBM's advice: a little above k
         "label_gain": [float(gain) for gain in gains],
     }
-    booster = _boost(parameters, data, held_out, config)
+    booster = _boost(parameters, data, held_out, config, guard)
     log("lambdarank", {"trees": float(booster.num_trees())})
     scores = _raw(booster, _matrix(watch.numeric, watch.categorical, schema))
     fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
     slope, intercept = zip(*fits, strict=True)
     return TreeRanker("lambdarank", schema, (booster,), slope, intercept)
+
+
+def _levels(worth: Floats) -> Floats:
+    """Return gains of few levels: LambdaRank compares labels, which are whole numbers."""
+    if len(np.unique(worth)) <= _MOST_LEVELS:
+        return worth
+    step = worth.max() / np.float32(_MOST_LEVELS)
+    return np.round(worth / step) * step
 
 
 def _matrix(numeric: Floats, categorical: Codes, schema: RowSchema) -> Floats:
@@ -215,9 +239,13 @@ def _parameters(config: TreeConfig, seed: int) -> dict[str, Any]:
 
 
 def _boost(
-    parameters: dict[str, Any], data: lightgbm.Dataset, held_out: lightgbm.Dataset, config: TreeConfig
+    parameters: dict[str, Any], data: lightgbm.Dataset, held_out: lightgbm.Dataset, config: TreeConfig, guard: Guard
 ) -> lightgbm.Booster:
-    stop = lightgbm.early_stopping(config.patience, verbose=False)
-    booster = lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=[stop])
+    def note(round_: Any) -> None:
+        for _, _, value, *_ in round_.evaluation_result_list:
+            guard(value)
+
+    callbacks = [note, lightgbm.early_stopping(config.patience, verbose=False)]
+    booster = lightgbm.train(parameters, data, config.rounds, valid_sets=[held_out], callbacks=callbacks)
     # Read back from its own text, so that what is measured now is what will be served.
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))
