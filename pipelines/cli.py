@@ -42,12 +42,14 @@ from pipelines.options import (  # noqa: E402
     use_one_core,
     workspace_of,
 )
+from pipelines.ranker_commands import rankers  # noqa: E402
 from pipelines.releases_command import releases  # noqa: E402
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(benchmarks, name="benchmark")
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="release")
+app.add_typer(rankers)
 
 
 @app.command()
@@ -89,12 +91,17 @@ def train(
         bool, typer.Option("--from-impressions", help="Only the rankers, from what was served and what came of it")
     ] = False,
     attribution_hours: Annotated[float, typer.Option(help="How long after a response an event counts", min=0)] = 24.0,
+    ipw: Annotated[
+        bool, typer.Option("--ipw", help="Weight clicks by how seldom their position is looked at (impressions)")
+    ] = False,
 ) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
+    if ipw and not from_impressions:
+        raise typer.BadParameter("only impressions have positions: give --from-impressions too", param_hint="--ipw")
     use_all_cores()
-    run_train(workspace_of(home), attribution_hours if from_impressions else None)
+    run_train(workspace_of(home), attribution_hours if from_impressions else None, ipw)
 
 
 @app.command()

@@ -68,19 +68,25 @@ def train_ranking(
 ) -> RankerReport:
     """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it."""
     retrieval = load_retrieval(workspace.models / "retrieval")
-    builder = _SetBuilder(workspace, retrieval, events, sample, progress)
-    train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
-    calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
-    choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
-    schema = row_schema(retrieval.codec)
-    return train_rankers(train, calibrate, choose, schema, workspace.models / "ranking", config, log)
+    sets = RankingSets(workspace, retrieval, events, split, sample, progress)
+    parts, schema = (sets.train(), sets.calibrate(), sets.choose()), row_schema(retrieval.codec)
+    return train_rankers(*parts, schema, workspace.models / "ranking", config, log)
 
 
-class _SetBuilder:
+class RankingSets:
+    """Builds the sets that rankers of one candidate generator are trained from, calibrated on and chosen by."""
+
     def __init__(
-        self, workspace: Workspace, retrieval: Retrieval, events: pd.DataFrame, sample: SampleConfig, progress: Progress
+        self,
+        workspace: Workspace,
+        retrieval: Retrieval,
+        events: pd.DataFrame,
+        split: Split,
+        sample: SampleConfig,
+        progress: Progress,
     ) -> None:
-        self.retrieval, self.sample, self.progress = retrieval, sample, progress
+        """Take the whole log, in order of time, and where its slices begin."""
+        self.retrieval, self.split, self.sample, self.progress = retrieval, split, sample, progress
         self.features = PointInTime(workspace)
         self.events = events
         self.time = epoch_seconds(events[c.TIMESTAMP])
@@ -89,7 +95,23 @@ class _SetBuilder:
         self.hydrator = Hydrator(retrieval.vectors)
         self.filters = Filters(FilterRules(), retrieval.items)
 
-    def build(
+    def train(self) -> RankingData:
+        """Return rows to learn from, at most so many negatives a request."""
+        return self._build(
+            "train", self.split.ranker, self.split.calibrate, self.sample.train_requests, self.sample.negatives
+        )
+
+    def calibrate(self) -> RankingData:
+        """Return rows that say when to stop, and that probabilities are calibrated on."""
+        return self._build("calibrate", self.split.calibrate, self.split.choose, self.sample.calibrate_requests, None)
+
+    def choose(self) -> RankingData:
+        """Return rows that models are compared by: every candidate of requests that ended well."""
+        return self._build(
+            "choose", self.split.choose, self.split.test, self.sample.choose_requests, None, positive_only=True
+        )
+
+    def _build(
         self, name: str, start: float, stop: float, count: int, negatives: int | None, positive_only: bool = False
     ) -> RankingData:
         """Return the rows of sampled requests in ``[start, stop)``; ``negatives`` None keeps every candidate."""
