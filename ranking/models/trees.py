@@ -173,8 +173,8 @@ def fit_lambdarank(
     worth, watch_worth = (_levels(part.worth(schema)) for part in (train, watch))
     gains = np.unique(np.r_[np.float32(0.0), worth, watch_worth])
     data, held_out = _datasets(train, watch, schema, config)
-    data.set_label(np.searchsorted(gains, worth)).set_group(train.group_sizes())
-    held_out.set_label(np.searchsorted(gains, watch_worth)).set_group(watch.group_sizes())
+    for rows, of, gain in ((data, train, worth), (held_out, watch, watch_worth)):
+        rows.set_label(np.searchsorted(gains, gain)).set_group(of.group_sizes()).set_weight(_row_weights(of))
     parameters = {
         **_parameters(config, seed),
         "objective": "lambdarank",
@@ -189,6 +189,12 @@ def fit_lambdarank(
     fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
     slope, intercept = zip(*fits, strict=True)
     return TreeRanker("lambdarank", schema, (booster,), slope, intercept)
+
+
+def _row_weights(data: RankingData) -> Floats | None:
+    """Return the weight of each row's request, float32 [n]: LightGBM weighs pairs of rows by their rows."""
+    weights = data.request_weights()
+    return None if weights is None else np.repeat(weights, data.group_sizes()).astype(np.float32)
 
 
 def _levels(worth: Floats) -> Floats:
