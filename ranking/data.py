@@ -170,6 +170,17 @@ class RankingData:
         """Return the number of rows of each request, int64 [R], in order."""
         return np.diff(np.append(group_starts(self.request), len(self))).astype(np.int64)
 
+    def request_weights(self) -> Doubles | None:
+        """Return how much each request counts, float64 [R]: the mean weight of its positive rows; None: all alike.
+
+        NDCG compares a request with its own best order, in which the weight of a single positive row cancels out.
+        """
+        if self.weight is None:
+            return None
+        starts, positive = group_starts(self.request), self.labels.max(axis=1) > 0
+        total, count = (np.add.reduceat(values, starts) for values in (self.wanted(), positive.astype(np.float64)))
+        return np.divide(total, count, out=np.ones(len(starts)), where=count > 0)
+
     def wanted(self) -> Doubles:
         """Return the weight of rows with any positive label, else 0: float64 [n], the gain of the primary NDCG."""
         positive = self.labels.max(axis=1) > 0

@@ -220,7 +220,8 @@ def measure(
             ece_raw=ece(labels, raw[:, column]),
             calibration=calibrated.calibration.heads[column].method,
         )
-    ndcg, weighted = (ndcg_at_k(gain, score, data.request, k) for gain in (data.wanted(), data.worth(schema)))
+    gains, weights = (data.wanted(), data.worth(schema)), data.request_weights()
+    ndcg, weighted = (ndcg_at_k(gain, score, data.request, k, weights) for gain in gains)
     return KindReport(version, _known(ndcg), _known(weighted), heads, sanity)
 
 
