@@ -60,7 +60,7 @@ def learning_curve(
 def compress(home: Home = None) -> None:
     """Make smaller rankers of the trained ones and compare them; the last line is JSON.
 
-    'funnel release --ranker NAME' releases one of them. Latency is that of one core, as requests are served.
+    'funnel release --ranker NAME' releases one of them. Latency is processor time of one core, as requests are served.
     """
     from pipelines import display
     from pipelines.compress import compress as make

@@ -35,16 +35,17 @@ def one_request(data: RankingData, size: int, item_columns: tuple[int, int]) -> 
 def latencies(
     rankers: Mapping[str, CalibratedRanker], pairs: PairRows, items: ItemRows, rounds: int
 ) -> dict[str, float]:
-    """Return the median milliseconds that each ranker takes for one request, as it is served.
+    """Return the median milliseconds of processor time that each ranker takes for one request, as it is served.
 
-    All rankers take turns in every round, so that what else the machine does slows all of them alike.
+    Time on the processor is what the wall clock shows on a machine with nothing else to do; inference has one thread
+    there (``FUNNEL_THREADS``). All rankers take turns in every round, so that full caches slow all of them alike.
     """
     score = {name: ranker.for_items(items) for name, ranker in rankers.items()}
     taken: dict[str, list[float]] = {name: [] for name in rankers}
     for number in range(_WARM_UP + rounds):
         for name, run in score.items():
-            start = time.perf_counter()
+            start = time.thread_time()
             run(pairs)
             if number >= _WARM_UP:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(time.thread_time() - start)
     return {name: float(np.median(seconds)) * 1e3 for name, seconds in taken.items()}
