@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.factorization_machine import fit_factorization_machine
 from benchmarks.movielens import MovieLens, read_movielens
+from feature_repo.sanity import Guard
 from pipelines import display
 from ranking.calibration import fit_calibration
 from ranking.collaborative import collaborative_features, out_of_fold
@@ -149,7 +150,7 @@ def _measure(row: _Row, name: str, parts: _Parts, fit: Callable[[_Parts, int], P
 def _logistic(parts: _Parts, seed: int) -> Predict:
     del seed  # nothing is drawn
     config = LogisticConfig(hash_size=max(parts.schema.cardinalities), max_rows=len(parts.train))
-    ranker = fit_logistic(parts.train, RowTransform.fit(parts.train.numeric), parts.schema, config)
+    ranker = fit_logistic(parts.train, RowTransform.fit(parts.train.numeric), parts.schema, config, Guard("logistic"))
     return lambda data: ranker.predict(data.numeric, data.categorical)
 
 
@@ -159,13 +160,13 @@ def _factorization_machine(parts: _Parts, seed: int) -> Predict:
 
 
 def _lightgbm(parts: _Parts, seed: int) -> Predict:
-    ranker = fit_lightgbm(parts.train, parts.valid, parts.schema, _TREES, seed, _unheard)
+    ranker = fit_lightgbm(parts.train, parts.valid, parts.schema, _TREES, seed, Guard("lightgbm"), _unheard)
     return lambda data: ranker.predict(data.numeric, data.categorical)
 
 
 def _dcn(parts: _Parts, seed: int) -> Predict:
     transform = RowTransform.fit(parts.train.numeric)
-    ranker = fit_dcn(parts.train, parts.valid, transform, parts.schema, _DCN, seed, 10, _unheard)
+    ranker = fit_dcn(parts.train, parts.valid, transform, parts.schema, _DCN, seed, 10, Guard("dcn"), _unheard)
     return lambda data: ranker.predict(data.numeric, data.categorical)
 
 

@@ -42,6 +42,7 @@ from pipelines.options import (  # noqa: E402
     use_one_core,
     workspace_of,
 )
+from pipelines.ranker_commands import rankers  # noqa: E402
 from pipelines.releases_command import releases  # noqa: E402
 from pipelines.search.command import tune  # noqa: E402
 
@@ -50,6 +51,7 @@ app.add_typer(benchmarks, name="benchmark")
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="release")
 app.add_typer(tune, name="tune")
+app.add_typer(rankers)
 
 
 @app.command()
@@ -95,15 +97,20 @@ def train(
     warm_start: Annotated[
         bool, typer.Option("--warm-start", help="Go on from the current release, on the events since then")
     ] = False,
+    ipw: Annotated[
+        bool, typer.Option("--ipw", help="Weight clicks by how seldom their position is looked at (impressions)")
+    ] = False,
 ) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
     if warm_start and (tuned or from_impressions):
         raise typer.BadParameter("--warm-start keeps the release's settings: leave --tuned and --from-impressions out")
+    if ipw and not from_impressions:
+        raise typer.BadParameter("only impressions have positions: give --from-impressions too", param_hint="--ipw")
     use_all_cores()
     hours = attribution_hours if from_impressions else None
-    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start)
+    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start, ipw=ipw)
 
 
 @app.command()

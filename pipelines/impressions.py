@@ -7,7 +7,7 @@ request and none can differ from serving. An impression is a negative until an e
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 from feature_repo import columns as c
 from feature_repo.workspace import MissingStage, Workspace, file_hash, read_json
 from pipelines.point_in_time import DAY_S
+from pipelines.positions import PositionBias
 from pipelines.split import epoch_seconds
 from pipelines.streaming.offline import read_archive
 from pipelines.train_ranking import row_schema
 from ranking.config import RankerConfig
-from ranking.data import Doubles, RankingData, RowSchema
+from ranking.data import Doubles, Floats, Ids, RankingData, RowSchema
 from ranking.models.base import Log
 from ranking.train import RankerReport, train_rankers
 from retrieval.training import Progress
@@ -51,11 +52,15 @@ class ImpressionRows:
     Attributes:
         data: the rows; a request's number is its place among all impressions in order of time.
         time: float64 ``[n]``, epoch seconds of each row's request.
+        position: int64 ``[n]``, the place at which the item was shown, 0 the best.
+        score: float32 ``[n]``, by which it came there.
 
     """
 
     data: RankingData
     time: Doubles
+    position: Ids
+    score: Floats
 
     def requests(self) -> npt.NDArray[np.int64]:
         """Return the requests that have rows, int64 ``[R]``, in order of time."""
@@ -150,9 +155,12 @@ def impression_rows(
     part = impressions.filter(pa.array(kept))
     numeric, ranked = _vectors(part["numeric"], len(schema.numeric), np.float32)
     categorical, _ = _vectors(part["categorical"], len(schema.categorical), np.int32)
-    request = np.repeat(np.flatnonzero(kept), lengths[kept])[ranked]
+    shown = lengths[kept]
+    request = np.repeat(np.flatnonzero(kept), shown)[ranked]
+    position = (np.arange(shown.sum()) - np.repeat(np.cumsum(shown) - shown, shown))[ranked]
+    score = pc.list_flatten(part["scores"]).to_numpy().astype(np.float32, copy=False)[ranked]
     data = RankingData(numeric, categorical, labels[ranked].astype(np.float32), request.astype(np.int64))
-    return ImpressionRows(data, times[request])
+    return ImpressionRows(data, times[request], position.astype(np.int64), score)
 
 
 def _vectors(column: pa.ChunkedArray, width: int, dtype: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
@@ -180,9 +188,18 @@ def compatible_releases(workspace: Workspace, schema: RowSchema) -> set[str]:
 
 
 def train_from_impressions(
-    workspace: Workspace, config: RankerConfig, attribution_s: float, log: Log, progress: Progress
+    workspace: Workspace,
+    config: RankerConfig,
+    attribution_s: float,
+    log: Log,
+    progress: Progress,
+    *,
+    ipw: bool = False,
 ) -> RankerReport:
     """Train every kind of ranker in ``models/ranking`` on what was served, as ``funnel release`` expects it.
+
+    The report has the click rate of every position. With ``ipw`` what was taken up weighs as much as its position is
+    seldom looked at (``pipelines.positions``), in training, in what says when to stop, and in validation.
 
     Raises:
         MissingStage: there is no candidate generator.
@@ -200,16 +217,22 @@ def train_from_impressions(
     others = int((~_served_by(impressions, releases)).sum())
     said = f"{len(rows.requests())} usable requests of {len(impressions)} ({others} left out: of other models)"
     progress(said, 1, 1)
-    train, calibrate, choose = _parts(rows, said, attribution_s)
-    return train_rankers(train, calibrate, choose, schema, workspace.models / "ranking", config, log)
+    parts = _parts(rows, said, attribution_s)
+    # What is weighed by must not know what is validated on.
+    first, clicked = parts[0], rows.data.labels.max(axis=1) > 0
+    bias = PositionBias.estimate(rows.position[first], rows.score[first], clicked[first])
+    data = replace(rows.data, weight=bias.weights(rows.position, clicked)) if ipw else rows.data
+    train, calibrate, choose = (data.take(part) for part in parts)
+    folder = workspace.models / "ranking"
+    return train_rankers(train, calibrate, choose, schema, folder, config, log, positions=bias.table())
 
 
 def _served_by(impressions: pa.Table, releases: set[str]) -> npt.NDArray[np.bool_]:
     return pc.is_in(impressions["release"], pa.array(sorted(releases), pa.string())).to_numpy()
 
 
-def _parts(rows: ImpressionRows, said: str, attribution_s: float) -> list[RankingData]:
-    """Cut the requests, in order of time, at ``PARTS``; ``said`` tells a refused user what there is."""
+def _parts(rows: ImpressionRows, said: str, attribution_s: float) -> list[npt.NDArray[np.intp]]:
+    """Return the rows of each of ``PARTS``, cut in order of time; ``said`` tells a refused user what there is."""
     requests = rows.requests()
     if len(requests) < LEAST_REQUESTS:
         raise TooFewImpressions(
@@ -220,8 +243,8 @@ def _parts(rows: ImpressionRows, said: str, attribution_s: float) -> list[Rankin
     for name, share in PARTS.items():
         stop = round(share * len(requests))
         number = rows.data.request
-        part = rows.data.take(np.flatnonzero((number >= requests[start]) & (number <= requests[stop - 1])))
-        if not part.labels.any():
+        part = np.flatnonzero((number >= requests[start]) & (number <= requests[stop - 1]))
+        if not rows.data.labels[part].any():
             raise TooFewImpressions(
                 f"{said}, but no event followed the {stop - start} of them that are to {name}: "
                 "post events to /v1/events while serving, or give more --attribution-hours"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.encoding import Floats
-from feature_repo.workspace import Workspace, read_json
+from feature_repo.workspace import Workspace
 from pipelines.contenders import simple_models, towers
 from pipelines.evaluate import HeldOut
 from pipelines.ingest import read_events
@@ -22,10 +22,10 @@ from pipelines.moments import Lists, Model, moments
 from pipelines.parsing import QUARANTINE_COLUMNS
 from pipelines.point_in_time import DAY_S, PointInTime, Times
 from pipelines.requests import Journal, requests_from
-from pipelines.train_ranking import SampleConfig, SetBuilder
+from pipelines.train_ranking import SampleConfig, trained_sets
 from ranking.data import RankingData
 from serving.candidates import SOURCES
-from serving.release import Release, load_retrieval
+from serving.release import Release
 
 
 def quarantined(workspace: Workspace) -> pd.DataFrame:
@@ -99,9 +99,4 @@ def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retr
 
 def held_out_rows(workspace: Workspace, requests: int) -> RankingData:
     """Return all candidates of at most so many requests of the test slice, as rankers see them."""
-    retrieval, start = (
-        load_retrieval(workspace.models / "retrieval"),
-        read_json(workspace.models / "split.json")["test"],
-    )
-    sets = SetBuilder(workspace, retrieval, read_events(workspace), SampleConfig(), lambda *_: None)
-    return sets.build("test", start, np.inf, requests, None, positive_only=True)
+    return trained_sets(workspace, SampleConfig(), lambda *_: None).test(requests)

@@ -56,7 +56,7 @@ class ReleaseInfo:
     problem: str | None
 
 
-def make_release(workspace: Workspace, rules_file: Path | None = None) -> Path:
+def make_release(workspace: Workspace, rules_file: Path | None = None, ranker: str | None = None) -> Path:
     """Pack the models of a workspace, check the result, and make it the current release.
 
     Equal models and rules give the same release, so a second call changes nothing; one that was damaged since is
@@ -65,9 +65,10 @@ def make_release(workspace: Workspace, rules_file: Path | None = None) -> Path:
     Args:
         workspace: the working folder, trained.
         rules_file: filter rules; by default the ones that ship with Funnel.
+        ranker: name of a folder in ``models/ranking``; by default the ranker that was chosen in training.
 
     Raises:
-        MissingStage: nothing is trained yet.
+        MissingStage: nothing is trained yet, or not this ranker.
         SpecError: the rules file breaks its schema.
         BadRelease: what was trained cannot be served; the current release stays.
 
@@ -78,12 +79,14 @@ def make_release(workspace: Workspace, rules_file: Path | None = None) -> Path:
     spec: DatasetSpec = workspace.spec()
     rules = FilterRules.load(rules_file or DEFAULT_RULES, spec.event_types)
     rankers = read_json(ranking / "report.json")
+    if ranker is not None:
+        rankers |= {"released": ranker, "figures": _ranker_figures(ranking, ranker, rankers)}
     ingest = read_json(workspace.ingest / "manifest.json")
     with _pointer(workspace):
         _remove_leftovers(workspace.releases)
         staging = workspace.releases / f".staging-{uuid.uuid4().hex}"
         shutil.copytree(retrieval, staging)
-        shutil.copytree(ranking / rankers["best"], staging / "ranker")
+        shutil.copytree(ranking / (ranker or rankers["best"]), staging / "ranker")
         report = read_json(retrieval / "report.json")
         (staging / "report.json").unlink()
         write_json(staging / "metrics.json", {"retrieval": report, "ranking": rankers})
@@ -99,6 +102,24 @@ def make_release(workspace: Workspace, rules_file: Path | None = None) -> Path:
         _put(staging, final)
         _promote(workspace, final, "release")
     return final
+
+
+def _ranker_figures(ranking: Path, name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a named ranker; one that was made of a kind must be of its present training."""
+    manifests = {path.parent.name: read_json(path) for path in sorted(ranking.glob("[!.]*/manifest.json"))}
+    versions = {kind: figures["version"] for kind, figures in report["kinds"].items()}
+    known = [
+        of
+        for of, manifest in manifests.items()
+        if manifest["report"]["version"] == versions.get(manifest.get("of", of))
+    ]
+    if name not in known:
+        raise MissingStage(
+            f"no ranker '{name}' of the present training in {ranking}: choose from {', '.join(known)}, "
+            "or run 'funnel compress' for smaller ones"
+        )
+    figures: dict[str, Any] = manifests[name]["report"]
+    return figures
 
 
 def _put(staging: Path, final: Path) -> None:

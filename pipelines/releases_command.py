@@ -15,19 +15,23 @@ from pipelines.options import Home
 releases = typer.Typer(invoke_without_command=True)
 
 Rules = Annotated[Path | None, typer.Option("--filters", help="Filter rules [default: those that ship]")]
+Ranker = Annotated[
+    str | None, typer.Option("--ranker", help="A folder of models/ranking [default: chosen in training]")
+]
 Id = Annotated[str, typer.Argument(help="The release's id, or the beginning of it")]
 
 
 @releases.callback()
-def release(context: typer.Context, home: Home = None, filters: Rules = None) -> None:
+def release(context: typer.Context, home: Home = None, filters: Rules = None, ranker: Ranker = None) -> None:
     """Pack the trained models into a release and make it the current one; or say which one is served."""
     context.obj = home
     if context.invoked_subcommand is None:
         from pipelines.stages import run_release
 
-        run_release(_workspace(context, None), filters)
-    elif filters is not None:
-        raise typer.BadParameter("rules are packed into a new release", param_hint="--filters")
+        run_release(_workspace(context, None), filters, ranker)
+    elif filters is not None or ranker is not None:
+        hint = "--ranker" if filters is None else "--filters"
+        raise typer.BadParameter("rules and rankers are packed into a new release", param_hint=hint)
 
 
 @releases.command("list")

@@ -139,13 +139,19 @@ def _muted() -> Any:
 
 
 def run_train(
-    workspace: Workspace, attribution_hours: float | None = None, *, tuned: bool = False, warm_start: bool = False
+    workspace: Workspace,
+    attribution_hours: float | None = None,
+    *,
+    tuned: bool = False,
+    warm_start: bool = False,
+    ipw: bool = False,
 ) -> None:
     """Train towers, index and rankers, and print the rankers' table.
 
     With ``attribution_hours`` only the rankers are trained, from what was served and the events that
-    followed within that time. With ``tuned`` the settings are those that ``funnel tune`` found. With
-    ``warm_start`` the training goes on from the current release.
+    followed within that time; with ``ipw`` weighted against the bias of positions. With ``tuned`` the
+    settings are those that ``funnel tune`` found. With ``warm_start`` the training goes on from the
+    current release.
 
     Raises:
         MissingStage: there are no data, nothing was tuned, or there is no release.
@@ -169,22 +175,25 @@ def run_train(
             warm = WarmStartConfig() if warm_start else None
             report = train(workspace, progress, config, None, rankers, shape, warm, display.console.print)
         else:
-            report = train_served(workspace, attribution_hours * 3_600, progress, rankers)
+            report = train_served(workspace, attribution_hours * 3_600, progress, rankers, ipw=ipw)
     rows = []
     for kind, figures in sorted(report.kinds.items(), key=lambda pair: pair[1].ndcg or 0.0):
         name = f"{kind} *" if kind == report.best else kind
         first = next(iter(figures.heads.values()))
         rows.append([name, figures.ndcg or 0.0, first.auc or 0.0, first.log_loss, first.ece])
     head = next(iter(workspace.spec().event_types))
+    if report.positions:
+        shown = [[one["position"], one["shown"], one["click_rate"], one["propensity"]] for one in report.positions]
+        display.table("Positions (0: the best)", ["", "shown", "click rate", "examined"], shown)
     display.table("Rankers on validation", ["", "NDCG@10", f"AUC {head}", "log loss", "ECE"], rows)
 
 
-def run_release(workspace: Workspace, rules: Path | None) -> Path:
-    """Pack and check a release, and make it the current one."""
+def run_release(workspace: Workspace, rules: Path | None, ranker: str | None = None) -> Path:
+    """Pack and check a release (of the named ranker, else the chosen one), and make it the current one."""
     from pipelines.release import make_release
 
     with display.stage("Release"):
-        folder = make_release(workspace, rules)
+        folder = make_release(workspace, rules, ranker)
     display.console.print(f"release {folder.name}")
     return folder
 

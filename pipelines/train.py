@@ -73,9 +73,16 @@ def train(
 
 
 def train_served(
-    workspace: Workspace, attribution_s: float, progress: Progress, rankers: RankerConfig | None = None
+    workspace: Workspace,
+    attribution_s: float,
+    progress: Progress,
+    rankers: RankerConfig | None = None,
+    *,
+    ipw: bool = False,
 ) -> RankerReport:
     """Train the rankers alone, from what was served and the events that followed within ``attribution_s``.
+
+    With ``ipw``, what was taken up counts the more the seldomer its position is looked at.
 
     Raises:
         MissingStage: there is no candidate generator.
@@ -84,8 +91,9 @@ def train_served(
     """
     rankers = rankers or RankerConfig()
     with track(workspace, "rankers-from-impressions") as run:
-        run.parameters({"attribution_s": attribution_s})
-        return train_from_impressions(workspace, rankers, attribution_s, _noting(run, rankers, progress), progress)
+        run.parameters({"attribution_s": attribution_s, "ipw": ipw})
+        log = _noting(run, rankers, progress)
+        return train_from_impressions(workspace, rankers, attribution_s, log, progress, ipw=ipw)
 
 
 def _noting(run: Tracker, rankers: RankerConfig, progress: Progress, say: Say = lambda _: None) -> Log:

@@ -17,7 +17,8 @@ import pandas as pd
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes
-from feature_repo.workspace import Workspace
+from feature_repo.workspace import MissingStage, Workspace, read_json
+from pipelines.ingest import read_events
 from pipelines.point_in_time import DAY_S, PointInTime
 from pipelines.requests import Journal, Requests, replay, requests_from
 from pipelines.split import Split, epoch_seconds
@@ -58,28 +59,6 @@ def row_schema(codec: Codec) -> RowSchema:
     )
 
 
-@dataclass(frozen=True)
-class RankingSets:
-    """Rows to learn from, to calibrate on and to choose by, and their columns."""
-
-    train: RankingData
-    calibrate: RankingData
-    choose: RankingData
-    schema: RowSchema
-
-
-def ranking_sets(
-    workspace: Workspace, events: pd.DataFrame, split: Split, sample: SampleConfig, progress: Progress
-) -> RankingSets:
-    """Return the rows that the candidate generator in ``models/retrieval`` gives."""
-    retrieval = load_retrieval(workspace.models / "retrieval")
-    builder = SetBuilder(workspace, retrieval, events, sample, progress)
-    train = builder.build("train", split.ranker, split.calibrate, sample.train_requests, sample.negatives)
-    calibrate = builder.build("calibrate", split.calibrate, split.choose, sample.calibrate_requests, None)
-    choose = builder.build("choose", split.choose, split.test, sample.choose_requests, None, positive_only=True)
-    return RankingSets(train, calibrate, choose, row_schema(retrieval.codec))
-
-
 def train_ranking(
     workspace: Workspace,
     events: pd.DataFrame,
@@ -94,19 +73,26 @@ def train_ranking(
 
     ``start``: folder of an earlier ranker; one of its kind goes on from it.
     """
-    sets = ranking_sets(workspace, events, split, sample, progress)
-    return train_rankers(
-        sets.train, sets.calibrate, sets.choose, sets.schema, workspace.models / "ranking", config, log, start
-    )
+    retrieval = load_retrieval(workspace.models / "retrieval")
+    sets = RankingSets(workspace, retrieval, events, split, sample, progress)
+    parts, schema = (sets.train(), sets.calibrate(), sets.choose()), row_schema(retrieval.codec)
+    return train_rankers(*parts, schema, workspace.models / "ranking", config, log, start=start)
 
 
-class SetBuilder:
-    """Makes rows of sampled requests of a period, each as it was just before its event."""
+class RankingSets:
+    """Builds the sets that rankers of one candidate generator are trained from, calibrated on and chosen by."""
 
     def __init__(
-        self, workspace: Workspace, retrieval: Retrieval, events: pd.DataFrame, sample: SampleConfig, progress: Progress
+        self,
+        workspace: Workspace,
+        retrieval: Retrieval,
+        events: pd.DataFrame,
+        split: Split,
+        sample: SampleConfig,
+        progress: Progress,
     ) -> None:
-        self.retrieval, self.sample, self.progress = retrieval, sample, progress
+        """Take the whole log, in order of time, and where its slices begin."""
+        self.retrieval, self.split, self.sample, self.progress = retrieval, split, sample, progress
         self.features = PointInTime(workspace)
         self.events = events
         self.time = epoch_seconds(events[c.TIMESTAMP])
@@ -115,7 +101,27 @@ class SetBuilder:
         self.hydrator = Hydrator(retrieval.vectors)
         self.filters = Filters(FilterRules(), retrieval.items)
 
-    def build(
+    def train(self) -> RankingData:
+        """Return rows to learn from, at most so many negatives a request."""
+        return self._build(
+            "train", self.split.ranker, self.split.calibrate, self.sample.train_requests, self.sample.negatives
+        )
+
+    def calibrate(self) -> RankingData:
+        """Return rows that say when to stop, and that probabilities are calibrated on."""
+        return self._build("calibrate", self.split.calibrate, self.split.choose, self.sample.calibrate_requests, None)
+
+    def choose(self) -> RankingData:
+        """Return rows that models are compared by: every candidate of requests that ended well."""
+        return self._build(
+            "choose", self.split.choose, self.split.test, self.sample.choose_requests, None, positive_only=True
+        )
+
+    def test(self, requests: int) -> RankingData:
+        """Return rows like those of ``choose``, of at most so many requests of the time after all of these."""
+        return self._build("test", self.split.test, np.inf, requests, None, positive_only=True)
+
+    def _build(
         self, name: str, start: float, stop: float, count: int, negatives: int | None, positive_only: bool = False
     ) -> RankingData:
         """Return the rows of sampled requests in ``[start, stop)``; ``negatives`` None keeps every candidate."""
@@ -156,6 +162,20 @@ class SetBuilder:
             allowed[part] = items.available(float(requests.time[row]))[found.item[part]]
             allowed[part] &= ~np.isin(found.item[part], met)
         return allowed
+
+
+def trained_sets(workspace: Workspace, sample: SampleConfig, progress: Progress) -> RankingSets:
+    """Return what builds the sets of the models that are trained, released or not.
+
+    Raises:
+        MissingStage: nothing is trained yet.
+
+    """
+    if not (workspace.models / "ranking" / "report.json").is_file():
+        raise MissingStage(f"no trained models in {workspace.models}: run 'funnel train' first")
+    retrieval = load_retrieval(workspace.models / "retrieval")
+    split = Split(**read_json(workspace.models / "split.json"))
+    return RankingSets(workspace, retrieval, read_events(workspace), split, sample, progress)
 
 
 def next_labels(

@@ -119,6 +119,7 @@ class RankingData:
         categorical: int32 [n, C].
         labels: float32 [n, T], 0 or 1.
         request: int64 [n], ascending: rows of one request stand together.
+        weight: float32 [n], how much a row counts in losses and as a gain; None: 1 each.
 
     """
 
@@ -126,6 +127,7 @@ class RankingData:
     categorical: Codes
     labels: Floats
     request: Ids
+    weight: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.request)
@@ -134,8 +136,8 @@ class RankingData:
         """Refuse data that a ranker cannot learn from.
 
         Raises:
-            ValueError: no rows, shapes that disagree with the schema, labels other than 0 and 1, or
-                unsorted requests.
+            ValueError: no rows, shapes that disagree with the schema, labels other than 0 and 1,
+                unsorted requests, or weights that are not above 0.
 
         """
         schema.check_rows(self.numeric, self.categorical)
@@ -146,28 +148,58 @@ class RankingData:
             raise ValueError("labels must be 0 or 1")
         if (np.diff(self.request) < 0).any():
             raise ValueError("rows must be sorted by request")
+        weights = self.weights()
+        if weights.shape != (n,) or not (np.isfinite(weights) & (weights > 0)).all():
+            raise ValueError("weights must be finite and above 0, one for each row")
 
     def take(self, rows: npt.NDArray[np.intp]) -> RankingData:
         """Return a copy of some rows, int [m]; ascending rows keep requests together."""
-        return RankingData(self.numeric[rows], self.categorical[rows], self.labels[rows], self.request[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        return RankingData(self.numeric[rows], self.categorical[rows], self.labels[rows], self.request[rows], weight)
+
+    def weights(self) -> Floats:
+        """Return how much each row counts, float32 [n]."""
+        return np.ones(len(self), dtype=np.float32) if self.weight is None else self.weight
 
     def spread(self, limit: int) -> RankingData:
         """Return at most ``limit`` rows, evenly spaced, so that every period is present."""
         return self if len(self) <= limit else self.take(spaced_rows(len(self), limit))
 
+    def balanced_rows(self, limit: int) -> npt.NDArray[np.intp]:
+        """Return ascending numbers of at most ``limit`` rows, evenly spaced, half of them with a positive label."""
+        positive = self.labels.max(axis=1) > 0
+        halves = [np.flatnonzero(positive), np.flatnonzero(~positive)]
+        return np.sort(np.concatenate([half[spaced_rows(len(half), limit // 2)] for half in halves]))
+
     def group_sizes(self) -> Ids:
         """Return the number of rows of each request, int64 [R], in order."""
         return np.diff(np.append(group_starts(self.request), len(self))).astype(np.int64)
 
+    def request_weights(self) -> Doubles | None:
+        """Return how much each request counts, float64 [R]: the mean weight of its positive rows; None: all alike.
+
+        NDCG compares a request with its own best order, in which the weight of a single positive row cancels out.
+        """
+        if self.weight is None:
+            return None
+        starts, positive = group_starts(self.request), self.labels.max(axis=1) > 0
+        total, count = (np.add.reduceat(values, starts) for values in (self.wanted(), positive.astype(np.float64)))
+        return np.divide(total, count, out=np.ones(len(starts)), where=count > 0)
+
     def wanted(self) -> Doubles:
-        """Return 1 for rows with any positive label, else 0: float64 [n], the gain of the primary NDCG."""
+        """Return the weight of rows with any positive label, else 0: float64 [n], the gain of the primary NDCG."""
         positive = self.labels.max(axis=1) > 0
-        return np.where(positive, 1.0, 0.0)
+        return np.where(positive, self.weights().astype(np.float64), 0.0)
+
+    def worth(self, schema: RowSchema) -> Floats:
+        """Return the weighted label times the row's weight, float32 [n], at least 0: a gain is never negative."""
+        return np.maximum(schema.score(self.labels), np.float32(0.0)) * self.weights()
 
     def digest(self) -> str:
         """Return a SHA-256 over every value: equal data, equal digest."""
         total = hashlib.sha256()
-        for array in (self.numeric, self.categorical, self.labels, self.request):
+        weight = () if self.weight is None else (self.weight,)
+        for array in (self.numeric, self.categorical, self.labels, self.request, *weight):
             total.update(f"{array.dtype}{array.shape}".encode())
             total.update(np.ascontiguousarray(array).data)
         return total.hexdigest()

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from feature_repo.sanity import Guard
 from ranking.config import DcnConfig
 from ranking.data import Doubles, Floats, RankingData, RowSchema
 from ranking.metrics import log_loss, ndcg_at_k
@@ -25,16 +26,20 @@ from ranking.sigmoid import logit, sigmoid
 from ranking.transform import RowTransform
 
 _LEAST_STEPS_BETWEEN_CHECKS = 100
+_OVERFIT_STEPS, _OVERFIT_RATE = 100, 5e-3
+
+_Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Transformed rows as tensors: float32 [n, F'], int32 [n, F], int32 [n, C], float32 [n, T]."""
+    """Transformed rows as tensors: float32 [n, F'], int32 [n, F], int32 [n, C], float32 [n, T], float32 [n]."""
 
     numeric: Tensor
     buckets: Tensor
     categorical: Tensor
     labels: Tensor
+    weight: Tensor
 
     @classmethod
     def of(cls, data: RankingData, transform: RowTransform, schema: RowSchema, device: torch.device) -> _Rows:
@@ -43,6 +48,7 @@ class _Rows:
             transform.buckets(data.numeric),
             schema.known_codes(data.categorical),
             np.asarray(data.labels, dtype=np.float32),
+            data.weights(),
         )
         return cls(*(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays))
 
@@ -50,7 +56,8 @@ class _Rows:
         return len(self.labels)
 
     def take(self, rows: Tensor) -> _Rows:
-        return _Rows(self.numeric[rows], self.buckets[rows], self.categorical[rows], self.labels[rows])
+        columns = (self.numeric, self.buckets, self.categorical, self.labels, self.weight)
+        return _Rows(*(column[rows] for column in columns))
 
 
 def fit_dcn(
@@ -61,6 +68,7 @@ def fit_dcn(
     config: DcnConfig,
     seed: int,
     k: int,
+    guard: Guard,
     log: Log,
     earlier: DcnRanker | None = None,
 ) -> DcnRanker:
@@ -74,7 +82,7 @@ def fit_dcn(
 
     """
     transform = earlier.transform if earlier else transform
-    network = train_network(train, watch, transform, schema, config, seed, k, log, earlier)
+    network = train_network(train, watch, transform, schema, config, seed, k, guard, log, earlier)
     return DcnRanker(schema, transform, export_onnx(network, len(transform.sources)))
 
 
@@ -86,32 +94,29 @@ def train_network(
     config: DcnConfig,
     seed: int,
     k: int,
+    guard: Guard,
     log: Log,
     earlier: DcnRanker | None = None,
 ) -> DcnNetwork:
     """Return the network with the weights that did best on ``watch``, on the CPU.
 
+    Labels of ``train`` may lie between 0 and 1: probabilities that another model gave.
+
     Raises:
         CannotContinue: the earlier network has another shape.
+        CannotLearn: a loss or gradient is not finite, or exploded.
 
     """
     with _reproducible(seed, config.threads) as device:
         rows, watched = (_Rows.of(part, transform, schema, device) for part in (train, watch))
-        network = DcnNetwork(
-            rows.numeric.shape[1], transform.bucket_counts, schema.cardinalities, len(schema.heads), config
-        ).to(device)
-        rates = rows.labels.double().mean(dim=0).cpu().numpy().clip(1e-6, 1 - 1e-6)
+        network, loss = _untrained(rows, transform, schema, config)
         if earlier:
             load_weights(network, schema, earlier)
-        else:
-            with torch.no_grad():  # start at the base rate, else the first steps only learn that labels are rare
-                network.head.bias.copy_(torch.from_numpy(logit(rates)))
-        loss = _loss(config, torch.from_numpy(rates).float().to(device))
 
         def judge() -> float:
             return _judge(network, watched, watch, schema, config, k)
 
-        _optimise(network, rows, loss, judge, config, seed, log)
+        _optimise(network, rows, loss, judge, config, seed, guard, log)
         if not earlier:
             _share_unknown(network, rows)
     return network.cpu().eval()
@@ -143,13 +148,43 @@ def load_weights(network: DcnNetwork, schema: RowSchema, earlier: DcnRanker) -> 
     network.load_state_dict({**network.state_dict(), **{name: weights[name] for name, _ in network.named_parameters()}})
 
 
+def probabilities(network: DcnNetwork, data: RankingData, transform: RowTransform, schema: RowSchema) -> Floats:
+    """Return the probabilities that a trained network gives, float32 [n, T], without the export of a graph."""
+    rows = _Rows.of(data, transform, schema, torch.device("cpu"))
+    return _probabilities(network, rows).astype(np.float32)
+
+
+def overfit_dcn(
+    batch: RankingData, transform: RowTransform, schema: RowSchema, config: DcnConfig, seed: int, guard: Guard
+) -> tuple[float, float]:
+    """Learn a few rows by heart; return the loss before and after."""
+    with _reproducible(seed, config.threads) as device:
+        rows = _Rows.of(batch, transform, schema, device)
+        network, loss = _untrained(rows, transform, schema, config)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=_OVERFIT_RATE, weight_decay=0.0)
+        losses = [_step(network, optimiser, rows, loss, config, guard) for _ in range(_OVERFIT_STEPS)]
+    return losses[0], losses[-1]
+
+
+def _untrained(rows: _Rows, transform: RowTransform, schema: RowSchema, config: DcnConfig) -> tuple[DcnNetwork, _Loss]:
+    device = rows.labels.device
+    network = DcnNetwork(
+        rows.numeric.shape[1], transform.bucket_counts, schema.cardinalities, len(schema.heads), config
+    ).to(device)
+    rates = rows.labels.double().mean(dim=0).cpu().numpy().clip(1e-6, 1 - 1e-6)
+    with torch.no_grad():  # start at the base rate, else the first steps only learn that labels are rare
+        network.head.bias.copy_(torch.from_numpy(logit(rates)))
+    return network, _loss(config, torch.from_numpy(rates).float().to(device))
+
+
 def _optimise(
     network: DcnNetwork,
     rows: _Rows,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: _Loss,
     judge: Callable[[], float],
     config: DcnConfig,
     seed: int,
+    guard: Guard,
     log: Log,
 ) -> None:
     """Run AdamW with linear warm-up and decay; leave the best weights seen in ``network``."""
@@ -163,13 +198,8 @@ def _optimise(
     )
     best, best_weights, waited, total = -math.inf, copy.deepcopy(network.state_dict()), 0, 0.0
     for step, batch in zip(range(1, steps + 1), _batches(rows, config, seed), strict=False):
-        optimiser.zero_grad(set_to_none=True)
-        value = loss(_logits(network.train(), batch), batch.labels)
-        torch.autograd.backward(value)
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_norm)
-        optimiser.step()
+        total += _step(network, optimiser, batch, loss, config, guard)
         schedule.step()
-        total += value.item()
         if step % between and step != steps:
             continue
         quality = judge()
@@ -180,6 +210,19 @@ def _optimise(
         if waited >= config.patience:
             break
     network.load_state_dict(best_weights)
+
+
+def _step(
+    network: DcnNetwork, optimiser: torch.optim.Optimizer, batch: _Rows, loss: _Loss, config: DcnConfig, guard: Guard
+) -> float:
+    """Learn from one batch and return its loss; nothing is learnt from one that the guard refuses."""
+    optimiser.zero_grad(set_to_none=True)
+    value = loss(_logits(network.train(), batch), batch.labels, batch.weight)
+    torch.autograd.backward(value)
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_norm)
+    guard(value.item(), norm.item())
+    optimiser.step()
+    return value.item()
 
 
 def _batches(rows: _Rows, config: DcnConfig, seed: int) -> Iterator[_Rows]:
@@ -193,22 +236,22 @@ def _batches(rows: _Rows, config: DcnConfig, seed: int) -> Iterator[_Rows]:
             batch = rows.take(chosen.to(rows.labels.device))
             kept = torch.rand(batch.categorical.shape, generator=generator) >= config.unknown_rate
             hidden = batch.categorical * kept.to(batch.categorical.device)
-            yield _Rows(batch.numeric, batch.buckets, hidden, batch.labels)
+            yield replace(batch, categorical=hidden)
 
 
-def _loss(config: DcnConfig, rates: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the loss of logits and labels [n, T]: summed over heads, mean over rows.
+def _loss(config: DcnConfig, rates: Tensor) -> _Loss:
+    """Return the loss of logits and labels [n, T] and weights [n]: summed over heads, mean over rows.
 
     Class weights and focal loss (Lin et al. 2017) bend probabilities on purpose; calibration straightens them.
     """
     weight = (1 - rates) / rates if config.positive_weight == "balanced" else None
 
-    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         entropy = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
         if config.loss == "focal":
             p = torch.sigmoid(logits)
             entropy = entropy * (labels - p).abs() ** config.focal_gamma
-        return entropy.sum(dim=1).mean()
+        return (entropy.sum(dim=1) * weights).mean()
 
     return loss
 
@@ -222,17 +265,21 @@ def _judge(
     network: DcnNetwork, watched: _Rows, watch: RankingData, schema: RowSchema, config: DcnConfig, k: int
 ) -> float:
     """Return what early stopping maximises: NDCG@k, or the negative log loss summed over heads."""
-    network.eval()
-    with torch.inference_mode():
-        chunks = torch.split(torch.arange(len(watched), device=watched.labels.device), 16_384)
-        logits = torch.cat([_logits(network, watched.take(rows)) for rows in chunks])
-    p: Doubles = sigmoid(logits.cpu().numpy())
+    p = _probabilities(network, watched)
     if config.monitor == "ndcg":
-        quality = ndcg_at_k(watch.wanted(), schema.score(p), watch.request, k)
+        quality = ndcg_at_k(watch.wanted(), schema.score(p), watch.request, k, watch.request_weights())
         if not math.isnan(quality):
             return quality
     labels: Floats = watch.labels
     return -sum(log_loss(labels[:, head], p[:, head]) for head in range(p.shape[1]))
+
+
+def _probabilities(network: DcnNetwork, rows: _Rows) -> Doubles:
+    network.eval()
+    with torch.inference_mode():
+        chunks = torch.split(torch.arange(len(rows), device=rows.labels.device), 16_384)
+        logits = torch.cat([_logits(network, rows.take(chunk)) for chunk in chunks])
+    return sigmoid(logits.cpu().numpy())
 
 
 def _share_unknown(network: DcnNetwork, rows: _Rows) -> None:

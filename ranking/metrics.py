@@ -40,16 +40,26 @@ def ece(labels: _Values, probabilities: _Values, bins: int = 15) -> float:
 
     The mean over bins of ``|mean label - mean probability|``, weighted by bin size; equal-mass bins
     after Nguyen & O'Connor (2015) and Nixon et al. (2019, "Measuring calibration in deep
-    learning"). Rows of equal probability share their labels, so it does not matter how ties fall
-    into bins. Labels 0/1 [n], probabilities [n].
+    learning"). Labels 0/1 [n], probabilities [n].
+    """
+    rows, predicted, rate = calibration_curve(labels, probabilities, bins)
+    return float((np.abs(rate - predicted) * rows).sum() / rows.sum())
+
+
+def calibration_curve(labels: _Values, probabilities: _Values, bins: int = 15) -> tuple[Ids, Doubles, Doubles]:
+    """Return rows, mean probability and mean label of bins of equal mass, the least probable first: [bins] each.
+
+    Rows of equal probability share their labels, so it does not matter how ties fall into bins; bins
+    without rows are left out. Labels 0/1 [n], probabilities [n], n at least 1.
     """
     p = probabilities.astype(np.float64)
     unique, group, counts = np.unique(p, return_inverse=True, return_counts=True)
     rate = np.bincount(group, weights=labels) / counts
-    gap = np.repeat(rate - unique, counts)
-    edges = np.linspace(0, len(gap), bins + 1).round().astype(np.intp)
-    sums = np.diff(np.r_[0.0, np.cumsum(gap)][edges])
-    return float(np.abs(sums).sum() / len(gap))
+    edges = np.linspace(0, len(p), bins + 1).round().astype(np.intp)
+    rows = np.diff(edges)
+    sums = [np.diff(np.r_[0.0, np.cumsum(np.repeat(values, counts))][edges]) for values in (unique, rate)]
+    predicted, happened = (of[rows > 0] / rows[rows > 0] for of in sums)
+    return rows[rows > 0].astype(np.int64), predicted, happened
 
 
 def ndcg_per_request(gains: _Values, scores: _Values, request: Ids, k: int = 10) -> Doubles:
@@ -75,8 +85,12 @@ def ndcg_per_request(gains: _Values, scores: _Values, request: Ids, k: int = 10)
     return ratio
 
 
-def ndcg_at_k(gains: _Values, scores: _Values, request: Ids, k: int = 10) -> float:
-    """Return the mean NDCG@k over requests that have any gain; NaN when none has."""
+def ndcg_at_k(
+    gains: _Values, scores: _Values, request: Ids, k: int = 10, weights: npt.NDArray[np.float64] | None = None
+) -> float:
+    """Return the mean NDCG@k over requests that have any gain, weighted by ``weights`` [R]; NaN when none has."""
     values = ndcg_per_request(gains, scores, request, k)
-    values = values[~np.isnan(values)]
-    return float(values.mean()) if len(values) else float("nan")
+    has_gain = ~np.isnan(values)
+    if not has_gain.any():
+        return float("nan")
+    return float(np.average(values[has_gain], weights=None if weights is None else weights[has_gain]))

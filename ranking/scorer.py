@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from feature_repo.workspace import read_json, write_json
 from ranking.calibration import Calibration
-from ranking.data import Codes, Floats, RowSchema
+from ranking.data import Codes, Floats, RankingData, RowSchema
+from ranking.metrics import calibration_curve
 from ranking.models import Ranker, load
 from ranking.models.base import Contributions
 from ranking.rows import ItemRows, PairRows
@@ -82,6 +85,19 @@ class CalibratedRanker:
         probabilities = self.calibration(raw)
         return self.schema.score(probabilities), probabilities.astype(np.float32)
 
+    def calibration_curves(self, data: RankingData, bins: int = 15) -> dict[str, dict[str, list[dict[str, float]]]]:
+        """Return each head's calibration curve before (``raw``) and after (``calibrated``) calibration.
+
+        A curve is a list of bins of equal mass, the least probable first, each with ``rows``, ``predicted`` (mean
+        probability) and ``rate`` (share of positive labels).
+        """
+        raw = self.ranker.predict(data.numeric, data.categorical)
+        stages: dict[str, npt.NDArray[Any]] = {"raw": raw, "calibrated": self.calibration(raw)}
+        return {
+            head: {stage: _curve(data.labels[:, column], p[:, column], bins) for stage, p in stages.items()}
+            for column, head in enumerate(self.schema.heads)
+        }
+
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
         """Return the columns that moved one row, [F] and [C], largest first, in weighted log-odds.
 
@@ -91,3 +107,8 @@ class CalibratedRanker:
         """
         self.schema.check_rows(numeric[None, :], categorical[None, :])
         return self.ranker.explain(numeric, categorical, top)
+
+
+def _curve(labels: Floats, probabilities: npt.NDArray[np.floating], bins: int) -> list[dict[str, float]]:
+    columns = zip(*calibration_curve(labels, probabilities, bins), strict=True)
+    return [{"rows": int(n), "predicted": float(p), "rate": float(rate)} for n, p, rate in columns]

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from feature_repo.sanity import Guard
 from feature_repo.workspace import file_hash, fingerprint, read_json, staged_folder, write_json
 from ranking.calibration import fit_calibration
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
+from ranking.fit import Task, fit
 from ranking.metrics import auc, ece, log_loss, ndcg_at_k
 from ranking.models import Ranker, load
 from ranking.models.base import CannotContinue, Log
+from ranking.sanity import check_kind
 from ranking.scorer import CalibratedRanker
 from ranking.transform import RowTransform
 
-_REVISION = 1
+_REVISION = 2
 """Raised when the same data and settings give another model, so that old folders are made again."""
 
 _MANIFEST = "manifest.json"
@@ -49,6 +52,7 @@ class KindReport:
         ndcg: NDCG@k of the score, a row with any positive label gaining 1: what kinds are compared by.
         weighted_ndcg: the same with the weighted label as gain.
         heads: figures per head.
+        sanity: figures of ``ranking.sanity``'s checks, and what the training's guard saw.
 
     """
 
@@ -56,6 +60,7 @@ class KindReport:
     ndcg: float | None
     weighted_ndcg: float | None
     heads: dict[str, HeadReport]
+    sanity: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> KindReport:
@@ -66,11 +71,20 @@ class KindReport:
 
 @dataclass(frozen=True)
 class RankerReport:
-    """What ``report.json`` holds: the kind to serve, and the figures of all. No times: equal runs, equal bytes."""
+    """What ``report.json`` holds. No times: equal runs, equal bytes.
+
+    Attributes:
+        best: the kind to serve.
+        ndcg_k: how many places of a list count.
+        kinds: figures of every kind.
+        positions: of impressions that were learnt from, how often each place was shown and taken up; else None.
+
+    """
 
     best: str
     ndcg_k: int
     kinds: dict[str, KindReport]
+    positions: list[dict[str, float]] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> RankerReport:
@@ -82,7 +96,7 @@ class RankerReport:
         """
         values = read_json(folder / "report.json")
         kinds = {kind: KindReport.from_dict(report) for kind, report in values["kinds"].items()}
-        return cls(values["best"], values["ndcg_k"], kinds)
+        return cls(values["best"], values["ndcg_k"], kinds, values.get("positions"))
 
 
 @dataclass
@@ -120,6 +134,7 @@ def train_rankers(
     config: RankerConfig,
     log: Log,
     start: Path | None = None,
+    positions: list[dict[str, float]] | None = None,
 ) -> RankerReport:
     """Train the configured kinds into ``folder/<kind>`` and write ``folder/report.json``.
 
@@ -137,8 +152,10 @@ def train_rankers(
         log: called with a kind and its figures (steps, trees, validation figures, seconds).
         start: folder of an earlier ranker. One of its kind goes on from it; where that cannot be, it is trained
             anew. ``log`` is told ``continued``, 1 or 0.
+        positions: goes into the report.
 
     Raises:
+        CannotLearn: a kind failed one of its checks.
         ValueError: data and schema disagree.
 
     """
@@ -147,7 +164,7 @@ def train_rankers(
     job = _Job(train, calibrate, validate, schema, config, log, start)
     folder.mkdir(parents=True, exist_ok=True)
     kinds = {kind: _train_kind(job, kind, folder / kind) for kind in config.kinds}
-    report = RankerReport(_choose(kinds, config.tolerance), config.ndcg_k, kinds)
+    report = RankerReport(_choose(kinds, config.tolerance), config.ndcg_k, kinds, positions)
     write_json(folder / "report.json", asdict(report))
     return report
 
@@ -167,13 +184,17 @@ def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
         return finished
     started = time.perf_counter()
     with staged_folder(folder) as staging:
-        ranker = _continue(job, kind) if job.start else _fit(job, kind)
+        sanity = check_kind(kind, job.train, job.transform, job.schema, job.config)
+        guard = Guard(kind)
+        task = Task(job.train, job.calibrate, job.transform, job.schema, job.config)
+        ranker = _continue(job, kind, task, guard) if job.start else fit(kind, task, guard, job.log)
+        sanity |= {"steps": float(guard.steps), "largest_gradient_norm": guard.largest_norm}
         seconds = time.perf_counter() - started
         probabilities = ranker.predict(job.calibrate.numeric, job.calibrate.categorical)
         calibration = fit_calibration(probabilities, job.calibrate.labels, job.calibrate.request)
         calibrated = CalibratedRanker(ranker, calibration)
         calibrated.save(staging)
-        report = _measure(calibrated, job, version)
+        report = measure(calibrated, job.validate, job.config.ndcg_k, version, sanity)
         files = {path.name: file_hash(path) for path in sorted(staging.iterdir())}
         write_json(staging / _MANIFEST, {"report": asdict(report), "files": files})
     job.log(kind, {"seconds": seconds, **_figures(report, job.config.ndcg_k)})
@@ -191,54 +212,26 @@ def _finished(folder: Path, version: str) -> KindReport | None:
     return report if whole and report.version == version else None
 
 
-def _continue(job: _Job, kind: str) -> Ranker:
+def _continue(job: _Job, kind: str, task: Task, guard: Guard) -> Ranker:
     """Train one kind from where it was left, if it can be."""
     assert job.start is not None
     earlier = load(job.start)
     try:
         if earlier.kind != kind or not job.schema.extends(earlier.schema):
             raise CannotContinue("another kind or other columns")
-        ranker = _fit(job, kind, earlier)
+        ranker = fit(kind, task, guard, job.log, earlier)
     except CannotContinue:
         job.log(kind, {"continued": 0.0})
-        return _fit(job, kind)
+        return fit(kind, task, guard, job.log)
     job.log(kind, {"continued": 1.0})
     return ranker
 
 
-def _fit(job: _Job, kind: str, earlier: Any = None) -> Ranker:
-    """Train one kind. Libraries are imported by the kind that needs them: torch alone takes a second."""
-    train, watch, schema, config = job.train, job.calibrate, job.schema, job.config
-    if earlier and kind not in ("lightgbm", "lambdarank", "dcn"):
-        raise CannotContinue("made in one step")
-    match kind:
-        case "popularity":
-            from ranking.models.popularity import fit_popularity
-
-            return fit_popularity(train, schema, config.popularity)
-        case "logistic":
-            from ranking.models.logistic import fit_logistic
-
-            return fit_logistic(train, job.transform, schema, config.logistic)
-        case "lightgbm":
-            from ranking.models.trees import fit_lightgbm
-
-            return fit_lightgbm(train, watch, schema, config.trees, config.seed, job.log, earlier)
-        case "lambdarank":
-            from ranking.models.trees import fit_lambdarank
-
-            settings = config.trees, config.seed, config.ndcg_k
-            return fit_lambdarank(train, watch, schema, *settings, job.log, earlier)
-        case "dcn":
-            from ranking.dcn import fit_dcn
-
-            dcn = config.dcn, config.seed, config.ndcg_k
-            return fit_dcn(train, watch, job.transform, schema, *dcn, job.log, earlier)
-    raise ValueError(f"unknown kind {kind!r}")
-
-
-def _measure(calibrated: CalibratedRanker, job: _Job, version: str) -> KindReport:
-    data, schema, k = job.validate, job.schema, job.config.ndcg_k
+def measure(
+    calibrated: CalibratedRanker, data: RankingData, k: int, version: str, sanity: dict[str, float]
+) -> KindReport:
+    """Return the figures of a ranker on rows that it was not made from."""
+    schema = calibrated.schema
     raw = calibrated.ranker.predict(data.numeric, data.categorical)
     score, p = calibrated.score(data.numeric, data.categorical)
     heads = {}
@@ -252,10 +245,9 @@ def _measure(calibrated: CalibratedRanker, job: _Job, version: str) -> KindRepor
             ece_raw=ece(labels, raw[:, column]),
             calibration=calibrated.calibration.heads[column].method,
         )
-    # A disliked row is worth less than nothing, but a gain is never negative.
-    worth = schema.score(data.labels).clip(min=0.0)
-    weighted = ndcg_at_k(worth, score, data.request, k)
-    return KindReport(version, _known(ndcg_at_k(data.wanted(), score, data.request, k)), _known(weighted), heads)
+    gains, weights = (data.wanted(), data.worth(schema)), data.request_weights()
+    ndcg, weighted = (ndcg_at_k(gain, score, data.request, k, weights) for gain in gains)
+    return KindReport(version, _known(ndcg), _known(weighted), heads, sanity)
 
 
 def _known(value: float) -> float | None:
@@ -267,4 +259,4 @@ def _figures(report: KindReport, k: int) -> dict[str, float]:
     figures = {f"ndcg@{k}": report.ndcg, f"weighted_ndcg@{k}": report.weighted_ndcg}
     for name, head in report.heads.items():
         figures |= {f"{name}_auc": head.auc, f"{name}_log_loss": head.log_loss, f"{name}_ece": head.ece}
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: value for name, value in (figures | report.sanity).items() if value is not None}

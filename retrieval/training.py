@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from feature_repo.sanity import Guard
 from feature_repo.workspace import fingerprint, read_json, write_json
 from retrieval.examples import Examples, user_inputs
-from retrieval.losses import sampled_softmax
+from retrieval.sanity import Checks
+from retrieval.steps import Steps
 from retrieval.towers import TwoTowers
 
 Log = Callable[[int, dict[str, float]], None]
@@ -29,8 +30,8 @@ Progress = Callable[[str, int, int], None]
 Begin = Callable[[TwoTowers], None]
 
 
-class CannotLearn(RuntimeError):
-    """The towers could not even learn one batch by heart: the data or the settings are broken."""
+_REVISION = 2
+"""Raised when a training of the same data and settings leaves something else behind."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What came out: recall@k on the validation slice of the best epoch, and the curves."""
+    """What came out: recall@k on the validation slice of the best epoch, the curves, and the checks.
+
+    Attributes:
+        best_epoch: the epoch whose weights are kept, from 1.
+        recall: of that epoch.
+        curve: figures of every epoch.
+        one_batch_loss: before and after one batch was learnt by heart.
+        shuffled_auc: AUC on shuffled items and the tolerance about .5; empty: too few examples.
+
+    """
 
     best_epoch: int
     recall: float
     curve: list[dict[str, float]]
     one_batch_loss: list[float]
+    shuffled_auc: list[float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -89,10 +100,11 @@ def train_towers(
         begin: gives untrained towers the weights to start from, if not the drawn ones.
 
     Raises:
-        CannotLearn: one batch could not be overfitted.
+        CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or gradient was not
+            finite or exploded.
 
     """
-    run = _Run(build, training, validation, config, folder, fingerprint(version, asdict(config)), begin)
+    run = _Run(build, training, validation, config, folder, fingerprint(_REVISION, version, asdict(config)), begin)
     return run.finish(log, progress)
 
 
@@ -117,6 +129,7 @@ class _Run:
         self.popularity = torch.from_numpy((counts / counts.sum()).astype(np.float32)).to(self.device)
         rows = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_sample]
         self.validation = validation[np.sort(rows)]
+        self.step = Steps(self.popularity, config.uniform_negatives, config.clip, Guard("towers"))
 
     def finish(self, log: Log, progress: Progress) -> tuple[TwoTowers, TrainReport]:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -129,13 +142,17 @@ class _Run:
         )
         state = self._resume(optimizer)
         if not state["one_batch"]:
-            state["one_batch"] = self._overfit_one_batch()
+            checks = Checks(
+                self.build, self.training, self.popularity, self.config.uniform_negatives, self.config.clip,
+                self.config.seed,
+            )  # fmt: skip
+            state |= {"one_batch": checks.overfit_one_batch(), "shuffled": checks.shuffled_items()}
         while state["epoch"] < self.config.epochs and state["since_best"] < self.config.patience:
             metrics = self._epoch(state["epoch"], optimizer, progress)
             self._note(state, metrics, optimizer)
             log(state["epoch"], metrics)
         self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
-        report = TrainReport(state["best_epoch"], state["best"], state["curve"], state["one_batch"])
+        report = TrainReport(state["best_epoch"], state["best"], state["curve"], state["one_batch"], state["shuffled"])
         write_json(done, {**report.to_dict(), "version": self.version})
         return self.towers.eval(), report
 
@@ -154,6 +171,7 @@ class _Run:
             "since_best": 0,
             "curve": [],
             "one_batch": [],
+            "shuffled": [],
         }
         return {"version": self.version, **fresh}
 
@@ -177,54 +195,17 @@ class _Run:
         losses, norms = [], []
         self.towers.train()
         for step, rows in enumerate(batches):
-            loss, norm = self._step(self.towers, optimizer, self.training[np.sort(rows)], generator)
+            loss, norm = self.step(self.towers, optimizer, self.training[np.sort(rows)], generator)
             losses.append(loss)
             norms.append(norm)
             progress(f"epoch {epoch + 1}, loss {np.mean(losses):.3f}", step + 1, len(batches))
         return {
             "loss": float(np.mean(losses)),
             "gradient_norm": float(np.mean(norms)),
+            "largest_gradient_norm": float(np.max(norms)),
             "temperature": float(self.towers.temperature().item()),
             "recall": recall(self.towers, self.validation, self.config.recall_at),
         }
-
-    def _step(
-        self, towers: TwoTowers, optimizer: torch.optim.Optimizer, batch: Examples, generator: np.random.Generator
-    ) -> tuple[float, float]:
-        catalogue = towers.config.items - 1
-        uniform = generator.integers(1, catalogue + 1, self.config.uniform_negatives)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            loss = self._loss(towers, batch, uniform, catalogue)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(towers.parameters(), self.config.clip)
-        optimizer.step()
-        return float(loss.item()), float(norm.item())
-
-    def _loss(self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int) -> Tensor:
-        scored = np.concatenate([batch.item, uniform])
-        needed, places = np.unique(np.concatenate([batch.context.history.ravel(), scored]), return_inverse=True)
-        table = towers.items(torch.from_numpy(needed.astype(np.int64)).to(self.device))
-        history = torch.from_numpy(places[: batch.context.history.size].reshape(batch.context.history.shape))
-        users = towers.users(*user_inputs(batch.context, table, history.to(self.device)).tensors())
-        own = torch.from_numpy(places[batch.context.history.size :]).to(self.device)
-        codes = torch.from_numpy(scored.astype(np.int64)).to(self.device)
-        items = F.normalize(F.embedding(own, table), dim=-1, eps=1e-6)
-        weights = torch.from_numpy(batch.weight).to(self.device)
-        return sampled_softmax(users, items, codes, self.popularity[codes], catalogue, towers.temperature(), weights)
-
-    def _overfit_one_batch(self, steps: int = 60) -> list[float]:
-        """Learn 64 examples by heart on a copy; the loss must fall below half, or nothing can be learned."""
-        torch.manual_seed(self.config.seed)
-        towers = self.build().to(self.device)
-        towers.users.id_dropout = towers.items.id_dropout = 0.0
-        optimizer = torch.optim.AdamW(towers.parameters(), lr=1e-2)
-        generator = np.random.default_rng(self.config.seed)
-        batch = self.training[np.linspace(0, len(self.training) - 1, 64).astype(np.int64)]
-        losses = [self._step(towers, optimizer, batch, generator)[0] for _ in range(steps)]
-        if not losses[-1] < losses[0] / 2:
-            raise CannotLearn(f"one batch cannot be overfitted: loss {losses[0]:.3f} -> {losses[-1]:.3f}")
-        return [losses[0], losses[-1]]
 
 
 @torch.no_grad()

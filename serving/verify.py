@@ -115,7 +115,10 @@ def _bad_codes(release: Release) -> str | None:
 def _bad_vectors(release: Release) -> str | None:
     vectors, index = release.retrieval.vectors, release.retrieval.retriever.index
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors[1:], vectors[1:]))
-    wrong = int((np.abs(lengths - 1.0) > _UNIT_WITHIN).sum())
+    # Of an item that no training has met and that has no attributes nothing is known: its vector is zero.
+    items = release.items.encoded
+    nothing = (lengths == 0) & ~items.codes[1:].any(axis=1) & np.isnan(items.numbers[1:]).all(axis=1)
+    wrong = int(((np.abs(lengths - 1.0) > _UNIT_WITHIN) & ~nothing).sum())
     if wrong:
         return f"{wrong} of its item vectors are not of unit length"
     at = min(_AT, max(1, index.ntotal // 4))  # of a small catalogue any index finds the most

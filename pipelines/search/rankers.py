@@ -12,10 +12,12 @@ from feature_repo.workspace import MissingStage, Workspace, fingerprint, read_js
 from pipelines.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.split import Split
-from pipelines.train_ranking import RankingSets, SampleConfig, ranking_sets
+from pipelines.train_ranking import RankingSets, SampleConfig, row_schema
 from ranking.config import RankerConfig
+from ranking.data import RankingData, RowSchema
 from ranking.train import train_rankers
 from retrieval.training import Progress
+from serving.release import load_retrieval
 
 KINDS = ("lambdarank", "lightgbm", "dcn")
 TREES = ("learning_rate", "leaves", "min_rows_in_leaf", "feature_share", "l2")
@@ -23,6 +25,16 @@ DCN = ("structure", "cross_layers", "hidden", "embedding", "learning_rate", "wei
 HIDDEN = ("64,32", "128,64", "256,128", "256,128,64")
 _LARGEST_LEAVES = 64
 """Trees of more leaves are served by the slower way (``TreeRanker.for_items``)."""
+
+
+@dataclass(frozen=True)
+class RankerRows:
+    """Rows to learn from, to calibrate on and to choose by, and their columns: made once for all trials."""
+
+    train: RankingData
+    calibrate: RankingData
+    choose: RankingData
+    schema: RowSchema
 
 
 @dataclass(frozen=True)
@@ -94,12 +106,14 @@ class RankerSearch:
             dcn=replace(self.config.dcn, **parts["dcn"]),
         )
 
-    def data(self, workspace: Workspace, progress: Progress) -> RankingSets:
+    def data(self, workspace: Workspace, progress: Progress) -> RankerRows:
         """See ``Plan``."""
         events = read_events(workspace)
-        return ranking_sets(workspace, events, Split.by_time(events), self.sample, progress)
+        retrieval = load_retrieval(workspace.models / "retrieval")
+        sets = RankingSets(workspace, retrieval, events, Split.by_time(events), self.sample, progress)
+        return RankerRows(sets.train(), sets.calibrate(), sets.choose(), row_schema(retrieval.codec))
 
-    def value(self, data: RankingSets, params: Params, folder: Path, report: Report) -> float:
+    def value(self, data: RankerRows, params: Params, folder: Path, report: Report) -> float:
         """See ``Plan``: what a training would say of this kind.
 
         A kind that is judged by NDCG while it learns reports tenths of its rounds or steps. LightGBM with a

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from optuna import Trial
 
+from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, fingerprint
 from pipelines.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.split import Split
 from pipelines.train_retrieval import TowerData, tower_builder, tower_data
 from retrieval.towers import TowerShape
-from retrieval.training import CannotLearn, Progress, TrainConfig, train_towers
+from retrieval.training import Progress, TrainConfig, train_towers
 
 TRAINING = ("learning_rate", "weight_decay", "batch", "uniform_negatives")
 SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")

@@ -50,14 +50,19 @@ class DcnRanker:
         parts = [np.empty((0, len(self.schema.heads)), dtype=np.float32)]
         for start in range(0, len(numeric), _CHUNK):
             rows = slice(start, start + _CHUNK)
-            raw, codes = numeric[rows], self.schema.known_codes(categorical[rows])
-            parts.append(self._run(self.transform(raw), self.transform.buckets(raw), codes))
+            parts.append(self._run(self.inputs(numeric[rows], categorical[rows])))
         return np.concatenate(parts)
 
-    def _run(self, numeric: Floats, buckets: Codes, categorical: Codes) -> Floats:
-        inputs = {"numeric": numeric, "buckets": buckets}
-        if self.schema.categorical:
-            inputs["categorical"] = categorical
+    def inputs(self, numeric: Floats, categorical: Codes) -> dict[str, Floats | Codes]:
+        """Return what the graph reads of raw rows [n, F] and [n, C]."""
+        codes = self.schema.known_codes(categorical)
+        return self._named(self.transform(numeric), self.transform.buckets(numeric), codes)
+
+    def _named(self, numeric: Floats, buckets: Codes, categorical: Codes) -> dict[str, Floats | Codes]:
+        inputs: dict[str, Floats | Codes] = {"numeric": numeric, "buckets": buckets}
+        return inputs | {"categorical": categorical} if self.schema.categorical else inputs
+
+    def _run(self, inputs: dict[str, Floats | Codes]) -> Floats:
         return np.asarray(self._session.run(["logits"], inputs)[0])
 
     def predict(self, numeric: Floats, categorical: Codes) -> Floats:
@@ -87,7 +92,7 @@ class DcnRanker:
             codes = [np.tile(pairs.user_categorical, size), items.categorical[pairs.item]]
             numeric, bucketed = np.concatenate(standard + indicators, axis=1), np.concatenate(buckets, axis=1)
             categorical = self.schema.known_codes(np.concatenate(codes, axis=1))
-            return sigmoid(self._run(numeric, bucketed, categorical)).astype(np.float32)
+            return sigmoid(self._run(self._named(numeric, bucketed, categorical))).astype(np.float32)
 
         return score
 

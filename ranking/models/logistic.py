@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.sanity import Guard
 from feature_repo.workspace import read_json, write_json
 from ranking.config import LogisticConfig
 from ranking.data import Codes, Floats, RankingData, RowSchema
+from ranking.metrics import log_loss
 from ranking.models.base import Contributions, PredictsJoined, largest, save_description
 from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform
@@ -106,22 +108,44 @@ class LogisticRanker(PredictsJoined):
 
 
 def fit_logistic(
-    train: RankingData, transform: RowTransform, schema: RowSchema, config: LogisticConfig
+    train: RankingData, transform: RowTransform, schema: RowSchema, config: LogisticConfig, guard: Guard
 ) -> LogisticRanker:
     """Fit one L2-regularised regression per head.
 
     At most ``max_rows`` evenly spaced rows are used: a few hundred weights are known well after
     them, and time grows with every further row. A head without both classes gets its (smoothed)
-    base rate and no weights.
+    base rate and no weights. The guard is shown each head's loss and gradient where its fit ended.
     """
     train = train.spread(config.max_rows)
     slots = Slots(schema.cardinalities, config.hash_size)
     design = _design(transform(train.numeric), slots(schema.known_codes(train.categorical)), slots)
-    fits = [_fit_head(design, train.labels[:, head], config) for head in range(len(schema.heads))]
+    fits = []
+    for head in range(len(schema.heads)):
+        fits.append(_fit_head(design, train.labels[:, head], train.weight, config))
+        guard(*_loss_and_gradient(design, train.labels[:, head], *fits[-1]))
     coefficients = np.stack([weights for weights, _ in fits], axis=1).astype(np.float32)
     width = len(transform.sources)
     intercept = np.array([value for _, value in fits], dtype=np.float32)
     return LogisticRanker(schema, transform, slots, coefficients[:width], coefficients[width:], intercept)
+
+
+def overfit_logistic(batch: RankingData, transform: RowTransform, schema: RowSchema) -> tuple[float, float]:
+    """Learn some rows by heart, almost without regularisation; return the loss summed over heads before and after.
+
+    A linear model can give any labels to as many rows as its columns have independent directions, and to no more in
+    general: of the batch, half as many are taken.
+    """
+    slots = Slots(schema.cardinalities, LogisticConfig.hash_size)
+    design = _design(transform(batch.numeric), slots(schema.known_codes(batch.categorical)), slots)
+    rank = int(np.linalg.matrix_rank(design.toarray()))
+    rows = batch.balanced_rows(max(2, rank // 2))
+    part, labels, config = design[rows], batch.labels[rows], LogisticConfig(regularisation=1e6)
+    before = after = 0.0
+    for head in range(labels.shape[1]):
+        of_head = labels[:, head]
+        before += log_loss(of_head, np.full(len(rows), of_head.mean()))
+        after += _loss_and_gradient(part, of_head, *_fit_head(part, of_head, None, config))[0]
+    return before, after
 
 
 def _design(dense: Floats, slots: npt.NDArray[np.int64], layout: Slots) -> Any:
@@ -136,7 +160,9 @@ def _design(dense: Floats, slots: npt.NDArray[np.int64], layout: Slots) -> Any:
     return hstack([csr_array(dense), categories], format="csr")
 
 
-def _fit_head(design: Any, labels: Floats, config: LogisticConfig) -> tuple[npt.NDArray[np.floating], float]:
+def _fit_head(
+    design: Any, labels: Floats, weight: Floats | None, config: LogisticConfig
+) -> tuple[npt.NDArray[np.floating], float]:
     """Return weights [F' + S] and the intercept of one head."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -150,5 +176,14 @@ def _fit_head(design: Any, labels: Floats, config: LogisticConfig) -> tuple[npt.
     with warnings.catch_warnings():
         # A fit cut short by max_iterations is a little more regularised, which is no reason to stop.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(design, labels)
+        model.fit(design, labels, sample_weight=weight)
     return model.coef_[0], float(model.intercept_[0])
+
+
+def _loss_and_gradient(
+    design: Any, labels: Floats, weights: npt.NDArray[np.floating], intercept: float
+) -> tuple[float, float]:
+    """Return the mean log loss over rows and the norm of its gradient."""
+    p = sigmoid(design @ weights + intercept)
+    error = (p - labels) / len(labels)
+    return log_loss(labels, p), float(np.linalg.norm(np.append(design.T @ error, error.sum())))

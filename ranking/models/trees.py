@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from feature_repo.sanity import Guard
 from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
@@ -39,6 +40,8 @@ def _load_openmp() -> None:
 
 
 _load_openmp()
+
+_MOST_LEVELS = 128
 
 import lightgbm  # noqa: E402  (needs the library above)
 
@@ -107,6 +110,12 @@ class TreeRanker:
         values = (self.schema.weights * self.slope) @ by_head
         return largest(self.schema.numeric + self.schema.categorical, values, top)
 
+    def gain(self) -> dict[str, float]:
+        """Return each column's share of what all splits gained in training, the mean over boosters."""
+        gains = np.stack([booster.feature_importance("gain") for booster in self.boosters])
+        shares = (gains / np.maximum(gains.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
+        return dict(zip(self.schema.numeric + self.schema.categorical, shares.tolist(), strict=True))
+
     def save(self, folder: Path) -> None:
         """See ``Ranker.save``: each booster as LightGBM's own text."""
         save_description(
@@ -135,24 +144,29 @@ def fit_lightgbm(
     schema: RowSchema,
     config: TreeConfig,
     seed: int,
+    guard: Guard,
     log: Log,
     earlier: TreeRanker | None = None,
 ) -> TreeRanker:
     """Train a booster per head; ``watch``, held-out rows, says when to stop.
 
-    With ``earlier``, of this kind and heads, its trees stay and the rounds are added to them.
+    Labels of ``train`` may lie between 0 and 1: probabilities that another model gave. With ``earlier``, of this
+    kind and heads, its trees stay and the rounds are added to them.
     """
     data, held_out = _datasets(train, watch, schema, config)
+    soft = not np.isin(train.labels, (0.0, 1.0)).all()
+    goal = {"objective": "cross_entropy" if soft else "binary", "metric": "cross_entropy" if soft else "binary_logloss"}
     boosters = []
     for column, head in enumerate(schema.heads):
         if earlier:  # what the earlier trees say of the rows is kept in the data set
             data, held_out = _datasets(train, watch, schema, config)
+        data.set_weight(train.weight)
+        held_out.set_weight(watch.weight)
         # Bins do not depend on labels, so one binned matrix serves every head.
         data.set_label(np.ascontiguousarray(train.labels[:, column]))
         held_out.set_label(np.ascontiguousarray(watch.labels[:, column]))
-        parameters = {**_parameters(config, seed), "objective": "binary", "metric": "binary_logloss"}
         start = earlier.boosters[column] if earlier else None
-        boosters.append(_boost(parameters, data, held_out, config, start=start))
+        boosters.append(_boost({**_parameters(config, seed), **goal}, data, held_out, config, guard, start=start))
         log("lightgbm", {f"{head}_trees": float(boosters[-1].num_trees())})
     ones, zeros = (1.0,) * len(boosters), (0.0,) * len(boosters)
     return TreeRanker("lightgbm", schema, tuple(boosters), ones, zeros)
@@ -165,6 +179,7 @@ def fit_lambdarank(
     config: TreeConfig,
     seed: int,
     k: int,
+    guard: Guard,
     log: Log,
     earlier: TreeRanker | None = None,
 ) -> TreeRanker:
@@ -173,11 +188,11 @@ def fit_lambdarank(
     With ``earlier``, of this kind, its trees stay and the rounds are added to them. Each head's sigmoid is fitted
     on ``watch``: on rows that the trees have seen, scores are too sure.
     """
-    worth, watch_worth = (np.maximum(schema.score(part.labels), 0.0) for part in (train, watch))
+    worth, watch_worth = (_levels(part.worth(schema)) for part in (train, watch))
     gains = np.unique(np.r_[np.float32(0.0), worth, watch_worth])
     data, held_out = _datasets(train, watch, schema, config)
-    data.set_label(np.searchsorted(gains, worth)).set_group(train.group_sizes())
-    held_out.set_label(np.searchsorted(gains, watch_worth)).set_group(watch.group_sizes())
+    for rows, of, gain in ((data, train, worth), (held_out, watch, watch_worth)):
+        rows.set_label(np.searchsorted(gains, gain)).set_group(of.group_sizes()).set_weight(_row_weights(of))
     parameters = {
         **_parameters(config, seed),
         "objective": "lambdarank",
@@ -190,12 +205,27 @@ def fit_lambdarank(
     def report(done: float, ndcg: float) -> None:
         log("lambdarank", {"done": done, "watch_ndcg": ndcg})
 
-    booster = _boost(parameters, data, held_out, config, report, earlier.boosters[0] if earlier else None)
+    start = earlier.boosters[0] if earlier else None
+    booster = _boost(parameters, data, held_out, config, guard, report, start)
     log("lambdarank", {"trees": float(booster.num_trees())})
     scores = _raw(booster, _matrix(watch.numeric, watch.categorical, schema))
     fits = [fit_sigmoid(scores, watch.labels[:, head]) for head in range(len(schema.heads))]
     slope, intercept = zip(*fits, strict=True)
     return TreeRanker("lambdarank", schema, (booster,), slope, intercept)
+
+
+def _row_weights(data: RankingData) -> Floats | None:
+    """Return the weight of each row's request, float32 [n]: LightGBM weighs pairs of rows by their rows."""
+    weights = data.request_weights()
+    return None if weights is None else np.repeat(weights, data.group_sizes()).astype(np.float32)
+
+
+def _levels(worth: Floats) -> Floats:
+    """Return gains of few levels: LambdaRank compares labels, which are whole numbers."""
+    if len(np.unique(worth)) <= _MOST_LEVELS:
+        return worth
+    step = worth.max() / np.float32(_MOST_LEVELS)
+    return np.round(worth / step) * step
 
 
 def _matrix(numeric: Floats, categorical: Codes, schema: RowSchema) -> Floats:
@@ -242,17 +272,20 @@ def _boost(
     data: lightgbm.Dataset,
     held_out: lightgbm.Dataset,
     config: TreeConfig,
+    guard: Guard,
     report: Report = lambda *_: None,
     start: lightgbm.Booster | None = None,
 ) -> lightgbm.Booster:
     every = max(1, config.rounds // _REPORTS)
 
-    def tell(state: Any) -> None:
+    def note(state: Any) -> None:
+        for _, _, value, *_ in state.evaluation_result_list:
+            guard(value)
         done = state.iteration - state.begin_iteration + 1
         if done % every == 0:
             report(done / config.rounds, float(state.evaluation_result_list[0][2]))
 
-    callbacks = [lightgbm.early_stopping(config.patience, verbose=False), tell]
+    callbacks = [note, lightgbm.early_stopping(config.patience, verbose=False)]
     booster = lightgbm.train(
         parameters, data, config.rounds, valid_sets=[held_out], callbacks=callbacks, init_model=start
     )

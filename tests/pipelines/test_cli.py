@@ -34,6 +34,9 @@ COMMANDS = [
     "demo",
     "skew",
     "benchmark",
+    "importance",
+    "learning-curve",
+    "compress",
 ]
 
 
@@ -47,7 +50,7 @@ def test_every_command_explains_itself():
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("stage", ["features", "materialize", "release", "evaluate", "serve"])
+@pytest.mark.parametrize("stage", ["features", "materialize", "release", "evaluate", "serve", "importance", "compress"])
 def test_a_stage_before_its_turn_says_which_one_to_run(stage, tmp_path):
     done = funnel(stage, "--home", tmp_path / "empty")
     assert done.returncode == 2

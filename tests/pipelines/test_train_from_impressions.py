@@ -275,6 +275,25 @@ def test_rankers_learn_what_users_took_up(lived):
     assert (workspace.tracking / "mlflow.db").is_file()
 
 
+def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
+    workspace, release, schema = lived
+    live(workspace, release, schema)
+    given = []
+    monkeypatch.setattr(module, "train_rankers", lambda *arguments: given.append(arguments))
+    for ipw in (False, True):
+        train_from_impressions(workspace, RANKERS, DAY, silent, silent, ipw=ipw)
+    plain, weighted = ([*arguments[:3], arguments[7]] for arguments in given)
+    assert [one["position"] for one in plain[3]] == list(range(8)) and plain[3] == weighted[3]
+    # Positions have nothing to do with what is taken up here: 280 training requests of 8 items each.
+    assert all(one["shown"] == 280 and one["propensity"] > 0.7 for one in plain[3])
+    share = plain[0].wanted().mean()
+    assert np.mean([one["click_rate"] for one in plain[3]]) == pytest.approx(share)
+    for part, same in zip(plain[:3], weighted[:3], strict=True):
+        assert part.weight is None and np.array_equal(part.labels, same.labels)
+        clicked = same.labels.max(axis=1) > 0
+        assert (same.weight[~clicked] == 1).all() and (same.weight[clicked] >= 1).all() and same.weight.max() > 1
+
+
 def test_parts_are_cut_by_time(lived, monkeypatch):
     workspace, release, schema = lived
     live(workspace, release, schema)

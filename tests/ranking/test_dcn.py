@@ -5,6 +5,7 @@ import pytest
 import torch
 from planted import CONFIG, SCHEMA, planted, silent
 
+from feature_repo.sanity import Guard
 from ranking.config import DcnConfig
 from ranking.data import RankingData
 from ranking.dcn import train_network
@@ -29,7 +30,7 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
         batch=64, min_steps=300, patience=99, threads=1, weight_decay=0.0, unknown_rate=0.0, monitor="log_loss"
     )
     transform = RowTransform.fit(data.numeric)
-    network = train_network(data, data, transform, SCHEMA, config, 0, 10, silent)
+    network = train_network(data, data, transform, SCHEMA, config, 0, 10, Guard("dcn"), silent)
     logits = outputs(network, transform, data)
     assert auc(data.labels[:, 0], logits[:, 0]) == auc(data.labels[:, 1], logits[:, 1]) == 1.0
 
@@ -46,7 +47,7 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
 def test_onnx_equals_torch(change: dict[str, object]) -> None:
     data, config = planted(6, requests=40), replace(SHORT, **change)
     transform = RowTransform.fit(data.numeric)
-    network = train_network(data, data, transform, SCHEMA, config, 0, 10, silent)
+    network = train_network(data, data, transform, SCHEMA, config, 0, 10, Guard("dcn"), silent)
     ranker = DcnRanker(SCHEMA, transform, export_onnx(network, len(transform.sources)))
     for n in (1, 7, 300):
         rows = data.take(np.arange(n))
@@ -66,7 +67,7 @@ def test_cross_layer_is_the_formula_of_the_paper() -> None:
 def test_codes_never_seen_are_treated_as_unknown() -> None:
     data = planted(6, requests=40)
     transform = RowTransform.fit(data.numeric)
-    network = train_network(data, data, transform, SCHEMA, SHORT, 0, 10, silent)
+    network = train_network(data, data, transform, SCHEMA, SHORT, 0, 10, Guard("dcn"), silent)
     unseen, unknown, known = (replace(data, categorical=np.int32([[genre, 1]] * len(data))) for genre in (5, 0, 1))
     assert np.array_equal(outputs(network, transform, unseen), outputs(network, transform, unknown))
     assert not np.array_equal(outputs(network, transform, known), outputs(network, transform, unknown))
@@ -77,7 +78,9 @@ def test_seed_decides_and_global_state_is_left_alone() -> None:
     transform = RowTransform.fit(data.numeric)
     torch.manual_seed(3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    networks = [train_network(data, data, transform, SCHEMA, SHORT, seed, 10, silent) for seed in (0, 0, 1)]
+    networks = [
+        train_network(data, data, transform, SCHEMA, SHORT, seed, 10, Guard("dcn"), silent) for seed in (0, 0, 1)
+    ]
     one, same, other = (outputs(network, transform, data) for network in networks)
     assert np.array_equal(one, same) and not np.array_equal(one, other)
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads

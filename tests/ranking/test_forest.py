@@ -6,6 +6,7 @@ import lightgbm
 import numpy as np
 import pytest
 
+from feature_repo.sanity import Guard
 from ranking.config import TreeConfig
 from ranking.data import RankingData, RowSchema
 from ranking.models.forest import Forest, NotAForest
@@ -41,7 +42,7 @@ def trained(leaves: int, rounds: int = 70) -> TreeRanker:
         numeric, codes, labels = world(seed, rows)
         parts.append(RankingData(numeric, codes, labels, np.arange(rows, dtype=np.int64)))
     config = TreeConfig(rounds=rounds, learning_rate=0.1, leaves=leaves, min_rows_in_leaf=20, threads=1)
-    return fit_lightgbm(*parts, SCHEMA, config, 3, lambda _kind, _figures: None)
+    return fit_lightgbm(*parts, SCHEMA, config, 3, Guard("lightgbm"), lambda _kind, _figures: None)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import pytest
 from planted import SCHEMA, planted
 from sklearn.linear_model import LogisticRegression
 
+from feature_repo.sanity import Guard
 from ranking.config import LogisticConfig, PopularityConfig
 from ranking.data import RowSchema
 from ranking.models import load, trees
@@ -18,7 +19,7 @@ from ranking.transform import RowTransform
 def test_logistic_equals_one_hot_by_hand() -> None:
     data = planted(0)
     transform = RowTransform.fit(data.numeric)
-    ranker = fit_logistic(data, transform, SCHEMA, LogisticConfig(max_iterations=500))
+    ranker = fit_logistic(data, transform, SCHEMA, LogisticConfig(max_iterations=500), Guard("logistic"))
     one_hot = [np.eye(size)[data.categorical[:, column]] for column, size in enumerate(SCHEMA.cardinalities)]
     design = np.hstack([transform(data.numeric), *one_hot])
     expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=500).fit(design, data.labels[:, 0]).predict_proba(design)
@@ -66,7 +67,7 @@ def test_more_levels_of_worth_than_lightgbm_expects() -> None:
     data = planted(0, requests=100)
     data.labels = np.random.default_rng(0).integers(0, 2, (len(data), 5)).astype(np.float32)
     config = trees.TreeConfig(rounds=3, min_rows_in_leaf=20, threads=1)
-    ranker = trees.fit_lambdarank(data, data, schema, config, seed=0, k=10, log=lambda *_: None)
+    ranker = trees.fit_lambdarank(data, data, schema, config, seed=0, k=10, guard=Guard("trees"), log=lambda *_: None)
     assert ranker.predict(data.numeric, data.categorical).shape == (len(data), 5)
 
 

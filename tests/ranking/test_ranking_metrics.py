@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
+from ranking.data import RankingData
 from ranking.metrics import auc, ece, log_loss, ndcg_at_k, ndcg_per_request
 
 
@@ -69,3 +70,22 @@ def test_ece_of_true_probabilities_is_small() -> None:
     p = random.random(50_000)
     labels = (random.random(50_000) < p).astype(np.float64)
     assert ece(labels, p) < 0.01 < ece(labels, p**2)
+
+
+def test_requests_may_weigh_differently() -> None:
+    gains, scores = np.array([1, 0, 0, 1.0]), np.array([2, 1, 2, 1.0])
+    request = np.array([0, 0, 1, 1])
+    second = 1 / math.log2(3)
+    assert ndcg_at_k(gains, scores, request) == pytest.approx((1 + second) / 2)
+    assert ndcg_at_k(gains, scores, request, weights=np.array([1.0, 3.0])) == pytest.approx((1 + 3 * second) / 4)
+
+
+def test_a_request_weighs_as_its_positive_rows() -> None:
+    labels = np.float32([[1], [0], [1], [0], [0]])
+    weight = np.float32([4, 9, 2, 9, 9])
+    data = RankingData(
+        np.zeros((5, 1), np.float32), np.zeros((5, 0), np.int32), labels, np.array([0, 0, 0, 1, 1]), weight
+    )
+    assert data.wanted().tolist() == [4, 0, 2, 0, 0]
+    assert data.request_weights().tolist() == [3.0, 1.0]
+    assert data.take(np.array([2])).request_weights().tolist() == [2.0]

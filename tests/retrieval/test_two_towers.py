@@ -23,10 +23,12 @@ from checkerboard import (
     solve,
 )
 
+from feature_repo.sanity import CannotLearn
 from retrieval.context import UserContext
 from retrieval.examples import user_inputs
+from retrieval.sanity import paired_auc
 from retrieval.towers import TwoTowers
-from retrieval.training import CannotLearn, item_vectors
+from retrieval.training import item_vectors
 
 
 def best(towers: TwoTowers, context: UserContext, k: int) -> np.ndarray:
@@ -97,6 +99,9 @@ def test_report_tells_what_happened(histories: Solved) -> None:
     assert report.curve[report.best_epoch - 1]["recall"] == report.recall
     first, last = report.one_batch_loss
     assert last < first / 2
+    found, tolerance = report.shuffled_auc
+    assert abs(found - 0.5) <= tolerance < 0.1
+    assert all(epoch["largest_gradient_norm"] >= epoch["gradient_norm"] for epoch in report.curve)
 
 
 def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
@@ -119,6 +124,19 @@ def test_towers_without_capacity_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.json").exists()
 
 
+def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(CannotLearn, match=r"^towers: loss .*, gradient norm .* at step \d+"):
+        solve(World(known_users=False, attributes=False), tmp_path, replace(CONFIG, learning_rate=1e30))
+    assert not (tmp_path / "report.json").exists()
+
+
+def test_pairs_are_ordered_by_what_was_learnt(histories: Solved) -> None:
+    unseen = full(histories.world.examples(5))
+    # Half of the pairs are of one group, and their order is anybody's guess: 1 * .5 + .5 * .5.
+    assert paired_auc(histories.towers, unseen) == pytest.approx(0.75, abs=0.06)
+    assert paired_auc(histories.towers, shuffled(unseen)) == pytest.approx(0.5, abs=0.05)
+
+
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_collapsed_towers_do_not_look_good(value: float) -> None:
     world = World(known_users=False, attributes=False)
@@ -126,3 +144,4 @@ def test_collapsed_towers_do_not_look_good(value: float) -> None:
     with torch.no_grad():
         towers.items.ids.weight.fill_(value)
     assert measure(towers, full(world.examples(5))) == 0.0
+    assert paired_auc(towers, full(world.examples(5))) == pytest.approx(0.5 if value == 0.0 else value, nan_ok=True)

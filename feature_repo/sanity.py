@@ -1,0 +1,77 @@
+"""What every training is held to: it can learn, it learns nothing from noise, and its numbers stay numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import median
+
+_EXPLODED = 1_000.0
+_REMEMBERED = 50
+
+
+class CannotLearn(RuntimeError):
+    """A training failed one of its own checks: the data or the settings are broken."""
+
+
+@dataclass
+class Guard:
+    """Follows losses and gradient norms (before clipping) from step to step.
+
+    A norm has exploded if it is more than 1,000 times the median of the 50 before it. Medians below 1 count as 1: the
+    losses are of a few nats, and a norm that grows from nothing harms nobody.
+
+    Attributes:
+        name: what is trained, for the message.
+        largest_norm: the largest gradient norm so far.
+        steps: how many were seen.
+
+    """
+
+    name: str
+    largest_norm: float = 0.0
+    steps: int = 0
+    _norms: list[float] = field(default_factory=list)
+
+    def __call__(self, loss: float, norm: float = 0.0) -> None:
+        """Take in one step.
+
+        Raises:
+            CannotLearn: the loss or the norm is not finite, or the norm exploded.
+
+        """
+        self.steps += 1
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise CannotLearn(f"{self.name}: loss {loss:g}, gradient norm {norm:g} at step {self.steps}")
+        usual = max(1.0, median(self._norms)) if self._norms else math.inf
+        if norm > _EXPLODED * usual:
+            raise CannotLearn(f"{self.name}: gradient norm {norm:g} at step {self.steps}, {usual:g} is usual")
+        self._norms = [*self._norms[1 - _REMEMBERED :], norm]
+        self.largest_norm = max(self.largest_norm, norm)
+
+
+def check_learnt(name: str, before: float, after: float) -> None:
+    """Refuse a model whose loss on one batch did not fall below half while it learnt the batch by heart.
+
+    Raises:
+        CannotLearn: it did not.
+
+    """
+    if not after < before / 2:
+        raise CannotLearn(f"{name}: one batch cannot be overfitted: loss {before:.3f} -> {after:.3f}")
+
+
+def check_chance(name: str, auc: float, tolerance: float) -> None:
+    """Refuse a model that orders shuffled labels other than by chance, on rows that it was not trained on.
+
+    It can only do so if held-out labels reach the model, or if the measure is wrong.
+
+    Raises:
+        CannotLearn: the AUC is farther than ``tolerance`` from .5.
+
+    """
+    if not abs(auc - 0.5) <= tolerance:
+        raise CannotLearn(
+            f"{name}: AUC {auc:.3f} on shuffled labels of held-out rows, .5 within {tolerance:.3f} is expected: "
+            "held-out labels leak into the training"
+        )

@@ -1,0 +1,68 @@
+"""One step of the towers' training: the loss of a batch, its gradient, and the guard over both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feature_repo.sanity import Guard
+from retrieval.examples import Examples, user_inputs
+from retrieval.losses import sampled_softmax
+from retrieval.towers import TwoTowers
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Learns from one batch after the other.
+
+    Attributes:
+        popularity: float32 ``[items]``, each item's share of the training examples, on the device.
+        uniform_negatives: how many items are drawn as negatives of a batch.
+        clip: gradient norm that is not exceeded.
+        guard: shown every loss and norm.
+
+    """
+
+    popularity: Tensor
+    uniform_negatives: int
+    clip: float
+    guard: Guard
+
+    def __call__(
+        self, towers: TwoTowers, optimizer: torch.optim.Optimizer, batch: Examples, generator: np.random.Generator
+    ) -> tuple[float, float]:
+        """Learn from a batch; return its loss and the norm of its gradient before clipping.
+
+        Raises:
+            CannotLearn: one of them is not finite, or the norm exploded.
+
+        """
+        catalogue, device = towers.config.items - 1, self.popularity.device.type
+        uniform = generator.integers(1, catalogue + 1, self.uniform_negatives)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = self._loss(towers, batch, uniform, catalogue)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(towers.parameters(), self.clip)
+        found = float(loss.item()), float(norm.item())
+        self.guard(*found)
+        optimizer.step()
+        return found
+
+    def _loss(self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int) -> Tensor:
+        device = self.popularity.device
+        scored = np.concatenate([batch.item, uniform])
+        needed, places = np.unique(np.concatenate([batch.context.history.ravel(), scored]), return_inverse=True)
+        table = towers.items(torch.from_numpy(needed.astype(np.int64)).to(device))
+        history = torch.from_numpy(places[: batch.context.history.size].reshape(batch.context.history.shape))
+        users = towers.users(*user_inputs(batch.context, table, history.to(device)).tensors())
+        own = torch.from_numpy(places[batch.context.history.size :]).to(device)
+        codes = torch.from_numpy(scored.astype(np.int64)).to(device)
+        items = F.normalize(F.embedding(own, table), dim=-1, eps=1e-6)
+        weights = torch.from_numpy(batch.weight).to(device)
+        return sampled_softmax(users, items, codes, self.popularity[codes], catalogue, towers.temperature(), weights)

@@ -1,0 +1,62 @@
+"""Importance, learning curve and compression on the built world, and a release of what was compressed."""
+
+from __future__ import annotations
+
+import pytest
+
+from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
+from pipelines.compress import compress
+from pipelines.importance import importance
+from pipelines.importance import show as show_importance
+from pipelines.learning_curve import learning_curve
+from pipelines.release import current_release, make_release
+from serving.release import load_release, verify
+from tests.conftest import SAMPLE, silent
+
+
+def test_importance_of_the_served_features(copied: Workspace) -> None:
+    release = load_release(current_release(copied))
+    result = importance(copied, requests=80, repeats=2, k=10, progress=silent)
+    schema = release.recommender.ranker.schema
+    assert {one["name"] for one in result["features"]} == {*schema.numeric, *schema.categorical}
+    levels = {one["name"]: one["permuted"] for one in result["features"]}
+    assert levels["tower_score"] == "within" and levels["hour_of_day"] == "across"
+    assert result["features"][0]["drop"] > 0
+    assert set(result["calibration"]) == set(schema.heads)
+    show_importance(result, 10)
+    assert read_json(copied.releases / f"importance-{release.id}.json") == result
+    verify(current_release(copied))  # the release's own files are what they were
+
+
+def test_compressed_rankers_are_released_when_asked_for(copied: Workspace) -> None:
+    with pytest.raises(MissingStage, match="no ranker 'dcn-int8-static' .* run 'funnel compress'"):
+        make_release(copied, ranker="dcn-int8-static")
+    kept = {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}
+    result = compress(copied, SAMPLE, silent)
+    assert kept == {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}
+    found = result["rankers"]
+    assert {"dcn", "dcn-student", "dcn-int8-dynamic", "dcn-int8-static"} <= set(found)
+    for name, one in found.items():
+        original = found[one["of"]]
+        assert one["ms"] > 0 and one["ndcg"] > 0.8 * original["ndcg"]
+        assert (name == one["of"]) == (one["speed"] == 1.0)
+        if "student" in name:
+            assert one["bytes"] < original["bytes"]
+    chosen = current_release(copied)
+    small = make_release(copied, ranker="dcn-int8-static")
+    assert small != chosen and load_release(small).recommender.ranker.kind == "dcn"
+    assert read_json(small / "metrics.json")["ranking"]["released"] == "dcn-int8-static"
+    assert make_release(copied) == chosen  # nothing was asked for
+    report = copied.models / "ranking" / "report.json"
+    of_later = read_json(report)
+    of_later["kinds"]["dcn"]["version"] = "of another training"
+    write_json(report, of_later)
+    with pytest.raises(MissingStage, match="no ranker 'dcn-int8-static' of the present training"):
+        make_release(copied, ranker="dcn-int8-static")
+
+
+def test_learning_curve_of_the_best_kind(copied: Workspace) -> None:
+    result = learning_curve(copied, (), SAMPLE, silent)
+    [kind] = result["kinds"]
+    assert [one["share"] for one in result["points"]] == [0.125, 0.25, 0.5, 1.0]
+    assert all(0 < one["ndcg"][kind] < 1 for one in result["points"])
