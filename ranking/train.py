@@ -17,7 +17,7 @@ from ranking.data import RankingData, RowSchema
 from ranking.fit import Task, fit
 from ranking.metrics import auc, ece, log_loss, ndcg_at_k
 from ranking.models.base import Log
-from ranking.sanity import check_kind
+from ranking.sanity import GRADIENT_KINDS, check_kind
 from ranking.scorer import CalibratedRanker
 from ranking.transform import RowTransform
 
@@ -178,7 +178,9 @@ def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
         sanity = check_kind(kind, job.train, job.transform, job.schema, job.config)
         guard = Guard(kind)
         ranker = fit(kind, Task(job.train, job.calibrate, job.transform, job.schema, job.config), guard, job.log)
-        sanity |= {"steps": float(guard.steps), "largest_gradient_norm": guard.largest_norm}
+        sanity["steps"] = float(guard.steps)
+        if kind in GRADIENT_KINDS:
+            sanity["largest_gradient_norm"] = guard.largest_norm
         seconds = time.perf_counter() - started
         probabilities = ranker.predict(job.calibrate.numeric, job.calibrate.categorical)
         calibration = fit_calibration(probabilities, job.calibrate.labels, job.calibrate.request)
