@@ -18,7 +18,7 @@ from ranking.fit import Task, fit
 from ranking.metrics import auc, ece, log_loss, ndcg_at_k
 from ranking.models import Ranker, load
 from ranking.models.base import CannotContinue, Log
-from ranking.sanity import check_kind
+from ranking.sanity import GRADIENT_KINDS, check_kind
 from ranking.scorer import CalibratedRanker
 from ranking.transform import RowTransform
 
@@ -188,7 +188,9 @@ def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
         guard = Guard(kind)
         task = Task(job.train, job.calibrate, job.transform, job.schema, job.config)
         ranker = _continue(job, kind, task, guard) if job.start else fit(kind, task, guard, job.log)
-        sanity |= {"steps": float(guard.steps), "largest_gradient_norm": guard.largest_norm}
+        sanity["steps"] = float(guard.steps)
+        if kind in GRADIENT_KINDS:
+            sanity["largest_gradient_norm"] = guard.largest_norm
         seconds = time.perf_counter() - started
         probabilities = ranker.predict(job.calibrate.numeric, job.calibrate.categorical)
         calibration = fit_calibration(probabilities, job.calibrate.labels, job.calibrate.request)
