@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
-from ranking.compiled import compiled
 from ranking.data import Floats
 
 Codes = npt.NDArray[np.int64]
@@ -116,29 +116,23 @@ def _factors(residuals: sparse.csr_matrix, size: int, penalty: float) -> tuple[F
     """Return factors of users and items by alternating least squares on the known pairs alone (Zhou et al., 2008)."""
     by_item = residuals.T.tocsr()
     items = np.random.default_rng(0).normal(0, 0.1, (residuals.shape[1], size)).astype(np.float32)
-    users = np.zeros((residuals.shape[0], size), np.float32)
-    for _ in range(_SWEEPS):
-        _solve(residuals.indptr, residuals.indices, residuals.data, items, np.float32(penalty), users)
-        _solve(by_item.indptr, by_item.indices, by_item.data, users, np.float32(penalty), items)
+    # Threads would share products of a hundred rows, and take a hundred times as long.
+    with threadpool_limits(1, "blas"):
+        for _ in range(_SWEEPS):
+            users = _solve(residuals, items, penalty)
+            items = _solve(by_item, users, penalty)
     return users, items
 
 
-@compiled
-def _solve(
-    starts: npt.NDArray[Any], columns: npt.NDArray[Any], values: Floats, other: Floats, penalty: np.float32, out: Floats
-) -> None:
-    """Write each row's least-squares factors, given those of the other side."""
-    size = other.shape[1]
-    for row in range(len(starts) - 1):
-        begin, end = starts[row], starts[row + 1]
-        if begin == end:
-            out[row] = 0.0
-            continue
-        met = other[columns[begin:end]]
-        gram = np.dot(met.T, met)
-        for place in range(size):
-            gram[place, place] += penalty
-        out[row] = np.linalg.solve(gram, np.dot(met.T, values[begin:end]))
+def _solve(residuals: sparse.csr_matrix, other: Floats, penalty: float) -> Floats:
+    """Return each row's least-squares factors, given those of the other side."""
+    ridge = penalty * np.eye(other.shape[1], dtype=np.float32)
+    found = np.zeros((residuals.shape[0], other.shape[1]), np.float32)
+    for row in np.flatnonzero(np.diff(residuals.indptr)):
+        part = slice(residuals.indptr[row], residuals.indptr[row + 1])
+        met = other[residuals.indices[part]]
+        found[row] = np.linalg.solve(met.T @ met + ridge, met.T @ residuals.data[part])
+    return found
 
 
 def _neighbours(residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: Pairs) -> dict[str, npt.NDArray[Any]]:
