@@ -10,7 +10,7 @@ from threading import Event, Thread
 import faiss
 import numpy as np
 import pytest
-from damage import DAMAGE, change_json, remade, vectors_of
+from damage import DAMAGE, change_array, change_json, put, remade, vectors_of
 from tiny_release import SPEC, Tiny
 
 from feature_repo.dataset import DatasetSpec
@@ -158,6 +158,27 @@ def test_made_up_users_fit_the_reader(tiny: Tiny) -> None:
     assert users.context.history.max() == len(tiny.codec.items) - 1
     assert (users.context.attributes > 0).any() and (users.context.user == 0).any()
     assert (users.context.history > 0).sum(axis=1).tolist() == [0, 1, 40, 1]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_only_an_item_of_which_nothing_is_known_may_have_no_vector(
+    known: bool, copy: Path, check: Callable[[Path], Release]
+) -> None:
+    """New items without attributes are such, as the articles of a log that has nothing else."""
+    for name in ("item_vectors.npy", "raw_item_vectors.npy"):
+        change_array(name, put(5, 0.0))(copy)
+    if not known:
+        change_array("items.codes.npy", put(5, 0))(copy)
+        change_array("items.first.npy", put(5, 0))(copy)
+        change_array("items.numeric.npy", put(5, np.nan))(copy)
+    index, _ = build_index(vectors_of(copy), vectors_of(copy), kind="Flat", at=10)
+    save_index(index, copy / "index.faiss")
+    remade(lambda _: None)(copy)
+    if known:
+        with pytest.raises(BadRelease, match="1 of its item vectors are not of unit length"):
+            check(copy)
+    else:
+        check(copy)
 
 
 @pytest.mark.parametrize(("probes", "good"), [(8, True), (1, False)])
