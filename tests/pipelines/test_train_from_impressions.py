@@ -279,7 +279,7 @@ def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
     workspace, release, schema = lived
     live(workspace, release, schema)
     given = []
-    monkeypatch.setattr(module, "train_rankers", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(module, "train_rankers", lambda *arguments, positions: given.append((*arguments, positions)))
     for ipw in (False, True):
         train_from_impressions(workspace, RANKERS, DAY, silent, silent, ipw=ipw)
     plain, weighted = ([*arguments[:3], arguments[7]] for arguments in given)
@@ -298,7 +298,7 @@ def test_parts_are_cut_by_time(lived, monkeypatch):
     workspace, release, schema = lived
     live(workspace, release, schema)
     given = []
-    monkeypatch.setattr(module, "train_rankers", lambda *arguments: given.extend(arguments[:3]))
+    monkeypatch.setattr(module, "train_rankers", lambda *arguments, **_: given.extend(arguments[:3]))
     train_from_impressions(workspace, RANKERS, DAY, silent, silent)
     assert [len(np.unique(part.request)) for part in given] == [280, 60, 60]
     assert [len(part) for part in given] == [280 * 8, 60 * 8, 60 * 8]
