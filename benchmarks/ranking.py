@@ -20,12 +20,10 @@ from feature_repo.sanity import Guard
 from pipelines import display
 from ranking.calibration import fit_calibration
 from ranking.collaborative import collaborative_features, out_of_fold
-from ranking.config import DcnConfig, LogisticConfig, TreeConfig
+from ranking.config import DcnConfig, LogisticConfig, RankerConfig, TreeConfig
 from ranking.data import Floats, RankingData, RowSchema
-from ranking.dcn import fit_dcn
+from ranking.fit import Task, fit
 from ranking.metrics import auc, ece, log_loss
-from ranking.models.logistic import fit_logistic
-from ranking.models.trees import fit_lightgbm
 from ranking.transform import RowTransform
 
 PUBLISHED = {"DCN-v2 (RecBole)": (0.8998, 0.3119)}
@@ -84,12 +82,12 @@ def run(folder: Path, seeds: int) -> dict[str, Any]:
         fields = _fields(data)
     table = {name: _Row() for name in (*_MODELS, OURS)}
     for seed in range(seeds):
-        for name, fit in _MODELS.items():
-            _measure(table[name], name, fields, fit, seed)
+        for name, fit_model in _MODELS.items():
+            _measure(table[name], name, fields, fit_model, seed)
         began = time.monotonic()
         enriched = _enriched(data, fields, seed)
         table[OURS].seconds += time.monotonic() - began
-        _measure(table[OURS], OURS, enriched, _lightgbm, seed)
+        _measure(table[OURS], OURS, enriched, _MODELS["LightGBM"], seed)
     ours, models = table[OURS], {name: row.means() for name, row in table.items()}
     published = [[name, *figures, "", ""] for name, figures in PUBLISHED.items()]
     rows = [[name, *figures.values()] for name, figures in models.items()]
@@ -112,11 +110,14 @@ def _fields(data: MovieLens) -> _Parts:
 
 def _enriched(data: MovieLens, fields: _Parts, seed: int) -> _Parts:
     """Return the fields without the codes of user and item, and with what the labels say in their place."""
-    train, valid, test = (data.pairs[rows] for rows in data.split(_SPLIT_SEED))
+    rows = data.split(_SPLIT_SEED)
+    train, later = data.pairs[rows[0]], data.pairs[np.concatenate(rows[1:])]
     with display.stage(f"Collaborative features, seed {seed}") as report:
-        learned = out_of_fold(train, data.sides, _FOLDS, seed, lambda fold: report("fold", fold, _FOLDS + 2))
-        report("validation", _FOLDS, _FOLDS + 2)
-        later = [collaborative_features(train, part, data.sides) for part in (valid, test)]
+        learned = out_of_fold(train, data.sides, _FOLDS, seed, lambda fold: report("fold", fold, _FOLDS + 1))
+        report("validation and test", _FOLDS, _FOLDS + 1)
+        both = collaborative_features(train, later, data.sides)
+    ends = slice(len(rows[1])), slice(len(rows[1]), None)
+    valid, test = ({name: values[part] for name, values in both.items()} for part in ends)
     old = fields.schema
     kept = [place for place, name in enumerate(old.categorical) if name not in ("user", "item")]
     schema = RowSchema(
@@ -127,10 +128,10 @@ def _enriched(data: MovieLens, fields: _Parts, seed: int) -> _Parts:
         head_weights=old.head_weights,
     )
     parts = []
-    for rows, features in zip((fields.train, fields.valid, fields.test), (learned, *later), strict=True):
-        numeric = np.column_stack([*features.values(), rows.numeric])
-        categorical = np.ascontiguousarray(rows.categorical[:, kept])
-        parts.append(RankingData(numeric, categorical, rows.labels, rows.request))
+    for part, features in zip((fields.train, fields.valid, fields.test), (learned, valid, test), strict=True):
+        numeric = np.column_stack([*features.values(), part.numeric])
+        categorical = np.ascontiguousarray(part.categorical[:, kept])
+        parts.append(RankingData(numeric, categorical, part.labels, part.request))
     return _Parts(schema, *parts)
 
 
@@ -147,27 +148,22 @@ def _measure(row: _Row, name: str, parts: _Parts, fit: Callable[[_Parts, int], P
     row.seconds += time.monotonic() - began
 
 
-def _logistic(parts: _Parts, seed: int) -> Predict:
-    del seed  # nothing is drawn
-    config = LogisticConfig(hash_size=max(parts.schema.cardinalities), max_rows=len(parts.train))
-    ranker = fit_logistic(parts.train, RowTransform.fit(parts.train.numeric), parts.schema, config, Guard("logistic"))
-    return lambda data: ranker.predict(data.numeric, data.categorical)
-
-
 def _factorization_machine(parts: _Parts, seed: int) -> Predict:
     model = fit_factorization_machine(parts.train, parts.valid, parts.schema, seed)
     return lambda data: model.predict(data)[:, None]
 
 
-def _lightgbm(parts: _Parts, seed: int) -> Predict:
-    ranker = fit_lightgbm(parts.train, parts.valid, parts.schema, _TREES, seed, Guard("lightgbm"), _unheard)
-    return lambda data: ranker.predict(data.numeric, data.categorical)
+def _ranker(kind: str) -> Callable[[_Parts, int], Predict]:
+    """Return what fits a kind of the package's own rankers."""
 
+    def fit_one(parts: _Parts, seed: int) -> Predict:
+        logistic = LogisticConfig(hash_size=max(parts.schema.cardinalities), max_rows=len(parts.train))
+        config = RankerConfig(seed=seed, logistic=logistic, trees=_TREES, dcn=_DCN)
+        task = Task(parts.train, parts.valid, RowTransform.fit(parts.train.numeric), parts.schema, config)
+        ranker = fit(kind, task, Guard(kind), _unheard)
+        return lambda data: ranker.predict(data.numeric, data.categorical)
 
-def _dcn(parts: _Parts, seed: int) -> Predict:
-    transform = RowTransform.fit(parts.train.numeric)
-    ranker = fit_dcn(parts.train, parts.valid, transform, parts.schema, _DCN, seed, 10, Guard("dcn"), _unheard)
-    return lambda data: ranker.predict(data.numeric, data.categorical)
+    return fit_one
 
 
 def _unheard(kind: str, figures: dict[str, float]) -> None:
@@ -175,8 +171,8 @@ def _unheard(kind: str, figures: dict[str, float]) -> None:
 
 
 _MODELS = {
-    "logistic regression": _logistic,
+    "logistic regression": _ranker("logistic"),
     "factorization machine": _factorization_machine,
-    "LightGBM": _lightgbm,
-    "DCN-v2": _dcn,
+    "LightGBM": _ranker("lightgbm"),
+    "DCN-v2": _ranker("dcn"),
 }

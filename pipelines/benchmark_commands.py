@@ -21,6 +21,11 @@ class Layout(StrEnum):
     lightgcn = "lightgcn"
 
 
+def _folder(home: Path | None, name: str) -> Path:
+    """Return the folder that was given, or the benchmark's own."""
+    return (home or PROJECT_ROOT / "work" / f"benchmark-{name}").resolve()
+
+
 @benchmarks.command("point-in-time")
 def point_in_time(
     rows: Annotated[int, typer.Option(help="Entity rows", min=1)] = 500_000,
@@ -49,7 +54,7 @@ def streaming(
     from pipelines.display import result
 
     use_all_cores()
-    root = (home or PROJECT_ROOT / "work" / "benchmark-streaming").resolve()
+    root = _folder(home, "streaming")
     result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds, partitions)))
 
 
@@ -69,7 +74,7 @@ def serving_benchmark(
     from benchmarks.serving import run
     from pipelines.display import result
 
-    root = (home or PROJECT_ROOT / "work" / "benchmark-serving").resolve()
+    root = _folder(home, "serving")
     result(json.dumps(run(root, items, candidates, seconds, workers, naive)))
 
 
@@ -86,7 +91,7 @@ def soak(
     from benchmarks.soak import run
     from pipelines.display import result
 
-    result(json.dumps(run((home or PROJECT_ROOT / "work" / "benchmark-serving").resolve(), minutes, rate, workers)))
+    result(json.dumps(run(_folder(home, "serving"), minutes, rate, workers)))
 
 
 @benchmarks.command("skew")
@@ -98,7 +103,7 @@ def skew_benchmark(
     from benchmarks.skew import run
     from pipelines.display import result
 
-    root = (home or PROJECT_ROOT / "work" / "benchmark-skew").resolve()
+    root = _folder(home, "skew")
     result(json.dumps(run(root, requests)))
 
 
@@ -132,7 +137,7 @@ def sequences(
     from pipelines.display import result
     from retrieval.sequence_training import SequenceConfig
 
-    root = (home or PROJECT_ROOT / "work" / "benchmark-sequences").resolve()
+    root = _folder(home, "sequences")
     result(json.dumps(run(data_dir, root, seeds, SequenceConfig(minutes=minutes, epochs=epochs, device=device))))
 
 
@@ -163,5 +168,5 @@ def warm_start(
     from benchmarks.warm_start import run
     from pipelines.display import result
 
-    root = (home or PROJECT_ROOT / "work" / "benchmark-warm-start").resolve()
+    root = _folder(home, "warm-start")
     result(json.dumps(run(root, users, items, limit)))

@@ -10,7 +10,6 @@ from typing import Any
 from feature_repo.workspace import Workspace, staged_folder, write_json
 from pipelines.display import table
 from pipelines.train_ranking import SampleConfig, trained_sets
-from ranking.calibration import fit_calibration
 from ranking.config import RankerConfig
 from ranking.data import RankingData
 from ranking.distil import distil, student_config
@@ -55,7 +54,7 @@ def compress(workspace: Workspace, sample: SampleConfig, progress: Progress) -> 
         original = CalibratedRanker.load(folder / kind)
         rankers = {kind: original}
         for name, ranker in compressed(original, train, calibrate):
-            rankers[name] = calibrated(ranker, calibrate)
+            rankers[name] = CalibratedRanker.fit(ranker, calibrate)  # its probabilities are not the original's
         version = report.kinds[kind].version
         figures = {name: measure(one, choose, report.ndcg_k, version, {}) for name, one in rankers.items()}
         for name in [name for name in rankers if name != kind]:
@@ -82,12 +81,6 @@ def compressed(original: CalibratedRanker, train: RankingData, calibrate: Rankin
 
         yield f"{kind}-int8-dynamic", dynamic_int8(original.ranker)
         yield f"{kind}-int8-static", static_int8(original.ranker, train)
-
-
-def calibrated(ranker: Ranker, calibrate: RankingData) -> CalibratedRanker:
-    """Return a ranker with a calibration of its own: its probabilities are not those of what it was made of."""
-    p = ranker.predict(calibrate.numeric, calibrate.categorical)
-    return CalibratedRanker(ranker, fit_calibration(p, calibrate.labels, calibrate.request))
 
 
 def save(ranker: CalibratedRanker, folder: Path, of: str, report: KindReport) -> None:

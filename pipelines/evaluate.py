@@ -131,11 +131,15 @@ class HeldOut:
         return cls(events, events[~after], events.iloc[rows], int(positive.sum() - first.sum()))
 
 
-def _catalogue(release: Release, known: pd.DataFrame) -> Catalogue:
+def popularity(release: Release, known: pd.DataFrame) -> npt.NDArray[np.float64]:
+    """Return how many of the known events took each item up, float64 ``[N]``."""
     items = release.codec.items
     taken = items.encode(known.loc[known[c.POSITIVE], c.ITEM].tolist())
-    popularity = np.bincount(taken, minlength=len(items)).astype(np.float64)
-    return Catalogue(popularity, np.asarray(release.retrieval.vectors), release.items.categories)
+    return np.bincount(taken, minlength=len(items)).astype(np.float64)
+
+
+def _catalogue(release: Release, known: pd.DataFrame) -> Catalogue:
+    return Catalogue(popularity(release, known), np.asarray(release.retrieval.vectors), release.items.categories)
 
 
 def _run(

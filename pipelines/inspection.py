@@ -15,7 +15,7 @@ from feature_repo import columns as c
 from feature_repo.encoding import Floats
 from feature_repo.workspace import Workspace
 from pipelines.contenders import simple_models, towers
-from pipelines.evaluate import HeldOut
+from pipelines.evaluate import HeldOut, popularity
 from pipelines.ingest import read_events
 from pipelines.metrics import Places
 from pipelines.moments import Lists, Model, moments
@@ -78,9 +78,10 @@ def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retr
     """Replay events of the test slice, evenly spaced, ``limit`` at most; models are towers and popularity."""
     held_out = HeldOut.of(read_events(workspace), release, limit)
     journal, requests = Journal(held_out.events, release.codec), requests_from(held_out.chosen, release.codec)
-    taken = held_out.known.loc[held_out.known[c.POSITIVE], c.ITEM].tolist()
-    popularity = np.bincount(release.codec.items.encode(taken), minlength=len(release.items)).astype(np.float64)
-    models: dict[str, Model] = {"two_tower": towers(release), **simple_models(popularity)}
+    models: dict[str, Model] = {
+        "two_tower": towers(release),
+        **simple_models(popularity(release, held_out.known)),
+    }
     lists: dict[str, list[Lists]] = {name: [] for name in models}
     vectors, proposed = [], []
     for moment in moments(release, PointInTime(workspace), requests, journal):

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo.workspace import read_json, write_json
-from ranking.calibration import Calibration
+from ranking.calibration import Calibration, fit_calibration
 from ranking.data import Codes, Floats, RankingData, RowSchema
 from ranking.metrics import calibration_curve
 from ranking.models import Ranker, load
@@ -31,6 +31,12 @@ class CalibratedRanker:
 
     ranker: Ranker
     calibration: Calibration
+
+    @classmethod
+    def fit(cls, ranker: Ranker, data: RankingData) -> CalibratedRanker:
+        """Return a trained ranker, calibrated on rows that it was not trained on."""
+        probabilities = ranker.predict(data.numeric, data.categorical)
+        return cls(ranker, fit_calibration(probabilities, data.labels, data.request))
 
     @classmethod
     def load(cls, folder: Path) -> CalibratedRanker:

@@ -11,7 +11,6 @@ from typing import Any
 
 from feature_repo.sanity import Guard
 from feature_repo.workspace import file_hash, fingerprint, read_json, staged_folder, write_json
-from ranking.calibration import fit_calibration
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.fit import Task, fit
@@ -192,9 +191,7 @@ def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
         if kind in GRADIENT_KINDS:
             sanity["largest_gradient_norm"] = guard.largest_norm
         seconds = time.perf_counter() - started
-        probabilities = ranker.predict(job.calibrate.numeric, job.calibrate.categorical)
-        calibration = fit_calibration(probabilities, job.calibrate.labels, job.calibrate.request)
-        calibrated = CalibratedRanker(ranker, calibration)
+        calibrated = CalibratedRanker.fit(ranker, job.calibrate)
         calibrated.save(staging)
         report = measure(calibrated, job.validate, job.config.ndcg_k, version, sanity)
         files = {path.name: file_hash(path) for path in sorted(staging.iterdir())}
