@@ -6,7 +6,7 @@ measured on the test part once.
 
 A validation part drawn at random from people's lines has the neighbours in time of its items still in train, which
 flatters models that learn neighbours by heart; a test part that came later has not. So where the lines are in order of
-time, the end of each is what is validated on.
+time, the end of each is what is validated on, and the newest items of a user weigh more if that helps there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipelines import display
 from retrieval.all_ranking import recall_and_ndcg
-from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors, with_popularity
+from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
 from retrieval.graph import degrees
 from retrieval.interactions import Interactions, read_interactions
 from retrieval.training import Progress
@@ -51,6 +51,9 @@ _TRAINING_SHARE, _SMALL_SHARE, _CHOOSING_SHARE = 0.92, 0.2, 0.6
 """Of all the time, of the time for training, of the time for one dimension."""
 _STEP = 1.3
 """From one temperature to the next."""
+_FIRST_RECENCY = 1.0
+"""While the temperature and the epochs are chosen, where the order of items is known."""
+_RECENCY = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _KEPT = (1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
@@ -69,7 +72,8 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
     data = LAYOUTS[layout](folder)
     bench = _Bench(data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     until = start + _TRAINING_SHARE * 60 * minutes
-    small = bench.finished(CollaborativeConfig(dimension=SMALL), 1, _part(_SMALL_SHARE, until))
+    first = CollaborativeConfig(dimension=SMALL, recency=0.0 if data.places is None else _FIRST_RECENCY)
+    small = bench.finished(first, 1, _part(_SMALL_SHARE, until))
     large = small
     if (dimension, seeds) != (SMALL, 1):
         large = bench.finished(replace(small.config, dimension=dimension), seeds, until)
@@ -85,6 +89,7 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
         **{"seeds": seeds, "epochs": large.epochs, "seconds": round(time.monotonic() - start, 1)},
         **{"device": bench.device.type, "selected_on": "validation", "dimension": dimension},
         **{"temperature": large.config.temperature, "popularity_kept": large.config.kept},
+        "recency": large.config.recency,
     }
 
 
@@ -122,7 +127,7 @@ class _Result:
 class _Bench:
     def __init__(self, data: Interactions, device: torch.device) -> None:
         self.data, self.device = data, device
-        self.held = data.valid if data.late is None else data.late
+        self.held = data.held
         self.learned = data.known - self.held
         self.learned.eliminate_zeros()
         wanting = np.flatnonzero(np.diff(self.held.indptr))
@@ -133,7 +138,7 @@ class _Bench:
         config, epochs = self._choose(first, _part(_CHOOSING_SHARE, until))
         results, reached, factors = [], epochs, item_factors(self.data.known, first.dimension, self.device)
         for seed in range(seeds):
-            model = Collaborative(self.data.known, replace(config, seed=seed), factors)
+            model = Collaborative(self.data.known, replace(config, seed=seed), factors, self.data.places)
             deadline = _part(1 / (seeds - seed), until)
             with display.stage(f"Train on train and validation, {first.dimension} dimensions, seed {seed}") as report:
                 while model.epoch == 0 or (model.epoch < epochs and time.monotonic() < deadline):
@@ -164,7 +169,7 @@ class _Bench:
 
         def begun(temperature: float) -> _Curve:
             config = replace(first, temperature=round(temperature, 3), kept=1.0)
-            curve = _Curve(Collaborative(self.learned, config, factors))
+            curve = _Curve(Collaborative(self.learned, config, factors, self.data.places))
             self._advance(curve, _RACE_EPOCHS, until, report)
             return curve
 
@@ -179,15 +184,21 @@ class _Bench:
                 if best.model.config.temperature != first.temperature:
                     break
             self._advance(best, _MAX_EPOCHS, until, report)
-            users, items = best.model.vectors()
-            figures = {kept: self._validated(users, with_popularity(items, kept)) for kept in _KEPT}
-            kept = max(figures, key=lambda share: sum(figures[share]))
-        recall, ndcg = figures[kept]
+            config = best.model.config
+            if self.data.places is not None:
+                config, _ = self._best(best.model, [replace(config, recency=power) for power in _RECENCY])
+            config, (recall, ndcg) = self._best(best.model, [replace(config, kept=share) for share in _KEPT])
         display.console.print(
-            f"  validation recall {recall:.4f}, NDCG {ndcg:.4f}: temperature {best.model.config.temperature}, "
-            f"{best.epochs} epochs, {kept} of the popularity kept"
+            f"  validation recall {recall:.4f}, NDCG {ndcg:.4f}: temperature {config.temperature}, "
+            f"{best.epochs} epochs, {config.kept} of the popularity kept, recency {config.recency}"
         )
-        return replace(best.model.config, kept=kept), best.epochs
+        return config, best.epochs
+
+    def _best(self, model: Collaborative, configs: list[CollaborativeConfig]) -> tuple[CollaborativeConfig, Figures]:
+        """Return which of the ways to finish the model's vectors is best on validation, and its figures."""
+        figures = {config: self._validated(*model.vectors(config)) for config in configs}
+        best = max(configs, key=lambda config: sum(figures[config]))
+        return best, figures[best]
 
     def _advance(self, curve: _Curve, epochs: int, until: float, report: Progress) -> None:
         model = curve.model

@@ -100,6 +100,9 @@ def train(
     ipw: Annotated[
         bool, typer.Option("--ipw", help="Weight clicks by how seldom their position is looked at (impressions)")
     ] = False,
+    logq: Annotated[
+        bool, typer.Option("--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn")
+    ] = True,
 ) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
@@ -110,7 +113,7 @@ def train(
         raise typer.BadParameter("only impressions have positions: give --from-impressions too", param_hint="--ipw")
     use_all_cores()
     hours = attribution_hours if from_impressions else None
-    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start, ipw=ipw)
+    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq)
 
 
 @app.command()
@@ -122,6 +125,7 @@ def evaluate(
     peer_minutes: Annotated[float, typer.Option(help="What its tuning and fitting may take", min=0.1)] = 20.0,
     ablations: Annotated[bool, typer.Option("--ablations", help="Also the funnel without each of its parts")] = False,
     against: Annotated[str | None, typer.Option(help="Id of a release to compare with on the same events")] = None,
+    _replay: Annotated[bool, typer.Option("--replay", help="What is done in any case; for scripts that say so")] = True,
 ) -> None:
     """Replay the test slice through the current release; the last line is JSON."""
     from pipelines.display import result

@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -145,13 +146,14 @@ def run_train(
     tuned: bool = False,
     warm_start: bool = False,
     ipw: bool = False,
+    logq: bool = True,
 ) -> None:
     """Train towers, index and rankers, and print the rankers' table.
 
     With ``attribution_hours`` only the rankers are trained, from what was served and the events that
     followed within that time; with ``ipw`` weighted against the bias of positions. With ``tuned`` the
     settings are those that ``funnel tune`` found. With ``warm_start`` the training goes on from the
-    current release.
+    current release. Without ``logq`` the towers' loss is not corrected for how negatives are drawn.
 
     Raises:
         MissingStage: there are no data, nothing was tuned, or there is no release.
@@ -161,6 +163,7 @@ def run_train(
     """
     from pipelines.train import train, train_served
     from pipelines.warm_start import WarmStartConfig
+    from retrieval.training import TrainConfig
 
     config, shape, rankers = None, None, None
     if tuned:
@@ -170,6 +173,8 @@ def run_train(
         config, shape, rankers = found.train_config, found.shape, found.ranker_config
         for line in found.describe(workspace):
             display.console.print(line)
+    if not logq:
+        config = replace(config or TrainConfig(), logq=False)
     with display.stage("Train") as progress:
         if attribution_hours is None:
             warm = WarmStartConfig() if warm_start else None

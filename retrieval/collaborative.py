@@ -7,7 +7,8 @@ direction; the last coordinate of an item's vector is its popularity. A dot prod
 
 Training begins at the singular vectors of the degree-normalised interactions, which are already good,
 and goes on with a softmax over items drawn uniformly (Wu et al., "On the Effectiveness of Sampled
-Softmax Loss for Item Recommendation", TOIS 2024), all items of a user at once.
+Softmax Loss for Item Recommendation", TOIS 2024), all items of a user at once. Where it is known in what order
+a user took them, the newer ones weigh more in the finished user: people go on with what they do now.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from retrieval.graph import SparseProduct, degrees, normalised, right_factors
 class CollaborativeConfig:
     """How the vectors are made: ``dimension`` coordinates, popularity's included.
 
-    Training explains what is taken with the full ``popularity``; finished vectors have the share ``kept``.
+    Training explains what is taken with the full ``popularity``; finished vectors have the share ``kept``. A user's
+    n-th item from the newest weighs n to the power -``recency`` in the finished user, and 1 in training.
     ``activity`` is the power of a user's number of items in its weight. The vectors are the mean of the
     embeddings over about the last ``averaged`` of the epochs.
     """
@@ -39,6 +41,7 @@ class CollaborativeConfig:
     temperature: float = 0.1
     popularity: float = 1.0
     kept: float = 1.0
+    recency: float = 0.0
     learning_rate: float = 2e-3
     users_per_step: int = 4_096
     least_steps: int = 8
@@ -71,9 +74,19 @@ class _LogPartition(torch.autograd.Function):
 class Collaborative:
     """Embeddings of the users and items of one interaction matrix, and their training."""
 
-    def __init__(self, interactions: sparse.csr_matrix, config: CollaborativeConfig, start: Tensor) -> None:
-        """Begin at ``start``, the ``item_factors`` of the 0/1 ``interactions``; its device is the model's."""
+    def __init__(
+        self,
+        interactions: sparse.csr_matrix,
+        config: CollaborativeConfig,
+        start: Tensor,
+        places: sparse.csr_matrix | None = None,
+    ) -> None:
+        """Begin at ``start``, the ``item_factors`` of the 0/1 ``interactions``; its device is the model's.
+
+        ``places``: each item's place from the newest of its user, where known; see ``by_recency``.
+        """
         self.config, self.device, self.epoch, self._taken = config, start.device, 0, interactions
+        self._places = places
         _, popularity = degrees(interactions)
         taken = torch.from_numpy(popularity).float().to(self.device).unsqueeze(1)
         self._prior = config.popularity * taken.log()
@@ -104,10 +117,17 @@ class Collaborative:
             mean.lerp_(table.detach(), 1 / (1 + self.epoch * config.averaged))
 
     @torch.no_grad()
-    def vectors(self) -> tuple[Tensor, Tensor]:
-        """Return the vectors of users and items, float32 ``[users, D]`` and ``[items, D]``, of the running means."""
+    def vectors(self, config: CollaborativeConfig | None = None) -> tuple[Tensor, Tensor]:
+        """Return the vectors of users and items, float32 ``[users, D]`` and ``[items, D]``, of the running means.
+
+        ``config``: finish them as it says, where it is not the model's in ``recency`` and ``kept``.
+        """
+        config = config or self.config
         items, users = self._means
-        return self._users(self._taken, items, users), with_popularity(self._items(items), self.config.kept)
+        taken = self._taken
+        if self._places is not None and config.recency:
+            taken = by_recency(taken, self._places, config.recency)
+        return self._users(taken, items, users), _with_popularity(self._items(items), config.kept)
 
     def _loss(self, batch: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64]) -> Tensor:
         items, users = self._tables
@@ -132,9 +152,30 @@ class Collaborative:
         return torch.from_numpy(codes).to(self.device)
 
 
-def with_popularity(items: Tensor, kept: float) -> Tensor:
+def _with_popularity(items: Tensor, kept: float) -> Tensor:
     """Return item vectors with ``kept`` times the popularity that these have."""
     return torch.cat([items[:, :-1], kept * items[:, -1:]], dim=1)
+
+
+def by_recency(taken: sparse.csr_matrix, places: sparse.csr_matrix, power: float) -> sparse.csr_matrix:
+    """Weigh what each user took by place from the newest, to the power -``power``; a row's weights sum to its items.
+
+    Args:
+        taken: 0/1 CSR ``[users, items]``.
+        places: CSR ``[users, items]``, numbers from 1 that grow towards the oldest; only those of ``taken`` count, the
+            least of a row as 1. An item without a place has its user's mean weight, 1.
+        power: 0 weighs all alike.
+
+    """
+    weights = taken.multiply(places).tocsr()
+    count = np.diff(weights.indptr)
+    rows, row = np.flatnonzero(count), np.repeat(np.arange(len(count)), count)
+    newest, mean = np.ones(len(count)), np.ones(len(count))
+    newest[rows] = np.minimum.reduceat(weights.data, weights.indptr[rows]) if len(rows) else 1
+    values = (weights.data - newest[row] + 1) ** -power
+    mean[rows] = np.bincount(row, values, minlength=len(count))[rows] / count[rows]
+    weights.data = (values / mean[row] - 1).astype(np.float32)
+    return sparse.csr_matrix(taken + weights)
 
 
 def item_factors(interactions: sparse.csr_matrix, dimension: int, device: torch.device) -> Tensor:

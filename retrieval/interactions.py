@@ -22,22 +22,40 @@ _SORTED = 0.9
 """From this share of neighbours in order of their ids on, lines are sorted, and neighbours recur for that alone."""
 
 
+_LARGEST_END = 0.3
+"""The most of a line that is held out for validation."""
+
+
 @dataclass(frozen=True)
 class Interactions:
     """Three parts of the same users and items, each a 0/1 float32 CSR matrix ``[users, items]``.
 
-    ``late``, a part of ``train``, has the last tenth of each of its lines; None where the order of lines says nothing.
+    ``places``, such a matrix, has the place of each item of ``train.txt`` from the end of its line, 1 for the last;
+    None where the order of lines says nothing.
     """
 
     train: sparse.csr_matrix
     valid: sparse.csr_matrix
     test: sparse.csr_matrix
-    late: sparse.csr_matrix | None
+    places: sparse.csr_matrix | None
 
     @property
     def known(self) -> sparse.csr_matrix:
         """All that may be learned from before the test: train and valid together."""
         return _binary(self.train + self.valid)
+
+    @property
+    def held(self) -> sparse.csr_matrix:
+        """What to validate on: the ends of lines, as large a part as the test is of all, or else ``valid``."""
+        if self.places is None:
+            return self.valid
+        share = min(self.test.nnz / (self.test.nnz + self.known.nnz), _LARGEST_END)
+        count = np.diff(self.places.indptr)
+        taken = np.where(count > 1, np.maximum(1, np.rint(share * count)), 0)
+        ends = self.places.copy()
+        ends.data = (ends.data <= np.repeat(taken, count)).astype(np.float32)
+        ends.eliminate_zeros()
+        return ends
 
 
 def read_interactions(folder: Path, seed: int = 0) -> Interactions:
@@ -59,13 +77,12 @@ def read_interactions(folder: Path, seed: int = 0) -> Interactions:
         for rows, columns in zip(np.split(user, ends), np.split(item, ends), strict=True)
     ]
     train, valid, test = parts
-    late = _late(np.split(user, ends)[0], np.split(item, ends)[0], train.shape)
+    places = _places(np.split(user, ends)[0], np.split(item, ends)[0], train.shape)
     if not given:
         train, valid = hold_out(train, seed)
-        late = _binary(late.multiply(train).tocsr()) if late is not None else None
     if not valid.nnz:
         raise SpecError(f"{folder}: nothing to validate on: give a valid.txt, or users with at least two train items")
-    return Interactions(train, valid, test, late)
+    return Interactions(train, valid, test, places)
 
 
 def hold_out(matrix: sparse.csr_matrix, seed: int, share: float = 0.1) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
@@ -81,17 +98,18 @@ def hold_out(matrix: sparse.csr_matrix, seed: int, share: float = 0.1) -> tuple[
     return rest, held
 
 
-def _late(user: Codes, item: Codes, shape: tuple[int, int]) -> sparse.csr_matrix | None:
-    """Return the last tenth of each line, at least one item of two, if lines seem to be in order of time."""
+def _places(user: Codes, item: Codes, shape: tuple[int, int]) -> sparse.csr_matrix | None:
+    """Return each item's place from the end of its line, of an item met twice the newer, if lines are in time order."""
     order = np.argsort(user, kind="stable")
     user, item = user[order], item[order]
     count = np.bincount(user, minlength=shape[0])
     shuffled = item[np.lexsort((np.random.default_rng(0).random(len(user)), user))]
     if not _recurring(user, item) > _RECURRING * _recurring(user, shuffled) or _ascending(user, item) > _SORTED:
         return None
-    behind = np.cumsum(count)[user] - 1 - np.arange(len(user))
-    held = behind < np.where(count > 1, np.maximum(1, np.rint(0.1 * count)), 0)[user]
-    return _matrix(user[held], item[held], shape)
+    place = np.cumsum(count)[user] - np.arange(len(user))
+    newest = np.unique(np.stack([user, item])[:, ::-1], axis=1, return_index=True)[1]
+    kept = len(user) - 1 - newest
+    return sparse.csr_matrix((place[kept].astype(np.float32), (user[kept], item[kept])), shape=shape)
 
 
 def _recurring(user: Codes, item: Codes) -> int:

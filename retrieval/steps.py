@@ -25,6 +25,7 @@ class Steps:
         uniform_negatives: how many items are drawn as negatives of a batch.
         clip: gradient norm that is not exceeded.
         guard: shown every loss and norm.
+        logq: whether the sampler's bias towards popular items is corrected.
 
     """
 
@@ -32,6 +33,7 @@ class Steps:
     uniform_negatives: int
     clip: float
     guard: Guard
+    logq: bool = True
 
     def __call__(
         self, towers: TwoTowers, optimizer: torch.optim.Optimizer, batch: Examples, generator: np.random.Generator
@@ -65,4 +67,5 @@ class Steps:
         codes = torch.from_numpy(scored.astype(np.int64)).to(device)
         items = F.normalize(F.embedding(own, table), dim=-1, eps=1e-6)
         weights = torch.from_numpy(batch.weight).to(device)
-        return sampled_softmax(users, items, codes, self.popularity[codes], catalogue, towers.temperature(), weights)
+        popularity = self.popularity[codes] if self.logq else None
+        return sampled_softmax(users, items, codes, popularity, catalogue, towers.temperature(), weights)

@@ -36,11 +36,12 @@ _REVISION = 2
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. ``device`` None takes CUDA where there is one."""
+    """How to train. ``logq`` corrects the sampler's bias; ``device`` None takes CUDA where there is one."""
 
     epochs: int = 20
     batch: int = 512
     uniform_negatives: int = 256
+    logq: bool = True
     learning_rate: float = 2e-3
     weight_decay: float = 1e-4
     clip: float = 1.0
@@ -129,7 +130,7 @@ class _Run:
         self.popularity = torch.from_numpy((counts / counts.sum()).astype(np.float32)).to(self.device)
         rows = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_sample]
         self.validation = validation[np.sort(rows)]
-        self.step = Steps(self.popularity, config.uniform_negatives, config.clip, Guard("towers"))
+        self.step = Steps(self.popularity, config.uniform_negatives, config.clip, Guard("towers"), config.logq)
 
     def finish(self, log: Log, progress: Progress) -> tuple[TwoTowers, TrainReport]:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from blocks import BEST, ITEMS, blocks
 from scipy import sparse
 
 from retrieval.all_ranking import recall_and_ndcg
-from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
+from retrieval.collaborative import Collaborative, CollaborativeConfig, by_recency, item_factors, spectral_vectors
 from retrieval.graph import SparseProduct, normalised, right_factors
 
 CPU = torch.device("cpu")
@@ -65,6 +67,32 @@ def test_a_score_is_cosine_over_temperature_and_popularity() -> None:
     taken = torch.from_numpy(known.toarray().sum(0))
     cosine = torch.nn.functional.cosine_similarity(users[:1, :-1], items[:, :-1])
     torch.testing.assert_close(items @ users[0], cosine / 0.2 + 0.5 * 0.7 * taken.log(), atol=1e-5, rtol=1e-5)
+
+
+def test_newer_items_weigh_more_and_all_weights_sum_to_the_items() -> None:
+    taken = sparse.csr_matrix(np.array([[1, 1, 1, 1, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32))
+    places = sparse.csr_matrix(np.array([[3, 0, 6, 4, 1], [0, 0, 0, 0, 2], [1, 2, 0, 0, 0]], dtype=np.float32))
+    weights = by_recency(taken, places, 1.0).toarray()
+    mean = (1 + 1 / 4 + 1 / 2) / 3
+    np.testing.assert_allclose(weights[0], [1 / mean, 1, 0.25 / mean, 0.5 / mean, 0], rtol=1e-6)
+    np.testing.assert_allclose(weights[1:], taken.toarray()[1:])
+    assert (by_recency(taken, places, 0.0) != taken).nnz == 0
+
+
+def test_the_newest_item_decides_whom_a_user_is_like() -> None:
+    """A user of two blocks, one item of the second the newest: recency turns the user towards the second."""
+    known, _ = blocks()
+    known = sparse.csr_matrix(sparse.vstack([known, known[0] + known[1]]).sign(), dtype=np.float32)
+    place = {item: 1 if known[1, item] else 9 for item in known[-1].indices}
+    places = sparse.csr_matrix((list(place.values()), ([known.shape[0] - 1] * len(place), list(place))), known.shape)
+    config = CollaborativeConfig(dimension=16)
+    model = Collaborative(known, config, item_factors(known, 16, CPU), places)
+    cosine = []
+    for recency in (0.0, 2.0):
+        users, _ = model.vectors(replace(config, recency=recency))
+        near = torch.nn.functional.cosine_similarity(users[-1:, :-1], users[:2, :-1])
+        cosine.append(float(near[1] - near[0]))
+    assert cosine[1] > cosine[0] + 0.2
 
 
 def test_the_loss_is_the_softmax_over_all_items() -> None:

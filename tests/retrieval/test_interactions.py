@@ -51,11 +51,27 @@ def days(users: int = 60, sort: bool = False) -> str:
 def test_ends_of_lines_are_known_where_lines_are_in_order_of_time(tmp_path: Path) -> None:
     folder = write(tmp_path, train=days(), valid="0 59\n", test="0 1\n")
     data = read_interactions(folder)
-    assert data.late is not None
+    assert data.places is not None
     first = [int(word) for word in days().splitlines()[0].split()[1:]]
-    assert sorted(data.late[0].indices.tolist()) == sorted(first[-2:])
-    assert np.diff(data.late.indptr).tolist() == [2] * 60
-    assert (data.late > data.train).nnz == 0, "they are items of train"
+    assert [int(data.places[0, item]) for item in first] == list(range(21, 0, -1))
+
+
+@pytest.mark.parametrize(("wanted", "ends"), [(1, 1), (5, 4), (60, 6)])
+def test_as_much_is_held_out_as_the_test_has(tmp_path: Path, wanted: int, ends: int) -> None:
+    test = "\n".join(f"{user} " + " ".join(str(item) for item in range(wanted)) for user in range(60))
+    data = read_interactions(write(tmp_path, train=days(), valid="0 59\n", test=test))
+    first = [int(word) for word in days().splitlines()[0].split()[1:]]
+    assert sorted(data.held[0].indices.tolist()) == sorted(first[-ends:])
+    assert np.diff(data.held.indptr).tolist() == [ends] * 60
+    assert (data.held > data.known).nnz == 0
+
+
+def test_of_an_item_met_twice_the_newer_place_counts(tmp_path: Path) -> None:
+    lines = days().splitlines()
+    again = lines[0].split()[1]
+    data = read_interactions(write(tmp_path, train="\n".join([f"{lines[0]} {again}", *lines[1:]]), test="0 1\n"))
+    assert data.places is not None
+    assert data.places[0, int(again)] == 1
 
 
 def test_sorted_and_shuffled_lines_say_nothing_of_time(tmp_path: Path) -> None:
@@ -63,7 +79,7 @@ def test_sorted_and_shuffled_lines_say_nothing_of_time(tmp_path: Path) -> None:
     generator = np.random.default_rng(1)
     mixed = "\n".join(" ".join([row[0], *generator.permutation(row[1:])]) for row in shuffled)
     for text in (days(sort=True), mixed):
-        assert read_interactions(write(tmp_path, train=text, test="0 1\n")).late is None
+        assert read_interactions(write(tmp_path, train=text, test="0 1\n")).places is None
 
 
 def test_hold_out_leaves_each_user_an_item(tmp_path: Path) -> None:

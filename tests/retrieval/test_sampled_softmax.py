@@ -21,7 +21,7 @@ def vectors(seed: int, n: int) -> np.ndarray:
     return raw / np.linalg.norm(raw, axis=1, keepdims=True)
 
 
-def by_hand(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+def by_hand(users: np.ndarray, items: np.ndarray, logq: bool = True) -> np.ndarray:
     batch, uniform = len(users), len(items) - len(users)
     losses = []
     for row in range(batch):
@@ -30,18 +30,18 @@ def by_hand(users: np.ndarray, items: np.ndarray) -> np.ndarray:
         for column in range(len(items)):
             if CODES[column] == CODES[row]:
                 continue
-            drawn = batch * POPULARITY[column] + uniform / CATALOGUE
+            drawn = batch * POPULARITY[column] + uniform / CATALOGUE if logq else 1.0
             logits.append(users[row] @ items[column] / TEMPERATURE - np.log(drawn))
         losses.append(np.log(np.exp(logits).sum()) - positive)
     return np.array(losses)
 
 
-def loss(users: np.ndarray, items: np.ndarray, weights: list[float] | None) -> float:
+def loss(users: np.ndarray, items: np.ndarray, weights: list[float] | None, logq: bool = True) -> float:
     result = sampled_softmax(
         torch.from_numpy(users),
         torch.from_numpy(items),
         torch.tensor(CODES),
-        torch.tensor(POPULARITY, dtype=torch.float64),
+        torch.tensor(POPULARITY, dtype=torch.float64) if logq else None,
         CATALOGUE,
         torch.tensor(TEMPERATURE, dtype=torch.float64),
         None if weights is None else torch.tensor(weights),
@@ -54,6 +54,11 @@ def test_loss_is_the_formula() -> None:
     losses = by_hand(users, items)
     assert loss(users, items, None) == pytest.approx(losses.mean(), rel=1e-5)
     assert loss(users, items, WEIGHTS) == pytest.approx(np.average(losses, weights=WEIGHTS), rel=1e-5)
+
+
+def test_without_correction_it_is_the_plain_softmax() -> None:
+    users, items = vectors(0, 3), vectors(1, 6)
+    assert loss(users, items, None, logq=False) == pytest.approx(by_hand(users, items, logq=False).mean(), rel=1e-5)
 
 
 def test_accidental_hits_take_no_part() -> None:
