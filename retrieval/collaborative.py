@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
+from feature_repo.sanity import Guard
 from retrieval.graph import SparseProduct, degrees, normalised, right_factors
 
 
@@ -86,7 +87,7 @@ class Collaborative:
         ``places``: each item's place from the newest of its user, where known; see ``by_recency``.
         """
         self.config, self.device, self.epoch, self._taken = config, start.device, 0, interactions
-        self._places = places
+        self._places, self._guard = places, Guard("collaborative towers")
         _, popularity = degrees(interactions)
         taken = torch.from_numpy(popularity).float().to(self.device).unsqueeze(1)
         self._prior = config.popularity * taken.log()
@@ -100,7 +101,12 @@ class Collaborative:
         )
 
     def train_epoch(self) -> Iterator[float]:
-        """Take every user once, in an order of the seed and the epoch; yields the loss of each step."""
+        """Take every user once, in an order of the seed and the epoch; yields the loss of each step.
+
+        Raises:
+            CannotLearn: a loss or gradient was not finite, or exploded.
+
+        """
         config, count = self.config, self._taken.shape[0]
         generator = np.random.default_rng([config.seed, self.epoch])
         order = generator.permutation(count)
@@ -110,8 +116,10 @@ class Collaborative:
             loss = self._loss(np.sort(order[start : start + size]), np.sort(negatives))
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            found = float(loss.detach())
+            self._guard(found, float(torch.nn.utils.get_total_norm([table.grad for table in self._tables])))
             self._optimizer.step()
-            yield float(loss.detach())
+            yield found
         self.epoch += 1
         for mean, table in zip(self._means, self._tables, strict=True):
             mean.lerp_(table.detach(), 1 / (1 + self.epoch * config.averaged))

@@ -59,8 +59,7 @@ class Checks:
         """Learn 1,000 examples whose items were shuffled, and order 1,000 others, shuffled by themselves.
 
         The AUC is how often a user's item scores above another example's. Items that were dealt out at random make
-        every pairing equally likely, so it is .5 whatever the towers do; its standard error is at most
-        ``sqrt(1 / (12 (n - 1)))`` (variance of a sum over a random permutation, Hoeffding 1951).
+        every pairing equally likely, so it is .5 whatever the towers do.
 
         Returns:
             the AUC and the tolerance, four standard errors; nothing if there are too few examples.
@@ -77,7 +76,7 @@ class Checks:
         learn, held_out = (shuffled(part, random) for part in (sample[:half], sample[half : 2 * half]))
         batches = [learn[random.permutation(half)[:256]] for _ in range(_SHUFFLED_STEPS)]
         towers, _ = self._learn(batches, "towers, shuffled items")
-        found, tolerance = paired_auc(towers, held_out), _STANDARD_ERRORS * math.sqrt(1 / (12 * (half - 1)))
+        found, tolerance = paired_auc(towers, held_out), chance_tolerance(half)
         check_chance("towers", found, tolerance)
         return [found, tolerance]
 
@@ -106,10 +105,27 @@ def paired_auc(towers: TwoTowers, examples: Examples) -> float:
     raw = towers.raw_items()
     items = F.normalize(raw, dim=-1, eps=1e-6)[torch.from_numpy(examples.item.astype(np.int64)).to(raw.device)]
     history = torch.from_numpy(examples.context.history.astype(np.int64)).to(raw.device)
-    users = towers.users(*user_inputs(examples.context, raw, history).tensors())
+    return own_first(towers.users(*user_inputs(examples.context, raw, history).tensors()), items)
+
+
+def own_first(users: Tensor, items: Tensor) -> float:
+    """Return how often a user scores its own item above another's, ties counting half; NaN if a score is NaN.
+
+    Args:
+        users: ``[n, D]``.
+        items: ``[n, D]``, each user's own item.
+
+    """
     scores = (users @ items.T).double()
     own = scores.diagonal().unsqueeze(1)
     wins = (own > scores).double() + 0.5 * (own == scores).double()
     wins[torch.isnan(own - scores)] = math.nan
-    n = len(examples)
-    return float((wins.sum() - wins.diagonal().sum()).item() / (n * (n - 1)))
+    return float((wins.sum() - wins.diagonal().sum()).item() / (len(users) * (len(users) - 1)))
+
+
+def chance_tolerance(n: int) -> float:
+    """Return four standard errors of ``own_first`` over ``n`` users whose items were dealt out at random.
+
+    Its variance is at most ``1 / (12 (n - 1))`` (of a sum over a random permutation, Hoeffding 1951).
+    """
+    return _STANDARD_ERRORS * math.sqrt(1 / (12 * (n - 1)))

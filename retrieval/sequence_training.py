@@ -20,9 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feature_repo.sanity import Guard
 from retrieval.sequence import SequenceTower, TowerConfig
 from retrieval.sequence_batches import Window, encode, inputs_and_targets, places, windows
 from retrieval.sequence_loss import SoftmaxLoss
+from retrieval.sequence_sanity import check_sequences
 from retrieval.sequences import Sequences
 
 Progress = Callable[[str, int, int], None]
@@ -96,6 +98,10 @@ def train_sequences(
         folder: of checkpoints, for these data and settings only.
         progress: told each tower's epoch and best NDCG@10, and how many thousandths of the training are done.
 
+    Raises:
+        CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or gradient was not
+            finite or exploded.
+
     """
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, torch.get_num_threads() // config.towers)
@@ -118,8 +124,8 @@ class _Run:
         self.checkpoint = folder / f"tower-{number}.pt"
         self.generator = torch.Generator(pick_device(config.device))
         self._reseed(0)
-        sizes = (config.width, config.heads, config.layers, config.window, config.dropout)
-        self.tower = SequenceTower(TowerConfig(sequences.catalogue, *sizes), self.generator)
+        self.guard = Guard(f"sequence tower {number + 1}")
+        self.tower = self._untrained()
         self.optimizer = self._optimizer(config.learning_rate)
         average = {name: value.clone() for name, value in self.tower.state_dict().items()}
         self.state: dict[str, Any] = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "best_epoch": 0}
@@ -136,11 +142,25 @@ class _Run:
             self.tower.load_state_dict(saved["tower"])
             self.state = saved
         self.seconds_before = self.state["seconds"]
+        if not self.state["epoch"]:
+            self._check()
         while self._more():
             self._epoch()
         self._refit()
         users = encode(self.tower, self.sequences, self.sequences.testable, TEST)
         return self.tower.items.detach()[: self.sequences.catalogue + 1].cpu(), users.cpu()
+
+    def _untrained(self) -> SequenceTower:
+        config = self.config
+        sizes = (config.width, config.heads, config.layers, config.window, config.dropout)
+        return SequenceTower(TowerConfig(self.sequences.catalogue, *sizes), self.generator)
+
+    def _check(self) -> None:
+        """Hold a tower of these settings to what every training is held to; the first tower speaks for all."""
+        if self.number == 0:
+            first = self._windows(VALIDATION, latest=True)[0]
+            batch = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, first))
+            check_sequences(self._untrained, self._loss(VALIDATION), *batch)
 
     def _more(self) -> bool:
         state, config = self.state, self.config
@@ -175,7 +195,8 @@ class _Run:
         value = loss(self.tower(histories)[known], self.tower.items, targets[known])
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0)
+        self.guard(float(value.detach()), float(norm))
         self.optimizer.step()
 
     @torch.no_grad()

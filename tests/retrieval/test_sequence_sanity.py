@@ -1,0 +1,95 @@
+"""The checks before a sequence tower is trained: sound ones pass, ones that cannot learn or that see labels do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from blocks import blocks
+from torch import Tensor
+
+from feature_repo.sanity import CannotLearn
+from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors
+from retrieval.sequence import SequenceTower, TowerConfig
+from retrieval.sequence_loss import SoftmaxLoss
+from retrieval.sequence_sanity import check_sequences
+
+ITEMS, ROWS, LENGTH = 80, 128, 12
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    drawn = torch.from_numpy(np.random.default_rng(0).integers(1, ITEMS + 1, (ROWS, LENGTH + 1)))
+    histories, targets = drawn[:, :-1].clone(), drawn[:, 1:].clone()
+    histories[5, 3:], targets[5, 3:] = 0, 0
+    return histories, targets
+
+
+def tower() -> SequenceTower:
+    return SequenceTower(
+        TowerConfig(ITEMS, width=32, heads=1, layers=1, window=LENGTH), torch.Generator().manual_seed(1)
+    )
+
+
+def loss() -> SoftmaxLoss:
+    return SoftmaxLoss(torch.ones(ITEMS + 1), torch.Generator(), exact=ITEMS, sampled=0)
+
+
+def test_a_sound_tower_passes() -> None:
+    check_sequences(tower, loss(), *batch())
+
+
+def test_a_tower_without_gradients_is_refused() -> None:
+    def stopped(users: Tensor, table: Tensor, targets: Tensor) -> Tensor:
+        return loss()(users.detach(), table.detach(), targets) + 0.0 * table.sum()
+
+    with pytest.raises(CannotLearn, match="one batch cannot be overfitted"):
+        check_sequences(tower, stopped, *batch())
+
+
+class Peeking(SequenceTower):
+    """Is told the next items, as by a mask with an error."""
+
+    told: Callable[[Tensor], Tensor]
+
+    def forward(self, histories: Tensor) -> Tensor:
+        return torch.nn.functional.embedding(self.told(histories), self.items) + 0.0 * super().forward(histories)
+
+
+def test_a_tower_that_sees_the_next_items_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was dealt out reaches the held-out vectors, which is what the check is for."""
+    histories, targets = batch()
+    dealt: list[Tensor] = []
+    permuted = torch.randperm
+
+    def remembered(n: int, generator: torch.Generator) -> Tensor:
+        dealt.append(permuted(n, generator=generator))
+        return dealt[-1]
+
+    def told(shown: Tensor) -> Tensor:
+        half = ROWS // 2
+        held = torch.equal(shown, histories[half:]) and len(dealt) == 2
+        part = slice(half, None) if held else slice(None, half)
+        right, known = targets[part].clone(), targets[part] > 0
+        if dealt:
+            right[known] = right[known][dealt[1 if held else 0]]
+        return right
+
+    monkeypatch.setattr(torch, "randperm", remembered)
+    monkeypatch.setattr(Peeking, "told", staticmethod(told), raising=False)
+
+    def build() -> SequenceTower:
+        return Peeking(tower().config, torch.Generator().manual_seed(1))
+
+    with pytest.raises(CannotLearn, match="held-out labels leak"):
+        check_sequences(build, loss(), histories, targets)
+
+
+def test_collaborative_towers_stop_at_a_loss_that_is_no_number() -> None:
+    known, _ = blocks()
+    model = Collaborative(known, CollaborativeConfig(dimension=8), item_factors(known, 8, torch.device("cpu")))
+    with torch.no_grad():
+        model._tables[0][0] = float("nan")
+    with pytest.raises(CannotLearn, match="collaborative towers: loss nan"):
+        list(model.train_epoch())
