@@ -16,19 +16,21 @@ from feature_repo.views import HISTORY_SCHEMA, USER_RECENT_SCHEMA, user_activity
 from pipelines.contenders import Funnel
 from pipelines.metrics import K
 from pipelines.moments import Lists, Model, Moment
-from pipelines.requests import Journal, users_at
+from pipelines.point_in_time import DAY_S, PointInTime
+from pipelines.requests import SERVICE, Journal, Requests, users_at
 from ranking.rows import ItemRows, PairRows
 from ranking.scorer import CalibratedRanker
 from serving.candidates import SOURCES, Retriever
 from serving.catalogue import ItemTable
 from serving.recommender import Recommender
 from serving.release import Release
+from serving.users import Columns
 
 
-def ablations(release: Release, journal: Journal) -> dict[str, Model]:
+def ablations(release: Release, features: PointInTime, requests: Requests, journal: Journal) -> dict[str, Model]:
     """Return the funnel without its ranker, each candidate source, each view of users, and what is known of items.
 
-    Each is named by what it goes without.
+    Each is named by what it goes without; ``streaming`` knows users as they were at the day's midnight.
 
     A view that is missing is what serving makes of one past its TTL: every value of it counts as unknown. Item
     vectors were made with the items' attributes and keep them; only the ranker goes without.
@@ -39,6 +41,7 @@ def ablations(release: Release, journal: Journal) -> dict[str, Model]:
         if getattr(whole.retriever.shares, source, 0):
             retriever = _without_source(whole.retriever, source)
             models[f"candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
+    models["streaming"] = _AsOfMidnight(release, features, requests, journal)
     for view, names in _user_views(release.codec.spec).items():
         models[view] = _WithoutColumns(release, names, journal)
     if release.codec.spec.item_attributes:
@@ -107,6 +110,25 @@ class _WithoutColumns:
         missing: dict[str, Any] = {name: [None] * len(moment.requests) for name in self._names}
         users = users_at(self._reader, {**moment.columns, **missing}, moment.requests, self._journal)
         return self._funnel.lists(moment, users)
+
+
+class _AsOfMidnight:
+    """The funnel with users' features as a daily job leaves them; what they have seen stays known."""
+
+    def __init__(self, release: Release, features: PointInTime, requests: Requests, journal: Journal) -> None:
+        self._funnel = Funnel(release.recommender, K)
+        self._reader, self._journal = release.reader, journal
+        midnight = requests.time // DAY_S * DAY_S
+        self._parts = features.users(SERVICE, requests.user, midnight)
+        self._rows = slice(0, 0)
+        self._columns: Columns = {}
+
+    def __call__(self, moment: Moment) -> Lists:
+        while moment.rows[0] >= self._rows.stop:  # moments come in the order of the requests
+            self._rows, self._columns = next(self._parts)
+        part = slice(int(moment.rows[0]) - self._rows.start, int(moment.rows[-1]) + 1 - self._rows.start)
+        columns = {name: values[part] for name, values in self._columns.items()}
+        return self._funnel.lists(moment, users_at(self._reader, columns, moment.requests, self._journal))
 
 
 class _OtherItems:

@@ -74,7 +74,7 @@ def evaluate(
         **simple_models(catalogue.popularity), **tuned.models, "two_tower": towers(release), "funnel": funnel,
         **({"oracle": best} if best else {}),
     }  # fmt: skip
-    switched = without_parts(release, journal) if ablations else {}
+    switched = without_parts(release, PointInTime(workspace), requests, journal) if ablations else {}
     lists = _run(release, workspace, requests, journal, {**models, **switched}, progress)
     per_event = {name: {**gains(of.places), **deep_gains(of.places)} for name, of in lists.items()}
     ndcg = {name: values["ndcg@10"] for name, values in per_event.items()}

@@ -18,6 +18,8 @@ from serving.codec import Codec
 from serving.users import Columns, UserBatch, UserReader
 
 BATCH = 64
+SERVICE = "online_user_v1"
+"""The feature service of users that serving reads."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def replay_columns(
     """Yield the same batches with the users' features by column, not yet read as arrays."""
     days = (requests.time // DAY_S).astype(np.int64)
     tables = _day_tables(features, codec, items, np.unique(days))
-    for rows, columns in features.users("online_user_v1", requests.user, requests.time):
+    for rows, columns in features.users(SERVICE, requests.user, requests.time):
         start, stop = rows.start, rows.stop
         while start < stop:
             end = min(stop, start + BATCH, int(np.searchsorted(days, days[start], side="right")))

@@ -128,12 +128,13 @@ def test_a_release_against_itself_and_against_another(copied, tmp_path, capsys):
 def _ablations_make_sense(figures):
     found, whole = figures["ablations"], figures["models"]["funnel"]["ndcg@10"]
     sources = {f"candidates: {name}" for name in ("two_tower", "similar", "popular", "trending", "new")}
-    assert sources < set(found) and len(found) == 13
+    assert sources < set(found) and len(found) == 14
     for of in found.values():
         assert of["second"] == pytest.approx(whole)
         assert of["difference"] == pytest.approx(of["first"] - of["second"])
     assert found["user_recent"]["difference"] == 0.0  # no model reads it
     assert found["user_history"]["difference"] < -0.02
+    assert found["user_history"]["difference"] < found["streaming"]["difference"] < 0.0  # histories end at midnight
     assert found["ranker"]["first"] == pytest.approx(figures["models"]["two_tower"]["ndcg@10"], abs=0.01)
 
 
