@@ -103,6 +103,9 @@ def train(
     logq: Annotated[
         bool, typer.Option("--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn")
     ] = True,
+    candidates: Annotated[
+        list[str] | None, typer.Option(help="source=number, how many candidates it may propose; may be repeated")
+    ] = None,
 ) -> None:
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
@@ -112,8 +115,14 @@ def train(
     if ipw and not from_impressions:
         raise typer.BadParameter("only impressions have positions: give --from-impressions too", param_hint="--ipw")
     use_all_cores()
+    from serving.candidates import Shares
+
+    try:
+        shares = Shares.parse(candidates) if candidates else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--candidates") from None
     hours = attribution_hours if from_impressions else None
-    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq)
+    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq, shares=shares)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_repo.dataset import DatasetSpec, SpecError, load_spec
 from feature_repo.workspace import (
@@ -23,6 +23,9 @@ from feature_repo.workspace import (
     staged_folder,
 )
 from pipelines import display
+
+if TYPE_CHECKING:
+    from serving.candidates import Shares
 
 SPECS = Path(__file__).resolve().parent / "specs"
 FEATURES_VERSION = 2
@@ -147,6 +150,7 @@ def run_train(
     warm_start: bool = False,
     ipw: bool = False,
     logq: bool = True,
+    shares: Shares | None = None,
 ) -> None:
     """Train towers, index and rankers, and print the rankers' table.
 
@@ -154,6 +158,7 @@ def run_train(
     followed within that time; with ``ipw`` weighted against the bias of positions. With ``tuned`` the
     settings are those that ``funnel tune`` found. With ``warm_start`` the training goes on from the
     current release. Without ``logq`` the towers' loss is not corrected for how negatives are drawn.
+    ``shares`` says how many candidates each source may propose.
 
     Raises:
         MissingStage: there are no data, nothing was tuned, or there is no release.
@@ -178,7 +183,7 @@ def run_train(
     with display.stage("Train") as progress:
         if attribution_hours is None:
             warm = WarmStartConfig() if warm_start else None
-            report = train(workspace, progress, config, None, rankers, shape, warm, display.console.print)
+            report = train(workspace, progress, config, None, rankers, shape, warm, display.console.print, shares)
         else:
             report = train_served(workspace, attribution_hours * 3_600, progress, rankers, ipw=ipw)
     rows = []

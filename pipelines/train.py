@@ -18,6 +18,7 @@ from ranking.train import RankerReport
 from retrieval.towers import TowerShape
 from retrieval.training import Log as Curve
 from retrieval.training import Progress, TrainConfig
+from serving.candidates import Shares
 
 Say = Callable[[str], None]
 
@@ -31,6 +32,7 @@ def train(
     shape: TowerShape | None = None,
     warm: WarmStartConfig | None = None,
     say: Say = lambda _: None,
+    shares: Shares | None = None,
 ) -> RankerReport:
     """Train everything that a release holds; finished parts of the same data and settings are kept.
 
@@ -43,6 +45,7 @@ def train(
         shape: of the towers.
         warm: go on from the current release, on what is new, as this says; by default all is learned anew.
         say: told what a person should know of a warm start.
+        shares: how many candidates each source may propose.
 
     Returns:
         the table of rankers, with the best one's name.
@@ -65,7 +68,7 @@ def train(
     with track(workspace, "towers") as run:
         run.parameters(vars(towers) | vars(shape))
         note: Curve = lambda step, figures: run.metrics(figures, step)  # noqa: E731
-        train_retrieval(workspace, events, split, towers, note, progress, shape=shape, base=base)
+        train_retrieval(workspace, events, split, towers, note, progress, shares, shape, base)
     start = base.folder / "ranker" if base else None
     with track(workspace, "rankers") as run:
         tell = _noting(run, rankers, progress, say)

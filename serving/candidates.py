@@ -10,7 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
@@ -31,15 +31,34 @@ RECENT = 10
 
 
 class Shares(BaseModel):
-    """How many candidates each source may propose."""
+    """How many candidates each source may propose.
+
+    By default those that pay on the data sets of docs/results.md: what is co-visited, popular or trending and belongs
+    on top is found by the towers too.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    two_tower: int = Field(default=350, ge=1)
-    similar: int = Field(default=100, ge=0)
-    popular: int = Field(default=30, ge=0)
-    trending: int = Field(default=10, ge=0)
-    new: int = Field(default=10, ge=0)
+    two_tower: int = Field(default=430, ge=1)
+    similar: int = Field(default=0, ge=0)
+    popular: int = Field(default=0, ge=0)
+    trending: int = Field(default=0, ge=0)
+    new: int = Field(default=70, ge=0)
+
+    @classmethod
+    def parse(cls, given: Sequence[str]) -> Shares:
+        """Read ``source=number`` pairs; sources that are not given have their default.
+
+        Raises:
+            ValueError: an unknown source, or no number that it may have.
+
+        """
+        pairs = dict(pair.partition("=")[::2] for pair in given)
+        try:
+            return cls.model_validate(pairs)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"{wrong} (write source=number; sources: {', '.join(cls.model_fields)})") from None
 
 
 @dataclass(frozen=True)

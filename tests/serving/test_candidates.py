@@ -36,6 +36,13 @@ def similar_by_hand(retriever: Retriever, history: np.ndarray) -> tuple[dict[int
     return score, last
 
 
+def test_shares_are_read_as_they_are_written_on_the_command_line():
+    assert Shares.parse(["new=5", "similar=100"]) == Shares(new=5, similar=100)
+    for wrong, word in ((["nova=3"], "nova"), (["new=-1"], "new"), (["new"], "new"), (["two_tower=0"], "two_tower")):
+        with pytest.raises(ValueError, match=f"{word}: .*sources: two_tower, similar, popular, trending, new"):
+            Shares.parse(wrong)
+
+
 def test_every_source_is_the_recount(tiny: Tiny) -> None:
     users, retrieval = tiny.clickers(), tiny.release.retrieval
     found = retrieve(tiny, users)
