@@ -39,6 +39,9 @@ NEVER_STALE = timedelta(days=18_250)
 SNAPSHOT_TTL = timedelta(days=90)
 """TTL of daily aggregates; the Spark job repeats an unchanged row every 84 days."""
 
+ONLINE_USERS = "online_user_v1"
+"""The feature service of users that serving reads."""
+
 _ATTRIBUTE_TYPES: dict[AttributeKind, FeastType] = {
     "categorical": String,
     "multi_categorical": Array(String),
@@ -152,7 +155,7 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         FeatureService(
             name="ranking_v1", features=[*profiles, activity, *affinity, *item_profiles, item_activity, moment]
         ),
-        FeatureService(name="online_user_v1", features=[*profiles, history, recent, activity, *affinity, seen, moment]),
+        FeatureService(name=ONLINE_USERS, features=[*profiles, history, recent, activity, *affinity, seen, moment]),
         FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
         FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
     ]

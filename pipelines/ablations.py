@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,12 +13,18 @@ import numpy.typing as npt
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import Floats
-from feature_repo.views import HISTORY_SCHEMA, USER_RECENT_SCHEMA, user_activity_schema, user_profile_schema
+from feature_repo.views import (
+    HISTORY_SCHEMA,
+    ONLINE_USERS,
+    USER_RECENT_SCHEMA,
+    user_activity_schema,
+    user_profile_schema,
+)
 from pipelines.contenders import Funnel
 from pipelines.metrics import K
 from pipelines.moments import Lists, Model, Moment
 from pipelines.point_in_time import DAY_S, PointInTime
-from pipelines.requests import SERVICE, Journal, Requests, users_at
+from pipelines.requests import Journal, Requests, users_at
 from ranking.rows import ItemRows, PairRows
 from ranking.scorer import CalibratedRanker
 from serving.candidates import SOURCES, Retriever
@@ -41,9 +48,9 @@ def ablations(release: Release, features: PointInTime, requests: Requests, journ
         if getattr(whole.retriever.shares, source, 0):
             retriever = _without_source(whole.retriever, source)
             models[f"candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
-    models["streaming"] = _AsOfMidnight(release, features, requests, journal)
+    models["streaming"] = _OtherUsers(release, journal, _AsOfMidnight(features, requests))
     for view, names in _user_views(release.codec.spec).items():
-        models[view] = _WithoutColumns(release, names, journal)
+        models[view] = _OtherUsers(release, journal, _Without(names))
     if release.codec.spec.item_attributes:
         models["item attributes (ranker)"] = _OtherItems(_with(release), _no_attributes)
     models["item_activity"] = _OtherItems(_with(release), _no_activity)
@@ -99,36 +106,42 @@ def _without_source(retriever: Retriever, source: str) -> Retriever:
     return other
 
 
-class _WithoutColumns:
-    """The funnel with some features of all users missing; what they have seen stays known."""
+class _OtherUsers:
+    """The funnel with other features of users; what they have seen stays known."""
 
-    def __init__(self, release: Release, names: list[str], journal: Journal) -> None:
+    def __init__(self, release: Release, journal: Journal, change: Callable[[Moment], Columns]) -> None:
         self._funnel = Funnel(release.recommender, K)
-        self._reader, self._names, self._journal = release.reader, names, journal
+        self._reader, self._journal, self._change = release.reader, journal, change
 
     def __call__(self, moment: Moment) -> Lists:
-        missing: dict[str, Any] = {name: [None] * len(moment.requests) for name in self._names}
-        users = users_at(self._reader, {**moment.columns, **missing}, moment.requests, self._journal)
+        users = users_at(self._reader, self._change(moment), moment.requests, self._journal)
         return self._funnel.lists(moment, users)
 
 
-class _AsOfMidnight:
-    """The funnel with users' features as a daily job leaves them; what they have seen stays known."""
+class _Without:
+    """Users' features with some missing."""
 
-    def __init__(self, release: Release, features: PointInTime, requests: Requests, journal: Journal) -> None:
-        self._funnel = Funnel(release.recommender, K)
-        self._reader, self._journal = release.reader, journal
-        midnight = requests.time // DAY_S * DAY_S
-        self._parts = features.users(SERVICE, requests.user, midnight)
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+
+    def __call__(self, moment: Moment) -> Columns:
+        missing: dict[str, Any] = {name: [None] * len(moment.requests) for name in self._names}
+        return {**moment.columns, **missing}
+
+
+class _AsOfMidnight:
+    """Users' features as a daily job leaves them."""
+
+    def __init__(self, features: PointInTime, requests: Requests) -> None:
+        self._parts = features.users(ONLINE_USERS, requests.user, requests.time // DAY_S * DAY_S)
         self._rows = slice(0, 0)
         self._columns: Columns = {}
 
-    def __call__(self, moment: Moment) -> Lists:
+    def __call__(self, moment: Moment) -> Columns:
         while moment.rows[0] >= self._rows.stop:  # moments come in the order of the requests
             self._rows, self._columns = next(self._parts)
         part = slice(int(moment.rows[0]) - self._rows.start, int(moment.rows[-1]) + 1 - self._rows.start)
-        columns = {name: values[part] for name, values in self._columns.items()}
-        return self._funnel.lists(moment, users_at(self._reader, columns, moment.requests, self._journal))
+        return {name: values[part] for name, values in self._columns.items()}
 
 
 class _OtherItems:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.encoding import Floats
+from feature_repo.views import ONLINE_USERS
 from feature_repo.workspace import Workspace
 from pipelines.contenders import simple_models, towers
 from pipelines.evaluate import HeldOut, popularity
@@ -21,7 +22,7 @@ from pipelines.metrics import Places
 from pipelines.moments import Lists, Model, moments
 from pipelines.parsing import QUARANTINE_COLUMNS
 from pipelines.point_in_time import DAY_S, PointInTime, Times
-from pipelines.requests import SERVICE, Journal, requests_from
+from pipelines.requests import Journal, requests_from
 from pipelines.train_ranking import SampleConfig, trained_sets
 from ranking.data import RankingData
 from serving.candidates import SOURCES
@@ -47,7 +48,7 @@ def ages(workspace: Workspace, table: str, at: pd.Timestamp) -> npt.NDArray[np.f
 
 def user_features(features: PointInTime, users: npt.NDArray[Any], times: Times) -> pd.DataFrame:
     """Return what serving would have known of users ``[n]`` just before ``times`` (epoch seconds), one row each."""
-    parts = [pd.DataFrame(dict(columns)) for _, columns in features.users(SERVICE, users, times)]
+    parts = [pd.DataFrame(dict(columns)) for _, columns in features.users(ONLINE_USERS, users, times)]
     return pd.concat(parts, ignore_index=True)
 
 

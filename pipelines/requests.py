@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from feature_repo import columns as c
+from feature_repo.views import ONLINE_USERS
 from pipelines.point_in_time import DAY_S, PointInTime, Times
 from pipelines.split import epoch_seconds
 from serving.catalogue import Activity, ItemTable
@@ -18,8 +19,6 @@ from serving.codec import Codec
 from serving.users import Columns, UserBatch, UserReader
 
 BATCH = 64
-SERVICE = "online_user_v1"
-"""The feature service of users that serving reads."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def replay_columns(
     """Yield the same batches with the users' features by column, not yet read as arrays."""
     days = (requests.time // DAY_S).astype(np.int64)
     tables = _day_tables(features, codec, items, np.unique(days))
-    for rows, columns in features.users(SERVICE, requests.user, requests.time):
+    for rows, columns in features.users(ONLINE_USERS, requests.user, requests.time):
         start, stop = rows.start, rows.stop
         while start < stop:
             end = min(stop, start + BATCH, int(np.searchsorted(days, days[start], side="right")))

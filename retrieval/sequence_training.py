@@ -24,8 +24,9 @@ from feature_repo.sanity import Guard
 from retrieval.sequence import SequenceTower, TowerConfig
 from retrieval.sequence_batches import Window, encode, inputs_and_targets, places, windows
 from retrieval.sequence_loss import SoftmaxLoss
-from retrieval.sequence_sanity import check_sequences
+from retrieval.sequence_sanity import CLIP, check_sequences
 from retrieval.sequences import Sequences
+from retrieval.steps import descend
 
 Progress = Callable[[str, int, int], None]
 
@@ -142,7 +143,7 @@ class _Run:
             self.tower.load_state_dict(saved["tower"])
             self.state = saved
         self.seconds_before = self.state["seconds"]
-        if not self.state["epoch"]:
+        if not self.state["epoch"] and self.number == 0:  # the first tower speaks for all
             self._check()
         while self._more():
             self._epoch()
@@ -156,11 +157,10 @@ class _Run:
         return SequenceTower(TowerConfig(self.sequences.catalogue, *sizes), self.generator)
 
     def _check(self) -> None:
-        """Hold a tower of these settings to what every training is held to; the first tower speaks for all."""
-        if self.number == 0:
-            first = self._windows(VALIDATION, latest=True)[0]
-            batch = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, first))
-            check_sequences(self._untrained, self._loss(VALIDATION), *batch)
+        """Hold a tower of these settings to what every training is held to."""
+        first = self._windows(VALIDATION, latest=True)[0]
+        batch = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, first))
+        check_sequences(self._untrained, self._loss(VALIDATION), *batch)
 
     def _more(self) -> bool:
         state, config = self.state, self.config
@@ -193,11 +193,7 @@ class _Run:
         histories, targets = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, batch))
         known = targets > 0
         value = loss(self.tower(histories)[known], self.tower.items, targets[known])
-        self.optimizer.zero_grad(set_to_none=True)
-        value.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.tower.parameters(), 1.0)
-        self.guard(float(value.detach()), float(norm))
-        self.optimizer.step()
+        descend(value, self.tower, self.optimizer, CLIP, self.guard)
 
     @torch.no_grad()
     def _average(self, keep: float) -> None:

@@ -8,12 +8,30 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from feature_repo.sanity import Guard
 from retrieval.examples import Examples, user_inputs
 from retrieval.losses import sampled_softmax
 from retrieval.towers import TwoTowers
+
+
+def descend(
+    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, guard: Guard
+) -> tuple[float, float]:
+    """Take one step down a loss; return it and the norm of its gradient before clipping to ``clip``.
+
+    Raises:
+        CannotLearn: one of them is not finite, or the norm exploded.
+
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    found = float(loss.item()), float(norm.item())
+    guard(*found)
+    optimizer.step()
+    return found
 
 
 @dataclass(frozen=True)
@@ -48,13 +66,7 @@ class Steps:
         uniform = generator.integers(1, catalogue + 1, self.uniform_negatives)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = self._loss(towers, batch, uniform, catalogue)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(towers.parameters(), self.clip)
-        found = float(loss.item()), float(norm.item())
-        self.guard(*found)
-        optimizer.step()
-        return found
+        return descend(loss, towers, optimizer, self.clip, self.guard)
 
     def _loss(self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int) -> Tensor:
         device = self.popularity.device

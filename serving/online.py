@@ -16,6 +16,7 @@ from feature_repo.event_log import recent_key
 from feature_repo.online_store import RowReader
 from feature_repo.pipelined_reads import PipelinedReads
 from feature_repo.store import feature_store, redis_client
+from feature_repo.views import ONLINE_USERS
 from feature_repo.workspace import Workspace
 from serving.catalogue import Activity, ItemTable, activity_from
 from serving.codec import Codec
@@ -126,7 +127,7 @@ def activity_reader(store: FeatureStore, codec: Codec, observe_age: ObserveAge =
 
 def user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
     """Return the reader of users' features."""
-    return Reader(store, store.get_feature_service("online_user_v1"), observe_age)
+    return Reader(store, store.get_feature_service(ONLINE_USERS), observe_age)
 
 
 class OnlineFeatures:
