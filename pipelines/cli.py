@@ -110,8 +110,12 @@ def train(
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
-    if warm_start and (tuned or from_impressions):
-        raise typer.BadParameter("--warm-start keeps the release's settings: leave --tuned and --from-impressions out")
+    if warm_start and (tuned or from_impressions or not logq):
+        raise typer.BadParameter(
+            "--warm-start keeps the release's settings: leave --tuned, --from-impressions and --no-logq out"
+        )
+    if from_impressions and (candidates or not logq):
+        raise typer.BadParameter("--from-impressions trains no towers: leave --candidates and --no-logq out")
     if ipw and not from_impressions:
         raise typer.BadParameter("only impressions have positions: give --from-impressions too", param_hint="--ipw")
     use_all_cores()

@@ -39,13 +39,13 @@ def train(
     Args:
         workspace: the working folder, features applied.
         progress: told each step.
-        towers: how the towers are trained.
+        towers: how the towers are trained; by default as the release was that a warm start goes on from.
         sample: how many requests the rankers learn from.
         rankers: which kinds are trained, and how.
         shape: of the towers.
         warm: go on from the current release, on what is new, as this says; by default all is learned anew.
         say: told what a person should know of a warm start.
-        shares: how many candidates each source may propose.
+        shares: how many candidates each source may propose; by default as in the release to go on from.
 
     Returns:
         the table of rankers, with the best one's name.
@@ -56,11 +56,13 @@ def train(
         NothingNew: the release has learned from all events already.
 
     """
-    towers, sample, rankers = towers or TrainConfig(), sample or SampleConfig(), rankers or RankerConfig()
-    shape, base = shape or TowerShape(), Base.of(workspace) if warm else None
+    sample, rankers = sample or SampleConfig(), rankers or RankerConfig()
+    base = Base.of(workspace) if warm else None
     if warm and base:
-        towers, rankers, shape = warm.towers(towers), warm.rankers(rankers, base.kind), base.shape
+        towers, rankers, shape = warm.towers(towers or base.config), warm.rankers(rankers, base.kind), base.shape
+        shares = shares or base.shares
         say(f"towers: go on from release {base.folder.name}")
+    towers, shape = towers or TrainConfig(), shape or TowerShape()
     events = read_events(workspace)
     split = Split.by_time(events)
     workspace.models.mkdir(parents=True, exist_ok=True)

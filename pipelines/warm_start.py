@@ -22,6 +22,7 @@ from pipelines.split import Split, epoch_seconds
 from ranking.config import RankerConfig
 from retrieval.towers import TowerShape, TwoTowers
 from retrieval.training import TrainConfig
+from serving.candidates import Shares
 from serving.codec import Codec
 from serving.release import verify
 
@@ -58,6 +59,8 @@ class Base:
         folder: where it lies; its name is its id.
         codec: its codes.
         shape: of its towers.
+        config: its towers were trained so.
+        shares: how many candidates each source may propose in it.
         cut: its towers have learned from events before this moment, epoch seconds.
 
     """
@@ -65,6 +68,8 @@ class Base:
     folder: Path
     codec: Codec
     shape: TowerShape
+    config: TrainConfig
+    shares: Shares
     cut: float
 
     @classmethod
@@ -85,9 +90,11 @@ class Base:
                 f"release {folder.name} is of another data set than {workspace.ingest}: "
                 "run 'funnel train' without --warm-start"
             )
-        sizes = read_json(folder / "metrics.json")["retrieval"]["sizes"]
-        shape = TowerShape(**{field.name: sizes[field.name] for field in fields(TowerShape)})
-        return cls(folder, codec, shape, float(manifest["split"]["ranker"]))
+        report = read_json(folder / "metrics.json")["retrieval"]
+        shape = TowerShape(**{field.name: report["sizes"][field.name] for field in fields(TowerShape)})
+        config = TrainConfig(**report["settings"] | {"device": None})
+        shares = Shares.model_validate(read_json(folder / "shares.json"))
+        return cls(folder, codec, shape, config, shares, float(manifest["split"]["ranker"]))
 
     @property
     def kind(self) -> str:

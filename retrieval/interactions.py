@@ -6,6 +6,7 @@ A folder holds ``train.txt``, ``test.txt`` and, perhaps, ``valid.txt``; each lin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ class Interactions:
     test: sparse.csr_matrix
     places: sparse.csr_matrix | None
 
-    @property
+    @cached_property
     def known(self) -> sparse.csr_matrix:
         """All that may be learned from before the test: train and valid together."""
         return _binary(self.train + self.valid)

@@ -30,6 +30,7 @@ from ranking.data import RowSchema
 from ranking.scorer import CalibratedRanker
 from serving.codec import Codec
 from serving.impressions import Impression, ImpressionLog, read_impressions, to_table
+from tests.pipelines.test_cli import funnel
 from tests.serving.tiny_release import SPEC, write_release
 
 DAY = 86_400.0
@@ -339,6 +340,12 @@ def test_without_events_nothing_can_be_learned(lived):
 def test_candidates_come_first(tmp_path):
     with pytest.raises(MissingStage, match="run 'funnel train' first"):
         train_from_impressions(Workspace(tmp_path), RANKERS, DAY, silent, silent)
+
+
+@pytest.mark.parametrize("given", [["--no-logq"], ["--candidates", "new=5"]])
+def test_what_only_towers_have_is_refused(given, tmp_path):
+    done = funnel("train", "--from-impressions", *given, "--home", tmp_path)
+    assert done.returncode == 2 and "trains no towers" in done.stderr
 
 
 def test_the_command_line_says_what_is_missing(lived):

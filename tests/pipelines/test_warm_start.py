@@ -22,11 +22,13 @@ from pipelines.train_ranking import train_ranking
 from pipelines.train_retrieval import tower_builder, tower_data, train_retrieval
 from pipelines.warm_start import Base, NothingNew, WarmStartConfig, table_rows
 from ranking.models import load
+from serving.candidates import Shares
 from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
 from tests.pipelines.test_cli import funnel
 
 WARM = WarmStartConfig(epochs=2, rounds=10, steps=20)
 SHORT = replace(TOWERS, epochs=2)
+SHARES = Shares(similar=40, new=30)
 
 AGAIN = """
 from pathlib import Path
@@ -38,7 +40,7 @@ go_on(Workspace(Path(sys.argv[1])), lambda what, done, total: print(what, flush=
 
 
 def go_on(workspace, progress=silent, say=silent):
-    return train(workspace, progress, SHORT, SAMPLE, RANKERS, warm=WARM, say=say)
+    return train(workspace, progress, None, SAMPLE, RANKERS, warm=WARM, say=say)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def older(built, copy, tmp_path_factory):
         shutil.rmtree(workspace.models)
         workspace.models.mkdir()
         write_json(workspace.models / "split.json", split.to_dict())
-        train_retrieval(workspace, events, split, SHORT, silent, silent)
+        train_retrieval(workspace, events, split, SHORT, silent, silent, SHARES)
         rankers = replace(RANKERS, kinds=("lambdarank",))
         train_ranking(workspace, events, split, SAMPLE, rankers, silent, silent)
         make_release(workspace)
@@ -125,6 +127,8 @@ def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
     assert said == [f"towers: go on from release {before.name}", "rankers: lambdarank goes on from the release's"]
     retrieval = read_json(again.models / "retrieval" / "report.json")
     assert retrieval["warm_start"] == before.name
+    assert retrieval["settings"] == vars(WARM.towers(SHORT))
+    assert read_json(again.models / "retrieval" / "shares.json") == SHARES.model_dump()
     anew = read_json(before / "metrics.json")["retrieval"]
     assert retrieval["towers"]["curve"][0]["loss"] < anew["towers"]["curve"][0]["loss"]
     rankers = before / "ranker", again.models / "ranking" / "lambdarank"
@@ -169,4 +173,5 @@ def test_a_release_of_the_same_events_has_nothing_to_learn(copied):
     done = funnel("train", "--warm-start", "--home", copied.root)
     assert done.returncode == 1 and "bring new ones with 'funnel ingest'" in done.stderr
     assert model_hashes(copied)
-    assert "leave --tuned" in funnel("train", "--warm-start", "--tuned", "--home", copied.root).stderr
+    for option in ("--tuned", "--no-logq"):
+        assert "leave --tuned" in funnel("train", "--warm-start", option, "--home", copied.root).stderr
