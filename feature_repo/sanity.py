@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass, field
 from statistics import median
 
-_EXPLODED = 1_000.0
 _REMEMBERED = 50
 
 
@@ -18,17 +17,19 @@ class CannotLearn(RuntimeError):
 class Guard:
     """Follows losses and gradient norms (before clipping) from step to step.
 
-    A norm has exploded if it is more than 1,000 times the median of the 50 before it. Medians below 1 count as 1: the
-    losses are of a few nats, and a norm that grows from nothing harms nobody.
+    A norm has exploded if it is more than ``exploded`` times the median of the 50 before it. Medians below 1 count as
+    1: the losses are of a few nats, and a norm that grows from nothing harms nobody.
 
     Attributes:
         name: what is trained, for the message.
+        exploded: see above.
         largest_norm: the largest gradient norm so far.
         steps: how many were seen.
 
     """
 
     name: str
+    exploded: float = 1_000.0
     largest_norm: float = 0.0
     steps: int = 0
     _norms: list[float] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Guard:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise CannotLearn(f"{self.name}: loss {loss:g}, gradient norm {norm:g} at step {self.steps}")
         usual = max(1.0, median(self._norms)) if self._norms else math.inf
-        if norm > _EXPLODED * usual:
+        if norm > self.exploded * usual:
             raise CannotLearn(f"{self.name}: gradient norm {norm:g} at step {self.steps}, {usual:g} is usual")
         self._norms = [*self._norms[1 - _REMEMBERED :], norm]
         self.largest_norm = max(self.largest_norm, norm)

@@ -13,6 +13,7 @@ a user took them, the newer ones weigh more in the finished user: people go on w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,9 @@ class Collaborative:
         ``places``: each item's place from the newest of its user, where known; see ``by_recency``.
         """
         self.config, self.device, self.epoch, self._taken = config, start.device, 0, interactions
-        self._places, self._guard = places, Guard("collaborative towers")
+        self._places = places
+        # Embeddings are directions: the shorter one is, the larger its gradient, and Adam steps alike for all.
+        self._guard = Guard("collaborative towers", exploded=math.inf)
         _, popularity = degrees(interactions)
         taken = torch.from_numpy(popularity).float().to(self.device).unsqueeze(1)
         self._prior = config.popularity * taken.log()
@@ -104,7 +107,7 @@ class Collaborative:
         """Take every user once, in an order of the seed and the epoch; yields the loss of each step.
 
         Raises:
-            CannotLearn: a loss or gradient was not finite, or exploded.
+            CannotLearn: a loss or gradient was not finite.
 
         """
         config, count = self.config, self._taken.shape[0]

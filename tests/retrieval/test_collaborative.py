@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from blocks import BEST, ITEMS, blocks
+from blocks import BEST, ITEMS, USERS, blocks
 from scipy import sparse
 
 from retrieval.all_ranking import recall_and_ndcg
@@ -50,6 +50,18 @@ def test_training_finds_the_blocks_from_a_random_start() -> None:
     before, after = (recall_and_ndcg(*spoiled(config, n).vectors(), known, held)[0] for n in (0, 25))
     assert before < 0.6 * BEST
     assert after > 0.9 * BEST
+
+
+def test_an_item_that_the_factors_hardly_know_is_no_alarm() -> None:
+    """Its vector is short, so its gradient is large when it is met for the first time, in the last step here."""
+    known, _ = blocks()
+    taken = np.zeros((USERS, 1), np.float32)
+    taken[np.random.default_rng([0, 0]).permutation(USERS)[-1]] = 1
+    config = CollaborativeConfig(dimension=16, users_per_step=10, negatives=4)
+    start = torch.cat([item_factors(known, 16, CPU), torch.full((1, 16), 1e-7)])
+    model = Collaborative(sparse.csr_matrix(sparse.hstack([known, taken])), config, start)
+    losses = list(model.train_epoch())
+    assert len(losses) == 12 and np.isfinite(losses).all()
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
