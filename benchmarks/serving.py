@@ -26,6 +26,7 @@ from pipelines import display
 from pipelines.demo import run_demo
 from pipelines.ingest import read_events
 from pipelines.release import current_release
+from serving.candidates import Shares
 from serving.engine import Engine
 from serving.filters import RequestRules
 from serving.release import load_release
@@ -71,7 +72,7 @@ def run(root: Path, items: int, candidates: int, seconds: float, workers: int, n
     if not (base.releases / "current").exists():
         run_demo("synthetic", None, root, serve=False, host="", port=0)
     with display.stage("Catalogue"):
-        workspace = expand(base, items, two_tower=max(50, candidates - 145))
+        workspace = expand(base, items, two_tower=max(50, candidates - Shares().new))
     release = load_release(current_release(workspace))
     users = active_users(workspace)
     with display.stage("Items into Redis") as progress:

@@ -35,12 +35,13 @@ from serving.users import Columns
 
 
 def ablations(release: Release, features: PointInTime, requests: Requests, journal: Journal) -> dict[str, Model]:
-    """Return the funnel without its ranker, each candidate source, each view of users, and what is known of items.
+    """Return the funnel without its ranker, each source it uses, each view of users, and what is known of items.
 
     Each is named by what it goes without; ``streaming`` knows users as they were at the day's midnight.
 
     A view that is missing is what serving makes of one past its TTL: every value of it counts as unknown. Item
-    vectors were made with the items' attributes and keep them; only the ranker goes without.
+    vectors were made with the items' attributes and keep them; only the ranker goes without. Items' counts and ages
+    are missing to the sources that go by them too.
     """
     whole = release.recommender
     models: dict[str, Model] = {"ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)}

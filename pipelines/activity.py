@@ -18,7 +18,7 @@ MICROS = 1_000_000
 DAY_MICROS = 86_400 * MICROS
 
 HEARTBEAT_DAYS = 84
-"""An unchanged row is repeated this often, so that a TTL of 90 days never outlives a value that holds."""
+"""An unchanged row is repeated this often, so that a value that holds never gets past a TTL of 90 days."""
 
 DAY, MOMENT = "_day", "_moment"
 """Columns of events as read: their day, and their moment."""

@@ -70,7 +70,7 @@ def ingest(
 @app.command()
 def features(
     home: Home = None,
-    master: Annotated[str | None, typer.Option(help="Spark master [default: FUNNEL_SPARK_MASTER, else local]")] = None,
+    master: Annotated[str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")] = None,
 ) -> None:
     """Compute the offline feature tables with Spark."""
     from pipelines.stages import run_features
@@ -92,7 +92,9 @@ def train(
     from_impressions: Annotated[
         bool, typer.Option("--from-impressions", help="Only the rankers, from what was served and what came of it")
     ] = False,
-    attribution_hours: Annotated[float, typer.Option(help="How long after a response an event counts", min=0)] = 24.0,
+    attribution_hours: Annotated[
+        float | None, typer.Option(help="How long after a response an event counts (default: 24)", min=0)
+    ] = None,
     tuned: Annotated[bool, typer.Option("--tuned", help="With the settings that 'funnel tune' found")] = False,
     warm_start: Annotated[
         bool, typer.Option("--warm-start", help="Go on from the current release, on the events since then")
@@ -104,7 +106,11 @@ def train(
         bool, typer.Option("--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn")
     ] = True,
     candidates: Annotated[
-        list[str] | None, typer.Option(help="source=number, how many candidates it may propose; may be repeated")
+        list[str] | None,
+        typer.Option(
+            help="SOURCE=NUMBER, of two_tower, similar, popular, trending, new; may be repeated (default: 430 of "
+            "two_tower, 70 new)"
+        ),
     ] = None,
 ) -> None:
     """Train towers, index and rankers."""
@@ -116,8 +122,8 @@ def train(
         )
     if from_impressions and (candidates or not logq):
         raise typer.BadParameter("--from-impressions trains no towers: leave --candidates and --no-logq out")
-    if ipw and not from_impressions:
-        raise typer.BadParameter("only impressions have positions: give --from-impressions too", param_hint="--ipw")
+    if (ipw or attribution_hours is not None) and not from_impressions:
+        raise typer.BadParameter("--ipw and --attribution-hours are about impressions: give --from-impressions too")
     use_all_cores()
     from serving.candidates import Shares
 
@@ -125,7 +131,7 @@ def train(
         shares = Shares.parse(candidates) if candidates else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--candidates") from None
-    hours = attribution_hours if from_impressions else None
+    hours = (24.0 if attribution_hours is None else attribution_hours) if from_impressions else None
     run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq, shares=shares)
 
 
@@ -135,10 +141,10 @@ def evaluate(
     limit: Limit = None,
     baselines: Annotated[bool, typer.Option(help="Also item kNN, EASE and iALS, tuned on validation")] = True,
     peers: Annotated[bool, typer.Option(help="Also SASRec of RecTools, once 'make peers' has been run")] = True,
-    peer_minutes: Annotated[float, typer.Option(help="What its tuning and fitting may take", min=0.1)] = 20.0,
+    peer_minutes: Annotated[float, typer.Option(help="For SASRec's tuning and fit, about", min=0.1)] = 20.0,
     ablations: Annotated[bool, typer.Option("--ablations", help="Also the funnel without each of its parts")] = False,
     against: Annotated[str | None, typer.Option(help="Id of a release to compare with on the same events")] = None,
-    _replay: Annotated[bool, typer.Option("--replay", help="What is done in any case; for scripts that say so")] = True,
+    _replay: Annotated[bool, typer.Option("--replay", help="Event by event, in order of time: always so")] = True,
 ) -> None:
     """Replay the test slice through the current release; the last line is JSON."""
     from pipelines.display import result
@@ -192,7 +198,7 @@ def stream(
     interval: Annotated[float, typer.Option(help="Seconds from batch to batch; 0: as soon as there are events")] = 0.0,
     max_entries: Annotated[int, typer.Option(help="At most so many events a batch", min=1)] = 100_000,
     partitions: Annotated[int, typer.Option(help="Partitions of the state, fixed with the checkpoint", min=1)] = 1,
-    master: Annotated[str | None, typer.Option(help="Spark master [default: FUNNEL_SPARK_MASTER, else local]")] = None,
+    master: Annotated[str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")] = None,
 ) -> None:
     """Keep the features of users and items fresh from the event log."""
     if status:
@@ -213,9 +219,9 @@ def stream(
 @app.command()
 def skew(
     home: Home = None,
-    limit: Annotated[int | None, typer.Option(help="Only the newest so many requests [default: all]", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the newest so many requests (default: all)", min=1)] = None,
     since: Annotated[
-        float | None, typer.Option(help="Only those of the last so many hours [default: all]", min=0)
+        float | None, typer.Option(help="Only those of the last so many hours (default: all)", min=0)
     ] = None,
 ) -> None:
     """Recompute from the offline tables what was served, and count features that differ; the last line is JSON."""
@@ -226,12 +232,14 @@ def skew(
 
 @app.command()
 def replay(
-    data: Data = "synthetic",
-    data_dir: DataDir = None,
+    data: Data,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with its files (built-in world: raw in the working folder)")
+    ] = None,
     url: Annotated[str, typer.Option(help="Where the API is")] = "http://127.0.0.1:8000",
     speed: Annotated[float, typer.Option(help="Seconds of the data in a second; 0: as many as can be", min=0)] = 1.0,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many events [default: all]", min=1)] = None,
-    run: Annotated[str | None, typer.Option(help="Name in the event ids [default: the time]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many events (default: all)", min=1)] = None,
+    run: Annotated[str | None, typer.Option(help="Name in the event ids (default: the time)")] = None,
     batch: Annotated[int, typer.Option(help="At most so many events a request", min=1, max=1_000)] = 100,
 ) -> None:
     """Send a data set's events to the API at the pace at which they happened; the last line is JSON.
@@ -253,7 +261,7 @@ def batch(
     home: Home = None,
     k: Annotated[int, typer.Option(help="Items a user", min=1, max=500)] = 20,
     redis_days: Annotated[
-        float | None, typer.Option(help="Also to Redis, kept for so many days [default: not]", min=0)
+        float | None, typer.Option(help="Also to Redis, kept for so many days (default: not)", min=0)
     ] = None,
 ) -> None:
     """Recommend to every known user at once, to Parquet; stopped, it goes on where it was."""

@@ -53,7 +53,7 @@ class UserBootstrap:
 
         Args:
             values: ``C`` arrays ``[n]``.
-            where: for each, which events count, bool ``[n]`` [default: all].
+            where: for each, which events count, bool ``[n]`` (default: all).
 
         """
         if not len(values) or not self.size:

@@ -67,7 +67,7 @@ def rotate_key(
 
 @keys.command("revoke")
 def revoke_key(key_id: Id, home: Home = None) -> None:
-    """Take a key back; a running server refuses it within two seconds."""
+    """Take a key back; a running server refuses it within about a second."""
     _say(f"Key {key_id} of '{revoke(_file(home), key_id).name}' is gone.")
 
 

@@ -34,7 +34,7 @@ def importance(
 @rankers.command("learning-curve")
 def learning_curve(
     home: Home = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Kind of ranker, may be repeated [default: the best]")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Kind of ranker, may be repeated (default: the best)")] = None,
 ) -> None:
     """Train rankers on an eighth, a quarter, half and all of the requests; the last line is JSON.
 

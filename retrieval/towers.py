@@ -1,12 +1,12 @@
 """The two towers: one vector per user from what is known of the user, one per item.
 
-The item tower adds an id embedding to the sum of its attributes' embeddings, so a new item has a
-vector from its attributes alone. The user tower pools the items of the history by attention with
-learned weights per position from the newest, and adds attributes and the moment of the request, so
-a new user is served from attributes and first clicks. Vectors have length one; their dot product is
-a cosine. After Yi et al., "Sampling-bias-corrected neural modeling for large corpus item
-recommendations" (RecSys 2019), and Covington et al., "Deep neural networks for YouTube
-recommendations" (RecSys 2016), for the pooled history.
+The item tower adds an id embedding, the mean of its attributes' embeddings and a linear layer of its numbers,
+so a new item has a vector from its attributes alone. The user tower pools the items of the history by
+attention with learned weights per position from the newest, and adds attributes and the moment of the
+request, so a new user is served from attributes and first clicks. Vectors have length one; their dot product
+is a cosine. After Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations"
+(RecSys 2019), and Covington et al., "Deep neural networks for YouTube recommendations" (RecSys 2016), for the
+pooled history.
 """
 
 from __future__ import annotations

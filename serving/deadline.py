@@ -10,7 +10,7 @@ class Deadline:
     """A moment by which a request should be answered."""
 
     def __init__(self, seconds: float, start: float | None = None) -> None:
-        """``start``: when the request came, by ``time.perf_counter`` [default: now]."""
+        """``start``: when the request came, by ``time.perf_counter`` (default: now)."""
         self._end = (time.perf_counter() if start is None else start) + seconds
 
     def left(self) -> float:

@@ -205,7 +205,7 @@ class Engine:
 
         Args:
             request: who asks for what.
-            deadline: by when to answer [default: ``deadline_ms`` from now].
+            deadline: by when to answer (default: ``deadline_ms`` from now).
 
         Raises:
             UnknownAttribute: a filter names an attribute that items do not have.

@@ -53,7 +53,7 @@ class Erasure:
     """Forgets users, and knows whom it has forgotten."""
 
     def __init__(self, workspace: Workspace, config: RepoConfig | None = None) -> None:
-        """``config``: of the Feast store [default: the workspace's]."""
+        """``config``: of the Feast store (default: the workspace's)."""
         self._redis = redis_client(workspace)
         self._config = config or feature_store(workspace).config
         self._forget = self._redis.register_script(_FORGET)

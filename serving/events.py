@@ -102,7 +102,7 @@ class RedisStreamLog:
     """
 
     def __init__(self, workspace: Workspace, max_events: int | None = None) -> None:
-        """Connect; ``max_events`` bounds the log [default: FUNNEL_LOG_MAX_EVENTS, else a million]."""
+        """Connect; ``max_events`` bounds the log (default: FUNNEL_LOG_MAX_EVENTS, else a million)."""
         self._redis = redis_client(workspace)
         self._append = self._redis.register_script(_APPEND)
         self._max = max_events or int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS))

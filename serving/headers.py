@@ -29,7 +29,7 @@ DOCS_POLICY = (
 """Content security policy of the page ``/docs``: what Swagger UI loads, and nothing more."""
 
 PREFLIGHT: Headers = [
-    (b"access-control-allow-methods", b"GET, POST, DELETE"),
+    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE"),
     (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
     (b"access-control-max-age", b"600"),
 ]

@@ -45,7 +45,7 @@ class ReleaseWatch:
             workspace: whose ``releases/current`` is followed.
             serving: the release that is being served.
             adopt: called with each release that is to be served next, from the watch's thread.
-            check: loads and checks a release or raises ``BadRelease`` [default: ``check_release``].
+            check: loads and checks a release or raises ``BadRelease`` (default: ``check_release``).
             every_s: how often to look.
             keep: how many releases stay loaded, the one being served among them.
 

@@ -20,14 +20,14 @@ tune = typer.Typer(
     help="Search for better settings on the validation slices; stopped, it is taken up again. The last line is JSON.",
 )
 
-Trials = Annotated[int, typer.Option(help="Until the study has so many finished trials", min=1)]
+Trials = Annotated[int, typer.Option(help="Until the study has so many trials, those given up early among them", min=1)]
 Jobs = Annotated[int, typer.Option(help="Processes that search at the same time", min=1)]
-Minutes = Annotated[float | None, typer.Option(help="No trial begins after so many [default: no limit]", min=0)]
+Minutes = Annotated[float | None, typer.Option(help="Minutes after which no trial begins (default: no limit)", min=0)]
 
 
 @tune.command("towers")
 def towers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None) -> None:
-    """Settings of the two towers, by recall of the candidates."""
+    """Settings of the two towers, by their recall@100 over all items on validation."""
     from pipelines.search.towers import TowerSearch
 
     _search(home, TowerSearch(), trials, jobs, minutes)
@@ -35,7 +35,7 @@ def towers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minu
 
 @tune.command("rankers")
 def rankers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None) -> None:
-    """The kind of ranker and its settings, by NDCG."""
+    """Settings of LambdaRank, LightGBM and DCN-v2, and which of them, by NDCG@10 on validation."""
     from pipelines.search.rankers import RankerSearch
 
     _search(home, RankerSearch(), trials, jobs, minutes)

@@ -64,7 +64,7 @@ class RankerSearch:
         return fingerprint(data, split, read_json(report)["version"], asdict(self.config), asdict(self.sample))
 
     def defaults(self) -> list[Params]:
-        """See ``Plan``: the default of each kind, since a default training trains them all."""
+        """See ``Plan``: the default of each kind that is searched."""
         trees = {f"trees.{name}": getattr(self.config.trees, name) for name in TREES}
         dcn = {f"dcn.{name}": getattr(self.config.dcn, name) for name in DCN}
         dcn["dcn.hidden"] = ",".join(map(str, self.config.dcn.hidden))

@@ -29,7 +29,7 @@ _LOCK_WAIT_S = 60
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """How long to search: until the study has so many finished trials; ``minutes`` after which none begins."""
+    """How long to search: until there are so many trials, pruned ones among them; after ``minutes`` none begins."""
 
     trials: int = 30
     jobs: int = 1
