@@ -69,6 +69,7 @@ def read_movielens(folder: Path) -> MovieLens:
         raise SpecError(f"{folder / 'ratings.dat'} has no rating other than 3")
     user, known_users = pd.factorize(ratings["user"], sort=True)
     item, known_items = pd.factorize(ratings["item"], sort=True)
+    users, movies = users.drop_duplicates("user", keep="last"), movies.drop_duplicates("item", keep="last")
     users = _described(users.set_index("user"), known_users, folder / "users.dat")
     movies = _described(movies.set_index("item"), known_items, folder / "movies.dat")
     groups = {

@@ -103,6 +103,12 @@ class EventType(_Strict):
     positive: bool = False
     min_value: float | None = None
 
+    @model_validator(mode="after")
+    def _positive_counts(self) -> Self:
+        if self.positive and not self.weight:
+            raise ValueError("a positive event type needs a weight above 0")
+        return self
+
 
 class Events(Table):
     """The event log: who did what to which item, when."""

@@ -54,11 +54,13 @@ class Guard:
 def check_learnt(name: str, before: float, after: float) -> None:
     """Refuse a model whose loss on one batch did not fall below half while it learnt the batch by heart.
 
+    A loss that was nothing to begin with (there is one answer only) need not fall.
+
     Raises:
         CannotLearn: it did not.
 
     """
-    if not after < before / 2:
+    if not after < max(before / 2, 1e-6):
         raise CannotLearn(f"{name}: one batch cannot be overfitted: loss {before:.3f} -> {after:.3f}")
 
 

@@ -134,7 +134,9 @@ class _AsOfMidnight:
     """Users' features as a daily job leaves them."""
 
     def __init__(self, features: PointInTime, requests: Requests) -> None:
-        self._parts = features.users(ONLINE_USERS, requests.user, requests.time // DAY_S * DAY_S)
+        # A moment is joined a microsecond before it, and the job's rows are stamped with the midnight itself.
+        midnight = requests.time // DAY_S * DAY_S + 1e-6
+        self._parts = features.users(ONLINE_USERS, requests.user, np.minimum(midnight, requests.time))
         self._rows = slice(0, 0)
         self._columns: Columns = {}
 

@@ -48,7 +48,7 @@ def importance(workspace: Workspace, requests: int, repeats: int, k: int, progre
         "release": release.id,
         "ranker": ranker.kind,
         f"ndcg@{k}": base,
-        "requests": len(answered(data).group_sizes()),
+        "requests": len(answered(data, ranker.schema).group_sizes()),
         "repeats": repeats,
         "features": [asdict(column) for column in columns],
         "calibration": ranker.calibration_curves(data),

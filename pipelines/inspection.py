@@ -26,6 +26,7 @@ from pipelines.requests import Journal, requests_from
 from pipelines.train_ranking import SampleConfig, trained_sets
 from ranking.data import RankingData
 from serving.candidates import SOURCES
+from serving.filters import RequestRules
 from serving.release import Release
 
 
@@ -88,7 +89,9 @@ def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retr
     for moment in moments(release, PointInTime(workspace), requests, journal):
         context = moment.users.context
         vectors.append(release.recommender.tower(context))
-        found = release.retrieval.retriever.retrieve(vectors[-1], context.history, moment.items, context.time)
+        filters = release.recommender.filters
+        narrow = [filters.narrow(moment.items, RequestRules(1), float(time)) for time in context.time]
+        found = release.retrieval.retriever.retrieve(vectors[-1], context.history, moment.items, context.time, narrow)
         right = found.item == moment.requests.item[found.request]
         bits = np.zeros(len(context), dtype=np.uint8)
         bits[found.request[right]] = found.sources[right]

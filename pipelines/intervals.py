@@ -77,7 +77,7 @@ def paired(users: UserBootstrap, first: Values, second: Values) -> dict[str, Any
     Returns:
         ``first``, ``second`` and ``difference`` of the means over events, its bootstrap ``interval``,
         ``p_bootstrap`` (two-sided, from the share of resamples on either side of 0; Efron and Tibshirani,
-        1993) and ``p_wilcoxon`` (signed ranks of the users' mean differences).
+        1993; never less than what so few users allow) and ``p_wilcoxon`` (signed ranks of the users' mean differences).
 
     """
     difference = first - second
@@ -92,6 +92,6 @@ def paired(users: UserBootstrap, first: Values, second: Values) -> dict[str, Any
         "second": float(second.mean()) if len(second) else 0.0,
         "difference": float(difference.mean()) if len(difference) else 0.0,
         "interval": interval(draws),
-        "p_bootstrap": min(1.0, 2.0 * (1 + side) / (1 + len(draws))),
+        "p_bootstrap": min(1.0, max(2.0 * (1 + side) / (1 + len(draws)), 2.0 * float(users.size) ** -users.size)),
         "p_wilcoxon": float(wilcoxon(of_user).pvalue) if of_user.any() else 1.0,
     }

@@ -21,7 +21,7 @@ from feature_repo.workspace import MissingStage, Workspace, read_json
 from pipelines.ingest import read_events
 from pipelines.point_in_time import DAY_S, PointInTime
 from pipelines.requests import Journal, Requests, replay, requests_from
-from pipelines.split import Split, epoch_seconds
+from pipelines.split import Split, epoch_seconds, too_few_events
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.train import RankerReport, train_rankers
@@ -55,6 +55,7 @@ def row_schema(codec: Codec) -> RowSchema:
         categorical=tuple(codec.categorical),
         cardinalities=tuple(codec.categorical.values()),
         heads=tuple(types),
+        wanted=tuple(kind.positive for kind in types.values()),
         head_weights=tuple(kind.weight for kind in types.values()),
     )
 
@@ -112,24 +113,30 @@ class RankingSets:
         return self._build("calibrate", self.split.calibrate, self.split.choose, self.sample.calibrate_requests, None)
 
     def choose(self) -> RankingData:
-        """Return rows that models are compared by: every candidate of requests that ended well."""
-        return self._build(
-            "choose", self.split.choose, self.split.test, self.sample.choose_requests, None, positive_only=True
-        )
+        """Return rows that models are compared by: every candidate of so many requests that ended well, and others.
+
+        Orders are judged by requests that ended well, probabilities by all, since all are asked for.
+        """
+        return self._build("choose", self.split.choose, self.split.test, self.sample.choose_requests, None, wanted=True)
 
     def test(self, requests: int) -> RankingData:
-        """Return rows like those of ``choose``, of at most so many requests of the time after all of these."""
-        return self._build("test", self.split.test, np.inf, requests, None, positive_only=True)
+        """Return rows like those of ``choose``, of the time after all of these."""
+        return self._build("test", self.split.test, np.inf, requests, None, wanted=True)
 
     def _build(
-        self, name: str, start: float, stop: float, count: int, negatives: int | None, positive_only: bool = False
+        self, name: str, start: float, stop: float, count: int, negatives: int | None, wanted: bool = False
     ) -> RankingData:
-        """Return the rows of sampled requests in ``[start, stop)``; ``negatives`` None keeps every candidate."""
+        """Return the rows of sampled requests in ``[start, stop)``; ``negatives`` None keeps every candidate.
+
+        ``count``: how many requests, at most; ``wanted``: only those that ended well are counted.
+        """
         rows = np.flatnonzero((self.time >= start) & (self.time < stop) & self.first)
-        if positive_only:
-            rows = rows[self.events[c.POSITIVE].to_numpy()[rows]]
         generator = np.random.default_rng([self.sample.seed, len(name)])
-        rows = np.sort(generator.permutation(rows)[:count])
+        rows = generator.permutation(rows)
+        counted = self.events[c.POSITIVE].to_numpy()[rows] if wanted else np.ones(len(rows), dtype=np.bool_)
+        if not counted.any():
+            raise too_few_events(f"ranking rows: {name}")
+        rows = np.sort(rows[np.cumsum(counted) <= count])
         requests = requests_from(self.events.iloc[rows], self.retrieval.codec)
         parts = []
         done = 0
@@ -140,7 +147,7 @@ class RankingSets:
             narrow = [self.filters.narrow(items, RequestRules(1), float(t)) for t in time]
             found = self.retrieval.retriever.retrieve(vectors, users.context.history, items, time, narrow)
             allowed = self._allowed(found, requests[places], users.seen, items)
-            labels, ambiguous = next_labels(self.journal, requests[places], found)
+            labels, ambiguous = next_labels(self.journal, requests[places], found, stop)
             keep: npt.NDArray[np.bool_] = allowed & ~ambiguous
             if negatives is not None:
                 keep &= _sampled(found, labels, negatives, generator)
@@ -179,15 +186,18 @@ def trained_sets(workspace: Workspace, sample: SampleConfig, progress: Progress)
 
 
 def next_labels(
-    journal: Journal, requests: Requests, found: Candidates
+    journal: Journal, requests: Requests, found: Candidates, stop: float
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Return labels float32 ``[n, T]`` of candidates and which are ambiguous (taken up soon, but not next)."""
+    """Return labels float32 ``[n, T]`` of candidates and which are ambiguous (taken up soon, but not next).
+
+    What happened from ``stop`` on (epoch seconds) is not known yet.
+    """
     labels = np.zeros((len(found.item), len(journal.types)), dtype=np.float32)
     ambiguous = np.zeros(len(found.item), dtype=np.bool_)
     for row in range(len(requests)):
         part = slice(found.offsets[row], found.offsets[row + 1])
         start = float(requests.time[row])
-        _, soon, how = journal.between(requests.user[row], start, start + ATTRIBUTION_S)
+        _, soon, how = journal.between(requests.user[row], start, min(start + ATTRIBUTION_S, stop))
         codes = found.item[part]
         ambiguous[part] = np.isin(codes, soon) & (codes != requests.item[row])
         place = np.flatnonzero(codes == requests.item[row])

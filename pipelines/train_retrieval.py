@@ -112,7 +112,7 @@ def train_retrieval(
             folder / "report.json",
             {
                 "version": version,
-                "towers": {**report.to_dict(), "validation": "recall@100 over the whole catalogue"},
+                "towers": {**report.to_dict(), "validation": f"recall@{report.recall_at} over the whole catalogue"},
                 "index": index_report,
                 "examples": len(data.training),
                 "settings": asdict(config),

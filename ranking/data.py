@@ -28,6 +28,7 @@ class RowSchema:
             cardinality - 1, and 0 means unknown.
         heads: the T event types that are predicted.
         head_weights: what one event of each type is worth; may be negative.
+        wanted: whether an event of each type says that the user wanted the item; empty: each does.
 
     Raises:
         ValueError: the parts disagree, a name occurs twice, or there is no numeric column or head.
@@ -39,6 +40,7 @@ class RowSchema:
     cardinalities: tuple[int, ...]
     heads: tuple[str, ...]
     head_weights: tuple[float, ...]
+    wanted: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
         names = self.numeric + self.categorical
@@ -48,6 +50,8 @@ class RowSchema:
             raise ValueError("a row needs at least one numeric column and one head")
         if len(self.categorical) != len(self.cardinalities) or len(self.heads) != len(self.head_weights):
             raise ValueError("cardinalities or head_weights do not match the names")
+        if self.wanted and (len(self.wanted) != len(self.heads) or not any(self.wanted)):
+            raise ValueError("wanted does not match the heads, or has none")
         if any(size < 1 for size in self.cardinalities) or not all(map(math.isfinite, self.head_weights)):
             raise ValueError("cardinalities must be at least 1 and head_weights finite")
 
@@ -107,6 +111,7 @@ class RowSchema:
             cardinalities=tuple(int(size) for size in values["cardinalities"]),
             heads=tuple(values["heads"]),
             head_weights=tuple(float(weight) for weight in values["head_weights"]),
+            wanted=tuple(bool(wanted) for wanted in values.get("wanted", ())),
         )
 
 
@@ -167,7 +172,7 @@ class RankingData:
 
     def balanced_rows(self, limit: int) -> npt.NDArray[np.intp]:
         """Return ascending numbers of at most ``limit`` rows, evenly spaced, half of them with a positive label."""
-        positive = self.labels.max(axis=1) > 0
+        positive = self.happened()
         halves = [np.flatnonzero(positive), np.flatnonzero(~positive)]
         return np.sort(np.concatenate([half[spaced_rows(len(half), limit // 2)] for half in halves]))
 
@@ -182,14 +187,18 @@ class RankingData:
         """
         if self.weight is None:
             return None
-        starts, positive = group_starts(self.request), self.labels.max(axis=1) > 0
-        total, count = (np.add.reduceat(values, starts) for values in (self.wanted(), positive.astype(np.float64)))
+        starts, happened = group_starts(self.request), self.happened().astype(np.float64)
+        total, count = (np.add.reduceat(values, starts) for values in (happened * self.weights(), happened))
         return np.divide(total, count, out=np.ones(len(starts)), where=count > 0)
 
-    def wanted(self) -> Doubles:
-        """Return the weight of rows with any positive label, else 0: float64 [n], the gain of the primary NDCG."""
-        positive = self.labels.max(axis=1) > 0
-        return np.where(positive, self.weights().astype(np.float64), 0.0)
+    def happened(self) -> npt.NDArray[np.bool_]:
+        """Return which rows have any positive label, bool [n]."""
+        return np.asarray(self.labels.max(axis=1) > 0)
+
+    def wanted(self, schema: RowSchema) -> Doubles:
+        """Return the weight of rows whose item was wanted, else 0: float64 [n], the gain of the primary NDCG."""
+        labels = self.labels[:, schema.wanted] if schema.wanted else self.labels
+        return np.where(labels.max(axis=1) > 0, self.weights().astype(np.float64), 0.0)
 
     def worth(self, schema: RowSchema) -> Floats:
         """Return the weighted label times the row's weight, float32 [n], at least 0: a gain is never negative."""

@@ -267,7 +267,7 @@ def _judge(
     """Return what early stopping maximises: NDCG@k, or the negative log loss summed over heads."""
     p = _probabilities(network, watched)
     if config.monitor == "ndcg":
-        quality = ndcg_at_k(watch.wanted(), schema.score(p), watch.request, k, watch.request_weights())
+        quality = ndcg_at_k(watch.wanted(schema), schema.score(p), watch.request, k, watch.request_weights())
         if not math.isnan(quality):
             return quality
     labels: Floats = watch.labels

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ranking.data import RankingData, group_starts
+from ranking.data import RankingData, RowSchema, group_starts
 from ranking.metrics import ndcg_at_k
 from ranking.models.trees import TreeRanker
 from ranking.scorer import CalibratedRanker
@@ -63,8 +63,8 @@ def permutation_importance(
         ValueError: no request has a positive row.
 
     """
-    data = answered(data)
-    gains = data.wanted()
+    data = answered(data, ranker.schema)
+    gains = data.wanted(ranker.schema)
 
     def ndcg() -> float:
         return ndcg_at_k(gains, ranker.score(data.numeric, data.categorical)[0], data.request, k)
@@ -89,14 +89,14 @@ def permutation_importance(
     return base, sorted(found, key=lambda one: -one.drop)
 
 
-def answered(data: RankingData) -> RankingData:
-    """Return a copy of the requests with a positive row: no order makes a difference to the others.
+def answered(data: RankingData, schema: RowSchema) -> RankingData:
+    """Return a copy of the requests with a wanted item: no order makes a difference to the others.
 
     Raises:
         ValueError: there is none.
 
     """
-    found = np.maximum.reduceat(data.wanted(), group_starts(data.request)) > 0
+    found = np.maximum.reduceat(data.wanted(schema), group_starts(data.request)) > 0
     if not found.any():
         raise ValueError("no request has a positive row")
     return data.take(np.flatnonzero(np.repeat(found, data.group_sizes())))

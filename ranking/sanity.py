@@ -35,7 +35,7 @@ def check_kind(
         CannotLearn: a check failed.
 
     """
-    positive = train.wanted() > 0
+    positive = train.happened()
     if kind == "popularity" or positive.all() or not positive.any():
         return {}
     figures = _overfit(kind, train, transform, schema, config) if kind in GRADIENT_KINDS else {}
@@ -69,7 +69,7 @@ def _shuffled(kind: str, train: RankingData, schema: RowSchema, config: RankerCo
     """
     learn, stop, held_out = _shuffled_parts(train, config.seed)
     p = _predicted(kind, learn, stop, held_out, schema, _small(config))
-    positive = held_out.wanted() > 0
+    positive = held_out.happened()
     found = auc(positive.astype(np.float32), schema.score(p))
     if math.isnan(found):
         return {}

@@ -28,7 +28,9 @@ def fit_sigmoid(values: Doubles, labels: npt.NDArray[np.floating], least_slope: 
     """
     from scipy.optimize import minimize  # serving imports this module and never fits
 
-    centre, spread = float(values.mean()), float(values.std()) or 1.0
+    centre, spread = float(values.mean()), float(values.std())
+    if spread <= 1e-9 * max(1.0, abs(centre)):  # all the same, but for rounding
+        centre, spread = float(values[0]), 1.0
     scaled = (values - centre) / spread
     positives = float(labels.sum())
     target = np.where(labels > 0, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))

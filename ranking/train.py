@@ -21,7 +21,7 @@ from ranking.sanity import GRADIENT_KINDS, check_kind
 from ranking.scorer import CalibratedRanker
 from ranking.transform import RowTransform
 
-_REVISION = 2
+_REVISION = 3
 """Raised when the same data and settings give another model, so that old folders are made again."""
 
 _MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ class KindReport:
 
     Attributes:
         version: fingerprint of data and settings.
-        ndcg: NDCG@k of the score, a row with any positive label gaining 1: what kinds are compared by.
+        ndcg: NDCG@k of the score, a row whose item was wanted gaining 1: what kinds are compared by.
         weighted_ndcg: the same with the weighted label as gain.
         heads: figures per head.
         sanity: figures of ``ranking.sanity``'s checks, and what the training's guard saw.
@@ -244,7 +244,7 @@ def measure(
             ece_raw=ece(labels, raw[:, column]),
             calibration=calibrated.calibration.heads[column].method,
         )
-    gains, weights = (data.wanted(), data.worth(schema)), data.request_weights()
+    gains, weights = (data.wanted(schema), data.worth(schema)), data.request_weights()
     ndcg, weighted = (ndcg_at_k(gain, score, data.request, k, weights) for gain in gains)
     return KindReport(version, _known(ndcg), _known(weighted), heads, sanity)
 

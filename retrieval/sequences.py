@@ -74,7 +74,7 @@ def read_sequences(path: Path) -> Sequences:
     """Read a file of ``user item`` lines in time order, or the only ``.txt`` file of a folder.
 
     Raises:
-        SpecError: no such file, no rows, a row without exactly two columns, or no user with three items.
+        SpecError: no such file, no rows, a row without exactly two columns, or users with too few items.
 
     """
     file = sequence_file(path)
@@ -98,6 +98,8 @@ def read_sequences(path: Path) -> Sequences:
         raise SpecError(
             f"{file}: no user has {MIN_ITEMS} items, so there is nothing to hold out; give longer sequences"
         )
+    if (sequences.training_ends(2) - sequences.start[:-1]).max() < 2:
+        raise SpecError(f"{file}: no user has two items besides those held out, to learn from; give longer sequences")
     return sequences
 
 

@@ -30,13 +30,20 @@ Progress = Callable[[str, int, int], None]
 Begin = Callable[[TwoTowers], None]
 
 
-_REVISION = 2
+RECALL_AT = 100
+"""How many items are asked for to say how good towers are, where it is not given."""
+
+_REVISION = 3
 """Raised when a training of the same data and settings leaves something else behind."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. ``logq`` corrects the sampler's bias; ``device`` None takes CUDA where there is one."""
+    """How to train. ``logq`` corrects the sampler's bias; ``device`` None takes CUDA where there is one.
+
+    Training stops by recall@``recall_at`` on validation; None: of 100 items, of a small catalogue a quarter, since
+    nearly all would be among so many from the first epoch on.
+    """
 
     epochs: int = 20
     batch: int = 512
@@ -47,7 +54,7 @@ class TrainConfig:
     clip: float = 1.0
     patience: int = 2
     seed: int = 7
-    recall_at: int = 100
+    recall_at: int | None = None
     validation_sample: int = 4_000
     device: str | None = None
 
@@ -59,6 +66,7 @@ class TrainReport:
     Attributes:
         best_epoch: the epoch whose weights are kept, from 1.
         recall: of that epoch.
+        recall_at: the k of it.
         curve: figures of every epoch.
         one_batch_loss: before and after one batch was learnt by heart.
         shuffled_auc: AUC on shuffled items and the tolerance about .5; empty: too few examples.
@@ -67,6 +75,7 @@ class TrainReport:
 
     best_epoch: int
     recall: float
+    recall_at: int
     curve: list[dict[str, float]]
     one_batch_loss: list[float]
     shuffled_auc: list[float]
@@ -130,6 +139,7 @@ class _Run:
         self.popularity = torch.from_numpy((counts / counts.sum()).astype(np.float32)).to(self.device)
         rows = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_sample]
         self.validation = validation[np.sort(rows)]
+        self.recall_at = config.recall_at or min(RECALL_AT, max(1, self.towers.config.items // 4))
         self.step = Steps(self.popularity, config.uniform_negatives, config.clip, Guard("towers"), config.logq)
 
     def finish(self, log: Log, progress: Progress) -> tuple[TwoTowers, TrainReport]:
@@ -153,7 +163,9 @@ class _Run:
             self._note(state, metrics, optimizer)
             log(state["epoch"], metrics)
         self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
-        report = TrainReport(state["best_epoch"], state["best"], state["curve"], state["one_batch"], state["shuffled"])
+        report = TrainReport(
+            state["best_epoch"], state["best"], self.recall_at, state["curve"], state["one_batch"], state["shuffled"]
+        )
         write_json(done, {**report.to_dict(), "version": self.version})
         return self.towers.eval(), report
 
@@ -205,7 +217,7 @@ class _Run:
             "gradient_norm": float(np.mean(norms)),
             "largest_gradient_norm": float(np.max(norms)),
             "temperature": float(self.towers.temperature().item()),
-            "recall": recall(self.towers, self.validation, self.config.recall_at),
+            "recall": recall(self.towers, self.validation, self.recall_at),
         }
 
 

@@ -14,7 +14,7 @@ from pipelines.search.plan import Params, Report
 from pipelines.split import Split
 from pipelines.train_retrieval import TowerData, tower_builder, tower_data
 from retrieval.towers import TowerShape
-from retrieval.training import Progress, TrainConfig, train_towers
+from retrieval.training import RECALL_AT, Progress, TrainConfig, train_towers
 
 TRAINING = ("learning_rate", "weight_decay", "batch", "uniform_negatives")
 SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")
@@ -33,7 +33,7 @@ class TowerSearch:
     @property
     def figure(self) -> str:
         """See ``Plan``."""
-        return f"recall@{self.config.recall_at}"
+        return f"recall@{self.config.recall_at or RECALL_AT}"
 
     @property
     def steps(self) -> int:

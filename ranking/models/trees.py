@@ -15,7 +15,7 @@ import numpy as np
 from feature_repo.sanity import Guard
 from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
-from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
+from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema, group_starts
 from ranking.models.base import Contributions, Log, PairScorer, largest, save_description
 from ranking.models.forest import Forest, NotAForest
 from ranking.rows import ItemRows
@@ -202,8 +202,11 @@ def fit_lambdarank(
         "label_gain": [float(gain) for gain in gains],
     }
 
+    empty = _empty_share(watch_worth, watch)
+
     def report(done: float, ndcg: float) -> None:
-        log("lambdarank", {"done": done, "watch_ndcg": ndcg})
+        # LightGBM counts a request without any gain as 1; what other kinds report leaves it out.
+        log("lambdarank", {"done": done, "watch_ndcg": (ndcg - empty) / (1 - empty) if empty < 1 else 0.0})
 
     start = earlier.boosters[0] if earlier else None
     booster = _boost(parameters, data, held_out, config, guard, report, start)
@@ -218,6 +221,12 @@ def _row_weights(data: RankingData) -> Floats | None:
     """Return the weight of each row's request, float32 [n]: LightGBM weighs pairs of rows by their rows."""
     weights = data.request_weights()
     return None if weights is None else np.repeat(weights, data.group_sizes()).astype(np.float32)
+
+
+def _empty_share(worth: Floats, data: RankingData) -> float:
+    """Return the share of requests, by weight, of which no row is worth anything."""
+    empty = np.maximum.reduceat(worth, group_starts(data.request)) == 0
+    return float(np.average(empty, weights=data.request_weights()))
 
 
 def _levels(worth: Floats) -> Floats:

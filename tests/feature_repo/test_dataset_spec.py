@@ -107,6 +107,7 @@ WRONG = [
     ("events.types", {}, "at least one type needs positive = true"),
     ("events.types", {"view": {}}, "at least one type needs positive = true"),
     ("events.types.view.weight", -1, "events.types.view.weight: "),
+    ("events.types.buy.weight", 0, "a positive event type needs a weight above 0"),
     ("events.types.view.weight", float("inf"), "events.types.view.weight: "),
     ("events.types.view.weight", float("nan"), "events.types.view.weight: "),
     ("events.types", {"View": {"positive": True}}, "events.types.View"),

@@ -84,6 +84,13 @@ def test_no_difference_is_found_only_as_often_as_the_level_says():
     assert (np.mean(found, axis=0) <= 0.11).all()
 
 
+@pytest.mark.parametrize(("count", "least"), [(1, 1.0), (2, 0.5), (3, 2 / 27)])
+def test_a_few_users_prove_nothing(count, least):
+    user = np.repeat(np.arange(count), 20)
+    found = paired(UserBootstrap(user), np.ones(len(user)), np.zeros(len(user)))
+    assert found["p_bootstrap"] == pytest.approx(least)
+
+
 def test_no_events_have_no_interval():
     found = paired(UserBootstrap(np.zeros(0)), np.zeros(0), np.zeros(0))
     assert found["interval"] is None and found["difference"] == 0.0

@@ -4,13 +4,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from feature_repo import columns as c
+from feature_repo.dataset import SpecError
+from pipelines.ablations import _AsOfMidnight
 from pipelines.ingest import read_events
+from pipelines.moments import moments
 from pipelines.point_in_time import PointInTime
-from pipelines.requests import requests_from
+from pipelines.requests import Journal, requests_from
+from pipelines.split import Split, epoch_seconds
+from pipelines.train_ranking import RankingSets, SampleConfig
 from pipelines.train_retrieval import examples
-from serving.release import load_release
+from serving.release import load_release, load_retrieval
+from tests.conftest import silent
 
 PLANTED = 987_654_321
 
@@ -35,6 +42,51 @@ def test_a_planted_feature_that_tells_the_future_is_never_joined(copied):
     at = chosen[c.TIMESTAMP].astype("int64").to_numpy() / 1e6
     assert PLANTED not in told(at)
     assert told(at + 1.0).count(PLANTED) == len(chosen)  # it was there to be seen, a second too late
+
+
+def test_what_rankers_are_chosen_by_knows_nothing_of_the_test_slice(built):
+    """Also not by leaving out what a user takes up soon after, beyond the slice's end."""
+    events = read_events(built.workspace)
+    split = Split.by_time(events)
+    before = events[epoch_seconds(events[c.TIMESTAMP]) < split.test]
+    retrieval = load_retrieval(built.workspace.models / "retrieval")
+    sample = SampleConfig(choose_requests=10_000)
+    logs = (events, before)
+    whole, cut = (RankingSets(built.workspace, retrieval, log, split, sample, silent).choose() for log in logs)
+    assert whole.digest() == cut.digest()
+
+
+def test_orders_are_judged_by_requests_that_ended_well_and_probabilities_by_all(built):
+    events = read_events(built.workspace)
+    split = Split.by_time(events)
+    events[c.POSITIVE] = np.arange(len(events)) % 2 == 0
+    retrieval = load_retrieval(built.workspace.models / "retrieval")
+    rows = RankingSets(built.workspace, retrieval, events, split, SampleConfig(choose_requests=20), silent).choose()
+    assert 30 < len(rows.group_sizes()) < 55
+
+
+def test_users_without_streaming_are_those_of_the_last_midnight(built):
+    """Daily features change at midnight only, so they are what they are at the request itself."""
+    release = load_release(built.release)
+    events = read_events(built.workspace).iloc[-400::20]
+    requests, features = requests_from(events, release.codec), PointInTime(built.workspace)
+    midnight, journal = _AsOfMidnight(features, requests), Journal(read_events(built.workspace), release.codec)
+    daily = release.codec.user_activity
+    for moment in moments(release, features, requests, journal):
+        found = midnight(moment)
+        assert all(list(found[name]) == list(moment.columns[name]) for name in daily)
+        lengths = zip(found[c.HISTORY_TIMES], moment.columns[c.HISTORY_TIMES], strict=True)
+        assert all(len(old) <= len(new) for old, new in lengths if old is not None)
+
+
+def test_cuts_of_time_are_different_moments():
+    days = pd.to_datetime(np.repeat(np.arange(20), 50), unit="D", utc=True)
+    split = Split.by_time(pd.DataFrame({c.TIMESTAMP: days, c.POSITIVE: True}))
+    cuts = [split.ranker, split.calibrate, split.choose, split.test]
+    assert cuts == sorted(set(cuts)) and cuts[-1] <= epoch_seconds(pd.Series(days)).max()
+    for few in (days[:50], days[:0]):
+        with pytest.raises(SpecError, match="too few positive events"):
+            Split.by_time(pd.DataFrame({c.TIMESTAMP: few, c.POSITIVE: True}))
 
 
 def test_history_never_holds_its_own_moment(built):

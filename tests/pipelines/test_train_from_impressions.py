@@ -287,7 +287,7 @@ def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
     assert [one["position"] for one in plain[3]] == list(range(8)) and plain[3] == weighted[3]
     # Positions have nothing to do with what is taken up here: 280 training requests of 8 items each.
     assert all(one["shown"] == 280 and one["propensity"] > 0.7 for one in plain[3])
-    share = plain[0].wanted().mean()
+    share = plain[0].happened().mean()
     assert np.mean([one["click_rate"] for one in plain[3]]) == pytest.approx(share)
     for part, same in zip(plain[:3], weighted[:3], strict=True):
         assert part.weight is None and np.array_equal(part.labels, same.labels)

@@ -41,7 +41,7 @@ def test_a_student_is_smaller_and_nearly_as_good(trained: Trained, kind: str, tm
     small = CalibratedRanker(student, teacher.calibration)
     assert size(small, tmp_path / "small") < 0.75 * size(teacher, tmp_path / "large")
     score, _ = small.score(validate.numeric, validate.categorical)
-    assert ndcg_at_k(validate.wanted(), score, validate.request, 10) > 0.95 * trained.report.kinds[kind].ndcg
+    assert ndcg_at_k(validate.wanted(SCHEMA), score, validate.request, 10) > 0.95 * trained.report.kinds[kind].ndcg
 
 
 def test_a_student_learns_from_the_teacher_where_labels_say_nothing(trained: Trained) -> None:

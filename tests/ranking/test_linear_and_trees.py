@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from feature_repo.sanity import Guard
 from ranking.config import LogisticConfig, PopularityConfig
 from ranking.data import RowSchema
+from ranking.metrics import ndcg_at_k
 from ranking.models import load, trees
 from ranking.models.logistic import Slots, fit_logistic
 from ranking.models.popularity import fit_popularity
@@ -69,6 +70,26 @@ def test_more_levels_of_worth_than_lightgbm_expects() -> None:
     config = trees.TreeConfig(rounds=3, min_rows_in_leaf=20, threads=1)
     ranker = trees.fit_lambdarank(data, data, schema, config, seed=0, k=10, guard=Guard("trees"), log=lambda *_: None)
     assert ranker.predict(data.numeric, data.categorical).shape == (len(data), 5)
+
+
+def test_what_lambdarank_reports_leaves_out_requests_without_a_positive_row() -> None:
+    """As the network's figure does: a search prunes by both."""
+    learn, watch = planted(0), planted(1)
+    watch.labels[watch.request % 2 == 0] = 0.0
+    told: list[float] = []
+    config = trees.TreeConfig(rounds=60, patience=60, min_rows_in_leaf=20, threads=1)
+    ranker = trees.fit_lambdarank(
+        learn,
+        watch,
+        SCHEMA,
+        config,
+        0,
+        10,
+        Guard("trees"),
+        lambda _, figures: told.append(figures.get("watch_ndcg", 0)),
+    )
+    score = SCHEMA.score(ranker.predict(watch.numeric, watch.categorical))
+    assert max(told) == pytest.approx(ndcg_at_k(watch.worth(SCHEMA), score, watch.request, 10), abs=0.02)
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:

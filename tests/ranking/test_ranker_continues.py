@@ -107,4 +107,4 @@ def test_a_finished_continuation_is_kept(trained: Trained, tmp_path: Path) -> No
     data = planted(4)
     scorer = load(tmp_path / "lambdarank")
     score = scorer.schema.score(scorer.predict(data.numeric, data.categorical))
-    assert ndcg_at_k(data.wanted(), score, data.request, 10) > 0.4
+    assert ndcg_at_k(data.wanted(SCHEMA), score, data.request, 10) > 0.4

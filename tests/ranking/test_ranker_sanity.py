@@ -60,6 +60,7 @@ def test_an_order_that_follows_shuffled_labels_is_a_leak() -> None:
 
 
 def test_a_loss_must_fall_below_half() -> None:
+    check_learnt("towers of one item", 0.0, 0.0)
     check_learnt("dcn", 1.0, 0.49)
     for after in (0.5, math.nan):
         with pytest.raises(CannotLearn, match="one batch"):

@@ -61,6 +61,10 @@ def test_what_is_read(folder: Path) -> None:
     assert len(data.pairs) == len(kept)
     assert data.pairs.label.sum() == sum(int(row[2]) >= 4 for row in kept)
     assert data.genres == ("Comedy", "Drama", "War")
+    users = (folder / "users.dat").read_text()
+    (folder / "users.dat").write_text(users.splitlines(keepends=True)[0] + users)
+    again = read_movielens(folder)
+    assert all(np.array_equal(again.fields[name], data.fields[name]) for name in data.fields)
     parts = data.split(0)
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(kept)))
     assert [round(len(part) / len(kept), 2) for part in parts] == [0.8, 0.1, 0.1]

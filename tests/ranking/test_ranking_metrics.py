@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from ranking.data import RankingData
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import auc, ece, log_loss, ndcg_at_k, ndcg_per_request
 
 
@@ -86,6 +87,12 @@ def test_a_request_weighs_as_its_positive_rows() -> None:
     data = RankingData(
         np.zeros((5, 1), np.float32), np.zeros((5, 0), np.int32), labels, np.array([0, 0, 0, 1, 1]), weight
     )
-    assert data.wanted().tolist() == [4, 0, 2, 0, 0]
+    assert data.wanted(RowSchema(("x",), (), (), ("click",), (1.0,))).tolist() == [4, 0, 2, 0, 0]
+    both = replace(data, labels=np.float32([[1, 0], [0, 1], [0, 1], [0, 0], [0, 0]]))
+    schema = RowSchema(("x",), (), (), ("click", "dislike"), (1.0, 0.1), wanted=(True, False))
+    assert both.wanted(schema).tolist() == [4, 0, 0, 0, 0] and both.happened().sum() == 3
+    assert RowSchema.from_dict(schema.to_dict()) == schema
+    with pytest.raises(ValueError, match="wanted"):
+        replace(schema, wanted=(False, False))
     assert data.request_weights().tolist() == [3.0, 1.0]
     assert data.take(np.array([2])).request_weights().tolist() == [2.0]

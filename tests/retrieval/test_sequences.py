@@ -47,6 +47,7 @@ def test_sequences_keep_order_and_hold_out_the_end(sequences: Sequences) -> None
         ("a x\na\n", r"log.txt:2: expected two columns, 'user item', found 1"),
         ("a x\na y 5\n", r"log.txt:2: .* found 3"),
         ("a x\na y\nb x\n", "no user has 3 items"),
+        ("a x\na y\na z\nb x\nb y\nb z\n", "no user has two items besides those held out"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, text: str, complaint: str) -> None:

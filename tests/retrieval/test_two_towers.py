@@ -96,12 +96,20 @@ def test_report_tells_what_happened(histories: Solved) -> None:
     report = histories.report
     assert len(report.curve) == CONFIG.epochs
     assert report.recall == max(epoch["recall"] for epoch in report.curve)
+    assert report.recall_at == CONFIG.recall_at
     assert report.curve[report.best_epoch - 1]["recall"] == report.recall
     first, last = report.one_batch_loss
     assert last < first / 2
     found, tolerance = report.shuffled_auc
     assert abs(found - 0.5) <= tolerance < 0.1
     assert all(epoch["largest_gradient_norm"] >= epoch["gradient_norm"] for epoch in report.curve)
+
+
+def test_of_a_small_catalogue_fewer_items_count(tmp_path: Path) -> None:
+    """Among 100 of 62 items is everything."""
+    settings = replace(CONFIG, epochs=1, recall_at=None)
+    report = solve(World(known_users=False, attributes=False), tmp_path, settings).report
+    assert report.recall_at == (ITEMS + 1 + len(NEW_ITEMS)) // 4 and report.recall < 1
 
 
 def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
