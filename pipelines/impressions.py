@@ -182,7 +182,10 @@ def compatible_releases(workspace: Workspace, schema: RowSchema) -> set[str]:
     for manifest in workspace.releases.glob(f"[!.]*/{MANIFEST}"):
         about = read_json(manifest)
         same = all(about["files"].get(name) == value for name, value in wanted.items())
-        if same and RowSchema.from_dict(read_json(manifest.parent / "ranker" / "schema.json")) == schema:
+        if not same:
+            continue
+        read = RowSchema.from_dict(read_json(manifest.parent / "ranker" / "schema.json"))
+        if replace(read, wanted=schema.wanted) == schema:  # what was wanted changes no vector
             found |= {str(about["release"]), *about.get("replaces", ())}
     return found
 
