@@ -105,6 +105,7 @@ def train(
     logq: Annotated[
         bool, typer.Option("--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn")
     ] = True,
+    seed: Annotated[int | None, typer.Option(help="Of all that is drawn (default: a fixed one)", min=0)] = None,
     candidates: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,9 +117,9 @@ def train(
     """Train towers, index and rankers."""
     from pipelines.stages import run_train
 
-    if warm_start and (tuned or from_impressions or not logq):
+    if warm_start and (tuned or from_impressions or not logq or seed is not None):
         raise typer.BadParameter(
-            "--warm-start keeps the release's settings: leave --tuned, --from-impressions and --no-logq out"
+            "--warm-start keeps the release's settings: leave --tuned, --from-impressions, --no-logq and --seed out"
         )
     if from_impressions and (candidates or not logq):
         raise typer.BadParameter("--from-impressions trains no towers: leave --candidates and --no-logq out")
@@ -132,7 +133,8 @@ def train(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--candidates") from None
     hours = (24.0 if attribution_hours is None else attribution_hours) if from_impressions else None
-    run_train(workspace_of(home), hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq, shares=shares)
+    workspace = workspace_of(home)
+    run_train(workspace, hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq, seed=seed, shares=shares)
 
 
 @app.command()

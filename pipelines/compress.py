@@ -56,7 +56,7 @@ def compress(workspace: Workspace, sample: SampleConfig, progress: Progress) -> 
         for name, ranker in compressed(original, train, calibrate):
             rankers[name] = CalibratedRanker.fit(ranker, calibrate)  # its probabilities are not the original's
         version = report.kinds[kind].version
-        figures = {name: measure(one, choose, report.ndcg_k, version, {}) for name, one in rankers.items()}
+        figures = {name: measure(one, choose, report.ndcg_k, version, {})[0] for name, one in rankers.items()}
         for name in [name for name in rankers if name != kind]:
             save(rankers[name], folder / name, kind, figures[name])
         times = latencies(rankers, pairs, items, _ROUNDS)

@@ -25,6 +25,7 @@ from feature_repo.workspace import (
 from pipelines import display
 
 if TYPE_CHECKING:
+    from ranking.train import RankerReport
     from serving.candidates import Shares
 
 SPECS = Path(__file__).resolve().parent / "specs"
@@ -150,6 +151,7 @@ def run_train(
     warm_start: bool = False,
     ipw: bool = False,
     logq: bool = True,
+    seed: int | None = None,
     shares: Shares | None = None,
 ) -> None:
     """Train towers, index and rankers, and print the rankers' table.
@@ -158,7 +160,8 @@ def run_train(
     followed within that time; with ``ipw`` weighted against the bias of positions. With ``tuned`` the
     settings are those that ``funnel tune`` found. With ``warm_start`` the training goes on from the
     current release. Without ``logq`` the towers' loss is not corrected for how negatives are drawn.
-    ``shares`` says how many candidates each source may propose.
+    ``seed`` is of all that is drawn, samples of requests included; ``shares`` says how many candidates
+    each source may propose.
 
     Raises:
         MissingStage: there are no data, nothing was tuned, or there is no release.
@@ -167,7 +170,9 @@ def run_train(
 
     """
     from pipelines.train import train, train_served
+    from pipelines.train_ranking import SampleConfig
     from pipelines.warm_start import WarmStartConfig
+    from ranking.config import RankerConfig
     from retrieval.training import TrainConfig
 
     config, shape, rankers = None, None, None
@@ -180,22 +185,33 @@ def run_train(
             display.console.print(line)
     if not logq:
         config = replace(config or TrainConfig(), logq=False)
+    sample = None
+    if seed is not None:
+        config, rankers = replace(config or TrainConfig(), seed=seed), replace(rankers or RankerConfig(), seed=seed)
+        sample = SampleConfig(seed=seed)
     with display.stage("Train") as progress:
         if attribution_hours is None:
             warm = WarmStartConfig() if warm_start else None
-            report = train(workspace, progress, config, None, rankers, shape, warm, display.console.print, shares)
+            report = train(workspace, progress, config, sample, rankers, shape, warm, display.console.print, shares)
         else:
             report = train_served(workspace, attribution_hours * 3_600, progress, rankers, ipw=ipw)
+    _show_rankers(report)
+
+
+def _show_rankers(report: RankerReport) -> None:
+    """Print what each kind is worth, and what impressions say of positions."""
     rows = []
     for kind, figures in sorted(report.kinds.items(), key=lambda pair: pair[1].ndcg or 0.0):
         name = f"{kind} *" if kind == report.best else kind
         first = next(iter(figures.heads.values()))
-        rows.append([name, figures.ndcg or 0.0, first.auc or 0.0, first.log_loss, first.ece])
-    head = next(iter(workspace.spec().event_types))
+        below, error = report.behind[kind]
+        behind = f"{below:.4f} ± {error:.4f}"
+        rows.append([name, figures.ndcg or 0.0, behind, first.auc or 0.0, first.log_loss, first.ece])
+    head = next(iter(report.kinds[report.best].heads))
     if report.positions:
         shown = [[one["position"], one["shown"], one["click_rate"], one["propensity"]] for one in report.positions]
         display.table("Positions (0: the best)", ["", "shown", "click rate", "examined"], shown)
-    display.table("Rankers on validation", ["", "NDCG@10", f"AUC {head}", "log loss", "ECE"], rows)
+    display.table("Rankers on validation", ["", "NDCG@10", "below the best", f"AUC {head}", "log loss", "ECE"], rows)
 
 
 def run_release(workspace: Workspace, rules: Path | None, ranker: str | None = None) -> Path:

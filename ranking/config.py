@@ -74,7 +74,7 @@ class RankerConfig:
         kinds: what to train.
         seed: of everything that is drawn.
         ndcg_k: how many places of a list count.
-        tolerance: share of the best NDCG that is given for a kind that is cheaper to serve.
+        standard_errors: so many, of the difference, may a kind that is cheaper to serve be below the best.
 
     Raises:
         ValueError: an unknown kind, or none.
@@ -84,7 +84,7 @@ class RankerConfig:
     kinds: tuple[str, ...] = KINDS
     seed: int = 0
     ndcg_k: int = 10
-    tolerance: float = 0.02
+    standard_errors: float = 2.0
     popularity: PopularityConfig = field(default_factory=PopularityConfig)
     logistic: LogisticConfig = field(default_factory=LogisticConfig)
     trees: TreeConfig = field(default_factory=TreeConfig)

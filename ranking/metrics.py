@@ -85,12 +85,29 @@ def ndcg_per_request(gains: _Values, scores: _Values, request: Ids, k: int = 10)
     return ratio
 
 
-def ndcg_at_k(
-    gains: _Values, scores: _Values, request: Ids, k: int = 10, weights: npt.NDArray[np.float64] | None = None
-) -> float:
+def ndcg_at_k(gains: _Values, scores: _Values, request: Ids, k: int = 10, weights: Doubles | None = None) -> float:
     """Return the mean NDCG@k over requests that have any gain, weighted by ``weights`` [R]; NaN when none has."""
-    values = ndcg_per_request(gains, scores, request, k)
-    has_gain = ~np.isnan(values)
-    if not has_gain.any():
+    return mean_known(ndcg_per_request(gains, scores, request, k), weights)
+
+
+def mean_known(values: Doubles, weights: Doubles | None = None) -> float:
+    """Return the mean of the values [R] that are not NaN, weighted by ``weights`` [R]; NaN when all are."""
+    known = ~np.isnan(values)
+    if not known.any():
         return float("nan")
-    return float(np.average(values[has_gain], weights=None if weights is None else weights[has_gain]))
+    return float(np.average(values[known], weights=None if weights is None else weights[known]))
+
+
+def difference(first: Doubles, second: Doubles, weights: Doubles | None = None) -> tuple[float, float]:
+    """Return how much higher the mean of ``first`` is on the same requests, and the standard error of that.
+
+    Values [R], NaN where a request has none, in both alike; weighted by ``weights`` [R]. Zeros when there are none.
+    """
+    known = ~np.isnan(first)
+    if not known.any():
+        return 0.0, 0.0
+    weight = np.ones(len(first)) if weights is None else weights
+    share = weight[known] / weight[known].sum()
+    values = (first - second)[known]
+    mean = float(share @ values)
+    return mean, float(np.sqrt(share**2 @ (values - mean) ** 2))

@@ -9,25 +9,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from feature_repo.sanity import Guard
 from feature_repo.workspace import file_hash, fingerprint, read_json, staged_folder, write_json
 from ranking.config import RankerConfig
-from ranking.data import RankingData, RowSchema
+from ranking.data import Doubles, RankingData, RowSchema
 from ranking.fit import Task, fit
-from ranking.metrics import auc, ece, log_loss, ndcg_at_k
+from ranking.metrics import auc, difference, ece, log_loss, mean_known, ndcg_at_k, ndcg_per_request
 from ranking.models import Ranker, load
 from ranking.models.base import CannotContinue, Log
 from ranking.sanity import GRADIENT_KINDS, check_kind
 from ranking.scorer import CalibratedRanker
 from ranking.transform import RowTransform
 
-_REVISION = 3
-"""Raised when the same data and settings give another model, so that old folders are made again."""
+_REVISION = 4
+"""Raised when the same data and settings leave something else behind, so that old folders are made again."""
 
 _MANIFEST = "manifest.json"
 
 COSTS = ("popularity", "logistic", "lambdarank", "lightgbm", "dcn")
 """All kinds, the cheapest to serve first: one booster costs less than one a head, and both less than the network."""
+
+BASELINE = "popularity"
+"""Served only if nothing is better: few requests must not make it pass for as good as what has learned."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class RankerReport:
         best: the kind to serve.
         ndcg_k: how many places of a list count.
         kinds: figures of every kind.
+        behind: how far each kind's NDCG is below the highest, and the standard error of that, paired by request.
         positions: of impressions that were learnt from, how often each place was shown and taken up; else None.
 
     """
@@ -83,6 +89,7 @@ class RankerReport:
     best: str
     ndcg_k: int
     kinds: dict[str, KindReport]
+    behind: dict[str, list[float]]
     positions: list[dict[str, float]] | None = None
 
     @classmethod
@@ -95,7 +102,7 @@ class RankerReport:
         """
         values = read_json(folder / "report.json")
         kinds = {kind: KindReport.from_dict(report) for kind, report in values["kinds"].items()}
-        return cls(values["best"], values["ndcg_k"], kinds, values.get("positions"))
+        return cls(values["best"], values["ndcg_k"], kinds, values["behind"], values.get("positions"))
 
 
 @dataclass
@@ -162,20 +169,32 @@ def train_rankers(
         data.check(schema)
     job = _Job(train, calibrate, validate, schema, config, log, start)
     folder.mkdir(parents=True, exist_ok=True)
-    kinds = {kind: _train_kind(job, kind, folder / kind) for kind in config.kinds}
-    report = RankerReport(_choose(kinds, config.tolerance), config.ndcg_k, kinds, positions)
+    trained = {kind: _train_kind(job, kind, folder / kind) for kind in config.kinds}
+    kinds = {kind: report for kind, (report, _) in trained.items()}
+    best, weights = max(kinds, key=lambda kind: kinds[kind].ndcg or 0.0), validate.request_weights()
+    behind = {kind: list(difference(trained[best][1], ndcg, weights)) for kind, (_, ndcg) in trained.items()}
+    report = RankerReport(choose(behind, config.standard_errors), config.ndcg_k, kinds, behind, positions)
     write_json(folder / "report.json", asdict(report))
     return report
 
 
-def _choose(kinds: dict[str, KindReport], tolerance: float) -> str:
-    """Return the kind that is cheapest to serve among those whose NDCG is near the best."""
-    found = {kind: report.ndcg or 0.0 for kind, report in kinds.items()}
-    least = (1.0 - tolerance) * max(found.values())
-    return next(kind for kind in COSTS if kind in found and found[kind] >= least)
+def choose(behind: dict[str, list[float]], standard_errors: float) -> str:
+    """Return the kind that is cheapest to serve among those that are not clearly worse than the best.
+
+    Breiman et al. (1984, "Classification and Regression Trees", 3.4.3) choose the simplest within one standard error;
+    differences here are paired, and two standard errors are what chance stays within in 95 of 100 samples.
+
+    Args:
+        behind: of each kind, how far it is below the best, and the standard error of that.
+        standard_errors: as many of them are not clearly worse.
+
+    """
+    near = [kind for kind in COSTS if kind in behind and behind[kind][0] <= standard_errors * behind[kind][1]]
+    return next(kind for kind in near if kind != BASELINE or behind[kind][0] == 0.0)
 
 
-def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
+def _train_kind(job: _Job, kind: str, folder: Path) -> tuple[KindReport, Doubles]:
+    """Return the report of one kind, and its NDCG of each validation request, float64 [R]."""
     version = fingerprint(_REVISION, kind, job.data_version, job.config.part(kind), *job.start_version)
     finished = _finished(folder, version)
     if finished:
@@ -193,22 +212,25 @@ def _train_kind(job: _Job, kind: str, folder: Path) -> KindReport:
         seconds = time.perf_counter() - started
         calibrated = CalibratedRanker.fit(ranker, job.calibrate)
         calibrated.save(staging)
-        report = measure(calibrated, job.validate, job.config.ndcg_k, version, sanity)
+        report, ndcg = measure(calibrated, job.validate, job.config.ndcg_k, version, sanity)
         files = {path.name: file_hash(path) for path in sorted(staging.iterdir())}
-        write_json(staging / _MANIFEST, {"report": asdict(report), "files": files})
+        kept = [_known(value) for value in ndcg.tolist()]
+        write_json(staging / _MANIFEST, {"report": asdict(report), "files": files, "ndcg_per_request": kept})
     job.log(kind, {"seconds": seconds, **_figures(report, job.config.ndcg_k)})
-    return report
+    return report, ndcg
 
 
-def _finished(folder: Path, version: str) -> KindReport | None:
-    """Return the report of a folder whose files are the ones that its manifest lists, else None."""
+def _finished(folder: Path, version: str) -> tuple[KindReport, Doubles] | None:
+    """Return the report of a folder whose files are the ones that its manifest lists, and its NDCG, else None."""
     if not (folder / _MANIFEST).is_file():
         return None
     manifest = read_json(folder / _MANIFEST)
     report = KindReport.from_dict(manifest["report"])
     files: dict[str, str] = manifest["files"]
     whole = all((folder / name).is_file() and file_hash(folder / name) == seen for name, seen in files.items())
-    return report if whole and report.version == version else None
+    if not whole or report.version != version:
+        return None
+    return report, np.array(manifest["ndcg_per_request"], dtype=np.float64)
 
 
 def _continue(job: _Job, kind: str, task: Task, guard: Guard) -> Ranker:
@@ -228,8 +250,8 @@ def _continue(job: _Job, kind: str, task: Task, guard: Guard) -> Ranker:
 
 def measure(
     calibrated: CalibratedRanker, data: RankingData, k: int, version: str, sanity: dict[str, float]
-) -> KindReport:
-    """Return the figures of a ranker on rows that it was not made from."""
+) -> tuple[KindReport, Doubles]:
+    """Return the figures of a ranker on rows that it was not made from, and its NDCG of each request, float64 [R]."""
     schema = calibrated.schema
     raw = calibrated.ranker.predict(data.numeric, data.categorical)
     score, p = calibrated.score(data.numeric, data.categorical)
@@ -244,9 +266,10 @@ def measure(
             ece_raw=ece(labels, raw[:, column]),
             calibration=calibrated.calibration.heads[column].method,
         )
-    gains, weights = (data.wanted(schema), data.worth(schema)), data.request_weights()
-    ndcg, weighted = (ndcg_at_k(gain, score, data.request, k, weights) for gain in gains)
-    return KindReport(version, _known(ndcg), _known(weighted), heads, sanity)
+    ndcg = ndcg_per_request(data.wanted(schema), score, data.request, k)
+    weights = data.request_weights()
+    weighted = ndcg_at_k(data.worth(schema), score, data.request, k, weights)
+    return KindReport(version, _known(mean_known(ndcg, weights)), _known(weighted), heads, sanity), ndcg
 
 
 def _known(value: float) -> float | None:

@@ -17,7 +17,7 @@ from ranking.config import KINDS
 from ranking.data import RowSchema
 from ranking.scorer import CalibratedRanker
 from ranking.sigmoid import logit
-from ranking.train import COSTS, train_rankers
+from ranking.train import COSTS, choose, train_rankers
 
 LEARNERS = [kind for kind in KINDS if kind != "popularity"]
 
@@ -35,16 +35,24 @@ def test_learns_the_planted_signal(trained: Trained, kind: str) -> None:
     assert report.heads["click"].ece < 0.03
 
 
-def test_the_chosen_is_the_cheapest_near_the_best(trained: Trained) -> None:
-    ndcg = {kind: trained.report.kinds[kind].ndcg for kind in KINDS}
-    near = [kind for kind in COSTS if ndcg[kind] >= (1 - CONFIG.tolerance) * max(ndcg.values())]
-    assert trained.report.best == near[0] != "popularity"
+def test_the_chosen_is_the_cheapest_that_is_not_clearly_worse(trained: Trained) -> None:
+    behind, ndcg = trained.report.behind, {kind: trained.report.kinds[kind].ndcg for kind in KINDS}
+    for kind, (below, error) in behind.items():
+        assert below == pytest.approx(max(ndcg.values()) - ndcg[kind], abs=1e-12)
+        assert error == 0.0 if below == 0.0 else 0.0 < error < 0.05
+    assert trained.report.best == choose(behind, CONFIG.standard_errors) != "popularity"
     assert sorted(COSTS) == sorted(KINDS)
 
 
-def test_no_tolerance_means_the_best(trained: Trained, tmp_path: Path) -> None:
+def test_how_far_behind_is_still_near() -> None:
+    behind = {"popularity": [0.1, 0.06], "logistic": [0.03, 0.01], "lambdarank": [0.019, 0.01], "dcn": [0.0, 0.0]}
+    assert choose(behind, 2.0) == "lambdarank" and choose(behind, 3.0) == "logistic" and choose(behind, 1.0) == "dcn"
+    assert choose({"popularity": [0.0, 0.0], "logistic": [0.1, 0.01]}, 2.0) == "popularity"
+
+
+def test_no_standard_errors_mean_the_best(trained: Trained, tmp_path: Path) -> None:
     shutil.copytree(trained.folder, tmp_path / "kinds")
-    report = train_rankers(*splits(), SCHEMA, tmp_path / "kinds", replace(CONFIG, tolerance=0.0), silent)
+    report = train_rankers(*splits(), SCHEMA, tmp_path / "kinds", replace(CONFIG, standard_errors=0.0), silent)
     assert report.best == max(KINDS, key=lambda kind: report.kinds[kind].ndcg)
 
 

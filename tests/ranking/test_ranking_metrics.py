@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics as reference
 
 from ranking.data import RankingData, RowSchema
-from ranking.metrics import auc, ece, log_loss, ndcg_at_k, ndcg_per_request
+from ranking.metrics import auc, difference, ece, log_loss, ndcg_at_k, ndcg_per_request
 
 
 def test_auc_by_hand() -> None:
@@ -79,6 +79,16 @@ def test_requests_may_weigh_differently() -> None:
     second = 1 / math.log2(3)
     assert ndcg_at_k(gains, scores, request) == pytest.approx((1 + second) / 2)
     assert ndcg_at_k(gains, scores, request, weights=np.array([1.0, 3.0])) == pytest.approx((1 + 3 * second) / 4)
+
+
+def test_difference_of_the_same_requests_by_hand() -> None:
+    first, second = np.array([0.5, 1.0, 0.0, np.nan]), np.array([0.5, 0.4, 0.3, np.nan])
+    # Differences 0, .6, -.3: mean .1, squares about it .01, .25, .16, each a third of a third.
+    mean, error = difference(first, second)
+    assert (mean, error) == (pytest.approx(0.1), pytest.approx(math.sqrt(0.42) / 3))
+    mean, error = difference(first, second, np.array([1.0, 1.0, 2.0, 9.0]))
+    assert (mean, error) == (pytest.approx(0.0), pytest.approx(math.sqrt((0.0 + 0.36 + 4 * 0.09) / 16)))
+    assert difference(first, first)[1] == 0.0 and difference(first[3:], second[3:]) == (0.0, 0.0)
 
 
 def test_a_request_weighs_as_its_positive_rows() -> None:
