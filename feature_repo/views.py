@@ -155,7 +155,11 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         FeatureService(
             name="ranking_v1", features=[*profiles, activity, *affinity, *item_profiles, item_activity, moment]
         ),
-        FeatureService(name=ONLINE_USERS, features=[*profiles, history, recent, activity, *affinity, seen, moment]),
+        # Of what is recent no model reads more than which events it includes, so no request pays for more.
+        FeatureService(
+            name=ONLINE_USERS,
+            features=[*profiles, history, recent[[c.POSITION]], activity, *affinity, seen, moment],
+        ),
         FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
         FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
     ]

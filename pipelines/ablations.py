@@ -13,13 +13,7 @@ import numpy.typing as npt
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import Floats
-from feature_repo.views import (
-    HISTORY_SCHEMA,
-    ONLINE_USERS,
-    USER_RECENT_SCHEMA,
-    user_activity_schema,
-    user_profile_schema,
-)
+from feature_repo.views import HISTORY_SCHEMA, ONLINE_USERS, user_activity_schema, user_profile_schema
 from pipelines.contenders import Funnel
 from pipelines.metrics import K
 from pipelines.moments import Lists, Model, Moment
@@ -61,7 +55,6 @@ def ablations(release: Release, features: PointInTime, requests: Requests, journ
 def _user_views(spec: DatasetSpec) -> dict[str, list[str]]:
     views = {
         "user_history": list(HISTORY_SCHEMA),
-        "user_recent": list(USER_RECENT_SCHEMA),
         "user_activity": list(user_activity_schema(spec)),
         "user_affinity": [c.CATEGORIES, c.CATEGORY_SHARES] if spec.category else [],
         "user_profile (attributes)": list(user_profile_schema(spec)),
@@ -163,7 +156,8 @@ class _OtherItems:
 def _no_attributes(items: ItemTable) -> ItemTable:
     old = items.encoded
     unknown = replace(old, first=np.zeros_like(old.first), numbers=np.full_like(old.numbers, np.nan))
-    return replace(items, encoded=unknown, activity=replace(items.activity, numeric=None))
+    categories = np.zeros_like(items.categories)
+    return replace(items, encoded=unknown, categories=categories, activity=replace(items.activity, numeric=None))
 
 
 def _no_activity(items: ItemTable) -> ItemTable:

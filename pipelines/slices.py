@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes
+from feature_repo.dataset import AttributeKind
+from feature_repo.encoding import parts
 from feature_repo.workspace import Workspace
 from pipelines.intervals import UserBootstrap, interval
 from pipelines.requests import Journal, Requests
@@ -24,6 +26,9 @@ HEAVY = 10
 
 LEAST = 50
 """Events below which a value of an attribute is folded into ``OTHER`` and counts for no gap."""
+
+MOST = 20
+"""Values of an attribute that are told apart."""
 
 MISSING, OTHER = "(missing)", "(other)"
 
@@ -42,9 +47,10 @@ class Dimension:
 
     @classmethod
     def from_labels(cls, name: str, labels: npt.NDArray[Any]) -> Dimension:
-        """Part by an attribute's values; rare ones are put together."""
+        """Part by an attribute's values; all but the most frequent, and rare ones, are put together."""
         found, of, count = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
-        folded = np.where(count[of] < LEAST, OTHER, found[of])
+        kept = (count >= LEAST) & (np.argsort(np.argsort(-count, kind="stable")) < MOST)
+        folded = np.where(kept[of], found[of], OTHER)
         values, of = np.unique(folded, return_inverse=True)
         return cls(name, [str(value) for value in values], of, attribute=True)
 
@@ -55,8 +61,8 @@ def dimensions(
     """Return how events can be parted.
 
     By how much the user had taken up before the request (``new``: nothing, ``light``: fewer than 10 positive
-    events, ``heavy``), whether the item had any event before the cut, each categorical attribute of users, and
-    the item's main category.
+    events, ``heavy``), whether the item had any event before the cut, and each attribute of users and items that
+    is no text: of several values the first counts, numbers are parted into thirds.
 
     Args:
         workspace: with the user table.
@@ -76,19 +82,30 @@ def dimensions(
         Dimension("item", ["new", "known"], met[requests.item], False),
     ]
     path, spec = workspace.ingest / "users.parquet", codec.spec
-    names = [name for name, kind in spec.user_attributes.items() if kind == "categorical"]
-    if names and path.is_file():
-        table = pq.read_table(path, columns=[c.USER, *names]).to_pandas().set_index(c.USER).reindex(requests.user)
-        found += [Dimension.from_labels(name, table[name].fillna(MISSING).to_numpy()) for name in names]
-    if spec.category:
-        categories = np.array([MISSING, *codec.categories.values], dtype=object)
-        found.append(Dimension.from_labels(spec.category, categories[_main(items.categories, requests.item)]))
+    for name, kind in spec.user_attributes.items():
+        if kind != "text" and path.is_file():
+            table = pq.read_table(path, columns=[c.USER, name]).to_pandas().set_index(c.USER)
+            found.append(Dimension.from_labels(name, value_names(kind, table[name].reindex(requests.user).tolist())))
+    for name, kind in spec.item_attributes.items():
+        if kind != "text":
+            values = [items.raw[name][code] for code in requests.item]
+            title = f"item's {name}" if name in spec.user_attributes else name
+            found.append(Dimension.from_labels(title, value_names(kind, values)))
     return found
 
 
-def _main(categories: Codes, items: Codes) -> Codes:
-    main: Codes = categories[items, 0]
-    return main
+def value_names(kind: AttributeKind, values: Sequence[Any]) -> npt.NDArray[np.object_]:
+    """Return what an attribute's values ``[n]`` are called: strings; numbers by the third that they lie in."""
+    if kind != "numeric":
+        return np.array([next(iter(parts(kind, value)), MISSING) for value in values], dtype=object)
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    known = numbers[~np.isnan(numbers)]
+    if not len(known):
+        return np.full(len(numbers), MISSING, dtype=object)
+    low, high = np.quantile(known, [1 / 3, 2 / 3])
+    names = np.array([f"up to {low:.4g}", f"up to {high:.4g}", f"above {high:.4g}"], dtype=object)
+    third = (numbers > low).astype(np.int64) + (numbers > high)
+    return np.where(np.isnan(numbers), MISSING, names[third])
 
 
 def slice_figures(

@@ -22,19 +22,25 @@ from retrieval.training import Progress
 from serving.codec import Codec
 from serving.release import Release
 
-GRIDS: dict[str, tuple[Callable[..., Baseline], list[dict[str, Any]]]] = {
-    "item_knn": (ItemKnn, [{"neighbours": k, "shrinkage": s} for k in (10, 50, 400) for s in (0.0, 10.0, 100.0)]),
-    "ease": (Ease, [{"l2": l2} for l2 in (10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0)]),
+Setting = dict[str, float]
+Ladders = dict[str, tuple[float, ...]]
+
+LADDERS: dict[str, tuple[Callable[..., Baseline], Ladders]] = {
+    "item_knn": (
+        ItemKnn,
+        {"neighbours": (2, 5, 10, 20, 50, 150, 400, 1_000), "shrinkage": (0.0, 3.0, 10.0, 30.0, 100.0)},
+    ),
+    "ease": (Ease, {"l2": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)}),
     "ials": (
         Ials,
-        [
-            {"factors": factors, "alpha": alpha, "regularization": regularization}
-            for factors in (32, 128)
-            for alpha in (1.0, 5.0, 20.0)
-            for regularization in (1.0, 10.0, 30.0)
-        ],
+        {
+            "factors": (16, 32, 64, 128, 256),
+            "alpha": (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0),
+            "regularization": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+        },
     ),
 }
+"""The values that each setting of a baseline can have, in order."""
 
 _SAMPLE = 2_000
 _BATCH = 128
@@ -71,19 +77,50 @@ def tuned_baselines(release: Release, events: pd.DataFrame, journal: Journal, pr
     earlier = taken_up(events[time < split["choose"]], codec)
     known = taken_up(events[time < split["test"]], codec)
     validation = Validation.of(release, events, journal)
-    for name, (build, grid) in GRIDS.items():
+    for name, (build, ladders) in LADDERS.items():
         if reason := _cannot(name, codec):
             tuned.left_out[name] = reason
             continue
-        tried = []
-        for done, setting in enumerate(grid):
-            progress(f"tuning {name}", done, len(grid) + 1)
-            tried.append({**setting, "ndcg@10": validation.ndcg(WithPopularity(build(earlier, **setting), earlier))})
-        best = max(range(len(grid)), key=lambda row: tried[row]["ndcg@10"])
-        progress(f"fitting {name}", len(grid), len(grid) + 1)
-        tuned.models[name] = _model(WithPopularity(build(known, **grid[best]), known))
-        tuned.settings[name] = {"chosen": grid[best], "validation": tried}
+        tried: list[Setting] = []
+
+        def ndcg(setting: Setting, name: str = name, build: Any = build, tried: list[Setting] = tried) -> float:
+            progress(f"tuning {name}", len(tried), 0)
+            found = validation.ndcg(WithPopularity(build(earlier, **setting), earlier))
+            tried.append({**setting, "ndcg@10": found})
+            return found
+
+        best = climb(ladders, ndcg)
+        progress(f"fitting {name}", len(tried), 0)
+        tuned.models[name] = _model(WithPopularity(build(known, **best), known))
+        tuned.settings[name] = {"chosen": best, "validation": tried}
     return tuned
+
+
+def climb(ladders: Ladders, figure: Callable[[Setting], float]) -> Setting:
+    """Return a setting that no single step on any ladder makes better, sought from the middle of all.
+
+    One setting at a time goes up or down for as long as the figure grows, until none of them can: so the best is at
+    the end of a ladder only if more of the same would not be tried by anybody.
+    """
+    names = list(ladders)
+    found: dict[tuple[int, ...], float] = {}
+
+    def at(place: tuple[int, ...]) -> float:
+        inside = all(0 <= row < len(ladders[name]) for name, row in zip(names, place, strict=True))
+        if inside and place not in found:
+            found[place] = figure(setting(place))
+        return found[place] if inside else -np.inf
+
+    def setting(place: tuple[int, ...]) -> Setting:
+        return {name: ladders[name][row] for name, row in zip(names, place, strict=True)}
+
+    best, before = tuple(len(ladders[name]) // 2 for name in names), None
+    while best != before:
+        before = best
+        for axis, step in ((axis, step) for axis in range(len(names)) for step in (1, -1)):
+            while at(best) < at(further := (*best[:axis], best[axis] + step, *best[axis + 1 :])):
+                best = further
+    return setting(best)
 
 
 def _model(baseline: Baseline) -> Model:

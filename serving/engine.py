@@ -198,7 +198,7 @@ class Engine:
 
     def user_features(self, user_id: str) -> UserFeatures:
         """Return what the online store knows of a user."""
-        return self.live.online.user(self.erasure.served_as(user_id), time.time())
+        return self.live.online.user(self.erasure.served_as(user_id), time.time(), whole=True)
 
     def recommend(self, request: RecommendationRequest, deadline: Deadline | None = None) -> RecommendationResponse:
         """Serve one request.

@@ -16,7 +16,7 @@ from feature_repo.event_log import recent_key
 from feature_repo.online_store import RowReader
 from feature_repo.pipelined_reads import PipelinedReads
 from feature_repo.store import feature_store, redis_client
-from feature_repo.views import ONLINE_USERS
+from feature_repo.views import ONLINE_USERS, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
 from serving.catalogue import Activity, ItemTable, activity_from
 from serving.codec import Codec
@@ -126,8 +126,14 @@ def activity_reader(store: FeatureStore, codec: Codec, observe_age: ObserveAge =
 
 
 def user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
-    """Return the reader of users' features."""
+    """Return the reader of the users' features that recommendations are made from."""
     return Reader(store, store.get_feature_service(ONLINE_USERS), observe_age)
+
+
+def whole_user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
+    """Return the reader of all that is known of users, with what no model reads."""
+    views = user_reader(store).names | {"user_recent": list(USER_RECENT_SCHEMA)}
+    return Reader(store, [f"{view}:{name}" for view, names in views.items() for name in names], observe_age)
 
 
 class OnlineFeatures:
@@ -144,8 +150,10 @@ class OnlineFeatures:
         self._codec = codec = items.codec
         self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
-        self._users = user_reader(self._store, observe_age)
-        self.row_reader = RowReader(self._store.config, c.USER, self._users.names)
+        self._users, self._whole = (make(self._store, observe_age) for make in (user_reader, whole_user_reader))
+        self.row_reader, self._whole_row = (
+            RowReader(self._store.config, c.USER, reader.names) for reader in (self._users, self._whole)
+        )
         self._items = activity_reader(self._store, codec, observe_age)
         self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
         self._redis, self._many = redis_client(workspace, timeout_s), redis_client(workspace, _TIMEOUT_S)
@@ -157,41 +165,54 @@ class OnlineFeatures:
         made._codec, made._category = items.codec, items.main_category
         return made
 
-    def user(self, user_id: str, now: float) -> UserFeatures:
-        """Return a user's features at a moment, with every accepted event in them, streamed or not.
+    def user(self, user_id: str, now: float, *, whole: bool = False) -> UserFeatures:
+        """Return a user's features at a moment, as ``users`` does.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        return self.users([user_id], now)[0]
+        return self.users([user_id], now, whole=whole)[0]
 
-    def users(self, user_ids: Sequence[str], now: float) -> list[UserFeatures]:
-        """Return the features of many users, in one trip to Redis.
+    def users(self, user_ids: Sequence[str], now: float, *, whole: bool = False) -> list[UserFeatures]:
+        """Return many users' features with every accepted event in them, streamed or not, in one trip to Redis.
+
+        Args:
+            user_ids: whose.
+            now: epoch seconds.
+            whole: also those that no model reads.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
+        reader, row = (self._whole, self._whole_row) if whole else (self._users, self.row_reader)
         commands: list[tuple[Any, ...]] = []
         for user_id in user_ids:
             # The overlay first: what the stream takes from it in between is in the row as well, and counts once.
             commands.append(("LRANGE", recent_key(user_id), 0, -1))
-            commands.append(("HMGET", self.row_reader.key(user_id), *self.row_reader.fields))
+            commands.append(("HMGET", row.key(user_id), *row.fields))
         try:
             found = self._read(commands)
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
         rows = zip(user_ids, found[::2], found[1::2], strict=True)
-        return [self._features(user_id, entries, values, now) for user_id, entries, values in rows]
+        return [self._features(user_id, entries, row.decode(values), reader, now) for user_id, entries, values in rows]
 
-    def _features(self, user_id: str, entries: list[bytes], values: list[bytes | None], now: float) -> UserFeatures:
-        row, stamps = self.row_reader.decode(values)
+    def _features(
+        self,
+        user_id: str,
+        entries: list[bytes],
+        decoded: tuple[dict[str, Any], dict[str, int | None]],
+        reader: Reader,
+        now: float,
+    ) -> UserFeatures:
+        row, stamps = decoded
         columns: dict[str, list[Any]] = {name: [value] for name, value in row.items()}
         row_position = row[c.POSITION]
         known = any(value is not None for value in row.values())
         columns[c.USER] = [user_id]
-        stale = self._users.expire(columns, {view: [stamp] for view, stamp in stamps.items()}, now)[0]
+        stale = reader.expire(columns, {view: [stamp] for view, stamp in stamps.items()}, now)[0]
         position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
         return UserFeatures(columns, known or bool(entries) or bool(stale), position, row_position, stale)
 

@@ -60,6 +60,8 @@ def merge_overlay(
         return position
     newest = max((event.position for event in fresh), key=position_key)
     if c.POSITION in columns:
+        columns[c.POSITION][0] = newest
+    if c.RECENT_ITEMS in columns:
         _merge_recent(columns, fresh, spec, newest, category)
     return newest
 

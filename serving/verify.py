@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from feature_repo import columns as c
 from feature_repo.store import feature_store
-from feature_repo.views import USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
 from ranking.calibration import HeadCalibration, Method
 from ranking.data import spaced_rows
@@ -70,7 +69,7 @@ def registered_features(workspace: Workspace) -> FeatureNames:
 
 def features_read(codec: Codec) -> dict[Entity, list[str]]:
     """Return the names of the features that a release reads to serve."""
-    user = [c.HISTORY_ITEMS, c.HISTORY_TIMES, *USER_RECENT_SCHEMA, *codec.user_activity, c.FIRST_EVENT_AT]
+    user = [c.HISTORY_ITEMS, c.HISTORY_TIMES, c.POSITION, *codec.user_activity, c.FIRST_EVENT_AT]
     user += [c.LAST_EVENT_AT, *map(c.seen, codec.spec.event_types), *codec.user_attributes.kinds]
     user += [c.CATEGORIES, c.CATEGORY_SHARES] if codec.spec.category else []
     return {"user": user, "item": activity_features(codec)}

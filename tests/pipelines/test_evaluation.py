@@ -13,7 +13,7 @@ from pipelines.ingest import read_events
 from pipelines.moments import histories
 from pipelines.release import UnknownRelease, current_release, make_release
 from pipelines.requests import Journal, requests_from
-from pipelines.slices import LEAST, OTHER, Dimension, slice_figures
+from pipelines.slices import LEAST, MISSING, MOST, OTHER, Dimension, slice_figures, value_names
 from pipelines.split import epoch_seconds
 from pipelines.stages import run_evaluate
 from serving.release import EVALUATION, load_release
@@ -48,14 +48,15 @@ def test_baselines_that_learn_are_better_than_popularity(built):
 
 def test_settings_are_the_best_on_validation(built):
     for name, of in built.evaluation["baselines"]["settings"].items():
-        assert len(of["validation"]) == len(tuning.GRIDS[name][1])
+        tried = [{key: one[key] for key in of["chosen"]} for one in of["validation"]]
+        assert len(tried) > len(tuning.LADDERS[name][1]) and all(tried.count(one) == 1 for one in tried)
         best = max(of["validation"], key=lambda tried: tried["ndcg@10"])
         assert {key: best[key] for key in of["chosen"]} == of["chosen"]
 
 
 def test_slices_add_up_to_the_whole(built):
     found = built.evaluation
-    assert set(found["slices"]) == {"user", "item", "age_group", "country", "device", "genre"}
+    assert set(found["slices"]) == {"user", "item", "age_group", "country", "device", "genre", "brand", "price"}
     for values in found["slices"].values():
         assert sum(of["events"] for of in values.values()) == found["events"]
         for model, figures in found["models"].items():
@@ -95,7 +96,7 @@ def test_histories_hold_what_came_before_and_nothing_else(built, log):
 def test_what_cannot_be_fitted_is_named(built, log, monkeypatch):
     release = load_release(built.release)
     monkeypatch.setattr(tuning, "LARGEST_EASE", 100)
-    monkeypatch.setattr(tuning, "GRIDS", {"ease": tuning.GRIDS["ease"]})
+    monkeypatch.setattr(tuning, "LADDERS", {"ease": tuning.LADDERS["ease"]})
     found = tuning.tuned_baselines(release, log, Journal(log, release.codec), silent)
     assert not found.models and "250 items" in found.left_out["ease"]
 
@@ -127,11 +128,10 @@ def test_a_release_against_itself_and_against_another(copied, tmp_path, capsys):
 
 def _ablations_make_sense(figures):
     found, whole = figures["ablations"], figures["models"]["funnel"]["ndcg@10"]
-    assert {"candidates: two_tower", "candidates: new"} < set(found) and len(found) == 11
+    assert {"candidates: two_tower", "candidates: new"} < set(found) and len(found) == 10
     for of in found.values():
         assert of["second"] == pytest.approx(whole)
         assert of["difference"] == pytest.approx(of["first"] - of["second"])
-    assert found["user_recent"]["difference"] == 0.0  # no model reads it
     assert found["user_history"]["difference"] < -0.02
     assert found["user_history"]["difference"] < found["streaming"]["difference"] < 0.0  # histories end at midnight
     assert found["ranker"]["first"] == pytest.approx(figures["models"]["two_tower"]["ndcg@10"], abs=0.01)
@@ -149,6 +149,21 @@ def test_rare_values_are_put_together():
         (OTHER, LEAST + 2),
         ("a", LEAST),
     ]
+
+
+def test_only_the_most_frequent_values_are_told_apart():
+    labels = np.repeat([f"v{row:02}" for row in range(MOST + 2)], [LEAST + 1] * MOST + [LEAST] * 2).astype(object)
+    part = Dimension.from_labels("x", labels)
+    assert len(part.values) == MOST + 1 and int((part.of == part.values.index(OTHER)).sum()) == 2 * LEAST
+
+
+def test_values_of_attributes_by_hand():
+    assert value_names("categorical", ["a", None, "b"]).tolist() == ["a", MISSING, "b"]
+    assert value_names("multi_categorical", [["x", "y"], [], None]).tolist() == ["x", MISSING, MISSING]
+    found = value_names("numeric", [1.0, 2.0, None, 3.0, 4.0, float("nan")])
+    assert found.tolist() == ["up to 2", "up to 2", MISSING, "up to 3", "above 3", MISSING]
+    assert value_names("numeric", [None, None]).tolist() == [MISSING, MISSING]
+    assert set(value_names("numeric", [7.0, 7.0])) == {"up to 7"}
 
 
 def test_slices_by_hand():

@@ -13,7 +13,7 @@ from feature_repo.store import feature_store, redis_client
 from pipelines import batch
 from pipelines.ingest import read_events
 from pipelines.split import SHARES
-from serving.online import OnlineFeatures, user_reader
+from serving.online import OnlineFeatures, user_reader, whole_user_reader
 from serving.release import load_release
 
 
@@ -51,15 +51,16 @@ def test_split_is_in_order():
     assert list(SHARES.values()) == sorted(SHARES.values())
 
 
-def test_serving_reads_a_user_as_feast_does(built):
+@pytest.mark.parametrize("whole", [False, True])
+def test_serving_reads_a_user_as_feast_does(built, whole):
     release = load_release(built.release)
     online, store, now = OnlineFeatures(built.workspace, release.items), feature_store(built.workspace), time.time()
     users = [*release.codec.users.values[:50], "a stranger"]
-    through_feast = user_reader(store)
+    through_feast = whole_user_reader(store) if whole else user_reader(store)
     columns, stamps = through_feast.fetch([{c.USER: user, c.REQUEST_TIME: int(now)} for user in users])
     stale = through_feast.expire(columns, stamps, now)
     for row, user in enumerate(users):
-        found = online.user(user, now)
+        found = online.user(user, now, whole=whole)
         wanted = {name: [values[row]] for name, values in columns.items() if name not in OUTPUTS}
         for name in (c.HISTORY_ITEMS, c.HISTORY_TIMES):
             wanted[name] = [wanted[name][0] or []]  # merging the overlay makes a list of none

@@ -64,6 +64,13 @@ def test_a_user_of_whom_nothing_is_stored_has_their_clicks():
     assert columns[c.panes("10m")][0][1:] == [1] + [0] * (len(TYPES) - 1)
 
 
+def test_of_what_is_recent_a_row_may_have_the_position_only():
+    columns = {c.HISTORY_ITEMS: [["i0"]], c.HISTORY_TIMES: [[T0 - 9]], c.POSITION: ["0-1"]}
+    newest = merge_overlay(columns, parse_overlay([entry(2, happened(2))]), SPEC, str.upper)
+    assert newest and columns[c.POSITION] == [newest]
+    assert columns[c.HISTORY_ITEMS] == [["i0", "i2"]] and len(columns) == 3
+
+
 def test_seen_lists_take_every_event():
     columns = {c.HISTORY_ITEMS: [None], c.HISTORY_TIMES: [None], c.seen(TYPES[0]): [["old"]]}
     merge_overlay(columns, parse_overlay([entry(2, happened(2))]), SPEC, str.upper)
