@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.factorization_machine import fit_factorization_machine
 from benchmarks.movielens import MovieLens, read_movielens
+from benchmarks.seeds import deviation
 from feature_repo.sanity import Guard
 from pipelines import display
 from ranking.calibration import fit_calibration
@@ -62,7 +63,7 @@ class _Row:
         return {name: float(np.mean(values)) for name, values in self.figures.items()}
 
     def deviations(self) -> dict[str, float]:
-        return {f"{name}_std": float(np.std(values)) for name, values in self.figures.items()}
+        return {f"{name}_std": deviation(values) for name, values in self.figures.items()}
 
 
 def run(folder: Path, seeds: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.seeds import deviation
 from pipelines import display
 from retrieval.all_ranking import recall_and_ndcg
 from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
@@ -121,7 +122,7 @@ class _Result:
 
     @property
     def deviations(self) -> list[float]:
-        return [float(value) for value in np.std(self.figures, axis=0)]
+        return [deviation(values) for values in zip(*self.figures, strict=True)]
 
 
 class _Bench:

@@ -20,6 +20,7 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
+from benchmarks.seeds import deviation
 from feature_repo.workspace import file_hash, fingerprint, read_json, write_json
 from pipelines import display
 from pipelines.metrics import accuracy
@@ -62,10 +63,7 @@ def run(data: Path, work: Path, seeds: int, config: SequenceConfig) -> dict[str,
     main = {metric: figures[f"{ranked}_{metric}"] for metric in _METRICS}
     return {
         **{metric: round(float(values.mean()), 5) for metric, values in main.items()},
-        **{
-            f"{metric}_std": round(float(values.std(ddof=1)) if seeds > 1 else 0.0, 5)
-            for metric, values in main.items()
-        },
+        **{f"{metric}_std": round(deviation(values.tolist()), 5) for metric, values in main.items()},
         "ranked": ranked,
         **{key: round(float(figures[key].mean()), 5) for key in (*_COLUMNS, "validation_ndcg@10")},
         "seeds": seeds,

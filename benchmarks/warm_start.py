@@ -33,7 +33,8 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
         limit: events of the test slice that are replayed; the same for both.
 
     Returns:
-        seconds on the clock and of processors, NDCG@10 and recall of the candidates, of each way.
+        seconds on the clock and of processors, NDCG@10 and recall of the candidates, of each way, and the paired
+        difference of NDCG@10 with its interval and p.
 
     """
     workspace, data = Workspace(root / "work"), root / "raw"
@@ -42,15 +43,18 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
     earlier, later = _halves(data, config)
     _bring_in(workspace, data, "events-1.csv", earlier)
     found: dict[str, Any] = {"users": users, "items": items, "events": limit, "first": _measured(workspace, None)}
-    base = current_release(workspace).name
+    before, base = None, current_release(workspace).name
     _bring_in(workspace, data, "events-2.csv", later)
     for name, warm in (("warm_start", WarmStartConfig()), ("anew", None)):
         promote(workspace, base)
         seconds = _measured(workspace, warm)
+        folder = current_release(workspace)
         with display.stage(f"Evaluate {name}") as progress:
-            figures = evaluate(workspace, current_release(workspace), progress, limit, baselines=False)
+            figures = evaluate(workspace, folder, progress, limit, baselines=False, against=before)
+        before = folder
         candidates, ours = figures["candidates"], figures["models"]["funnel"]
         found[name] = {**seconds, "ndcg@10": ours["ndcg@10"], "candidates_recall@100": candidates["recall@100"]}
+    found["anew_minus_warm_start"] = figures["against"]["metrics"]["ndcg@10"]
     rows = [[name, *found[name].values()] for name in ("warm_start", "anew")]
     display.table("Training when 15% of the events are new", ["", *found["anew"]], rows)
     return found

@@ -28,7 +28,7 @@ CANDIDATES = 500
 _ROUNDS = 200
 
 
-def compress(workspace: Workspace, sample: SampleConfig, progress: Progress) -> dict[str, Any]:
+def compress(workspace: Workspace, sample: SampleConfig | None, progress: Progress) -> dict[str, Any]:
     """Make students of the ranker that would be released and of the network, and int8 networks.
 
     Each becomes a folder in ``models/ranking`` beside the kind that it was made of, for ``funnel release --ranker``;
@@ -36,7 +36,7 @@ def compress(workspace: Workspace, sample: SampleConfig, progress: Progress) -> 
 
     Args:
         workspace: the working folder, trained.
-        sample: how many requests the sets take; as in training, else students learn from other rows.
+        sample: how many requests the sets take; None: as in training, else students learn from other rows.
         progress: told what is done.
 
     Raises:

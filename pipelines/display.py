@@ -26,7 +26,7 @@ _LINE_EVERY_S = 15.0
 
 @contextmanager
 def stage(name: str) -> Iterator[Report]:
-    """Show a stage's progress; the value is called with what is done, how many steps, of how many."""
+    """Show a stage's progress; the value is called with what is done, how many steps, of how many (0: unknown)."""
     start = time.monotonic()
     if console.is_terminal:
         with _bar() as bar:
@@ -44,7 +44,7 @@ def stage(name: str) -> Iterator[Report]:
         def tell(what: str, done: int, total: int) -> None:
             if time.monotonic() - said[0] > _LINE_EVERY_S:
                 said[0] = time.monotonic()
-                console.print(f"  {what} ({done} of {total})")
+                console.print(f"  {what} ({done} of {total})" if total else f"  {what} ({done})")
 
         yield tell
     console.print(f"[green]{name}[/]: {time.monotonic() - start:.1f} s")

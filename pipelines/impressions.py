@@ -159,7 +159,9 @@ def impression_rows(
     request = np.repeat(np.flatnonzero(kept), shown)[ranked]
     position = (np.arange(shown.sum()) - np.repeat(np.cumsum(shown) - shown, shown))[ranked]
     score = pc.list_flatten(part["scores"]).to_numpy().astype(np.float32, copy=False)[ranked]
-    data = RankingData(numeric, categorical, labels[ranked].astype(np.float32), request.astype(np.int64))
+    user = pd.factorize(impressions[c.USER].to_numpy())[0].astype(np.int64)[request]
+    labels = labels[ranked].astype(np.float32)
+    data = RankingData(numeric, categorical, labels, request.astype(np.int64), user=user)
     return ImpressionRows(data, times[request], position.astype(np.int64), score)
 
 

@@ -23,7 +23,7 @@ from pipelines.moments import Lists, Model, moments
 from pipelines.parsing import QUARANTINE_COLUMNS
 from pipelines.point_in_time import DAY_S, PointInTime, Times
 from pipelines.requests import Journal, requests_from
-from pipelines.train_ranking import SampleConfig, trained_sets
+from pipelines.train_ranking import trained_sets
 from ranking.data import RankingData
 from serving.candidates import SOURCES
 from serving.filters import RequestRules
@@ -104,4 +104,4 @@ def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retr
 
 def held_out_rows(workspace: Workspace, requests: int) -> RankingData:
     """Return all candidates of at most so many requests of the test slice, as rankers see them."""
-    return trained_sets(workspace, SampleConfig(), lambda *_: None).test(requests)
+    return trained_sets(workspace, None, lambda *_: None).test(requests)

@@ -23,7 +23,7 @@ SHARES = tuple(map(Fraction, ("1/8", "1/4", "1/2", "1")))
 
 
 def learning_curve(
-    workspace: Workspace, kinds: tuple[str, ...], sample: SampleConfig, progress: Progress
+    workspace: Workspace, kinds: tuple[str, ...], sample: SampleConfig | None, progress: Progress
 ) -> dict[str, Any]:
     """Train kinds on growing shares of the training requests and compare them on the same validation requests.
 
@@ -32,7 +32,7 @@ def learning_curve(
     Args:
         workspace: the working folder, trained.
         kinds: of rankers; none: the one that would be released.
-        sample: how many requests the sets take.
+        sample: how many requests the sets take; None: as in training.
         progress: told what is done.
 
     Raises:

@@ -43,7 +43,6 @@ def learning_curve(
     from pipelines import display
     from pipelines.learning_curve import learning_curve as train
     from pipelines.learning_curve import show
-    from pipelines.train_ranking import SampleConfig
     from ranking.config import KINDS
 
     kinds = tuple(dict.fromkeys(kind or ()))
@@ -51,7 +50,7 @@ def learning_curve(
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}", param_hint="--kind")
     use_all_cores()
     with display.stage("Learning curve") as progress:
-        figures = train(workspace_of(home), kinds, SampleConfig(), progress)
+        figures = train(workspace_of(home), kinds, None, progress)
     show(figures)
     display.result(json.dumps(figures))
 
@@ -65,9 +64,8 @@ def compress(home: Home = None) -> None:
     from pipelines import display
     from pipelines.compress import compress as make
     from pipelines.compress import show
-    from pipelines.train_ranking import SampleConfig
 
     with display.stage("Compress") as progress:
-        figures = make(workspace_of(home), SampleConfig(), progress)
+        figures = make(workspace_of(home), None, progress)
     show(figures)
     display.result(json.dumps(figures))

@@ -7,7 +7,7 @@ Other items that the user takes up within a day are neither: they are left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes
-from feature_repo.workspace import MissingStage, Workspace, read_json
+from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
 from pipelines.ingest import read_events
 from pipelines.point_in_time import DAY_S, PointInTime
 from pipelines.requests import Journal, Requests, replay, requests_from
@@ -34,6 +34,8 @@ from serving.hydrate import Hydrator
 from serving.release import Retrieval, load_retrieval
 
 ATTRIBUTION_S = float(DAY_S)
+SAMPLE = "sample.json"
+"""File beside the models: which requests the rankers' sets took."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def train_ranking(
     ``start``: folder of an earlier ranker; one of its kind goes on from it.
     """
     retrieval = load_retrieval(workspace.models / "retrieval")
+    write_json(workspace.models / SAMPLE, asdict(sample))
     sets = RankingSets(workspace, retrieval, events, split, sample, progress)
     parts, schema = (sets.train(), sets.calibrate(), sets.choose()), row_schema(retrieval.codec)
     return train_rankers(*parts, schema, workspace.models / "ranking", config, log, start=start)
@@ -138,6 +141,7 @@ class RankingSets:
             raise too_few_events(f"ranking rows: {name}")
         rows = np.sort(rows[np.cumsum(counted) <= count])
         requests = requests_from(self.events.iloc[rows], self.retrieval.codec)
+        owner = pd.factorize(requests.user)[0].astype(np.int64)
         parts = []
         done = 0
         past = replay(requests, self.features, self.retrieval.codec, self.retrieval.items, self.journal)
@@ -156,7 +160,7 @@ class RankingSets:
             done += len(places)
             self.progress(f"ranking rows: {name}", done, len(requests))
         numeric, categorical, labels, request = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return RankingData(numeric, categorical, labels, request.astype(np.int64))
+        return RankingData(numeric, categorical, labels, request.astype(np.int64), user=owner[request])
 
     @staticmethod
     def _allowed(
@@ -171,8 +175,8 @@ class RankingSets:
         return allowed
 
 
-def trained_sets(workspace: Workspace, sample: SampleConfig, progress: Progress) -> RankingSets:
-    """Return what builds the sets of the models that are trained, released or not.
+def trained_sets(workspace: Workspace, sample: SampleConfig | None, progress: Progress) -> RankingSets:
+    """Return what builds the sets of the models that are trained, released or not; ``sample`` None: those of training.
 
     Raises:
         MissingStage: nothing is trained yet.
@@ -182,6 +186,7 @@ def trained_sets(workspace: Workspace, sample: SampleConfig, progress: Progress)
         raise MissingStage(f"no trained models in {workspace.models}: run 'funnel train' first")
     retrieval = load_retrieval(workspace.models / "retrieval")
     split = Split(**read_json(workspace.models / "split.json"))
+    sample = sample or SampleConfig(**read_json(workspace.models / SAMPLE))
     return RankingSets(workspace, retrieval, read_events(workspace), split, sample, progress)
 
 

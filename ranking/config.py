@@ -74,7 +74,8 @@ class RankerConfig:
         kinds: what to train.
         seed: of everything that is drawn.
         ndcg_k: how many places of a list count.
-        standard_errors: so many, of the difference, may a kind that is cheaper to serve be below the best.
+        standard_errors: so many, of the difference, may a kind that is cheaper to serve be below the best,
+        tolerance: but no more than this share of the best.
 
     Raises:
         ValueError: an unknown kind, or none.
@@ -85,6 +86,7 @@ class RankerConfig:
     seed: int = 0
     ndcg_k: int = 10
     standard_errors: float = 2.0
+    tolerance: float = 0.05
     popularity: PopularityConfig = field(default_factory=PopularityConfig)
     logistic: LogisticConfig = field(default_factory=LogisticConfig)
     trees: TreeConfig = field(default_factory=TreeConfig)

@@ -125,6 +125,7 @@ class RankingData:
         labels: float32 [n, T], 0 or 1.
         request: int64 [n], ascending: rows of one request stand together.
         weight: float32 [n], how much a row counts in losses and as a gain; None: 1 each.
+        user: int64 [n], whose request each row is, as any numbers; None: every request is another user's.
 
     """
 
@@ -133,6 +134,7 @@ class RankingData:
     labels: Floats
     request: Ids
     weight: Floats | None = None
+    user: Ids | None = None
 
     def __len__(self) -> int:
         return len(self.request)
@@ -159,8 +161,14 @@ class RankingData:
 
     def take(self, rows: npt.NDArray[np.intp]) -> RankingData:
         """Return a copy of some rows, int [m]; ascending rows keep requests together."""
-        weight = None if self.weight is None else self.weight[rows]
-        return RankingData(self.numeric[rows], self.categorical[rows], self.labels[rows], self.request[rows], weight)
+        return RankingData(
+            self.numeric[rows],
+            self.categorical[rows],
+            self.labels[rows],
+            self.request[rows],
+            None if self.weight is None else self.weight[rows],
+            None if self.user is None else self.user[rows],
+        )
 
     def weights(self) -> Floats:
         """Return how much each row counts, float32 [n]."""
@@ -191,6 +199,11 @@ class RankingData:
         total, count = (np.add.reduceat(values, starts) for values in (happened * self.weights(), happened))
         return np.divide(total, count, out=np.ones(len(starts)), where=count > 0)
 
+    def request_users(self) -> Ids:
+        """Return whose each request is, int64 [R]."""
+        starts = group_starts(self.request)
+        return np.arange(len(starts)) if self.user is None else self.user[starts]
+
     def happened(self) -> npt.NDArray[np.bool_]:
         """Return which rows have any positive label, bool [n]."""
         return np.asarray(self.labels.max(axis=1) > 0)
@@ -205,7 +218,7 @@ class RankingData:
         return np.maximum(schema.score(self.labels), np.float32(0.0)) * self.weights()
 
     def digest(self) -> str:
-        """Return a SHA-256 over every value: equal data, equal digest."""
+        """Return a SHA-256 over every value that models depend on (not users): equal data, equal digest."""
         total = hashlib.sha256()
         weight = () if self.weight is None else (self.weight,)
         for array in (self.numeric, self.categorical, self.labels, self.request, *weight):

@@ -98,10 +98,12 @@ def mean_known(values: Doubles, weights: Doubles | None = None) -> float:
     return float(np.average(values[known], weights=None if weights is None else weights[known]))
 
 
-def difference(first: Doubles, second: Doubles, weights: Doubles | None = None) -> tuple[float, float]:
+def difference(first: Doubles, second: Doubles, users: Ids, weights: Doubles | None = None) -> tuple[float, float]:
     """Return how much higher the mean of ``first`` is on the same requests, and the standard error of that.
 
-    Values [R], NaN where a request has none, in both alike; weighted by ``weights`` [R]. Zeros when there are none.
+    Requests of one user are not independent: deviations are added up by user first (cluster-robust, Liang and Zeger,
+    Biometrika 1986). Values [R], NaN where a request has none, in both alike; ``users`` [R] says whose each is;
+    weighted by ``weights`` [R]. Zeros when there are no values.
     """
     known = ~np.isnan(first)
     if not known.any():
@@ -110,4 +112,5 @@ def difference(first: Doubles, second: Doubles, weights: Doubles | None = None) 
     share = weight[known] / weight[known].sum()
     values = (first - second)[known]
     mean = float(share @ values)
-    return mean, float(np.sqrt(share**2 @ (values - mean) ** 2))
+    _, user = np.unique(users[known], return_inverse=True)
+    return mean, float(np.sqrt((np.bincount(user, share * (values - mean)) ** 2).sum()))

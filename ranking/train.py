@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from feature_repo.sanity import Guard
-from feature_repo.workspace import file_hash, fingerprint, read_json, staged_folder, write_json
+from feature_repo.workspace import MissingStage, file_hash, fingerprint, read_json, staged_folder, write_json
 from ranking.config import RankerConfig
 from ranking.data import Doubles, RankingData, RowSchema
 from ranking.fit import Task, fit
@@ -81,7 +81,7 @@ class RankerReport:
         best: the kind to serve.
         ndcg_k: how many places of a list count.
         kinds: figures of every kind.
-        behind: how far each kind's NDCG is below the highest, and the standard error of that, paired by request.
+        behind: how far each kind's NDCG is below the highest, and the standard error of that, over users.
         positions: of impressions that were learnt from, how often each place was shown and taken up; else None.
 
     """
@@ -98,9 +98,12 @@ class RankerReport:
 
         Raises:
             FileNotFoundError: the run has not finished.
+            MissingStage: it was one of an earlier version.
 
         """
         values = read_json(folder / "report.json")
+        if "behind" not in values:
+            raise MissingStage(f"{folder} is of an earlier version: run 'funnel train' again")
         kinds = {kind: KindReport.from_dict(report) for kind, report in values["kinds"].items()}
         return cls(values["best"], values["ndcg_k"], kinds, values["behind"], values.get("positions"))
 
@@ -171,14 +174,16 @@ def train_rankers(
     folder.mkdir(parents=True, exist_ok=True)
     trained = {kind: _train_kind(job, kind, folder / kind) for kind in config.kinds}
     kinds = {kind: report for kind, (report, _) in trained.items()}
-    best, weights = max(kinds, key=lambda kind: kinds[kind].ndcg or 0.0), validate.request_weights()
-    behind = {kind: list(difference(trained[best][1], ndcg, weights)) for kind, (_, ndcg) in trained.items()}
-    report = RankerReport(choose(behind, config.standard_errors), config.ndcg_k, kinds, behind, positions)
+    best = max(kinds, key=lambda kind: kinds[kind].ndcg or 0.0)
+    of = validate.request_users(), validate.request_weights()
+    behind = {kind: list(difference(trained[best][1], ndcg, *of)) for kind, (_, ndcg) in trained.items()}
+    most = config.tolerance * (kinds[best].ndcg or 0.0)
+    report = RankerReport(choose(behind, config.standard_errors, most), config.ndcg_k, kinds, behind, positions)
     write_json(folder / "report.json", asdict(report))
     return report
 
 
-def choose(behind: dict[str, list[float]], standard_errors: float) -> str:
+def choose(behind: dict[str, list[float]], standard_errors: float, most: float) -> str:
     """Return the kind that is cheapest to serve among those that are not clearly worse than the best.
 
     Breiman et al. (1984, "Classification and Regression Trees", 3.4.3) choose the simplest within one standard error;
@@ -187,9 +192,12 @@ def choose(behind: dict[str, list[float]], standard_errors: float) -> str:
     Args:
         behind: of each kind, how far it is below the best, and the standard error of that.
         standard_errors: as many of them are not clearly worse.
+        most: what is further below is never near, however little is known.
 
     """
-    near = [kind for kind in COSTS if kind in behind and behind[kind][0] <= standard_errors * behind[kind][1]]
+    near = [
+        kind for kind in COSTS if kind in behind and behind[kind][0] <= min(standard_errors * behind[kind][1], most)
+    ]
     return next(kind for kind in near if kind != BASELINE or behind[kind][0] == 0.0)
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, load_spec
 from feature_repo.embedded_redis import release as stop_redis
 from feature_repo.store import feature_store
 from feature_repo.workspace import Workspace
+from pipelines.cli import app
 from pipelines.stages import known_specs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,6 +58,36 @@ def test_a_stage_before_its_turn_says_which_one_to_run(stage, tmp_path):
     assert done.returncode == 2
     assert re.fullmatch(r"(.*\n)?funnel: no .*run 'funnel \w+'.*\n", done.stderr), done.stderr
     assert not (tmp_path / "empty" / "ingest").exists()
+
+
+class Reached(Exception):
+    """Raised in a training's or an evaluation's place, with what it was given."""
+
+
+def test_options_of_train_become_its_settings(monkeypatch, tmp_path):
+    def trained(*given):
+        raise Reached(given)
+
+    monkeypatch.setattr("pipelines.train.train", trained)
+    options = ["--no-logq", "--seed", "5", "--candidates", "similar=100", "--candidates", "two_tower=400"]
+    reached = CliRunner().invoke(app, ["train", "--home", str(tmp_path), *options]).exception
+    assert isinstance(reached, Reached)
+    _, _, towers, sample, rankers, shape, warm, _, shares = reached.args[0]
+    assert (towers.logq, towers.seed, rankers.seed, sample.seed) == (False, 5, 5, 5)
+    assert (shares.similar, shares.two_tower, shares.new) == (100, 400, 70) and shape is warm is None
+
+
+def test_options_of_evaluate_reach_it(monkeypatch, built):
+    def evaluated(_workspace, folder, _progress, limit, **given):
+        raise Reached(folder, limit, given)
+
+    monkeypatch.setattr("pipelines.evaluate.evaluate", evaluated)
+    of = ["--home", str(built.workspace.root), "--replay", "--ablations", "--limit", "9", "--peer-minutes", "3"]
+    reached = CliRunner().invoke(app, ["evaluate", *of, "--no-baselines", "--against", built.release.name]).exception
+    assert isinstance(reached, Reached)
+    folder, limit, given = reached.args
+    assert (folder.name, limit) == (built.release.name, 9)
+    assert given == {"baselines": False, "peer_minutes": 3.0, "ablations": True, "against": folder}
 
 
 def test_a_wrong_spec_is_one_sentence_and_exit_code_2(tmp_path):

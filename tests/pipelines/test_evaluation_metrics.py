@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import ndcg_score
+from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 
 from pipelines.metrics import Catalogue, K, accuracy, deep_gains, gains, gini, list_figures, recall
 from pipelines.moments import Lists, rank_all
@@ -23,14 +23,22 @@ def test_gains_by_hand():
     assert accuracy(np.zeros(0, dtype=np.int64)) == dict.fromkeys(found, 0.0)
 
 
-def test_ndcg_is_scikit_learns():
+def test_accuracy_is_scikit_learns():
     generator = np.random.default_rng(3)
     scores, right = generator.random((200, 40)), generator.integers(1, 40, 200)
     allowed = np.ones(scores.shape, dtype=bool)
-    ours = gains(rank_all(scores, allowed, right.astype(np.int32)).places)["ndcg@10"]
+    places = rank_all(scores, allowed, right.astype(np.int32)).places
+    ours = accuracy(places)
     truth = np.zeros_like(scores)
     truth[np.arange(200), right] = 1
-    assert ours.mean() == pytest.approx(ndcg_score(truth, scores, k=10), abs=1e-12)
+    assert ours["ndcg@10"] == pytest.approx(ndcg_score(truth, scores, k=10), abs=1e-12)
+    labels = np.arange(40)
+    assert ours["recall@10"] == pytest.approx(top_k_accuracy_score(right, scores, k=10, labels=labels))
+    assert recall(places, 25) == pytest.approx(top_k_accuracy_score(right, scores, k=25, labels=labels))
+    # What is beyond the tenth place counts nothing in the list of ten.
+    found = (places >= 0) & (places < 10)
+    mean = label_ranking_average_precision_score(truth[found], scores[found]) * found.mean()
+    assert ours["map@10"] == ours["mrr@10"] == pytest.approx(mean)
 
 
 def test_ranking_passes_over_what_is_not_allowed_and_breaks_ties_by_code():

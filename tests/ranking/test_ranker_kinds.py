@@ -40,14 +40,32 @@ def test_the_chosen_is_the_cheapest_that_is_not_clearly_worse(trained: Trained) 
     for kind, (below, error) in behind.items():
         assert below == pytest.approx(max(ndcg.values()) - ndcg[kind], abs=1e-12)
         assert error == 0.0 if below == 0.0 else 0.0 < error < 0.05
-    assert trained.report.best == choose(behind, CONFIG.standard_errors) != "popularity"
-    assert sorted(COSTS) == sorted(KINDS)
+    assert sorted(COSTS) == sorted(KINDS) and trained.report.best != "popularity"
+    for kind in COSTS[1 : COSTS.index(trained.report.best)]:  # the cheaper ones
+        below, error = behind[kind]
+        assert below > 2 * error or below > 0.05 * max(ndcg.values())
+    below, error = behind[trained.report.best]
+    assert below <= 2 * error and below <= 0.05 * max(ndcg.values())
 
 
 def test_how_far_behind_is_still_near() -> None:
     behind = {"popularity": [0.1, 0.06], "logistic": [0.03, 0.01], "lambdarank": [0.019, 0.01], "dcn": [0.0, 0.0]}
-    assert choose(behind, 2.0) == "lambdarank" and choose(behind, 3.0) == "logistic" and choose(behind, 1.0) == "dcn"
-    assert choose({"popularity": [0.0, 0.0], "logistic": [0.1, 0.01]}, 2.0) == "popularity"
+    assert [choose(behind, errors, 1.0) for errors in (1.0, 2.0, 3.0)] == ["dcn", "lambdarank", "logistic"]
+    assert choose(behind, 3.0, most=0.02) == "lambdarank" and choose(behind, 3.0, most=0.01) == "dcn"
+    assert choose({"popularity": [0.0, 0.0], "logistic": [0.1, 0.01]}, 2.0, 1.0) == "popularity"
+
+
+def test_requests_of_one_user_say_less_than_those_of_many(trained: Trained, tmp_path: Path) -> None:
+    """The same requests, ten a user, in a run that trains nothing again."""
+    shutil.copytree(trained.folder, tmp_path / "kinds")
+    train, calibrate, validate = splits()
+    validate = replace(validate, user=validate.request // 10)
+    report = train_rankers(train, calibrate, validate, SCHEMA, tmp_path / "kinds", CONFIG, silent)
+    assert report.kinds == trained.report.kinds
+    assert {kind: below for kind, (below, _) in report.behind.items()} == {
+        kind: below for kind, (below, _) in trained.report.behind.items()
+    }
+    assert report.behind["popularity"][1] != trained.report.behind["popularity"][1]
 
 
 def test_no_standard_errors_mean_the_best(trained: Trained, tmp_path: Path) -> None:

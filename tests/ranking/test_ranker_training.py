@@ -14,7 +14,7 @@ from conftest import Trained
 from planted import CONFIG, SCHEMA, planted, splits
 from pydantic import TypeAdapter
 
-from feature_repo.workspace import PROJECT_ROOT
+from feature_repo.workspace import PROJECT_ROOT, MissingStage
 from ranking.config import KINDS, RankerConfig
 from ranking.train import RankerReport, train_rankers
 
@@ -68,6 +68,14 @@ def test_only_what_changed_is_trained_again(trained: Trained, tmp_path: Path) ->
 def test_report_is_what_was_returned(trained: Trained) -> None:
     assert RankerReport.load(trained.folder) == trained.report
     assert list(json.loads((trained.folder / "report.json").read_text())["kinds"]) == sorted(KINDS)
+
+
+def test_a_report_of_an_earlier_version_says_what_to_do(trained: Trained, tmp_path: Path) -> None:
+    report = json.loads((trained.folder / "report.json").read_text())
+    del report["behind"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(MissingStage, match="run 'funnel train' again"):
+        RankerReport.load(tmp_path)
 
 
 def test_nothing_on_disk_is_a_pickle_or_names_this_machine(trained: Trained) -> None:

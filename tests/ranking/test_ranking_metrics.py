@@ -83,12 +83,15 @@ def test_requests_may_weigh_differently() -> None:
 
 def test_difference_of_the_same_requests_by_hand() -> None:
     first, second = np.array([0.5, 1.0, 0.0, np.nan]), np.array([0.5, 0.4, 0.3, np.nan])
+    others = np.arange(4)
     # Differences 0, .6, -.3: mean .1, squares about it .01, .25, .16, each a third of a third.
-    mean, error = difference(first, second)
+    mean, error = difference(first, second, others)
     assert (mean, error) == (pytest.approx(0.1), pytest.approx(math.sqrt(0.42) / 3))
-    mean, error = difference(first, second, np.array([1.0, 1.0, 2.0, 9.0]))
+    mean, error = difference(first, second, others, np.array([1.0, 1.0, 2.0, 9.0]))
     assert (mean, error) == (pytest.approx(0.0), pytest.approx(math.sqrt((0.0 + 0.36 + 4 * 0.09) / 16)))
-    assert difference(first, first)[1] == 0.0 and difference(first[3:], second[3:]) == (0.0, 0.0)
+    # The first two of one user: -.1 and .5 are .4 together, which is what the third is off the other way.
+    assert difference(first, second, np.array([7, 7, 3, 3]))[1] == pytest.approx(math.sqrt(0.16 + 0.16) / 3)
+    assert difference(first, first, others)[1] == 0.0 and difference(first[3:], second[3:], others[3:]) == (0.0, 0.0)
 
 
 def test_a_request_weighs_as_its_positive_rows() -> None:

@@ -1,4 +1,4 @@
-"""Recall and NDCG over all items against cases worked by hand."""
+"""Recall and NDCG over all items against cases worked by hand, and scikit-learn."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
+from sklearn.metrics import ndcg_score, recall_score
 
 from retrieval.all_ranking import recall_and_ndcg
 
@@ -69,3 +70,17 @@ def test_only_the_asked_users() -> None:
         torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), matrix([], []), matrix([0], [0]), 1, users
     )
     assert recall == 0
+
+
+def test_agree_with_scikit_learn() -> None:
+    random = np.random.default_rng(3)
+    users, items, k = 50, 40, 20
+    scores = random.normal(size=(users, items)).astype(np.float32)
+    wanted = (random.random((users, items)) < 0.1).astype(np.float32)
+    wanted[np.arange(users), random.integers(0, items, users)] = 1  # each wants something
+    recall, ndcg = recall_and_ndcg(
+        torch.from_numpy(scores), torch.eye(items), sparse.csr_matrix((users, items)), sparse.csr_matrix(wanted), k
+    )
+    listed = np.argsort(np.argsort(-scores, axis=1), axis=1) < k
+    assert recall == pytest.approx(recall_score(wanted > 0, listed, average="samples"))
+    assert ndcg == pytest.approx(ndcg_score(wanted, scores, k=k), abs=1e-6)
