@@ -29,6 +29,7 @@ from feature_repo.workspace import (
     write_atomically,
     write_json,
 )
+from ranking.train import VALIDATION
 from serving.filters import FilterRules
 from serving.release import EVALUATION, MANIFEST, BadRelease, verify, write_manifest
 from serving.verify import check_release, registered_features
@@ -86,7 +87,8 @@ def make_release(workspace: Workspace, rules_file: Path | None = None, ranker: s
         _remove_leftovers(workspace.releases)
         staging = workspace.releases / f".staging-{uuid.uuid4().hex}"
         shutil.copytree(retrieval, staging)
-        shutil.copytree(ranking / (ranker or rankers["best"]), staging / "ranker")
+        chosen = ranking / (ranker or rankers["best"])
+        shutil.copytree(chosen, staging / "ranker", ignore=shutil.ignore_patterns(VALIDATION))
         report = read_json(retrieval / "report.json")
         (staging / "report.json").unlink()
         write_json(staging / "metrics.json", {"retrieval": report, "ranking": rankers})

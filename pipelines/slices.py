@@ -46,6 +46,12 @@ class Dimension:
     attribute: bool
 
     @classmethod
+    def of_attribute(cls, name: str, kind: AttributeKind, values: Sequence[Any], others: list[Dimension]) -> Dimension:
+        """Part by an attribute; one that is called as another dimension is has its name marked."""
+        taken = {other.name for other in others}
+        return cls.from_labels(f"{name} (attribute)" if name in taken else name, value_names(kind, values))
+
+    @classmethod
     def from_labels(cls, name: str, labels: npt.NDArray[Any]) -> Dimension:
         """Part by an attribute's values; all but the most frequent, and rare ones, are put together."""
         found, of, count = np.unique(labels.astype(str), return_inverse=True, return_counts=True)
@@ -82,15 +88,13 @@ def dimensions(
         Dimension("item", ["new", "known"], met[requests.item], False),
     ]
     path, spec = workspace.ingest / "users.parquet", codec.spec
-    for name, kind in spec.user_attributes.items():
-        if kind != "text" and path.is_file():
-            table = pq.read_table(path, columns=[c.USER, name]).to_pandas().set_index(c.USER)
-            found.append(Dimension.from_labels(name, value_names(kind, table[name].reindex(requests.user).tolist())))
+    named = {name: kind for name, kind in spec.user_attributes.items() if kind != "text"}
+    if named and path.is_file():
+        table = pq.read_table(path, columns=[c.USER, *named]).to_pandas().set_index(c.USER).reindex(requests.user)
+        found += [Dimension.of_attribute(name, kind, table[name].tolist(), found) for name, kind in named.items()]
     for name, kind in spec.item_attributes.items():
         if kind != "text":
-            values = [items.raw[name][code] for code in requests.item]
-            title = f"item's {name}" if name in spec.user_attributes else name
-            found.append(Dimension.from_labels(title, value_names(kind, values)))
+            found.append(Dimension.of_attribute(name, kind, [items.raw[name][code] for code in requests.item], found))
     return found
 
 
@@ -103,7 +107,7 @@ def value_names(kind: AttributeKind, values: Sequence[Any]) -> npt.NDArray[np.ob
     if not len(known):
         return np.full(len(numbers), MISSING, dtype=object)
     low, high = np.quantile(known, [1 / 3, 2 / 3])
-    names = np.array([f"up to {low:.4g}", f"up to {high:.4g}", f"above {high:.4g}"], dtype=object)
+    names = np.array([f"up to {low:.10g}", f"up to {high:.10g}", f"above {high:.10g}"], dtype=object)
     third = (numbers > low).astype(np.int64) + (numbers > high)
     return np.where(np.isnan(numbers), MISSING, names[third])
 

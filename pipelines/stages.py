@@ -200,14 +200,13 @@ def run_train(
 
 def _show_rankers(report: RankerReport) -> None:
     """Print what each kind is worth, and what impressions say of positions."""
-    rows = []
+    rows, head = [], next(iter(report.kinds[report.best].heads))
     for kind, figures in sorted(report.kinds.items(), key=lambda pair: pair[1].ndcg or 0.0):
         name = f"{kind} *" if kind == report.best else kind
-        first = next(iter(figures.heads.values()))
+        first = figures.heads[head]
         below, error = report.behind[kind]
         behind = f"{below:.4f} ± {error:.4f}"
         rows.append([name, figures.ndcg or 0.0, behind, first.auc or 0.0, first.log_loss, first.ece])
-    head = next(iter(report.kinds[report.best].heads))
     if report.positions:
         shown = [[one["position"], one["shown"], one["click_rate"], one["propensity"]] for one in report.positions]
         display.table("Positions (0: the best)", ["", "shown", "click rate", "examined"], shown)

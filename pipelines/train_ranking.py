@@ -184,9 +184,12 @@ def trained_sets(workspace: Workspace, sample: SampleConfig | None, progress: Pr
     """
     if not (workspace.models / "ranking" / "report.json").is_file():
         raise MissingStage(f"no trained models in {workspace.models}: run 'funnel train' first")
+    if sample is None:
+        if not (workspace.models / SAMPLE).is_file():
+            raise MissingStage(f"{workspace.models} is of an earlier version: run 'funnel train' again")
+        sample = SampleConfig(**read_json(workspace.models / SAMPLE))
     retrieval = load_retrieval(workspace.models / "retrieval")
     split = Split(**read_json(workspace.models / "split.json"))
-    sample = sample or SampleConfig(**read_json(workspace.models / SAMPLE))
     return RankingSets(workspace, retrieval, read_events(workspace), split, sample, progress)
 
 

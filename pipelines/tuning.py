@@ -28,7 +28,7 @@ Ladders = dict[str, tuple[float, ...]]
 LADDERS: dict[str, tuple[Callable[..., Baseline], Ladders]] = {
     "item_knn": (
         ItemKnn,
-        {"neighbours": (2, 5, 10, 20, 50, 150, 400, 1_000), "shrinkage": (0.0, 3.0, 10.0, 30.0, 100.0)},
+        {"neighbours": (2, 5, 10, 20, 50, 150, 400, 1_000, 4_000), "shrinkage": (0.0, 3.0, 10.0, 30.0, 100.0)},
     ),
     "ease": (Ease, {"l2": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)}),
     "ials": (
@@ -77,30 +77,36 @@ def tuned_baselines(release: Release, events: pd.DataFrame, journal: Journal, pr
     earlier = taken_up(events[time < split["choose"]], codec)
     known = taken_up(events[time < split["test"]], codec)
     validation = Validation.of(release, events, journal)
-    for name, (build, ladders) in LADDERS.items():
+    for name, (build, _) in LADDERS.items():
         if reason := _cannot(name, codec):
             tuned.left_out[name] = reason
             continue
-        tried: list[Setting] = []
-
-        def ndcg(setting: Setting, name: str = name, build: Any = build, tried: list[Setting] = tried) -> float:
-            progress(f"tuning {name}", len(tried), 0)
-            found = validation.ndcg(WithPopularity(build(earlier, **setting), earlier))
-            tried.append({**setting, "ndcg@10": found})
-            return found
-
-        best = climb(ladders, ndcg)
+        best, tried = _tune(name, earlier, validation, progress)
         progress(f"fitting {name}", len(tried), 0)
         tuned.models[name] = _model(WithPopularity(build(known, **best), known))
         tuned.settings[name] = {"chosen": best, "validation": tried}
     return tuned
 
 
+def _tune(name: str, earlier: Matrix, validation: Validation, progress: Progress) -> tuple[Setting, list[Setting]]:
+    """Return a baseline's best setting, and all that were tried with their ``ndcg@10``."""
+    build, ladders = LADDERS[name]
+    tried: list[Setting] = []
+
+    def ndcg(setting: Setting) -> float:
+        progress(f"tuning {name}", len(tried), 0)
+        found = validation.ndcg(WithPopularity(build(earlier, **setting), earlier))
+        tried.append({**setting, "ndcg@10": found})
+        return found
+
+    return climb(ladders, ndcg), tried
+
+
 def climb(ladders: Ladders, figure: Callable[[Setting], float]) -> Setting:
     """Return a setting that no single step on any ladder makes better, sought from the middle of all.
 
-    One setting at a time goes up or down for as long as the figure grows, until none of them can: so the best is at
-    the end of a ladder only if more of the same would not be tried by anybody.
+    One value at a time goes up or down for as long as the figure grows, until none can: a local optimum, which
+    reaches further than a grid of as many trials.
     """
     names = list(ladders)
     found: dict[tuple[int, ...], float] = {}

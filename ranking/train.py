@@ -23,10 +23,12 @@ from ranking.sanity import GRADIENT_KINDS, check_kind
 from ranking.scorer import CalibratedRanker
 from ranking.transform import RowTransform
 
-_REVISION = 4
+_REVISION = 5
 """Raised when the same data and settings leave something else behind, so that old folders are made again."""
 
 _MANIFEST = "manifest.json"
+VALIDATION = "validation.npz"
+"""File of a kind: its NDCG of each validation request, by which kinds are compared; no server needs it."""
 
 COSTS = ("popularity", "logistic", "lambdarank", "lightgbm", "dcn")
 """All kinds, the cheapest to serve first: one booster costs less than one a head, and both less than the network."""
@@ -221,9 +223,9 @@ def _train_kind(job: _Job, kind: str, folder: Path) -> tuple[KindReport, Doubles
         calibrated = CalibratedRanker.fit(ranker, job.calibrate)
         calibrated.save(staging)
         report, ndcg = measure(calibrated, job.validate, job.config.ndcg_k, version, sanity)
+        np.savez(staging / VALIDATION, ndcg=ndcg)
         files = {path.name: file_hash(path) for path in sorted(staging.iterdir())}
-        kept = [_known(value) for value in ndcg.tolist()]
-        write_json(staging / _MANIFEST, {"report": asdict(report), "files": files, "ndcg_per_request": kept})
+        write_json(staging / _MANIFEST, {"report": asdict(report), "files": files})
     job.log(kind, {"seconds": seconds, **_figures(report, job.config.ndcg_k)})
     return report, ndcg
 
@@ -238,7 +240,8 @@ def _finished(folder: Path, version: str) -> tuple[KindReport, Doubles] | None:
     whole = all((folder / name).is_file() and file_hash(folder / name) == seen for name, seen in files.items())
     if not whole or report.version != version:
         return None
-    return report, np.array(manifest["ndcg_per_request"], dtype=np.float64)
+    with np.load(folder / VALIDATION) as arrays:
+        return report, arrays["ndcg"]
 
 
 def _continue(job: _Job, kind: str, task: Task, guard: Guard) -> Ranker:

@@ -59,10 +59,10 @@ def merge_overlay(
     if not fresh:
         return position
     newest = max((event.position for event in fresh), key=position_key)
-    if c.POSITION in columns:
-        columns[c.POSITION][0] = newest
     if c.RECENT_ITEMS in columns:
         _merge_recent(columns, fresh, spec, newest, category)
+    elif c.POSITION in columns:
+        columns[c.POSITION][0] = newest
     return newest
 
 

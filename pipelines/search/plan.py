@@ -55,4 +55,9 @@ class Plan(Protocol):
         """Return what every trial learns from and is judged by; made once."""
 
     def value(self, data: Any, params: Params, folder: Path, report: Report) -> float:
-        """Train with these settings, in ``folder``, and return the figure on validation."""
+        """Train with these settings, in ``folder``, and return the figure on validation.
+
+        Raises:
+            CannotLearn: they fail a check; the trial is worth 0, and the search goes on.
+
+        """

@@ -8,7 +8,6 @@ from typing import Any
 
 from optuna import Trial
 
-from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, fingerprint, read_json
 from pipelines.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
@@ -115,7 +114,7 @@ class RankerSearch:
         return RankerRows(sets.train(), sets.calibrate(), sets.choose(), row_schema(retrieval.codec))
 
     def value(self, data: RankerRows, params: Params, folder: Path, report: Report) -> float:
-        """See ``Plan``: what a training would say of this kind; settings with which nothing can be learned are worth 0.
+        """See ``Plan``: what a training would say of this kind.
 
         A kind that is judged by NDCG while it learns reports tenths of its rounds or steps. LightGBM with a
         booster a head is judged by log loss there, which does not compare, so it is always trained to its end.
@@ -131,8 +130,5 @@ class RankerSearch:
                     last = step
 
         config = self.settings(params)
-        try:
-            found = train_rankers(data.train, data.calibrate, data.choose, data.schema, folder, config, note)
-        except CannotLearn:
-            return 0.0
+        found = train_rankers(data.train, data.calibrate, data.choose, data.schema, folder, config, note)
         return found.kinds[params["kind"]].ndcg or 0.0

@@ -9,11 +9,12 @@ from typing import Any
 from optuna.importance import get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
+from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
 from pipelines.ingest import data_version
 from pipelines.search.plan import Params, Plan
 from pipelines.search.rankers import RankerSearch
-from pipelines.search.study import DEFAULT, SharedStudy
+from pipelines.search.study import DEFAULT, FAILED, SharedStudy
 from pipelines.search.towers import TowerSearch
 from ranking.config import RankerConfig
 from retrieval.towers import TowerShape
@@ -62,10 +63,17 @@ class Found:
 
 
 def write_result(workspace: Workspace, plan: Plan, study: SharedStudy) -> Found:
-    """Write the best of a study to ``tuning/<name>.json`` and return it; at least one trial is complete."""
+    """Write the best of a study to ``tuning/<name>.json`` and return it; at least one trial is complete.
+
+    Raises:
+        CannotLearn: no trial could learn.
+
+    """
     trials = study.study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     best = max(complete, key=_value)  # of equals the first, and the defaults are the first of all
+    if reason := best.user_attrs.get(FAILED):
+        raise CannotLearn(f"no trial of {study.name} could learn: {reason}")
     default = max((trial for trial in complete if trial.user_attrs.get(DEFAULT)), key=_value, default=None)
     found = Found(
         study=study.name,

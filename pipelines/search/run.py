@@ -14,10 +14,11 @@ import torch
 from optuna import Trial, TrialPruned
 from optuna.trial import TrialState
 
+from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import Workspace
 from pipelines.search.plan import Plan
 from pipelines.search.results import Found, write_result
-from pipelines.search.study import DEFAULT, SearchConfig, SharedStudy
+from pipelines.search.study import DEFAULT, FAILED, SearchConfig, SharedStudy
 from pipelines.tracking import track
 from retrieval.training import Progress
 
@@ -111,6 +112,9 @@ def _run_trial(job: _Job, study: SharedStudy, trial: Trial) -> None:
             value = plan.value(job.data, params, folder, report)
         except TrialPruned:
             study.study.tell(trial, state=TrialState.PRUNED)
+        except CannotLearn as error:  # settings with which nothing can be learned are worth nothing
+            trial.set_user_attr(FAILED, str(error))
+            study.study.tell(trial, 0.0)
         except Exception:
             study.study.tell(trial, state=TrialState.FAIL)
             raise

@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from feature_repo.workspace import Workspace
 from pipelines.search.plan import Params, Plan
 
-DEFAULT, FIXED, RETRY, WORKER = "default", "fixed", "retry", "worker"
-"""Names in a trial's ``user_attrs``: is it a default, its settings if given, how often tried again, who runs it."""
+DEFAULT, FAILED, FIXED, RETRY, WORKER = "default", "failed", "fixed", "retry", "worker"
+"""Names in a trial's ``user_attrs``: is it a default, why it could not learn, its settings if given, how often tried
+again, who runs it."""
 
 _MOST_RETRIES = 2
 _STARTUP = 5

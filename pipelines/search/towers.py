@@ -7,7 +7,6 @@ from pathlib import Path
 
 from optuna import Trial
 
-from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, fingerprint
 from pipelines.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
@@ -76,7 +75,7 @@ class TowerSearch:
         return tower_data(workspace, events, Split.by_time(events), progress)
 
     def value(self, data: TowerData, params: Params, folder: Path, report: Report) -> float:
-        """See ``Plan``; settings with which nothing can be learned are worth 0."""
+        """See ``Plan``."""
         config, shape = self.settings(params)
         best = 0.0
 
@@ -85,9 +84,6 @@ class TowerSearch:
             best = max(best, metrics["recall"])
             report(epoch, best)
 
-        try:
-            build = tower_builder(data, shape)
-            _, found = train_towers(build, data.training, data.validation, config, folder, "trial", note)
-        except CannotLearn:
-            return 0.0
+        build = tower_builder(data, shape)
+        _, found = train_towers(build, data.training, data.validation, config, folder, "trial", note)
         return found.recall

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import optuna
 import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
 from pipelines.search.rankers import RankerSearch
 from pipelines.search.results import Tuned
@@ -79,6 +81,32 @@ def test_a_killed_search_goes_on_and_tries_the_killed_trial_again(root, at):
     assert again.params == ended[at].params
     assert found.default_value == pytest.approx(1 - TOP**2)  # also if it was the defaults that were killed
     assert not list((root / "tuning" / found.study).glob("trial-*"))
+
+
+@dataclass(frozen=True)
+class Fails(Parabola):
+    """A parabola of which one side fails its checks."""
+
+    name = "fails"
+    below: float = 0.5
+
+    def value(self, data, params, folder, report):
+        if params["x"] < self.below:
+            raise CannotLearn("held-out labels leak")
+        return super().value(data, params, folder, report)
+
+
+def test_settings_that_fail_a_check_are_worth_nothing_and_the_search_goes_on(root):
+    found = search(root, 12, plan=Fails())
+    failed = [trial for trial in trials(root, found) if trial.user_attrs.get("failed") == "held-out labels leak"]
+    assert failed and all(trial.value == 0.0 and trial.params["x"] < 0.5 for trial in failed)
+    assert found.settings["x"] >= 0.5 and found.value > 0.9
+
+
+def test_a_search_in_which_nothing_could_learn_has_no_result(root):
+    with pytest.raises(CannotLearn, match="no trial of .* could learn: held-out labels leak"):
+        search(root, 2, plan=Fails(below=2.0))
+    assert not (root / "tuning" / "fails.json").exists()
 
 
 def test_processes_share_a_study(root):

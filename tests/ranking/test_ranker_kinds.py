@@ -55,8 +55,8 @@ def test_how_far_behind_is_still_near() -> None:
     assert choose({"popularity": [0.0, 0.0], "logistic": [0.1, 0.01]}, 2.0, 1.0) == "popularity"
 
 
-def test_requests_of_one_user_say_less_than_those_of_many(trained: Trained, tmp_path: Path) -> None:
-    """The same requests, ten a user, in a run that trains nothing again."""
+def test_requests_of_one_user_count_together(trained: Trained, tmp_path: Path) -> None:
+    """The same requests, ten a user: only how sure the differences are is another matter."""
     shutil.copytree(trained.folder, tmp_path / "kinds")
     train, calibrate, validate = splits()
     validate = replace(validate, user=validate.request // 10)
