@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -122,7 +123,9 @@ def _wait_for_impressions(erased: ErasedUsers) -> None:
 def _remove_unfinished(root: Path) -> int:
     """Remove files that a killed process left half written, and return how many there were."""
     removed = 0
-    for path in list(root.rglob(f".*{TEMPORARY}")):
+    # Unlike pathlib, walk passes over folders that are gone by the time it comes to them: Spark removes its own.
+    files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
+    for path in (path for path in files if path.match(f".*{TEMPORARY}")):
         with contextlib.suppress(FileNotFoundError):  # its writer finished it
             if path.stat().st_mtime < time.time() - _UNFINISHED_S:
                 path.unlink()

@@ -1,12 +1,14 @@
 """``funnel erase`` on a world that was lived in: the user is nowhere, others are as they were, and no kill hurts."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,8 @@ from feature_repo import columns as c
 from feature_repo.event_log import DEAD_LETTERS, LOG
 from feature_repo.recent import Happened, UserFacts, dump, event_micros
 from feature_repo.store import feature_store, redis_client
-from feature_repo.workspace import file_hash, read_json
+from feature_repo.workspace import TEMPORARY, file_hash, read_json
+from pipelines import erase as erase_command
 from pipelines.erase import NotErased, erase, run_erase
 from pipelines.impressions import compatible_releases
 from pipelines.ingest import data_version, ingest, read_events
@@ -314,6 +317,25 @@ def vectors(release, users):
     columns = {name: [None] * len(users) for name in names} | {c.USER: users}
     batch = release.reader.read(columns, np.full(len(users), 1.7e9))
     return release.recommender.recommend_ranked(batch, [RequestRules(3)] * len(users), release.items)[2]
+
+
+def test_folders_that_vanish_are_passed_over(tmp_path, monkeypatch):
+    for folder in ("a/b", "gone", "z"):
+        (tmp_path / folder).mkdir(parents=True)
+    old, fresh = (tmp_path / "a" / "b" / f".x{TEMPORARY}", tmp_path / "z" / f".y{TEMPORARY}")
+    for path in (old, fresh, tmp_path / "z" / "kept"):
+        path.touch()
+    os.utime(old, (1.0, 1.0))
+    listed = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name == "gone":
+            raise FileNotFoundError(folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert erase_command._remove_unfinished(tmp_path) == 1
+    assert not old.exists() and fresh.exists()
 
 
 def test_a_batch_in_hand_brings_nobody_back(copied):

@@ -16,7 +16,7 @@ from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.workspace import write_json
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
-from ranking.train import train_rankers
+from ranking.train import VALIDATION, train_rankers
 from retrieval.export import export_item_tower, export_user_tower
 from retrieval.index import build_index, save_index
 from retrieval.neighbours import neighbours
@@ -211,6 +211,7 @@ def write_release(folder: Path, rules: FilterRules | None = None, seed: int = 0)
     data, schema, config = random_rows(codec, 1)
     rankers = folder.parent / f".rankers-{folder.name}"
     train_rankers(data, data, data, schema, rankers, config, lambda *_: None)
+    (rankers / "logistic" / VALIDATION).unlink()
     (rankers / "logistic").rename(folder / "ranker")
     write_manifest(folder, VERSIONS)
     return towers, codec, items
