@@ -53,10 +53,10 @@ def compress(workspace: Workspace, sample: SampleConfig | None, progress: Progre
         progress(f"compressing {kind}", len(found), 0)
         original = CalibratedRanker.load(folder / kind)
         rankers = {kind: original}
-        for name, ranker in compressed(original, train, calibrate):
+        for name, ranker in compressed(original, train, calibrate, report.config):
             rankers[name] = CalibratedRanker.fit(ranker, calibrate)  # its probabilities are not the original's
         version = report.kinds[kind].version
-        figures = {name: measure(one, choose, report.ndcg_k, version, {})[0] for name, one in rankers.items()}
+        figures = {name: measure(one, choose, report.config.ndcg_k, version, {})[0] for name, one in rankers.items()}
         for name in [name for name in rankers if name != kind]:
             save(rankers[name], folder / name, kind, figures[name])
         times = latencies(rankers, pairs, items, _ROUNDS)
@@ -64,17 +64,22 @@ def compress(workspace: Workspace, sample: SampleConfig | None, progress: Progre
             size = sum(path.stat().st_size for path in (folder / name).iterdir() if path.name != "manifest.json")
             found[name] = {"of": kind, "bytes": size, "ms": times[name], "speed": times[kind] / times[name]}
             found[name] |= asdict(figure)
-    result = {"ndcg_k": report.ndcg_k, "candidates": CANDIDATES, "rankers": found}
+    result = {"ndcg_k": report.config.ndcg_k, "candidates": CANDIDATES, "rankers": found}
     write_json(folder / REPORT, result)
     return result
 
 
-def compressed(original: CalibratedRanker, train: RankingData, calibrate: RankingData) -> Iterator[tuple[str, Ranker]]:
-    """Yield a student of a learnt ranker, and of a network also what int8 makes of it, each with its name."""
+def compressed(
+    original: CalibratedRanker, train: RankingData, calibrate: RankingData, config: RankerConfig
+) -> Iterator[tuple[str, Ranker]]:
+    """Yield a student of a learnt ranker, and of a network also what int8 makes of it, each with its name.
+
+    ``config``: what the original was trained with.
+    """
     kind = original.kind
     if kind in ("lightgbm", "lambdarank", "dcn"):
         transform = RowTransform.fit(train.numeric)
-        task = Task(train, calibrate, transform, original.schema, student_config(RankerConfig()))
+        task = Task(train, calibrate, transform, original.schema, student_config(config))
         yield f"{kind}-student", distil(original, task, lambda *_: None)
     if isinstance(original.ranker, DcnRanker):
         from ranking.quantise import dynamic_int8, static_int8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,10 @@ def learning_curve(
 
     """
     sets = trained_sets(workspace, sample, progress)
-    kinds = kinds or (RankerReport.load(workspace.models / "ranking").best,)
+    report = RankerReport.load(workspace.models / "ranking")
+    kinds = kinds or (report.best,)
     parts, schema = (sets.train(), sets.calibrate(), sets.choose()), row_schema(sets.retrieval.codec)
-    config, folder = RankerConfig(kinds=kinds), workspace.models / "learning-curve"
+    config, folder = replace(report.config, kinds=kinds), workspace.models / "learning-curve"
 
     def tell(number: int) -> Log:
         return lambda kind, _: progress(f"{kind} on {SHARES[number]} of the requests", number, len(SHARES))

@@ -41,7 +41,7 @@ def train(
         progress: told each step.
         towers: how the towers are trained; by default as the release was that a warm start goes on from.
         sample: how many requests the rankers learn from.
-        rankers: which kinds are trained, and how.
+        rankers: which kinds are trained, and how; by default the release's kind as it was, for a warm start.
         shape: of the towers.
         warm: go on from the current release, on what is new, as this says; by default all is learned anew.
         say: told what a person should know of a warm start.
@@ -56,13 +56,13 @@ def train(
         NothingNew: the release has learned from all events already.
 
     """
-    sample, rankers = sample or SampleConfig(), rankers or RankerConfig()
     base = Base.of(workspace) if warm else None
     if warm and base:
-        towers, rankers, shape = warm.towers(towers or base.config), warm.rankers(rankers, base.kind), base.shape
+        towers, rankers, shape = warm.towers(towers or base.config), rankers or base.rankers, base.shape
         shares = shares or base.shares
         say(f"towers: go on from release {base.folder.name}")
     towers, shape = towers or TrainConfig(), shape or TowerShape()
+    sample, rankers = sample or SampleConfig(), rankers or RankerConfig()
     events = read_events(workspace)
     split = Split.by_time(events)
     workspace.models.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ def train(
         run.parameters(vars(towers) | vars(shape))
         note: Curve = lambda step, figures: run.metrics(figures, step)  # noqa: E731
         train_retrieval(workspace, events, split, towers, note, progress, shares, shape, base)
-    start = base.folder / "ranker" if base else None
+    start = warm.ranker(base) if warm and base else None
     with track(workspace, "rankers") as run:
         tell = _noting(run, rankers, progress, say)
         return train_ranking(workspace, events, split, sample, rankers, tell, progress, start)

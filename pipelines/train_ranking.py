@@ -8,7 +8,6 @@ Other items that the user takes up within a day are neither: they are left out.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from pipelines.ingest import read_events
 from pipelines.point_in_time import DAY_S, PointInTime
 from pipelines.requests import Journal, Requests, replay, requests_from
 from pipelines.split import Split, epoch_seconds, too_few_events
-from ranking.config import RankerConfig
+from ranking.config import RankerConfig, Start
 from ranking.data import RankingData, RowSchema
 from ranking.train import RankerReport, train_rankers
 from retrieval.training import Progress
@@ -70,11 +69,11 @@ def train_ranking(
     config: RankerConfig,
     log: Any,
     progress: Progress,
-    start: Path | None = None,
+    start: Start | None = None,
 ) -> RankerReport:
     """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it.
 
-    ``start``: folder of an earlier ranker; one of its kind goes on from it.
+    ``start``: an earlier ranker; one of its kind goes on from it.
     """
     retrieval = load_retrieval(workspace.models / "retrieval")
     write_json(workspace.models / SAMPLE, asdict(sample))

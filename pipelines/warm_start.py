@@ -16,10 +16,10 @@ from torch import Tensor
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
 from feature_repo.encoding import AttributeEncoder, Vocabulary
-from feature_repo.workspace import Workspace, read_json
+from feature_repo.workspace import MissingStage, Workspace, read_json
 from pipelines.release import current_release
 from pipelines.split import Split, epoch_seconds
-from ranking.config import RankerConfig
+from ranking.config import RankerConfig, Start
 from retrieval.towers import TowerShape, TwoTowers
 from retrieval.training import TrainConfig
 from serving.candidates import Shares
@@ -45,10 +45,9 @@ class WarmStartConfig:
         """Return how the towers are trained."""
         return replace(config, epochs=self.epochs, learning_rate=self.learning_rate)
 
-    def rankers(self, config: RankerConfig, kind: str) -> RankerConfig:
-        """Return how the release's kind of ranker is trained; the others have nothing to start from."""
-        dcn = replace(config.dcn, epochs=1, min_steps=self.steps, learning_rate=self.network_learning_rate)
-        return replace(config, kinds=(kind,), trees=replace(config.trees, rounds=self.rounds), dcn=dcn)
+    def ranker(self, base: Base) -> Start:
+        """Return where the ranker goes on, and how far."""
+        return Start(base.folder / "ranker", self.rounds, self.steps, self.network_learning_rate)
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Base:
         shape: of its towers.
         config: its towers were trained so.
         shares: how many candidates each source may propose in it.
+        rankers: the settings of its ranker; no other kind has anything to go on from.
         cut: its towers have learned from events before this moment, epoch seconds.
 
     """
@@ -70,6 +70,7 @@ class Base:
     shape: TowerShape
     config: TrainConfig
     shares: Shares
+    rankers: RankerConfig
     cut: float
 
     @classmethod
@@ -77,7 +78,7 @@ class Base:
         """Return the current release of a workspace.
 
         Raises:
-            MissingStage: there is no release, or no data.
+            MissingStage: there is no release, it is of an earlier version, or there are no data.
             SpecError: the release is of another data set.
             BadRelease: it is damaged.
 
@@ -90,16 +91,17 @@ class Base:
                 f"release {folder.name} is of another data set than {workspace.ingest}: "
                 "run 'funnel train' without --warm-start"
             )
-        report = read_json(folder / "metrics.json")["retrieval"]
+        metrics = read_json(folder / "metrics.json")
+        if "config" not in metrics["ranking"]:
+            raise MissingStage(
+                f"release {folder.name} is of an earlier version: run 'funnel train' without --warm-start"
+            )
+        report, kind = metrics["retrieval"], str(read_json(folder / "ranker" / "model.json")["kind"])
         shape = TowerShape(**{field.name: report["sizes"][field.name] for field in fields(TowerShape)})
         config = TrainConfig(**report["settings"] | {"device": None})
         shares = Shares.model_validate(read_json(folder / "shares.json"))
-        return cls(folder, codec, shape, config, shares, float(manifest["split"]["ranker"]))
-
-    @property
-    def kind(self) -> str:
-        """The kind of ranker that is served."""
-        return str(read_json(self.folder / "ranker" / "model.json")["kind"])
+        rankers = replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,))
+        return cls(folder, codec, shape, config, shares, rankers, float(manifest["split"]["ranker"]))
 
     def examples(self, known: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:
         """Return the events to learn from: those since the release's cut, and as many older ones.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 KINDS = ("popularity", "logistic", "lightgbm", "lambdarank", "dcn")
@@ -97,7 +98,42 @@ class RankerConfig:
         if unknown or not self.kinds:
             raise ValueError(f"unknown kinds {sorted(unknown)}: choose from {', '.join(KINDS)}")
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RankerConfig:
+        """Return the settings that ``asdict`` described, also by way of JSON, which has no tuples."""
+        parts: dict[str, Any] = {
+            "kinds": tuple(values["kinds"]),
+            "popularity": PopularityConfig(**values["popularity"]),
+            "logistic": LogisticConfig(**values["logistic"]),
+            "trees": TreeConfig(**values["trees"]),
+            "dcn": DcnConfig(**values["dcn"] | {"hidden": tuple(values["dcn"]["hidden"])}),
+        }
+        return cls(**values | parts)
+
     def part(self, kind: str) -> dict[str, Any]:
         """Return the settings that shape one kind, JSON-like: if they are unchanged, so is the model."""
         settings = self.trees if kind in ("lightgbm", "lambdarank") else getattr(self, kind)
         return {"seed": self.seed, "ndcg_k": self.ndcg_k, **asdict(settings)}
+
+
+@dataclass(frozen=True)
+class Start:
+    """An earlier ranker that one of its kind goes on from, and how much less than anew it then learns.
+
+    Attributes:
+        folder: of the ranker.
+        rounds: of boosting, on top of its trees.
+        steps: of the network, at least, in one epoch at least.
+        learning_rate: of the network.
+
+    """
+
+    folder: Path
+    rounds: int = 100
+    steps: int = 100
+    learning_rate: float = 1e-3
+
+    def shorten(self, config: RankerConfig) -> RankerConfig:
+        """Return the settings of a training that goes on."""
+        dcn = replace(config.dcn, epochs=1, min_steps=self.steps, learning_rate=self.learning_rate)
+        return replace(config, trees=replace(config.trees, rounds=self.rounds), dcn=dcn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from feature_repo.sanity import Guard
 from feature_repo.workspace import MissingStage, file_hash, fingerprint, read_json, staged_folder, write_json
-from ranking.config import RankerConfig
+from ranking.config import RankerConfig, Start
 from ranking.data import Doubles, RankingData, RowSchema
 from ranking.fit import Task, fit
 from ranking.metrics import auc, difference, ece, log_loss, mean_known, ndcg_at_k, ndcg_per_request
@@ -81,7 +81,7 @@ class RankerReport:
 
     Attributes:
         best: the kind to serve.
-        ndcg_k: how many places of a list count.
+        config: the settings of a training anew.
         kinds: figures of every kind.
         behind: how far each kind's NDCG is below the highest, and the standard error of that, over users.
         positions: of impressions that were learnt from, how often each place was shown and taken up; else None.
@@ -89,7 +89,7 @@ class RankerReport:
     """
 
     best: str
-    ndcg_k: int
+    config: RankerConfig
     kinds: dict[str, KindReport]
     behind: dict[str, list[float]]
     positions: list[dict[str, float]] | None = None
@@ -104,10 +104,11 @@ class RankerReport:
 
         """
         values = read_json(folder / "report.json")
-        if "behind" not in values:
+        if "config" not in values:
             raise MissingStage(f"{folder} is of an earlier version: run 'funnel train' again")
         kinds = {kind: KindReport.from_dict(report) for kind, report in values["kinds"].items()}
-        return cls(values["best"], values["ndcg_k"], kinds, values["behind"], values.get("positions"))
+        config = RankerConfig.from_dict(values["config"])
+        return cls(values["best"], config, kinds, values["behind"], values.get("positions"))
 
 
 @dataclass
@@ -120,7 +121,7 @@ class _Job:
     schema: RowSchema
     config: RankerConfig
     log: Log
-    start: Path | None
+    start: Start | None
 
     @cached_property
     def data_version(self) -> str:
@@ -128,8 +129,11 @@ class _Job:
         return fingerprint(self.schema.to_dict(), [part.digest() for part in parts])
 
     @cached_property
-    def start_version(self) -> list[str]:
-        return [file_hash(path) for path in sorted(self.start.iterdir()) if path.is_file()] if self.start else []
+    def start_version(self) -> list[Any]:
+        if self.start is None:
+            return []
+        files = [file_hash(path) for path in sorted(self.start.folder.iterdir()) if path.is_file()]
+        return [*files, self.start.rounds, self.start.steps, self.start.learning_rate]
 
     @cached_property
     def transform(self) -> RowTransform:
@@ -144,7 +148,7 @@ def train_rankers(
     folder: Path,
     config: RankerConfig,
     log: Log,
-    start: Path | None = None,
+    start: Start | None = None,
     positions: list[dict[str, float]] | None = None,
 ) -> RankerReport:
     """Train the configured kinds into ``folder/<kind>`` and write ``folder/report.json``.
@@ -161,8 +165,8 @@ def train_rankers(
         folder: where models go.
         config: which kinds, and their settings.
         log: called with a kind and its figures (steps, trees, validation figures, seconds).
-        start: folder of an earlier ranker. One of its kind goes on from it; where that cannot be, it is trained
-            anew. ``log`` is told ``continued``, 1 or 0.
+        start: an earlier ranker. One of its kind goes on from it, for less than ``config`` says; where that cannot
+            be, it is trained anew. ``log`` is told ``continued``, 1 or 0.
         positions: goes into the report.
 
     Raises:
@@ -180,7 +184,7 @@ def train_rankers(
     of = validate.request_users(), validate.request_weights()
     behind = {kind: list(difference(trained[best][1], ndcg, *of)) for kind, (_, ndcg) in trained.items()}
     most = config.tolerance * (kinds[best].ndcg or 0.0)
-    report = RankerReport(choose(behind, config.standard_errors, most), config.ndcg_k, kinds, behind, positions)
+    report = RankerReport(choose(behind, config.standard_errors, most), config, kinds, behind, positions)
     write_json(folder / "report.json", asdict(report))
     return report
 
@@ -247,11 +251,11 @@ def _finished(folder: Path, version: str) -> tuple[KindReport, Doubles] | None:
 def _continue(job: _Job, kind: str, task: Task, guard: Guard) -> Ranker:
     """Train one kind from where it was left, if it can be."""
     assert job.start is not None
-    earlier = load(job.start)
+    earlier = load(job.start.folder)
     try:
         if earlier.kind != kind or not job.schema.extends(earlier.schema):
             raise CannotContinue("another kind or other columns")
-        ranker = fit(kind, task, guard, job.log, earlier)
+        ranker = fit(kind, replace(task, config=job.start.shorten(job.config)), guard, job.log, earlier)
     except CannotContinue:
         job.log(kind, {"continued": 0.0})
         return fit(kind, task, guard, job.log)

@@ -10,6 +10,7 @@ from pipelines.importance import importance
 from pipelines.importance import show as show_importance
 from pipelines.learning_curve import learning_curve
 from pipelines.release import current_release, make_release
+from ranking.train import RankerReport
 from serving.release import load_release, verify
 from tests.conftest import SAMPLE, silent
 
@@ -56,7 +57,9 @@ def test_compressed_rankers_are_released_when_asked_for(copied: Workspace) -> No
 
 
 def test_learning_curve_of_the_best_kind(copied: Workspace) -> None:
-    result = learning_curve(copied, (), SAMPLE, silent)
+    result = learning_curve(copied, (), None, silent)
     [kind] = result["kinds"]
+    trained = RankerReport.load(copied.models / "ranking")
+    assert result["points"][-1]["ndcg"][kind] == trained.kinds[kind].ndcg  # all requests, and the settings of training
     assert [one["share"] for one in result["points"]] == [0.125, 0.25, 0.5, 1.0]
     assert all(0 < one["ndcg"][kind] < 1 for one in result["points"])

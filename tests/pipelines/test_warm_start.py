@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from feature_repo import columns as c
 from feature_repo.encoding import AttributeEncoder, Vocabulary
-from feature_repo.workspace import file_hash, read_json, write_json
+from feature_repo.workspace import MissingStage, file_hash, read_json, write_json
 from pipelines.ingest import read_events
 from pipelines.release import current_release, make_release
 from pipelines.split import Split, epoch_seconds
@@ -23,6 +23,7 @@ from pipelines.train_retrieval import tower_builder, tower_data, train_retrieval
 from pipelines.warm_start import Base, NothingNew, WarmStartConfig, table_rows
 from ranking.models import load
 from serving.candidates import Shares
+from serving.release import write_manifest
 from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
 from tests.pipelines.test_cli import funnel
 
@@ -40,7 +41,7 @@ go_on(Workspace(Path(sys.argv[1])), lambda what, done, total: print(what, flush=
 
 
 def go_on(workspace, progress=silent, say=silent):
-    return train(workspace, progress, None, SAMPLE, RANKERS, warm=WARM, say=say)
+    return train(workspace, progress, sample=SAMPLE, warm=WARM, say=say)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,7 @@ def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
     report = go_on(again, say=said.append)
     assert list(report.kinds) == ["lambdarank"]
     assert said == [f"towers: go on from release {before.name}", "rankers: lambdarank goes on from the release's"]
+    assert report.config == replace(RANKERS, kinds=("lambdarank",))
     retrieval = read_json(again.models / "retrieval" / "report.json")
     assert retrieval["warm_start"] == before.name
     assert retrieval["settings"] == vars(WARM.towers(SHORT))
@@ -160,6 +162,16 @@ def test_without_a_release_it_says_what_to_run(copied):
     shutil.rmtree(copied.releases)
     done = funnel("train", "--warm-start", "--home", copied.root)
     assert done.returncode == 2 and "run 'funnel release' first" in done.stderr
+
+
+def test_a_release_that_does_not_say_how_its_ranker_was_trained_is_refused(copied):
+    folder = current_release(copied)
+    metrics = read_json(folder / "metrics.json")
+    del metrics["ranking"]["config"]
+    write_json(folder / "metrics.json", metrics)
+    write_manifest(folder, {"split": read_json(folder / "manifest.json")["split"]})
+    with pytest.raises(MissingStage, match="is of an earlier version: run 'funnel train' without --warm-start"):
+        Base.of(copied)
 
 
 def test_a_release_of_another_data_set_is_refused(copied):

@@ -10,7 +10,7 @@ import pytest
 from conftest import Trained
 from planted import CONFIG, SCHEMA, planted, splits
 
-from ranking.config import RankerConfig
+from ranking.config import RankerConfig, Start
 from ranking.data import RowSchema
 from ranking.dcn import load_weights
 from ranking.metrics import ndcg_at_k
@@ -21,17 +21,15 @@ from ranking.network import DcnNetwork
 from ranking.train import RankerReport, train_rankers
 
 GROWN = replace(SCHEMA, cardinalities=(9, 4))
-MORE = replace(
-    CONFIG, trees=replace(CONFIG.trees, rounds=10), dcn=replace(CONFIG.dcn, min_steps=20, epochs=1, learning_rate=1e-3)
-)
 
 
 def go_on(
-    folder: Path, start: Path, kind: str, schema: RowSchema = GROWN, config: RankerConfig = MORE
+    folder: Path, earlier: Path, kind: str, schema: RowSchema = GROWN, config: RankerConfig = CONFIG
 ) -> tuple[RankerReport, dict[str, float]]:
     said: dict[str, float] = {}
-    config = replace(config, kinds=(kind,))
+    config, start = replace(config, kinds=(kind,)), Start(earlier, rounds=10, steps=20)
     report = train_rankers(*splits(), schema, folder, config, lambda _, figures: said.update(figures), start)
+    assert report.config == config
     return report, said
 
 
@@ -70,14 +68,15 @@ def test_the_network_begins_with_its_weights_and_new_codes_as_unknown(trained: T
 def test_the_network_goes_on_with_a_few_steps(trained: Trained, tmp_path: Path) -> None:
     report, said = go_on(tmp_path, trained.folder / "dcn", "dcn")
     assert said["continued"] == 1.0
-    few, _ = go_on(tmp_path / "anew", tmp_path / "dcn", "dcn", config=replace(MORE, dcn=replace(MORE.dcn, hidden=(8,))))
-    assert (report.kinds["dcn"].ndcg or 0) > (few.kinds["dcn"].ndcg or 0)
+    few = Start(trained.folder / "dcn", steps=20).shorten(replace(CONFIG, kinds=("dcn",)))
+    anew = train_rankers(*splits(), GROWN, tmp_path / "anew", few, lambda *_: None)
+    assert (report.kinds["dcn"].ndcg or 0) > (anew.kinds["dcn"].ndcg or 0)
 
 
 @pytest.mark.parametrize(
     ("kind", "earlier", "change"),
     [
-        ("dcn", "dcn", {"dcn": replace(MORE.dcn, hidden=(8,))}),
+        ("dcn", "dcn", {"dcn": replace(CONFIG.dcn, hidden=(8,))}),
         ("logistic", "logistic", {}),
         ("lambdarank", "lightgbm", {}),
     ],
@@ -85,7 +84,7 @@ def test_the_network_goes_on_with_a_few_steps(trained: Trained, tmp_path: Path) 
 def test_what_cannot_go_on_is_trained_anew_and_says_so(
     trained: Trained, tmp_path: Path, kind: str, earlier: str, change: dict[str, object]
 ) -> None:
-    config = replace(MORE, **change)  # type: ignore[arg-type]
+    config = replace(CONFIG, **change)  # type: ignore[arg-type]
     report, said = go_on(tmp_path, trained.folder / earlier, kind, config=config)
     assert said["continued"] == 0.0
     anew = train_rankers(*splits(), GROWN, tmp_path / "anew", replace(config, kinds=(kind,)), lambda *_: None)

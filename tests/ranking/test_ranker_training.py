@@ -72,7 +72,7 @@ def test_report_is_what_was_returned(trained: Trained) -> None:
 
 def test_a_report_of_an_earlier_version_says_what_to_do(trained: Trained, tmp_path: Path) -> None:
     report = json.loads((trained.folder / "report.json").read_text())
-    del report["behind"]
+    del report["config"]
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(MissingStage, match="run 'funnel train' again"):
         RankerReport.load(tmp_path)
