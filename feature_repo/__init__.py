@@ -11,5 +11,5 @@ def _unchecked(target: Any = None, **_: Any) -> Any:
 
 
 # Feast's classes are decorated so that every call of theirs checks its types, for which their sources are parsed and
-# rewritten at every start: half of what `import feast` takes, seconds of every command. Our own calls mypy checks.
+# rewritten at every start: half of what `import feast` takes, seconds of every command. What we pass is tested.
 typeguard.typechecked = _unchecked

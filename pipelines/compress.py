@@ -12,7 +12,7 @@ from pipelines.display import table
 from pipelines.train_ranking import SampleConfig, trained_sets
 from ranking.config import RankerConfig
 from ranking.data import RankingData
-from ranking.distil import distil, student_config
+from ranking.distil import STUDENT, distil, student_config
 from ranking.fit import Task
 from ranking.latency import latencies, one_request
 from ranking.models import Ranker
@@ -80,7 +80,7 @@ def compressed(
     if kind in ("lightgbm", "lambdarank", "dcn"):
         transform = RowTransform.fit(train.numeric)
         task = Task(train, calibrate, transform, original.schema, student_config(config))
-        yield f"{kind}-student", distil(original, task, lambda *_: None)
+        yield kind + STUDENT, distil(original, task, lambda *_: None)
     if isinstance(original.ranker, DcnRanker):
         from ranking.quantise import dynamic_int8, static_int8
 

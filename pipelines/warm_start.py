@@ -20,6 +20,7 @@ from feature_repo.workspace import MissingStage, Workspace, read_json
 from pipelines.release import current_release
 from pipelines.split import Split, epoch_seconds
 from ranking.config import RankerConfig, Start
+from ranking.distil import STUDENT, student_config
 from retrieval.towers import TowerShape, TwoTowers
 from retrieval.training import TrainConfig
 from serving.candidates import Shares
@@ -43,7 +44,8 @@ class WarmStartConfig:
 
     def towers(self, config: TrainConfig) -> TrainConfig:
         """Return how the towers are trained."""
-        return replace(config, epochs=self.epochs, learning_rate=self.learning_rate)
+        epochs, rate = min(self.epochs, config.epochs), min(self.learning_rate, config.learning_rate)
+        return replace(config, epochs=epochs, learning_rate=rate)
 
     def ranker(self, base: Base) -> Start:
         """Return where the ranker goes on, and how far."""
@@ -101,6 +103,8 @@ class Base:
         config = TrainConfig(**report["settings"] | {"device": None})
         shares = Shares.model_validate(read_json(folder / "shares.json"))
         rankers = replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,))
+        if metrics["ranking"].get("released", "").endswith(STUDENT):
+            rankers = student_config(rankers)
         return cls(folder, codec, shape, config, shares, rankers, float(manifest["split"]["ranker"]))
 
     def examples(self, known: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:

@@ -118,22 +118,27 @@ class RankerConfig:
 
 @dataclass(frozen=True)
 class Start:
-    """An earlier ranker that one of its kind goes on from, and how much less than anew it then learns.
+    """An earlier ranker that one of its kind goes on from, and how much it learns at most; never more than anew.
 
     Attributes:
         folder: of the ranker.
         rounds: of boosting, on top of its trees.
-        steps: of the network, at least, in one epoch at least.
+        steps: of the network, or one epoch if that is more.
         learning_rate: of the network.
 
     """
 
     folder: Path
-    rounds: int = 100
-    steps: int = 100
-    learning_rate: float = 1e-3
+    rounds: int
+    steps: int
+    learning_rate: float
 
     def shorten(self, config: RankerConfig) -> RankerConfig:
         """Return the settings of a training that goes on."""
-        dcn = replace(config.dcn, epochs=1, min_steps=self.steps, learning_rate=self.learning_rate)
-        return replace(config, trees=replace(config.trees, rounds=self.rounds), dcn=dcn)
+        dcn = replace(
+            config.dcn,
+            epochs=1,
+            min_steps=min(self.steps, config.dcn.min_steps),
+            learning_rate=min(self.learning_rate, config.dcn.learning_rate),
+        )
+        return replace(config, trees=replace(config.trees, rounds=min(self.rounds, config.trees.rounds)), dcn=dcn)

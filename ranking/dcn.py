@@ -131,20 +131,21 @@ def load_weights(network: DcnNetwork, schema: RowSchema, earlier: DcnRanker) -> 
         earlier: the exported network.
 
     Raises:
-        CannotContinue: it has another shape.
+        CannotContinue: it has another shape, or integers for weights.
 
     """
     graph = onnx.load_from_string(earlier.graph).graph
     weights = {part.name: torch.from_numpy(numpy_helper.to_array(part).copy()) for part in graph.initializer}
-    if schema.categorical:
-        columns = torch.split(weights["category.table.weight"], list(earlier.schema.cardinalities))
+    table = "category.table.weight"
+    if table in weights:
+        columns = torch.split(weights[table], list(earlier.schema.cardinalities))
         grown = zip(columns, schema.cardinalities, strict=True)
-        weights["category.table.weight"] = torch.cat(
+        weights[table] = torch.cat(
             [torch.cat([column, column[:1].expand(size - len(column), -1)]) for column, size in grown]
         )
     for name, value in network.named_parameters():
         if name not in weights or weights[name].shape != value.shape:
-            raise CannotContinue(f"the network's {name} has another shape")
+            raise CannotContinue(f"the network's {name} has another shape, or is no float")
     network.load_state_dict({**network.state_dict(), **{name: weights[name] for name, _ in network.named_parameters()}})
 
 

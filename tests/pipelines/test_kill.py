@@ -49,16 +49,18 @@ def run(command):
     assert done.returncode == 0, done.stderr[-2_000:]
 
 
-def kill_when(command, reached, patience=120.0):
+def kill_when(command, reached, patience=400.0):
     """Start a command, kill it -9 as soon as ``reached()`` holds; fail if it ended before that."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + patience
-    while not reached():
-        assert process.poll() is None, "the stage ended before it could be killed"
-        assert time.monotonic() < deadline, "the stage never came so far"
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        while not reached():
+            assert process.poll() is None, "the stage ended before it could be killed"
+            assert time.monotonic() < deadline, "the stage never came so far"
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def model_hashes(workspace):

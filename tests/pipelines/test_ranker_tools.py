@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
@@ -10,9 +12,12 @@ from pipelines.importance import importance
 from pipelines.importance import show as show_importance
 from pipelines.learning_curve import learning_curve
 from pipelines.release import current_release, make_release
+from pipelines.warm_start import Base
+from ranking.config import RankerConfig
+from ranking.distil import student_config
 from ranking.train import RankerReport
 from serving.release import load_release, verify
-from tests.conftest import SAMPLE, silent
+from tests.conftest import RANKERS, SAMPLE, silent
 
 
 def test_importance_of_the_served_features(copied: Workspace) -> None:
@@ -29,12 +34,15 @@ def test_importance_of_the_served_features(copied: Workspace) -> None:
     verify(current_release(copied))  # the release's own files are what they were
 
 
-def test_compressed_rankers_are_released_when_asked_for(copied: Workspace) -> None:
+def test_compressed_rankers_are_released_when_asked_for(copied: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    of: list[RankerConfig] = []
+    monkeypatch.setattr("pipelines.compress.student_config", lambda config: of.append(config) or student_config(config))
     with pytest.raises(MissingStage, match="no ranker 'dcn-int8-static' .* run 'funnel compress'"):
         make_release(copied, ranker="dcn-int8-static")
     kept = {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}
     result = compress(copied, SAMPLE, silent)
     assert kept == {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}
+    assert of and set(of) == {RANKERS}  # as the originals were trained
     found = result["rankers"]
     assert {"dcn", "dcn-student", "dcn-int8-dynamic", "dcn-int8-static"} <= set(found)
     for name, one in found.items():
@@ -47,6 +55,8 @@ def test_compressed_rankers_are_released_when_asked_for(copied: Workspace) -> No
     small = make_release(copied, ranker="dcn-int8-static")
     assert small != chosen and load_release(small).recommender.ranker.kind == "dcn"
     assert read_json(small / "metrics.json")["ranking"]["released"] == "dcn-int8-static"
+    make_release(copied, ranker="dcn-student")
+    assert Base.of(copied).rankers == student_config(replace(RANKERS, kinds=("dcn",)))
     assert make_release(copied) == chosen  # nothing was asked for
     report = copied.models / "ranking" / "report.json"
     of_later = read_json(report)
@@ -56,10 +66,11 @@ def test_compressed_rankers_are_released_when_asked_for(copied: Workspace) -> No
         make_release(copied, ranker="dcn-int8-static")
 
 
-def test_learning_curve_of_the_best_kind(copied: Workspace) -> None:
-    result = learning_curve(copied, (), None, silent)
+def test_a_learning_curve_ends_where_the_training_did(copied: Workspace) -> None:
+    result = learning_curve(copied, ("lambdarank",), None, silent)
     [kind] = result["kinds"]
     trained = RankerReport.load(copied.models / "ranking")
-    assert result["points"][-1]["ndcg"][kind] == trained.kinds[kind].ndcg  # all requests, and the settings of training
+    assert trained.config == RANKERS != RankerConfig()
+    assert result["points"][-1]["ndcg"][kind] == trained.kinds[kind].ndcg
     assert [one["share"] for one in result["points"]] == [0.125, 0.25, 0.5, 1.0]
     assert all(0 < one["ndcg"][kind] < 1 for one in result["points"])

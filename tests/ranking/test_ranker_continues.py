@@ -16,18 +16,22 @@ from ranking.dcn import load_weights
 from ranking.metrics import ndcg_at_k
 from ranking.models import load
 from ranking.models.base import CannotContinue
+from ranking.models.dcn import DcnRanker
 from ranking.models.trees import TreeRanker
 from ranking.network import DcnNetwork
+from ranking.quantise import dynamic_int8
+from ranking.scorer import CalibratedRanker
 from ranking.train import RankerReport, train_rankers
 
 GROWN = replace(SCHEMA, cardinalities=(9, 4))
+SHORT = Start(Path(), rounds=10, steps=20, learning_rate=1e-3)
 
 
 def go_on(
     folder: Path, earlier: Path, kind: str, schema: RowSchema = GROWN, config: RankerConfig = CONFIG
 ) -> tuple[RankerReport, dict[str, float]]:
     said: dict[str, float] = {}
-    config, start = replace(config, kinds=(kind,)), Start(earlier, rounds=10, steps=20)
+    config, start = replace(config, kinds=(kind,)), replace(SHORT, folder=earlier)
     report = train_rankers(*splits(), schema, folder, config, lambda _, figures: said.update(figures), start)
     assert report.config == config
     return report, said
@@ -68,9 +72,24 @@ def test_the_network_begins_with_its_weights_and_new_codes_as_unknown(trained: T
 def test_the_network_goes_on_with_a_few_steps(trained: Trained, tmp_path: Path) -> None:
     report, said = go_on(tmp_path, trained.folder / "dcn", "dcn")
     assert said["continued"] == 1.0
-    few = Start(trained.folder / "dcn", steps=20).shorten(replace(CONFIG, kinds=("dcn",)))
+    few = SHORT.shorten(replace(CONFIG, kinds=("dcn",)))
     anew = train_rankers(*splits(), GROWN, tmp_path / "anew", few, lambda *_: None)
     assert (report.kinds["dcn"].ndcg or 0) > (anew.kinds["dcn"].ndcg or 0)
+
+
+def test_going_on_is_never_longer_than_anew() -> None:
+    little = replace(CONFIG, trees=replace(CONFIG.trees, rounds=5), dcn=replace(CONFIG.dcn, learning_rate=1e-4))
+    assert SHORT.shorten(little).trees == little.trees
+    assert (SHORT.shorten(little).dcn.learning_rate, SHORT.shorten(CONFIG).dcn.learning_rate) == (1e-4, 1e-3)
+
+
+def test_a_network_of_integers_cannot_go_on(trained: Trained, tmp_path: Path) -> None:
+    earlier = CalibratedRanker.load(trained.folder / "dcn")
+    assert isinstance(earlier.ranker, DcnRanker)
+    (tmp_path / "int8").mkdir()
+    replace(earlier, ranker=dynamic_int8(earlier.ranker)).save(tmp_path / "int8")
+    _, said = go_on(tmp_path, tmp_path / "int8", "dcn")
+    assert said["continued"] == 0.0
 
 
 @pytest.mark.parametrize(
