@@ -12,7 +12,7 @@ from pipelines.display import table
 from pipelines.train_ranking import SampleConfig, trained_sets
 from ranking.config import RankerConfig
 from ranking.data import RankingData
-from ranking.distil import STUDENT, distil, student_config
+from ranking.distil import distil, student_config
 from ranking.fit import Task
 from ranking.latency import latencies, one_request
 from ranking.models import Ranker
@@ -52,13 +52,14 @@ def compress(workspace: Workspace, sample: SampleConfig | None, progress: Progre
     for kind in dict.fromkeys((report.best, *({"dcn"} & set(report.kinds)))):
         progress(f"compressing {kind}", len(found), 0)
         original = CalibratedRanker.load(folder / kind)
-        rankers = {kind: original}
-        for name, ranker in compressed(original, train, calibrate, report.config):
+        rankers, settings = {kind: original}, {}
+        for name, ranker, config in compressed(original, train, calibrate, report.config):
+            settings[name] = config
             rankers[name] = CalibratedRanker.fit(ranker, calibrate)  # its probabilities are not the original's
         version = report.kinds[kind].version
         figures = {name: measure(one, choose, report.config.ndcg_k, version, {})[0] for name, one in rankers.items()}
-        for name in [name for name in rankers if name != kind]:
-            save(rankers[name], folder / name, kind, figures[name])
+        for name, config in settings.items():
+            save(rankers[name], folder / name, kind, figures[name], config)
         times = latencies(rankers, pairs, items, _ROUNDS)
         for name, figure in figures.items():
             size = sum(path.stat().st_size for path in (folder / name).iterdir() if path.name != "manifest.json")
@@ -71,8 +72,8 @@ def compress(workspace: Workspace, sample: SampleConfig | None, progress: Progre
 
 def compressed(
     original: CalibratedRanker, train: RankingData, calibrate: RankingData, config: RankerConfig
-) -> Iterator[tuple[str, Ranker]]:
-    """Yield a student of a learnt ranker, and of a network also what int8 makes of it, each with its name.
+) -> Iterator[tuple[str, Ranker, RankerConfig]]:
+    """Yield a student of a learnt ranker, and of a network also what int8 makes of it: name, ranker, its settings.
 
     ``config``: what the original was trained with.
     """
@@ -80,19 +81,19 @@ def compressed(
     if kind in ("lightgbm", "lambdarank", "dcn"):
         transform = RowTransform.fit(train.numeric)
         task = Task(train, calibrate, transform, original.schema, student_config(config))
-        yield kind + STUDENT, distil(original, task, lambda *_: None)
+        yield f"{kind}-student", distil(original, task, lambda *_: None), task.config
     if isinstance(original.ranker, DcnRanker):
         from ranking.quantise import dynamic_int8, static_int8
 
-        yield f"{kind}-int8-dynamic", dynamic_int8(original.ranker)
-        yield f"{kind}-int8-static", static_int8(original.ranker, train)
+        yield f"{kind}-int8-dynamic", dynamic_int8(original.ranker), config
+        yield f"{kind}-int8-static", static_int8(original.ranker, train), config
 
 
-def save(ranker: CalibratedRanker, folder: Path, of: str, report: KindReport) -> None:
-    """Write a ranker in one step, with the version of what it was made of."""
+def save(ranker: CalibratedRanker, folder: Path, of: str, report: KindReport, config: RankerConfig) -> None:
+    """Write a ranker in one step, with the version of what it was made of and its settings."""
     with staged_folder(folder) as staging:
         ranker.save(staging)
-        write_json(staging / "manifest.json", {"of": of, "report": asdict(report)})
+        write_json(staging / "manifest.json", {"of": of, "report": asdict(report), "config": asdict(config)})
 
 
 def show(result: dict[str, Any]) -> None:

@@ -81,7 +81,10 @@ def make_release(workspace: Workspace, rules_file: Path | None = None, ranker: s
     rules = FilterRules.load(rules_file or DEFAULT_RULES, spec.event_types)
     rankers = read_json(ranking / "report.json")
     if ranker is not None:
-        rankers |= {"released": ranker, "figures": _ranker_figures(ranking, ranker, rankers)}
+        made = _named_ranker(ranking, ranker, rankers)
+        rankers |= {"released": ranker, "figures": made["report"]}
+        if "config" in made:  # of one that was made of a kind, and may be smaller
+            rankers["config"] = made["config"]
     ingest = read_json(workspace.ingest / "manifest.json")
     with _pointer(workspace):
         _remove_leftovers(workspace.releases)
@@ -106,8 +109,8 @@ def make_release(workspace: Workspace, rules_file: Path | None = None, ranker: s
     return final
 
 
-def _ranker_figures(ranking: Path, name: str, report: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of a named ranker; one that was made of a kind must be of its present training."""
+def _named_ranker(ranking: Path, name: str, report: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a named ranker; one that was made of a kind must be of its present training."""
     manifests = {path.parent.name: read_json(path) for path in sorted(ranking.glob("[!.]*/manifest.json"))}
     versions = {kind: figures["version"] for kind, figures in report["kinds"].items()}
     known = [
@@ -120,8 +123,8 @@ def _ranker_figures(ranking: Path, name: str, report: dict[str, Any]) -> dict[st
             f"no ranker '{name}' of the present training in {ranking}: choose from {', '.join(known)}, "
             "or run 'funnel compress' for smaller ones"
         )
-    figures: dict[str, Any] = manifests[name]["report"]
-    return figures
+    manifest: dict[str, Any] = manifests[name]
+    return manifest
 
 
 def _put(staging: Path, final: Path) -> None:

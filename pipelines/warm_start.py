@@ -20,7 +20,6 @@ from feature_repo.workspace import MissingStage, Workspace, read_json
 from pipelines.release import current_release
 from pipelines.split import Split, epoch_seconds
 from ranking.config import RankerConfig, Start
-from ranking.distil import STUDENT, student_config
 from retrieval.towers import TowerShape, TwoTowers
 from retrieval.training import TrainConfig
 from serving.candidates import Shares
@@ -103,8 +102,6 @@ class Base:
         config = TrainConfig(**report["settings"] | {"device": None})
         shares = Shares.model_validate(read_json(folder / "shares.json"))
         rankers = replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,))
-        if metrics["ranking"].get("released", "").endswith(STUDENT):
-            rankers = student_config(rankers)
         return cls(folder, codec, shape, config, shares, rankers, float(manifest["split"]["ranker"]))
 
     def examples(self, known: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:

@@ -15,9 +15,6 @@ from ranking.models.base import Log
 from ranking.scorer import CalibratedRanker
 from ranking.sigmoid import logit, sigmoid
 
-STUDENT = "-student"
-"""What the name of a student adds to its teacher's kind."""
-
 SOFT = 0.5
 """How much of a target is the teacher's; the rest is the label."""
 
