@@ -14,15 +14,15 @@ import numpy.typing as npt
 
 from feature_repo import columns as c
 from feature_repo.encoding import Encoded, Floats
-from feature_repo.online_store import row_key
-from feature_repo.store import feature_store, redis_client
+from feature_repo.stores.feature_store import feature_store, redis_client
+from feature_repo.stores.online_store import row_key
 from feature_repo.workspace import Workspace, link_atomically, read_json, write_json
-from pipelines.release import current_release
+from pipelines.training.release import current_release
 from retrieval.index import build_index, save_index
-from serving.catalogue import Activity, ItemTable, RawColumn
-from serving.item_files import save_items, with_spare
-from serving.online import OnlineFeatures, together
-from serving.release import MANIFEST, Release, load_release, write_manifest
+from serving.online.features import OnlineFeatures, together
+from serving.recommender.item_table import Activity, ItemTable, RawColumn
+from serving.releases.item_files import save_items, with_spare
+from serving.releases.release import MANIFEST, Release, load_release, write_manifest
 
 Rows = npt.NDArray[np.int64]
 

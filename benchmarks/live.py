@@ -16,18 +16,19 @@ from typing import Any
 import httpx
 
 from feature_repo.dataset import load_spec
-from feature_repo.store import redis_client
+from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
-from pipelines import display, stages
-from pipelines.ingest import ingest
-from pipelines.release import make_release
+from pipelines import display
+from pipelines.ingest.ingest import ingest
 from pipelines.streaming.status import stream_status
-from pipelines.synthetic import generate
-from pipelines.train import train
-from pipelines.train_ranking import SampleConfig
-from pipelines.world import WorldConfig
+from pipelines.synthetic.generate import generate
+from pipelines.synthetic.world import WorldConfig
+from pipelines.training.release import make_release
+from pipelines.training.train import train
+from pipelines.training.train_ranking import SampleConfig
+from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.training import TrainConfig
+from retrieval.towers.training import TrainConfig
 
 ITEMS = 2_000
 
@@ -80,7 +81,7 @@ def free_port() -> int:
 @contextmanager
 def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a ``funnel`` command beside, and end it."""
-    call = [sys.executable, "-c", "from pipelines.cli import main; main()", *command]
+    call = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", *command]
     with log.open("wb") as out:
         process = subprocess.Popen(call, stdout=out, stderr=subprocess.STDOUT)
         try:

@@ -10,9 +10,9 @@ from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.encoding import Vocabulary
-from serving.catalogue import build_items
-from serving.online import activity_reader, user_reader
-from serving.release import Release
+from serving.online.features import activity_reader, user_reader
+from serving.recommender.item_table import build_items
+from serving.releases.release import Release
 
 
 class Naive:

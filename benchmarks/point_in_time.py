@@ -57,7 +57,7 @@ def run(rows: int, spark: bool) -> dict[str, Any]:
 def _against_spark(
     folder: Path, tables: dict[str, list[str]], entities: pd.DataFrame, features: list[str], fast: pd.DataFrame
 ) -> dict[str, Any]:
-    from pipelines.spark import spark_session
+    from pipelines.features.spark import spark_session
 
     with display.stage("Spark"):
         session = spark_session("point-in-time", work=folder)
@@ -118,7 +118,7 @@ def _entities(rows: int) -> pd.DataFrame:
 def _store(folder: Path, tables: dict[str, list[str]], profile: Any) -> FeatureStore:
     from feature_repo.views import source
 
-    offline: dict[str, Any] = {"type": "feature_repo.offline_store.AsofDuckDBOfflineStore"}
+    offline: dict[str, Any] = {"type": "feature_repo.stores.offline_store.AsofDuckDBOfflineStore"}
     if profile == "cluster":
         offline = {"type": "spark", "spark_conf": {"spark.sql.session.timeZone": "UTC"}}
     config = RepoConfig(

@@ -23,8 +23,8 @@ from ranking.calibration import fit_calibration
 from ranking.collaborative import collaborative_features, out_of_fold
 from ranking.config import DcnConfig, LogisticConfig, RankerConfig, TreeConfig
 from ranking.data import Floats, RankingData, RowSchema
-from ranking.fit import Task, fit
 from ranking.metrics import auc, ece, log_loss
+from ranking.training.fit import Task, fit
 from ranking.transform import RowTransform
 
 PUBLISHED = {"DCN-v2 (RecBole)": (0.8998, 0.3119)}

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from benchmarks.seeds import deviation
 from pipelines import display
-from retrieval.all_ranking import recall_and_ndcg
-from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
-from retrieval.graph import degrees
-from retrieval.interactions import Interactions, read_interactions
-from retrieval.training import Progress
+from retrieval.interactions.all_ranking import recall_and_ndcg
+from retrieval.interactions.data import Interactions, read_interactions
+from retrieval.interactions.graph import degrees
+from retrieval.interactions.towers import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
+from retrieval.towers.training import Progress
 
 Figures = tuple[float, float]
 

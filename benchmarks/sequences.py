@@ -23,10 +23,10 @@ from torch import Tensor
 from benchmarks.seeds import deviation
 from feature_repo.workspace import file_hash, fingerprint, read_json, write_json
 from pipelines import display
-from pipelines.metrics import accuracy
-from retrieval.sequence_batches import parts, places_by_score
-from retrieval.sequence_training import TEST, SequenceConfig, pick_device, train_sequences
-from retrieval.sequences import Sequences, read_sequences, sequence_file
+from pipelines.evaluation.metrics import accuracy
+from retrieval.sequences.batches import parts, places_by_score
+from retrieval.sequences.data import Sequences, read_sequences, sequence_file
+from retrieval.sequences.training import TEST, SequenceConfig, pick_device, train_sequences
 
 _METRICS = ("hr@10", "ndcg@10")
 _COLUMNS = ("unseen_hr@10", "unseen_ndcg@10", "all_hr@10", "all_ndcg@10")

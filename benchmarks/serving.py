@@ -20,17 +20,17 @@ from benchmarks.load import encode_requests, load
 from benchmarks.naive import Naive
 from feature_repo import columns as c
 from feature_repo.encoding import Floats
-from feature_repo.store import feature_store, redis_client
+from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
-from pipelines.demo import run_demo
-from pipelines.ingest import read_events
-from pipelines.release import current_release
-from serving.candidates import Shares
+from pipelines.ingest.ingest import read_events
+from pipelines.training.release import current_release
+from pipelines.workflow.demo import run_demo
+from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
-from serving.filters import RequestRules
-from serving.release import load_release
-from serving.schemas import RecommendationRequest
+from serving.recommender.candidates import Shares
+from serving.recommender.filters import RequestRules
+from serving.releases.release import load_release
 
 K = 20
 _USERS = 1_000

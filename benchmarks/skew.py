@@ -17,7 +17,7 @@ from benchmarks.live import build_world, drain, event, live
 from feature_repo import columns as c
 from feature_repo.workspace import Workspace
 from pipelines import display
-from pipelines.skew import newest_impressions, skew
+from pipelines.operations.skew import newest_impressions, skew
 
 EVENTS_PER_S = 100
 _CLIENTS = 4

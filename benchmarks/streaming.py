@@ -20,12 +20,12 @@ from feast import FeatureStore
 
 from benchmarks.live import build_world, drain, event, live
 from feature_repo import columns as c
-from feature_repo.store import feature_store, redis_client
+from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
-from pipelines.streaming.recount import check
+from pipelines.operations.recount import check
 from pipelines.streaming.status import stream_status
-from serving.events import LogFull, RedisStreamLog
+from serving.event_log.redis_stream import LogFull, RedisStreamLog
 
 USERS = 10_000
 _POLL_S = 0.01

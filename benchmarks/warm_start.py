@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.dataset import load_spec
-from feature_repo.store import apply, feature_store
+from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
-from pipelines import display, stages
-from pipelines.evaluate import evaluate
-from pipelines.ingest import ingest
-from pipelines.release import current_release, make_release, promote
-from pipelines.synthetic import generate
-from pipelines.train import train
-from pipelines.warm_start import WarmStartConfig
-from pipelines.world import WorldConfig
+from pipelines import display
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.ingest.ingest import ingest
+from pipelines.synthetic.generate import generate
+from pipelines.synthetic.world import WorldConfig
+from pipelines.training.release import current_release, make_release, promote
+from pipelines.training.train import train
+from pipelines.training.warm_start import WarmStartConfig
+from pipelines.workflow import stages
 
 EARLIER = 0.85
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from feature_repo import columns as c
-from feature_repo.recent import PANE_S
+from feature_repo.facts import PANE_S
 from feature_repo.request_time import OUTPUTS
 
 AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]

@@ -29,7 +29,7 @@ from feast.types import Array, FeastType, Float32, Float64, Int64, String, UnixT
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec
-from feature_repo.recent import PANE_S
+from feature_repo.facts import PANE_S
 
 Profile = Literal["local", "cluster"]
 
@@ -237,7 +237,7 @@ def _sliding_views(
         # Feast keeps this text and runs it alone, so what the function needs to know is written into it.
         source = (
             f"def {name}(inputs):\n"
-            f"    from feature_repo.recent import {name} as sliding\n"
+            f"    from feature_repo.facts import {name} as sliding\n"
             f"    return sliding(inputs, {types!r})\n"
         )
         scope: dict[str, Any] = {"__name__": "__main__"}

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from retrieval.training import Progress as Report
+from retrieval.towers.training import Progress as Report
 
 console = Console(stderr=True)
 """Progress and tables go to standard error: standard output is for results that programs read."""

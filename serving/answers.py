@@ -12,12 +12,12 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
-from serving.catalogue import Activity, ItemTable
+from serving.api.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem, SimilarResponse
 from serving.impressions import Impression, filters_to_log
-from serving.online import OnlineFeatures, UserFeatures
-from serving.recommender import Ranked, Recommendation
-from serving.release import Release
-from serving.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem, SimilarResponse
+from serving.online.features import OnlineFeatures, UserFeatures
+from serving.recommender.item_table import Activity, ItemTable
+from serving.recommender.recommender import Ranked, Recommendation
+from serving.releases.release import Release
 
 _TOP_FEATURES = 8
 _SOURCE_FEATURES = {

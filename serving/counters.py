@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import redis
 
-from feature_repo.online_store import written_key
-from feature_repo.store import redis_client, redis_url
+from feature_repo.stores.feature_store import redis_client, redis_url
+from feature_repo.stores.online_store import written_key
 from feature_repo.workspace import Workspace, write_json
-from serving.catalogue import Activity
-from serving.item_files import map_rows, with_spare
-from serving.online import OnlineFeatures, OnlineStoreUnavailable
-from serving.release import Release
+from serving.online.features import OnlineFeatures, OnlineStoreUnavailable
+from serving.recommender.item_table import Activity
+from serving.releases.item_files import map_rows, with_spare
+from serving.releases.release import Release
 
 _log = logging.getLogger(__name__)
 

@@ -16,27 +16,27 @@ from feature_repo.encoding import Floats
 from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
 from serving.answers import Answer, Live, UnknownItem, impression_of, make_answer, similar_items
-from serving.catalogue import ItemTable
-from serving.changes import ItemChanges
-from serving.counters import CounterFiles
-from serving.deadline import NEVER, Breaker, Deadline
-from serving.erasure import Erasure, ErasureResponse
-from serving.events import open_log
-from serving.filters import RequestRules
-from serving.impressions import ImpressionLog
-from serving.intake import Intake
-from serving.logs import note
-from serving.metrics import Metrics
-from serving.online import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features, together
-from serving.recommender import Ranked, Recommendation
-from serving.release import Release
-from serving.schemas import (
+from serving.api.schemas import (
     EventsResponse,
     NewItem,
     RecommendationRequest,
     RecommendationResponse,
     SimilarResponse,
 )
+from serving.counters import CounterFiles
+from serving.erasure import Erasure, ErasureResponse
+from serving.event_log.redis_stream import open_log
+from serving.impressions import ImpressionLog
+from serving.intake import Intake
+from serving.live_items.changes import ItemChanges
+from serving.observability.logs import note
+from serving.observability.metrics import Metrics
+from serving.online.features import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features, together
+from serving.recommender.deadline import NEVER, Breaker, Deadline
+from serving.recommender.filters import RequestRules
+from serving.recommender.item_table import ItemTable
+from serving.recommender.recommender import Ranked, Recommendation
+from serving.releases.release import Release
 from serving.settings import ServeSettings
 
 _log = logging.getLogger(__name__)

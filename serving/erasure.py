@@ -15,12 +15,12 @@ from pydantic import BaseModel
 
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
-from feature_repo.event_log import DEAD_LETTERS, LOG, batch_key, encode, recent_key
-from feature_repo.online_store import row_key
-from feature_repo.store import feature_store, redis_client
+from feature_repo.events.log_names import DEAD_LETTERS, LOG, batch_key, encode, recent_key
+from feature_repo.stores.feature_store import feature_store, redis_client
+from feature_repo.stores.online_store import row_key
 from feature_repo.workspace import Workspace
-from serving.events import redis_answering
-from serving.schemas import RecommendationRequest
+from serving.api.schemas import RecommendationRequest
+from serving.event_log.redis_stream import redis_answering
 
 WAITING = ("tables", "impressions", "stream state", "models", "releases")
 """What an erasure leaves to ``funnel erase``, which also searches all other places again."""

@@ -28,7 +28,7 @@ from prometheus_client import Counter
 
 from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import write_atomically
-from serving.filters import AttributeRule
+from serving.recommender.filters import AttributeRule
 
 QUEUE = 10_000
 ROWS_PER_FILE = 2_000

@@ -11,9 +11,9 @@ import pandas as pd
 from prometheus_client import Counter
 
 from feature_repo.dataset import DatasetSpec
+from serving.api.schemas import Event, EventsResponse, Rejected
 from serving.erasure import Erasure
-from serving.events import EventLog
-from serving.schemas import Event, EventsResponse, Rejected
+from serving.event_log.redis_stream import EventLog
 
 _OLDEST_EVENT_S = 7 * 86_400
 _CLOCK_SKEW_S = 300

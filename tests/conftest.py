@@ -15,18 +15,18 @@ os.environ.setdefault("FUNNEL_REDIS_TIMEOUT_MS", "1000")
 import pytest
 
 from feature_repo.dataset import load_spec
-from feature_repo.embedded_redis import release as stop_redis
-from feature_repo.store import apply, feature_store
+from feature_repo.stores.embedded_redis import release as stop_redis
+from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
-from pipelines import stages
-from pipelines.evaluate import evaluate
-from pipelines.ingest import ingest
-from pipelines.release import make_release
-from pipelines.synthetic import WorldConfig, generate
-from pipelines.train import train
-from pipelines.train_ranking import SampleConfig
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.ingest.ingest import ingest
+from pipelines.synthetic.generate import WorldConfig, generate
+from pipelines.training.release import make_release
+from pipelines.training.train import train
+from pipelines.training.train_ranking import SampleConfig
+from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.training import TrainConfig
+from retrieval.towers.training import TrainConfig
 
 WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
 TOWERS = TrainConfig(epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000)

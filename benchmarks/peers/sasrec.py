@@ -1,7 +1,7 @@
 """SASRec (Kang and McAuley, ICDM 2018) as the library RecTools has it, for ``funnel evaluate``.
 
 RecTools needs NumPy 1, Feast NumPy 2: this file runs in an environment of its own (``make peers``), imports nothing of
-Funnel, and exchanges files with ``pipelines/peers.py``:
+Funnel, and exchanges files with ``pipelines/evaluation/peers.py``:
 
     .venv-peers/bin/python -I benchmarks/peers/sasrec.py INPUTS TRIED RESULT --minutes 20
 
@@ -57,7 +57,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What ``pipelines/peers.py`` wrote."""
+    """What ``pipelines/evaluation/peers.py`` wrote."""
 
     folder: Path
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from optuna import Trial
 
 from feature_repo.workspace import Workspace
-from retrieval.training import Progress
+from retrieval.towers.training import Progress
 
 Params = dict[str, Any]
 """One choice of settings: names and JSON-like values."""

@@ -9,15 +9,15 @@ from typing import Any
 from optuna import Trial
 
 from feature_repo.workspace import MissingStage, Workspace, fingerprint, read_json
-from pipelines.ingest import data_version, read_events
+from pipelines.ingest.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
-from pipelines.split import Split
-from pipelines.train_ranking import RankingSets, SampleConfig, row_schema
+from pipelines.training.split import Split
+from pipelines.training.train_ranking import RankingSets, SampleConfig, row_schema
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
-from ranking.train import train_rankers
-from retrieval.training import Progress
-from serving.release import load_retrieval
+from ranking.training.train import train_rankers
+from retrieval.towers.training import Progress
+from serving.releases.release import load_retrieval
 
 KINDS = ("lambdarank", "lightgbm", "dcn")
 TREES = ("learning_rate", "leaves", "min_rows_in_leaf", "feature_share", "l2")

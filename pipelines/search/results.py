@@ -11,14 +11,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
-from pipelines.ingest import data_version
+from pipelines.ingest.ingest import data_version
 from pipelines.search.plan import Params, Plan
 from pipelines.search.rankers import RankerSearch
 from pipelines.search.study import DEFAULT, FAILED, SharedStudy
 from pipelines.search.towers import TowerSearch
 from ranking.config import RankerConfig
-from retrieval.towers import TowerShape
-from retrieval.training import TrainConfig
+from retrieval.towers.model import TowerShape
+from retrieval.towers.training import TrainConfig
 
 _ENDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 

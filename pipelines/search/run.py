@@ -19,8 +19,8 @@ from feature_repo.workspace import Workspace
 from pipelines.search.plan import Plan
 from pipelines.search.results import Found, write_result
 from pipelines.search.study import DEFAULT, FAILED, SearchConfig, SharedStudy
-from pipelines.tracking import track
-from retrieval.training import Progress
+from pipelines.training.tracking import track
+from retrieval.towers.training import Progress
 
 _POLL_S = 0.5
 

@@ -10,8 +10,8 @@ from zlib import crc32
 import orjson
 import pyarrow as pa
 
-from feature_repo.recent import event_micros
-from pipelines.recent import ITEM_KEY, USER_KEY
+from feature_repo.facts import event_micros
+from pipelines.features.stream_facts import ITEM_KEY, USER_KEY
 
 POISON_KEY = "p"
 """Key of an entry that cannot be read; ``poison`` says why, a line break, then the entry."""

@@ -18,11 +18,11 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
 from feature_repo.dataset import DatasetSpec
-from feature_repo.store import feature_store, redis_url
+from feature_repo.stores.feature_store import feature_store, redis_url
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
 from pipelines.display import console
-from pipelines.recent import POSITION_FILE, STATE, main_categories
-from pipelines.spark import spark_session
+from pipelines.features.spark import spark_session
+from pipelines.features.stream_facts import POSITION_FILE, STATE, main_categories
 from pipelines.streaming.lease import Fenced, Lease
 from pipelines.streaming.logs import Reading, log_entries
 from pipelines.streaming.offline import read_archive

@@ -12,7 +12,7 @@ from typing import Any
 
 import redis
 
-from feature_repo.event_log import LEASE
+from feature_repo.events.log_names import LEASE
 from feature_repo.system import lives
 
 FENCE = "funnel:stream:fence"

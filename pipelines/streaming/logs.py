@@ -15,9 +15,9 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
-from feature_repo.event_log import KafkaAddress, log_address
-from feature_repo.recent import position_key
-from feature_repo.store import redis_url
+from feature_repo.events.log_names import KafkaAddress, log_address
+from feature_repo.facts import position_key
+from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
 from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
 from pipelines.streaming.file_source import FileLogSource

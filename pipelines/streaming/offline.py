@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns as c
-from feature_repo.recent import position_key
+from feature_repo.facts import position_key
 from feature_repo.workspace import TEMPORARY, Workspace
-from pipelines.recent import ITEM_COLUMNS, USER_COLUMNS
+from pipelines.features.stream_facts import ITEM_COLUMNS, USER_COLUMNS
 
 MERGE = 200
 """So many files of neighbouring batches become one."""

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from pyspark.sql.streaming import StatefulProcessor, StatefulProcessorHandle
 
-from feature_repo.recent import Happened, dump, load, position_key
-from pipelines.recent import FACTS, KEY, USER_KEY, no_facts
+from feature_repo.facts import Happened, dump, load, position_key
+from pipelines.features.stream_facts import FACTS, KEY, USER_KEY, no_facts
 from pipelines.streaming.decode import POISON_KEY
 from pipelines.streaming.state import StateMap
 

@@ -21,12 +21,12 @@ from pyspark.sql import DataFrame
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.erased import ErasedUsers
-from feature_repo.event_log import DEAD_LETTERS, STATUS
-from feature_repo.online_store import RowEncoder, encode_moment, row_key
-from feature_repo.recent import load, position_key, row_of
+from feature_repo.events.log_names import DEAD_LETTERS, STATUS
+from feature_repo.facts import load, position_key, row_of
+from feature_repo.stores.online_store import RowEncoder, encode_moment, row_key
 from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
-from pipelines.recent import USER_KEY
+from pipelines.features.stream_facts import USER_KEY
 from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import (
     EVENT_SCHEMA,

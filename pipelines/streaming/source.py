@@ -14,7 +14,7 @@ from pyspark.sql.datasource import DataSource, DataSourceStreamReader, InputPart
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from feature_repo.event_log import COMMITTED, LOG
+from feature_repo.events.log_names import COMMITTED, LOG
 from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
 
 _STEP = 1_000

@@ -8,8 +8,8 @@ from typing import Any
 
 import redis
 
-from feature_repo.event_log import DEAD_LETTERS, LOG, STATUS
-from feature_repo.store import redis_client
+from feature_repo.events.log_names import DEAD_LETTERS, LOG, STATUS
+from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.streaming.lease import holder

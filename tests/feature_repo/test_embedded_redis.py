@@ -12,12 +12,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from feature_repo import embedded_redis as e
+from feature_repo.stores import embedded_redis as e
 
 USER = """
 import sys
 from pathlib import Path
-from feature_repo.embedded_redis import connect
+from feature_repo.stores.embedded_redis import connect
 client = connect(Path(sys.argv[1]))
 print(client.incr("users"), client.info("server")["process_id"], flush=True)
 sys.stdin.readline()

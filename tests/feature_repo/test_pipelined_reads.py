@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from feature_repo import embedded_redis
-from feature_repo.pipelined_reads import PipelinedReads
+from feature_repo.stores import embedded_redis
+from feature_repo.stores.pipelined_reads import PipelinedReads
 
 
 @pytest.fixture

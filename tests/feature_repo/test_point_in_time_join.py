@@ -9,11 +9,11 @@ from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
 from feature_repo import columns as c
-from feature_repo.store import apply, feature_store
+from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.views import SNAPSHOT_TTL, build
-from pipelines.ingest import read_events
-from pipelines.point_in_time import PointInTime
-from pipelines.spark import spark_session
+from pipelines.features.point_in_time import PointInTime
+from pipelines.features.spark import spark_session
+from pipelines.ingest.ingest import read_events
 
 REFERENCES = [
     "user_profile:country",

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo import columns as c
-from feature_repo.recent import (
+from feature_repo.facts import (
     PANE_S,
     Counts,
     Happened,

@@ -23,8 +23,8 @@ from redis.backoff import NoBackoff
 from redis.connection import SSLConnection, parse_url
 from redis.retry import Retry
 
-from feature_repo.redis_settings import BadRedisSettings, RedisSettings
-from feature_repo.store import feature_store, redis_client, redis_url
+from feature_repo.stores.feature_store import feature_store, redis_client, redis_url
+from feature_repo.stores.redis_settings import BadRedisSettings, RedisSettings
 from feature_repo.workspace import Workspace
 
 PASSWORDS = {

@@ -10,10 +10,10 @@ import threading
 import time
 from pathlib import Path
 
-from feature_repo.store import redis_client
+from feature_repo.stores.feature_store import redis_client
 from pipelines.streaming.status import stream_status
-from serving.events import RedisStreamLog
-from serving.online import OnlineStoreUnavailable
+from serving.event_log.redis_stream import RedisStreamLog
+from serving.online.features import OnlineStoreUnavailable
 
 PLACES = (
     "batch-start", "before-online", "within-online", "after-online", "before-rename", "within-offline",
@@ -24,7 +24,7 @@ _KILLER = """
 import os, signal, sys, threading
 from pipelines.streaming import offline, sink
 from pipelines.streaming.lease import Lease
-from pipelines.cli import main
+from pipelines.commands.cli import main
 
 place, home = sys.argv[1:3]
 batches = 0
@@ -73,7 +73,7 @@ def start_job(workspace, place="nowhere"):
 
 
 def start_api(workspace, port):
-    command = "from pipelines.cli import main; main()"
+    command = "from pipelines.commands.cli import main; main()"
     return _start(workspace, "api.log", [command, "serve", "--home", str(workspace.root), "--port", str(port)])
 
 

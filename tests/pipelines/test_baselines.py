@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from pipelines import baselines
-from pipelines.baselines import Ease, Ials, ItemKnn, WithPopularity
+from pipelines.evaluation import baselines
+from pipelines.evaluation.baselines import Ease, Ials, ItemKnn, WithPopularity
 
 #                 items: 0 1 2 3
 TAKEN = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]], dtype=np.float32)

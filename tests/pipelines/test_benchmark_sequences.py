@@ -12,11 +12,18 @@ import numpy as np
 
 from benchmarks.sequences import _popular, _transitions
 from feature_repo.workspace import PROJECT_ROOT
-from retrieval.sequences import from_pairs
+from retrieval.sequences.data import from_pairs
 
 
 def funnel(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "benchmark", "sequences", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipelines.commands.cli import main; main()",
+        "benchmark",
+        "sequences",
+        *arguments,
+    ]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

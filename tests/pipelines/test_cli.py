@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, load_spec
-from feature_repo.embedded_redis import release as stop_redis
-from feature_repo.store import feature_store
+from feature_repo.stores.embedded_redis import release as stop_redis
+from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
-from pipelines.cli import app
-from pipelines.stages import known_specs
+from pipelines.commands.cli import app
+from pipelines.workflow.stages import known_specs
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -43,7 +43,7 @@ COMMANDS = [
 
 
 def funnel(*arguments, **environment):
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
 
 
@@ -68,7 +68,7 @@ def test_options_of_train_become_its_settings(monkeypatch, tmp_path):
     def trained(*given):
         raise Reached(given)
 
-    monkeypatch.setattr("pipelines.train.train", trained)
+    monkeypatch.setattr("pipelines.training.train.train", trained)
     options = ["--no-logq", "--seed", "5", "--candidates", "similar=100", "--candidates", "two_tower=400"]
     reached = CliRunner().invoke(app, ["train", "--home", str(tmp_path), *options]).exception
     assert isinstance(reached, Reached)
@@ -81,7 +81,7 @@ def test_options_of_evaluate_reach_it(monkeypatch, built):
     def evaluated(_workspace, folder, _progress, limit, **given):
         raise Reached(folder, limit, given)
 
-    monkeypatch.setattr("pipelines.evaluate.evaluate", evaluated)
+    monkeypatch.setattr("pipelines.evaluation.evaluate.evaluate", evaluated)
     of = ["--home", str(built.workspace.root), "--replay", "--ablations", "--limit", "9", "--peer-minutes", "3"]
     reached = CliRunner().invoke(app, ["evaluate", *of, "--no-baselines", "--against", built.release.name]).exception
     assert isinstance(reached, Reached)

@@ -18,29 +18,29 @@ import pytest
 from prometheus_client import Counter
 
 from feature_repo import columns as c
-from feature_repo.event_log import DEAD_LETTERS, LOG
-from feature_repo.recent import Happened, UserFacts, dump, event_micros
-from feature_repo.store import feature_store, redis_client
+from feature_repo.events.log_names import DEAD_LETTERS, LOG
+from feature_repo.facts import Happened, UserFacts, dump, event_micros
+from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import TEMPORARY, file_hash, read_json
-from pipelines import erase as erase_command
-from pipelines.erase import NotErased, erase, run_erase
-from pipelines.impressions import compatible_releases
-from pipelines.ingest import data_version, ingest, read_events
-from pipelines.stages import run_materialize
+from pipelines.erasure import erase as erase_command
+from pipelines.erasure.erase import NotErased, erase, run_erase
+from pipelines.ingest.ingest import data_version, ingest, read_events
+from pipelines.operations.recount import check
 from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import read_archive
-from pipelines.streaming.recount import check
 from pipelines.streaming.sink import Sink
 from pipelines.streaming.status import stream_status
-from pipelines.train_ranking import row_schema
-from serving.codec import Codec
+from pipelines.training.from_impressions import compatible_releases
+from pipelines.training.train_ranking import row_schema
+from pipelines.workflow.stages import run_materialize
 from serving.erasure import Erasure
-from serving.events import RedisStreamLog
-from serving.filters import RequestRules
+from serving.event_log.redis_stream import RedisStreamLog
 from serving.impressions import Impression, ImpressionLog, read_impressions
 from serving.intake import Intake
-from serving.online import no_features
-from serving.release import load_release
+from serving.online.features import no_features
+from serving.recommender.codec import Codec
+from serving.recommender.filters import RequestRules
+from serving.releases.release import load_release
 from tests.pipelines.stream_world import drained, kill_started, start_job, stop_job, wait_until
 
 USER, OTHERS = "u0017", ["u0016", "u0018", "u0170", "u0001"]
@@ -49,7 +49,10 @@ _ERASE = """
 import os, signal, sys
 from pathlib import Path
 from feature_repo.workspace import Workspace
-from pipelines import erase, erase_models, erase_places, erase_stream
+from pipelines.erasure import erase
+from pipelines.erasure import models as erase_models
+from pipelines.erasure import places as erase_places
+from pipelines.erasure import stream as erase_stream
 
 place = sys.argv[2]
 

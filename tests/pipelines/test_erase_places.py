@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.embedded_redis import release as stop_redis
 from feature_repo.erased import ErasedUsers
-from feature_repo.log_folder import LogFolder
+from feature_repo.events.log_folder import LogFolder
+from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
-from pipelines.erase_places import LogFiles, QuarantinedRows, Tables, UnfinishedFeatures, Unsearchable
-from serving.event_adapters import FileLog
+from pipelines.erasure.places import LogFiles, QuarantinedRows, Tables, UnfinishedFeatures, Unsearchable
+from serving.event_log.files_and_kafka import FileLog
 
 
 @pytest.fixture

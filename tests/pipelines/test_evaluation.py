@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from feature_repo import columns as c
-from pipelines import tuning
-from pipelines.evaluate import evaluate
-from pipelines.evaluation_tables import show
-from pipelines.ingest import read_events
-from pipelines.moments import histories
-from pipelines.release import UnknownRelease, current_release, make_release
-from pipelines.requests import Journal, requests_from
-from pipelines.slices import LEAST, MISSING, MOST, OTHER, Dimension, slice_figures, value_names
-from pipelines.split import epoch_seconds
-from pipelines.stages import run_evaluate
-from serving.release import EVALUATION, load_release
+from pipelines.evaluation import baseline_tuning as tuning
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.moments import histories
+from pipelines.evaluation.report import show
+from pipelines.evaluation.slices import LEAST, MISSING, MOST, OTHER, Dimension, slice_figures, value_names
+from pipelines.ingest.ingest import read_events
+from pipelines.training.past_requests import Journal, requests_from
+from pipelines.training.release import UnknownRelease, current_release, make_release
+from pipelines.training.split import epoch_seconds
+from pipelines.workflow.stages import run_evaluate
+from serving.releases.release import EVALUATION, load_release
 
 LIMIT = 300
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 
-from pipelines.metrics import Catalogue, K, accuracy, deep_gains, gains, gini, list_figures, recall
-from pipelines.moments import Lists, rank_all
+from pipelines.evaluation.metrics import Catalogue, K, accuracy, deep_gains, gains, gini, list_figures, recall
+from pipelines.evaluation.moments import Lists, rank_all
 
 PLACES = np.array([0, 1, 9, 10, -1])
 

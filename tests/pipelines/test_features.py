@@ -17,9 +17,9 @@ from pyspark.sql import SparkSession
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from pipelines.activity import HEARTBEAT_DAYS
-from pipelines.features import AFFINITY_LENGTH, _recent_lists, build_features
-from pipelines.spark import spark_session
+from pipelines.features.activity import HEARTBEAT_DAYS
+from pipelines.features.spark import spark_session
+from pipelines.features.spark_job import AFFINITY_LENGTH, _recent_lists, build_features
 
 DAY = 86_400_000_000
 START = 11_000 * DAY

@@ -7,14 +7,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import columns as c
-from feature_repo.event_log import batch_key
+from feature_repo.events.log_names import batch_key
 from feature_repo.request_time import OUTPUTS
-from feature_repo.store import feature_store, redis_client
-from pipelines import batch
-from pipelines.ingest import read_events
-from pipelines.split import SHARES
-from serving.online import OnlineFeatures, user_reader, whole_user_reader
-from serving.release import load_release
+from feature_repo.stores.feature_store import feature_store, redis_client
+from pipelines.ingest.ingest import read_events
+from pipelines.operations import batch
+from pipelines.training.split import SHARES
+from serving.online.features import OnlineFeatures, user_reader, whole_user_reader
+from serving.releases.release import load_release
 
 
 def test_each_stage_is_better_than_the_one_before(built):

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.workspace import read_json
-from pipelines.ingest import EVENT_SCHEMA, event_files, read_events
-from pipelines.parsing import parse_times
+from pipelines.ingest.ingest import EVENT_SCHEMA, event_files, read_events
+from pipelines.ingest.parsing import parse_times
 from tests.pipelines.ingest_world import MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
 
 

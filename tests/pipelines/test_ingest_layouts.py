@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.dataset import load_spec
-from pipelines.stages import SPECS
+from pipelines.workflow.stages import SPECS
 from tests.pipelines.ingest_world import rows_of
 
 

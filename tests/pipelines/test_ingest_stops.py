@@ -9,7 +9,7 @@ import pytest
 
 from feature_repo.dataset import SpecError
 from feature_repo.workspace import MissingStage
-from pipelines.ingest import read_events
+from pipelines.ingest.ingest import read_events
 from tests.pipelines.ingest_world import ITEMS, MAY, NOW, World, rows_of, spec_of
 
 
@@ -66,7 +66,7 @@ from pathlib import Path
 import pandas as pd
 from feature_repo import workspace as w
 from feature_repo.dataset import DatasetSpec
-from pipelines.ingest import ingest
+from pipelines.ingest.ingest import ingest
 
 data, spec, now = Path(sys.argv[1]), DatasetSpec.model_validate_json(sys.argv[2]), pd.Timestamp(sys.argv[3])
 replace, calls = os.replace, 0

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 
 from feature_repo import columns as c
-from pipelines import inspection
-from pipelines.ingest import read_events
-from pipelines.metrics import recall
-from pipelines.point_in_time import PointInTime
-from pipelines.split import epoch_seconds
-from pipelines.train_ranking import row_schema
-from serving.release import load_release
+from pipelines.evaluation import inspection
+from pipelines.evaluation.metrics import recall
+from pipelines.features.point_in_time import PointInTime
+from pipelines.ingest.ingest import read_events
+from pipelines.training.split import epoch_seconds
+from pipelines.training.train_ranking import row_schema
+from serving.releases.release import load_release
 from tests.pipelines.ingest_world import MAY, rows_of, spec_of
 
 

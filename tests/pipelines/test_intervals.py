@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from pipelines.intervals import UserBootstrap, interval, paired
+from pipelines.evaluation.intervals import UserBootstrap, interval, paired
 
 
 def events_of(generator, users, spread):
@@ -37,7 +37,7 @@ def test_the_same_seed_draws_the_same_and_parts_add_up(monkeypatch):
     user, values = events_of(generator, 50, spread=0.5)
     some = values > 0
     whole = UserBootstrap(user, 200).means([values, some], [np.ones(len(user), dtype=bool)] * 2)
-    monkeypatch.setattr("pipelines.intervals._CELLS", 50 * 7)  # in parts of seven resamples
+    monkeypatch.setattr("pipelines.evaluation.intervals._CELLS", 50 * 7)  # in parts of seven resamples
     again = UserBootstrap(user, 200).means([values])
     assert np.allclose(whole[:, :1], again)
     assert whole[:, 1].mean() == pytest.approx(some.mean(), abs=0.03)

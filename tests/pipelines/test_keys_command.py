@@ -5,8 +5,8 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from pipelines.keys import keys
-from serving.keys import KeyRing, Scope, read_keys
+from pipelines.commands.keys import keys
+from serving.http.keys import KeyRing, Scope, read_keys
 
 
 @pytest.fixture

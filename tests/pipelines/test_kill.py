@@ -12,20 +12,20 @@ import numpy as np
 import pandas as pd
 
 from feature_repo import columns as c
-from feature_repo.embedded_redis import release as stop_redis
-from feature_repo.store import feature_store
+from feature_repo.stores.embedded_redis import release as stop_redis
+from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace, file_hash, read_json
-from pipelines.ingest import event_files
-from pipelines.recent import KEY
+from pipelines.features.stream_facts import KEY
+from pipelines.ingest.ingest import event_files
 from tests.conftest import RANKERS, SAMPLE, TOWERS
 
 TRAIN = f"""
 from pathlib import Path
 import sys
-from pipelines.train import train
-from pipelines.train_ranking import SampleConfig
+from pipelines.training.train import train
+from pipelines.training.train_ranking import SampleConfig
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.training import TrainConfig
+from retrieval.towers.training import TrainConfig
 from feature_repo.workspace import Workspace
 def say(what, done, total):
     print(what.split(',')[0], flush=True)
@@ -37,7 +37,7 @@ print('done', flush=True)
 
 
 def funnel(*arguments):
-    return [sys.executable, "-c", "from pipelines.cli import main; main()", *map(str, arguments)]
+    return [sys.executable, "-c", "from pipelines.commands.cli import main; main()", *map(str, arguments)]
 
 
 def start(command):

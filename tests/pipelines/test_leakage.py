@@ -8,15 +8,15 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
-from pipelines.ablations import _AsOfMidnight
-from pipelines.ingest import read_events
-from pipelines.moments import moments
-from pipelines.point_in_time import PointInTime
-from pipelines.requests import Journal, requests_from
-from pipelines.split import Split, epoch_seconds
-from pipelines.train_ranking import RankingSets, SampleConfig
-from pipelines.train_retrieval import examples
-from serving.release import load_release, load_retrieval
+from pipelines.evaluation.ablations import _AsOfMidnight
+from pipelines.evaluation.moments import moments
+from pipelines.features.point_in_time import PointInTime
+from pipelines.ingest.ingest import read_events
+from pipelines.training.past_requests import Journal, requests_from
+from pipelines.training.split import Split, epoch_seconds
+from pipelines.training.train_ranking import RankingSets, SampleConfig
+from pipelines.training.train_retrieval import examples
+from serving.releases.release import load_release, load_retrieval
 from tests.conftest import silent
 
 PLANTED = 987_654_321

@@ -11,8 +11,8 @@ import pytest
 from planted import CONFIG, SCHEMA, planted
 
 from feature_repo.workspace import MissingStage, Workspace
-from pipelines.learning_curve import SHARES, curve, learning_curve, share_of_requests
-from pipelines.train_ranking import SampleConfig
+from pipelines.training.learning_curve import SHARES, curve, learning_curve, share_of_requests
+from pipelines.training.train_ranking import SampleConfig
 
 LINEAR = replace(CONFIG, kinds=("popularity", "logistic"))
 

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from feature_repo.embedded_redis import release as stop_redis
-from feature_repo.log_folder import LogFolder
-from feature_repo.recent import position_key
+from feature_repo.events.log_folder import LogFolder
+from feature_repo.facts import position_key
+from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
-from pipelines.spark import spark_session
+from pipelines.features.spark import spark_session
 from pipelines.streaming.file_source import FileLogReader
 from pipelines.streaming.logs import ConnectorMissing, Reading, kafka_rows, log_entries
-from serving.event_adapters import FileLog
-from serving.events import Appended
+from serving.event_log.files_and_kafka import FileLog
+from serving.event_log.redis_stream import Appended
 
 TYPES, SHARDS = ["view", "like"], [3, 8]
 numbers = itertools.count()

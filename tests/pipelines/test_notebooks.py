@@ -7,9 +7,9 @@ import nbformat
 import pytest
 
 from feature_repo.workspace import Workspace
-from pipelines.evaluate import evaluate
-from pipelines.notebooks import FOLDER, NotReady, begin, execute, run_notebooks
-from pipelines.release import make_release
+from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.notebooks import FOLDER, NotReady, begin, execute, run_notebooks
+from pipelines.training.release import make_release
 from tests.conftest import silent
 
 FIGURES = {"1_data_and_features": 6, "2_retrieval": 5, "3_ranking": 3, "4_end_to_end": 5}
@@ -71,7 +71,7 @@ def test_without_a_workspace_one_line_says_what_to_run(tmp_path, monkeypatch):
 
 def test_what_is_missing_is_said_with_the_command_that_makes_it(built, tmp_path, monkeypatch):
     shutil.copy(FOLDER / "4_end_to_end.ipynb", tmp_path)
-    monkeypatch.setattr("pipelines.notebooks.FOLDER", tmp_path)
+    monkeypatch.setattr("pipelines.evaluation.notebooks.FOLDER", tmp_path)
     (page,) = run_notebooks(built.workspace, tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert "funnel evaluate --ablations" in text and "There is one release only" in text

@@ -9,15 +9,15 @@ from scipy import sparse
 
 from feature_repo import columns as c
 from feature_repo.workspace import read_json, write_json
-from pipelines import peers
-from pipelines.baselines import popularity_bonus
-from pipelines.ingest import read_events
-from pipelines.moments import Moment
-from pipelines.peers import LONGEST, Peer, PeerFailed, write_inputs
-from pipelines.requests import Journal, Requests, requests_from
-from pipelines.split import epoch_seconds
-from pipelines.tuning import Validation
-from serving.release import load_release
+from pipelines.evaluation import peers
+from pipelines.evaluation.baseline_tuning import Validation
+from pipelines.evaluation.baselines import popularity_bonus
+from pipelines.evaluation.moments import Moment
+from pipelines.evaluation.peers import LONGEST, Peer, PeerFailed, write_inputs
+from pipelines.ingest.ingest import read_events
+from pipelines.training.past_requests import Journal, Requests, requests_from
+from pipelines.training.split import epoch_seconds
+from serving.releases.release import load_release
 
 needs_peers = pytest.mark.skipif(not peers.PYTHON.is_file(), reason="make peers")
 

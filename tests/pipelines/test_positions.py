@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from feature_repo.sanity import Guard
-from pipelines.positions import MOST, PositionBias
+from pipelines.training.position_bias import MOST, PositionBias
 from ranking.config import LogisticConfig, PopularityConfig, RankerConfig, TreeConfig
 from ranking.data import RankingData, RowSchema
-from ranking.fit import Task, fit
 from ranking.metrics import ndcg_at_k
+from ranking.training.fit import Task, fit
 from ranking.transform import RowTransform
 
 SCHEMA = RowSchema(("liking", "fame"), (), (), ("click",), (1.0,))

@@ -7,16 +7,16 @@ from dataclasses import replace
 import pytest
 
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
-from pipelines.compress import compress
-from pipelines.importance import importance
-from pipelines.importance import show as show_importance
-from pipelines.learning_curve import learning_curve
-from pipelines.release import current_release, make_release
-from pipelines.warm_start import Base
+from pipelines.training.compress import compress
+from pipelines.training.importance import importance
+from pipelines.training.importance import show as show_importance
+from pipelines.training.learning_curve import learning_curve
+from pipelines.training.release import current_release, make_release
+from pipelines.training.warm_start import Base
 from ranking.config import RankerConfig
-from ranking.distil import student_config
-from ranking.train import RankerReport
-from serving.release import load_release, verify
+from ranking.training.distil import student_config
+from ranking.training.train import RankerReport
+from serving.releases.release import load_release, verify
 from tests.conftest import RANKERS, SAMPLE, silent
 
 
@@ -36,7 +36,9 @@ def test_importance_of_the_served_features(copied: Workspace) -> None:
 
 def test_compressed_rankers_are_released_when_asked_for(copied: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     of: list[RankerConfig] = []
-    monkeypatch.setattr("pipelines.compress.student_config", lambda config: of.append(config) or student_config(config))
+    monkeypatch.setattr(
+        "pipelines.training.compress.student_config", lambda config: of.append(config) or student_config(config)
+    )
     with pytest.raises(MissingStage, match="no ranker 'dcn-int8-static' .* run 'funnel compress'"):
         make_release(copied, ranker="dcn-int8-static")
     kept = {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.dataset import SpecError, Table
-from pipelines import delimited
-from pipelines.readers import check_header, find_files, read_file
+from pipelines.ingest import delimited
+from pipelines.ingest.readers import check_header, find_files, read_file
 
 
 def read(tmp_path, content, wanted, name="f.csv", **options):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from feature_repo.store import feature_store
+from feature_repo.stores.feature_store import feature_store
 from feature_repo.views import build
 from feature_repo.workspace import MissingStage, Workspace, link_atomically, read_json, write_json
-from pipelines.release import (
+from pipelines.commands.releases import releases as command
+from pipelines.training.release import (
     HISTORY,
     UnknownRelease,
     current_release,
@@ -24,8 +25,7 @@ from pipelines.release import (
     releases,
     rollback,
 )
-from pipelines.releases_command import releases as command
-from serving.release import MANIFEST, BadRelease, write_manifest
+from serving.releases.release import MANIFEST, BadRelease, write_manifest
 from tests.serving.damage import DAMAGE, change_json
 from tests.serving.tiny_release import SPEC, VERSIONS, write_release
 

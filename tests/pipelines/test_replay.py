@@ -13,13 +13,13 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import Counter
 
 from feature_repo.dataset import SpecError, load_spec
-from feature_repo.embedded_redis import release as stop_redis
+from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
-from pipelines.replay import ReplayConfig, ReplayFailed, load_events, replay
-from pipelines.stages import SPECS, find_spec
-from serving.events import RedisStreamLog
+from pipelines.operations.replay import ReplayConfig, ReplayFailed, load_events, replay
+from pipelines.workflow.stages import SPECS, find_spec
+from serving.api.schemas import EventsRequest
+from serving.event_log.redis_stream import RedisStreamLog
 from serving.intake import Intake
-from serving.schemas import EventsRequest
 
 START = 1_465_412_560
 HEADER = "timestamp,eventType,contentId,personId"
@@ -231,7 +231,14 @@ def test_another_layout_with_values_and_ids(tmp_path):
 
 def test_the_command(data):
     with Server(take_all) as server:
-        command = [sys.executable, "-c", "from pipelines.cli import main; main()", "replay", "--data", "deskdrop"]
+        command = [
+            sys.executable,
+            "-c",
+            "from pipelines.commands.cli import main; main()",
+            "replay",
+            "--data",
+            "deskdrop",
+        ]
         command += ["--data-dir", str(data), "--url", server.url, "--speed", "0", "--limit", "5", "--batch", "2"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

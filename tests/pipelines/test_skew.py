@@ -15,14 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import columns as c
-from pipelines.release import current_release
-from pipelines.skew import difference, newest_impressions, skew
-from pipelines.stages import run_materialize
+from pipelines.operations.skew import difference, newest_impressions, skew
 from pipelines.streaming.offline import archive
+from pipelines.training.release import current_release
+from pipelines.workflow.stages import run_materialize
 from serving import engine as engine_module
+from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
-from serving.release import load_release
-from serving.schemas import RecommendationRequest
+from serving.releases.release import load_release
 from tests.pipelines.stream_world import drained, kill_started, start_job, stop_job, wait_until
 from tests.pipelines.test_cli import funnel
 

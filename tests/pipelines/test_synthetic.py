@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from feature_repo.dataset import load_spec
-from pipelines import synthetic
-from pipelines.synthetic import FILES, generate, make_world, simulate
-from pipelines.world import DAY, END, REPEAT_PENALTY, SESSION_GAP_S, World, WorldConfig
+from pipelines.synthetic import generate as synthetic
+from pipelines.synthetic.generate import FILES, generate, make_world, simulate
+from pipelines.synthetic.world import DAY, END, REPEAT_PENALTY, SESSION_GAP_S, World, WorldConfig
 
 SMALL = WorldConfig(users=150, items=120, days=30, events_per_user=40)
 MEDIUM = WorldConfig(users=500, items=500, days=60, events_per_user=60)

@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry, Counter
 
 from feature_repo import columns as c
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_atomically, write_json
-from pipelines import impressions as module
-from pipelines.impressions import (
+from pipelines.streaming.offline import EVENT_SCHEMA, Part, archive, arrival, write_part
+from pipelines.training import from_impressions as module
+from pipelines.training.from_impressions import (
     TooFewImpressions,
     attribute,
     compatible_releases,
@@ -22,14 +23,13 @@ from pipelines.impressions import (
     logged_events,
     train_from_impressions,
 )
-from pipelines.streaming.offline import EVENT_SCHEMA, Part, archive, arrival, write_part
-from pipelines.train import train_served
-from pipelines.train_ranking import row_schema
+from pipelines.training.train import train_served
+from pipelines.training.train_ranking import row_schema
 from ranking.config import RankerConfig
 from ranking.data import RowSchema
-from ranking.scorer import CalibratedRanker
-from serving.codec import Codec
+from ranking.models.scorer import CalibratedRanker
 from serving.impressions import Impression, ImpressionLog, read_impressions, to_table
+from serving.recommender.codec import Codec
 from tests.pipelines.test_cli import funnel
 from tests.serving.tiny_release import SPEC, write_release
 
@@ -350,7 +350,7 @@ def test_what_only_towers_have_is_refused(given, tmp_path):
 
 def test_the_command_line_says_what_is_missing(lived):
     workspace, _, _ = lived
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "train", "--from-impressions"]
+    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", "train", "--from-impressions"]
     command += ["--attribution-hours", "0.5", "--home", str(workspace.root)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
     assert done.returncode == 1

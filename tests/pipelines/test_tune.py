@@ -21,8 +21,8 @@ from pipelines.search.run import SearchStopped, run_search
 from pipelines.search.study import SearchConfig
 from pipelines.search.towers import TowerSearch
 from ranking.config import RankerConfig
-from retrieval.towers import TowerShape
-from retrieval.training import TrainConfig
+from retrieval.towers.model import TowerShape
+from retrieval.towers.training import TrainConfig
 from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
 from tests.pipelines.ingest_world import rows_of, spec_of
 from tests.pipelines.test_cli import funnel

@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.tuning import LADDERS, climb
+from pipelines.evaluation.baseline_tuning import LADDERS, climb
 
 STEPS = {"a": (1.0, 2.0, 3.0, 4.0, 5.0), "b": (10.0, 20.0, 30.0)}
 

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 from feature_repo import columns as c
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.workspace import MissingStage, file_hash, read_json, write_json
-from pipelines.ingest import read_events
-from pipelines.release import current_release, make_release
-from pipelines.split import Split, epoch_seconds
-from pipelines.train import train
-from pipelines.train_ranking import train_ranking
-from pipelines.train_retrieval import tower_builder, tower_data, train_retrieval
-from pipelines.warm_start import Base, NothingNew, WarmStartConfig, table_rows
+from pipelines.ingest.ingest import read_events
+from pipelines.training.release import current_release, make_release
+from pipelines.training.split import Split, epoch_seconds
+from pipelines.training.train import train
+from pipelines.training.train_ranking import train_ranking
+from pipelines.training.train_retrieval import tower_builder, tower_data, train_retrieval
+from pipelines.training.warm_start import Base, NothingNew, WarmStartConfig, table_rows
 from ranking.models import load
-from serving.candidates import Shares
-from serving.release import write_manifest
+from serving.recommender.candidates import Shares
+from serving.releases.release import write_manifest
 from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
 from tests.pipelines.test_cli import funnel
 

@@ -7,7 +7,7 @@ import pytest
 from planted import CONFIG, SCHEMA, silent, splits
 
 from ranking.data import RankingData
-from ranking.train import RankerReport, train_rankers
+from ranking.training.train import RankerReport, train_rankers
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from planted import CONFIG, SCHEMA, silent, splits
 from ranking.calibration import Calibration, HeadCalibration
 from ranking.config import PopularityConfig
 from ranking.data import RankingData, RowSchema
-from ranking.distil import at_rate, distil, student_config
-from ranking.fit import Task
-from ranking.latency import latencies, one_request
+from ranking.inspection.latency import latencies, one_request
 from ranking.metrics import auc, ndcg_at_k
 from ranking.models.dcn import DcnRanker
 from ranking.models.popularity import fit_popularity
-from ranking.quantise import dynamic_int8, static_int8
+from ranking.models.scorer import CalibratedRanker
 from ranking.rows import CROSS, ITEM_AGES
-from ranking.scorer import CalibratedRanker
 from ranking.sigmoid import logit
+from ranking.training.distil import at_rate, distil, student_config
+from ranking.training.fit import Task
+from ranking.training.quantise import dynamic_int8, static_int8
 from ranking.transform import RowTransform
 
 

@@ -8,10 +8,10 @@ from planted import CONFIG, SCHEMA, planted, silent
 from feature_repo.sanity import Guard
 from ranking.config import DcnConfig
 from ranking.data import RankingData
-from ranking.dcn import train_network
 from ranking.metrics import auc
 from ranking.models.dcn import DcnRanker
-from ranking.network import CrossNetwork, DcnNetwork, export_onnx
+from ranking.training.dcn import train_network
+from ranking.training.network import CrossNetwork, DcnNetwork, export_onnx
 from ranking.transform import RowTransform
 
 SHORT = replace(CONFIG.dcn, min_steps=20, epochs=1, batch=256)

@@ -11,10 +11,10 @@ from planted import SCHEMA, planted
 
 from ranking.calibration import Calibration, HeadCalibration
 from ranking.data import RankingData, RowSchema
-from ranking.importance import permutation_importance
+from ranking.inspection.importance import permutation_importance
 from ranking.metrics import calibration_curve, ece
 from ranking.models.popularity import PopularityRanker
-from ranking.scorer import CalibratedRanker
+from ranking.models.scorer import CalibratedRanker
 
 
 def by_count(schema: RowSchema, column: int) -> CalibratedRanker:

@@ -12,16 +12,16 @@ from planted import CONFIG, SCHEMA, planted, splits
 
 from ranking.config import RankerConfig, Start
 from ranking.data import RowSchema
-from ranking.dcn import load_weights
 from ranking.metrics import ndcg_at_k
 from ranking.models import load
 from ranking.models.base import CannotContinue
 from ranking.models.dcn import DcnRanker
+from ranking.models.scorer import CalibratedRanker
 from ranking.models.trees import TreeRanker
-from ranking.network import DcnNetwork
-from ranking.quantise import dynamic_int8
-from ranking.scorer import CalibratedRanker
-from ranking.train import RankerReport, train_rankers
+from ranking.training.dcn import load_weights
+from ranking.training.network import DcnNetwork
+from ranking.training.quantise import dynamic_int8
+from ranking.training.train import RankerReport, train_rankers
 
 GROWN = replace(SCHEMA, cardinalities=(9, 4))
 SHORT = Start(Path(), rounds=10, steps=20, learning_rate=1e-3)

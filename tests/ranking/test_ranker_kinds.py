@@ -15,9 +15,9 @@ from planted import CONFIG, SCHEMA, planted, silent, splits
 from feature_repo.workspace import PROJECT_ROOT
 from ranking.config import KINDS
 from ranking.data import RowSchema
-from ranking.scorer import CalibratedRanker
+from ranking.models.scorer import CalibratedRanker
 from ranking.sigmoid import logit
-from ranking.train import COSTS, choose, train_rankers
+from ranking.training.train import COSTS, choose, train_rankers
 
 LEARNERS = [kind for kind in KINDS if kind != "popularity"]
 
@@ -129,7 +129,7 @@ def test_saved_models_predict_the_same_without_torch(trained: Trained, tmp_path:
 import sys
 from pathlib import Path
 import numpy as np
-from ranking.scorer import CalibratedRanker
+from ranking.models.scorer import CalibratedRanker
 rows = np.load({str(tmp_path / "rows.npz")!r})
 for kind in {KINDS!r}:
     ranker = CalibratedRanker.load(Path({str(trained.folder)!r}) / kind)

@@ -11,9 +11,9 @@ from conftest import Trained
 from planted import CONFIG, SCHEMA, planted, silent
 
 from feature_repo.sanity import CannotLearn, Guard, check_chance, check_learnt
-from ranking.dcn import train_network
-from ranking.fit import Task, fit
-from ranking.sanity import GRADIENT_KINDS, chance_tolerance, check_kind
+from ranking.training.dcn import train_network
+from ranking.training.fit import Task, fit
+from ranking.training.sanity import GRADIENT_KINDS, chance_tolerance, check_kind
 from ranking.transform import RowTransform
 
 

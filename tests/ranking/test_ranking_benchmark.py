@@ -16,7 +16,7 @@ from feature_repo.dataset import SpecError
 
 
 def benchmark(folder: Path) -> subprocess.CompletedProcess[str]:
-    program = "from pipelines.cli import main; main()"
+    program = "from pipelines.commands.cli import main; main()"
     command = [sys.executable, "-c", program, "benchmark", "ranking", "--data-dir", str(folder)]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, "COLUMNS": "200"})
 

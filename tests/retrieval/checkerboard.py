@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from retrieval.context import UserContext
-from retrieval.examples import Examples
-from retrieval.towers import TowerConfig, TwoTowers
-from retrieval.training import Log, Progress, TrainConfig, TrainReport, recall, train_towers
+from retrieval.towers.context import UserContext
+from retrieval.towers.examples import Examples
+from retrieval.towers.model import TowerConfig, TwoTowers
+from retrieval.towers.training import Log, Progress, TrainConfig, TrainReport, recall, train_towers
 
 USERS, ITEMS, HISTORY, EVENTS = 60, 60, 6, 14
 NEW_ITEMS = (ITEMS + 1, ITEMS + 2)

@@ -10,9 +10,9 @@ import torch
 from blocks import BEST, ITEMS, USERS, blocks
 from scipy import sparse
 
-from retrieval.all_ranking import recall_and_ndcg
-from retrieval.collaborative import Collaborative, CollaborativeConfig, by_recency, item_factors, spectral_vectors
-from retrieval.graph import SparseProduct, normalised, right_factors
+from retrieval.interactions.all_ranking import recall_and_ndcg
+from retrieval.interactions.graph import SparseProduct, normalised, right_factors
+from retrieval.interactions.towers import Collaborative, CollaborativeConfig, by_recency, item_factors, spectral_vectors
 
 CPU = torch.device("cpu")
 

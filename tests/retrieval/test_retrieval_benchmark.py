@@ -18,7 +18,7 @@ KEYS = {
 
 
 def benchmark(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "from pipelines.cli import main; main()"
+    program = "from pipelines.commands.cli import main; main()"
     command = [sys.executable, "-c", program, "benchmark", "retrieval", "--data-dir", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"})
 

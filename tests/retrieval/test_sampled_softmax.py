@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.losses import sampled_softmax
+from retrieval.towers.losses import sampled_softmax
 
 CATALOGUE = 10
 TEMPERATURE = 0.2

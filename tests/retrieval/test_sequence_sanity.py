@@ -11,10 +11,10 @@ from blocks import blocks
 from torch import Tensor
 
 from feature_repo.sanity import CannotLearn
-from retrieval.collaborative import Collaborative, CollaborativeConfig, item_factors
-from retrieval.sequence import SequenceTower, TowerConfig
-from retrieval.sequence_loss import SoftmaxLoss
-from retrieval.sequence_sanity import check_sequences
+from retrieval.interactions.towers import Collaborative, CollaborativeConfig, item_factors
+from retrieval.sequences.losses import SoftmaxLoss
+from retrieval.sequences.model import SequenceTower, TowerConfig
+from retrieval.sequences.sanity import check_sequences
 
 ITEMS, ROWS, LENGTH = 80, 128, 12
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.sequence_batches import places
-from retrieval.sequence_training import TEST, SequenceConfig, SequenceVectors, train_sequences
-from retrieval.sequences import Sequences, from_pairs
+from retrieval.sequences.batches import places
+from retrieval.sequences.data import Sequences, from_pairs
+from retrieval.sequences.training import TEST, SequenceConfig, SequenceVectors, train_sequences
 
 ITEMS, USERS = 60, 300
 CONFIG = SequenceConfig(width=32, epochs=12, batch_items=512, warmup=20, window=16, average=0.9, dropout=0.1)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from feature_repo.dataset import SpecError
-from retrieval.sequence import Dropout, SequenceTower, TowerConfig
-from retrieval.sequence_batches import encode, inputs_and_targets, places, places_by_score, windows
-from retrieval.sequence_loss import SoftmaxLoss
-from retrieval.sequences import Sequences, from_pairs, read_sequences
+from retrieval.sequences.batches import encode, inputs_and_targets, places, places_by_score, windows
+from retrieval.sequences.data import Sequences, from_pairs, read_sequences
+from retrieval.sequences.losses import SoftmaxLoss
+from retrieval.sequences.model import Dropout, SequenceTower, TowerConfig
 
 LINES = "a x\nb x\na y\nb z\na z\nc y\na x\n"
 """User a: x y z x; b: x z, too short to hold anything out; c: y. Codes: x 1, y 2, z 3."""

@@ -15,10 +15,10 @@ import torch
 from checkerboard import NEW_ITEMS, Solved
 
 from feature_repo.workspace import PROJECT_ROOT
-from retrieval.context import GAP_BUCKETS, concatenate, gap_buckets
-from retrieval.examples import user_inputs
-from retrieval.export import export_item_tower, export_user_tower
-from retrieval.training import item_vectors
+from retrieval.towers.context import GAP_BUCKETS, concatenate, gap_buckets
+from retrieval.towers.examples import user_inputs
+from retrieval.towers.export import export_item_tower, export_user_tower
+from retrieval.towers.training import item_vectors
 
 
 @pytest.fixture(scope="module", params=["histories", "attributes"])

@@ -24,11 +24,11 @@ from checkerboard import (
 )
 
 from feature_repo.sanity import CannotLearn
-from retrieval.context import UserContext
-from retrieval.examples import user_inputs
-from retrieval.sanity import paired_auc
-from retrieval.towers import TwoTowers
-from retrieval.training import item_vectors
+from retrieval.towers.context import UserContext
+from retrieval.towers.examples import user_inputs
+from retrieval.towers.model import TwoTowers
+from retrieval.towers.sanity import paired_auc
+from retrieval.towers.training import item_vectors
 
 
 def best(towers: TwoTowers, context: UserContext, k: int) -> np.ndarray:

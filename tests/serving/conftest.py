@@ -12,11 +12,11 @@ sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
 from access_world import Client, an_app
 from tiny_release import Tiny, build_tiny
 
-from feature_repo.embedded_redis import release as stop_redis
+from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
-from serving.access import Access
-from serving.events import RedisStreamLog
-from serving.keys import KeyRing, Scope, create
+from serving.event_log.redis_stream import RedisStreamLog
+from serving.http.access import Access
+from serving.http.keys import KeyRing, Scope, create
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ import pyarrow as pa
 from onnx import numpy_helper
 
 from feature_repo.workspace import fingerprint, read_json
-from serving.release import MANIFEST, write_manifest
+from serving.releases.release import MANIFEST, write_manifest
 
 Damage = Callable[[Path], object]
 

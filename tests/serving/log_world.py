@@ -8,9 +8,9 @@ import time
 
 import redis
 
-from feature_repo.embedded_redis import socket_path
-from feature_repo.event_log import recent_key
-from serving.overlay import parse_overlay
+from feature_repo.events.log_names import recent_key
+from feature_repo.stores.embedded_redis import socket_path
+from serving.online.overlay import parse_overlay
 
 numbers = itertools.count()
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from access_world import Client, a_call, an_app, bearer, is_problem
 
-from serving.access import Access, NoKeys, guard, needed
-from serving.keys import BadKeys, KeyRing, Scope, revoke, rotate
+from serving.http.access import Access, NoKeys, guard, needed
+from serving.http.keys import BadKeys, KeyRing, Scope, revoke, rotate
 
 ROUTES = [
     ("POST", "/v1/recommendations", {"recommend", "admin"}),

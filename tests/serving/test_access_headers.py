@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from access_world import SAFE, SHOP, Client, a_call, an_app, bearer, is_problem
 
-from serving.access import Access
-from serving.headers import BadOrigin, allowed_origins
+from serving.http.access import Access
+from serving.http.headers import BadOrigin, allowed_origins
 
 
 def test_every_response_has_the_headers(door, new_key):

@@ -14,8 +14,8 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from serving.access import Access, Rates
-from serving.keys import Key, KeyRing
+from serving.http.access import Access, Rates
+from serving.http.keys import Key, KeyRing
 
 
 def test_rate_limits_are_for_each_key(door, new_key):
@@ -102,7 +102,7 @@ import sys
 from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
-from serving.access import Access, guard
+from serving.http.access import Access, guard
 app = FastAPI()
 app.add_middleware(Access, keys=guard("127.0.0.1", Path(sys.argv[1])))
 @app.post("/v1/events")

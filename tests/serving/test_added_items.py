@@ -18,23 +18,23 @@ from damage import change_array, change_json, remade
 from log_world import kill_redis
 from tiny_release import GENRES, ITEMS, SPEC, TAGS, Tiny
 
-from feature_repo.embedded_redis import release as stop_redis
-from feature_repo.store import apply, feature_store
+from feature_repo.stores.embedded_redis import release as stop_redis
+from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace, write_atomically
-from retrieval.examples import user_inputs
-from retrieval.export import export_item_tower
-from serving.added import AddedItems
-from serving.app import create_app
-from serving.candidates import Narrow
+from retrieval.towers.examples import user_inputs
+from retrieval.towers.export import export_item_tower
+from serving.api.schemas import NewItem, RecommendationRequest
 from serving.counters import CounterFiles
-from serving.delta import AddedItem, ItemTowerSession
 from serving.engine import Engine
-from serving.filters import RequestRules
+from serving.http.app import create_app
 from serving.impressions import read_impressions
-from serving.item_files import SPARE_ROWS
-from serving.online import no_features
-from serving.release import Release, load_release, with_added
-from serving.schemas import NewItem, RecommendationRequest
+from serving.live_items.added import AddedItems
+from serving.online.features import no_features
+from serving.recommender.candidates import Narrow
+from serving.recommender.filters import RequestRules
+from serving.releases.delta import AddedItem, ItemTowerSession
+from serving.releases.item_files import SPARE_ROWS
+from serving.releases.release import Release, load_release, with_added
 
 WAR = {"title": "The last story", "tags": ["tag1", "tag2"], "price": 16_777_217, "genre": "War", "format": "print"}
 LONG_AGO = "2020-01-01T00:00:00Z"

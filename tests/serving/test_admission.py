@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from serving.admission import Aside, Turns
-from serving.deadline import NEVER, Breaker, Cost, Deadline
+from serving.http.admission import Aside, Turns
+from serving.recommender.deadline import NEVER, Breaker, Cost, Deadline
 
 name = contextvars.ContextVar("name", default="")
 
@@ -77,7 +77,7 @@ def test_aside_is_another_thread_and_is_full_with_so_many() -> None:
 
 def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("serving.deadline.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("serving.recommender.deadline.time.monotonic", lambda: now[0])
     breaker = Breaker(failures=3, open_s=1.0)
     for _ in range(2):
         breaker.failed()

@@ -14,9 +14,9 @@ import pytest
 import redis
 
 from feature_repo import columns as c
-from feature_repo.embedded_redis import socket_path
-from pipelines.ingest import read_events
-from pipelines.stages import run_materialize
+from feature_repo.stores.embedded_redis import socket_path
+from pipelines.ingest.ingest import read_events
+from pipelines.workflow.stages import run_materialize
 
 
 def free_port():
@@ -27,7 +27,7 @@ def free_port():
 
 def start_server(workspace):
     port = free_port()
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()"]
+    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()"]
     command += ["serve", "--home", str(workspace.root), "--port", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
@@ -258,7 +258,14 @@ def test_a_damaged_release_is_refused(copied):
     victim = release / "item_vectors.npy"
     assert victim.name in manifest["files"]
     victim.write_bytes(victim.read_bytes()[:-1])
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "serve", "--home", str(copied.root)]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipelines.commands.cli import main; main()",
+        "serve",
+        "--home",
+        str(copied.root),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "item_vectors.npy is not what was released" in done.stderr

@@ -10,9 +10,9 @@ from tiny_release import DAY, ITEMS, NOW, SHARES, Tiny, item_columns
 
 from feature_repo import columns as c
 from retrieval.index import build_index
-from serving.candidates import RECENT, SOURCES, Candidates, Retriever, Shares, static_lists, top, trend
-from serving.catalogue import ItemTable, build_items
-from serving.users import UserBatch
+from serving.recommender.candidates import RECENT, SOURCES, Candidates, Retriever, Shares, static_lists, top, trend
+from serving.recommender.item_table import ItemTable, build_items
+from serving.recommender.users import UserBatch
 
 
 def retrieve(tiny: Tiny, users: UserBatch, retriever: Retriever | None = None) -> Candidates:

@@ -7,7 +7,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from test_api import start_server, stop
 
-from feature_repo.store import redis_client
+from feature_repo.stores.feature_store import redis_client
 
 EXAMPLES = 40
 

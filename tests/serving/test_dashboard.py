@@ -11,16 +11,16 @@ import yaml
 from log_world import event
 from prometheus_client.parser import text_string_to_metric_families
 
-from feature_repo.store import redis_client
+from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import PROJECT_ROOT
 from pipelines.streaming.lease import Lease
-from serving.candidates import SOURCES
-from serving.events import RedisStreamLog
-from serving.exposition import render
+from serving.event_log.redis_stream import RedisStreamLog
+from serving.event_log.stream_state import StreamWatch
 from serving.impressions import ImpressionLog
-from serving.metrics import BreakerState, Metrics
-from serving.recommender import Degradation
-from serving.stream_state import StreamWatch
+from serving.observability.exposition import render
+from serving.observability.metrics import BreakerState, Metrics
+from serving.recommender.candidates import SOURCES
+from serving.recommender.recommender import Degradation
 
 FOLDER = PROJECT_ROOT / "docs" / "grafana"
 DASHBOARD = json.loads((FOLDER / "funnel.json").read_text())

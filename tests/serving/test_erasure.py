@@ -10,15 +10,15 @@ from prometheus_client import Counter
 from tiny_release import SPEC
 
 from feature_repo.erased import LISTED, ErasedUsers
-from feature_repo.event_log import DEAD_LETTERS, LOG, batch_key, recent_key
-from feature_repo.online_store import row_key
-from feature_repo.store import feature_store
+from feature_repo.events.log_names import DEAD_LETTERS, LOG, batch_key, recent_key
+from feature_repo.stores.feature_store import feature_store
+from feature_repo.stores.online_store import row_key
 from feature_repo.workspace import read_json
+from serving.api.schemas import RecommendationRequest
 from serving.erasure import Erasure
-from serving.events import RedisStreamLog
+from serving.event_log.redis_stream import RedisStreamLog
 from serving.intake import Intake
-from serving.online import OnlineStoreUnavailable
-from serving.schemas import RecommendationRequest
+from serving.online.features import OnlineStoreUnavailable
 
 STRANGE = ['o"brien', "zoë:1", "a b,c", "back\\slash"]
 

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from log_world import client, die, event, in_a_process_that_is_killed, kill_redis, overlay
 
-from feature_repo.event_log import BadLogAddress, KafkaAddress, log_address
-from feature_repo.log_folder import LogFolder
-from feature_repo.recent import position_key
-from serving import event_adapters
-from serving.event_adapters import FileLog
-from serving.events import Appended, RedisStreamLog, open_log
-from serving.online import OnlineStoreUnavailable
+from feature_repo.events.log_folder import LogFolder
+from feature_repo.events.log_names import BadLogAddress, KafkaAddress, log_address
+from feature_repo.facts import position_key
+from serving.event_log import files_and_kafka as event_adapters
+from serving.event_log.files_and_kafka import FileLog
+from serving.event_log.redis_stream import Appended, RedisStreamLog, open_log
+from serving.online.features import OnlineStoreUnavailable
 
 # ---- the address
 
@@ -140,7 +140,11 @@ def test_a_kill_neither_loses_nor_doubles(files, monkeypatch, where, name, answe
     files.log.append([event()])
     e = event("victim", item="last")
     with monkeypatch.context() as patch:
-        owner = {"write": "feature_repo.log_folder.Writer", "rename": "pathlib.Path", "settle": "serving.marks.Marks"}
+        owner = {
+            "write": "feature_repo.events.log_folder.Writer",
+            "rename": "pathlib.Path",
+            "settle": "serving.event_log.dedup.Marks",
+        }
         patch.setattr(f"{owner[name]}.{name}", die)
         in_a_process_that_is_killed(lambda: FileLog(files.workspace, files.folder).append([e]))
     assert files.log.append([e]) == answer, where

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from feature_repo.embedded_redis import connect, release
-from feature_repo.event_log import COMMITTED, LOG, recent_key
+from feature_repo.events.log_names import COMMITTED, LOG, recent_key
+from feature_repo.stores.embedded_redis import connect, release
 from feature_repo.workspace import Workspace
-from serving.events import LogFull, RedisStreamLog
+from serving.event_log.redis_stream import LogFull, RedisStreamLog
 
 
 @pytest.fixture

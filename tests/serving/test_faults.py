@@ -27,12 +27,12 @@ from damage import DAMAGE
 from benchmarks.live import free_port
 from benchmarks.load import Load, encode_requests, load
 from feature_repo import columns as c
-from feature_repo.embedded_redis import ensure_running, socket_path
+from feature_repo.stores.embedded_redis import ensure_running, socket_path
 from feature_repo.workspace import Workspace, link_atomically, read_json
-from pipelines.ingest import read_events
-from pipelines.stages import run_materialize
+from pipelines.ingest.ingest import read_events
 from pipelines.streaming.status import stream_status
-from serving.release import MANIFEST, load_release, write_manifest
+from pipelines.workflow.stages import run_materialize
+from serving.releases.release import MANIFEST, load_release, write_manifest
 
 pytestmark = pytest.mark.faults
 
@@ -77,7 +77,7 @@ def holds(pid: str, target: str) -> bool:
 @contextlib.contextmanager
 def served(workspace: Workspace, **environment: str) -> Iterator[Server]:
     port = free_port()
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "serve", "--workers", "2"]
+    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", "serve", "--workers", "2"]
     command += ["--home", str(workspace.root), "--port", str(port)]
     usual = {"FUNNEL_DEADLINE_MS": "200", "FUNNEL_REDIS_TIMEOUT_MS": "50"}  # tests share the cores with their load
     with (workspace.root / "serve.log").open("ab") as log:
@@ -262,7 +262,7 @@ def test_redis_has_another_password(server: Server) -> None:
 
 
 def start_job(server: Server) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", "from pipelines.cli import main; main()", "stream"]
+    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", "stream"]
     with (server.workspace.root / "stream.log").open("ab") as log:
         return subprocess.Popen([*command, "--home", str(server.workspace.root)], stdout=log, stderr=log)
 

@@ -16,9 +16,9 @@ from tiny_release import GENRES, ITEMS, NOW, SHARES, TAGS, Tiny, item_columns, i
 
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
-from serving.catalogue import ItemTable, build_items
-from serving.filters import AttributeRule, FilterRules, Filters, RequestRules, UnknownAttribute, choose
-from serving.recommender import Recommender
+from serving.recommender.filters import AttributeRule, FilterRules, Filters, RequestRules, UnknownAttribute, choose
+from serving.recommender.item_table import ItemTable, build_items
+from serving.recommender.recommender import Recommender
 
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

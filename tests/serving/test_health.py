@@ -9,19 +9,19 @@ import pytest
 from log_world import client, event, kill_redis
 from tiny_release import SPEC
 
-from feature_repo.embedded_redis import release as stop_redis
-from feature_repo.event_log import LOG
-from feature_repo.store import feature_store, redis_client
+from feature_repo.events.log_names import LOG
+from feature_repo.stores.embedded_redis import release as stop_redis
+from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import EVENT_SCHEMA
 from pipelines.streaming.sink import Sink
-from serving.events import RedisStreamLog
-from serving.exposition import render
-from serving.health import ITEMS_AGE_S, LAG_S, liveness, readiness
-from serving.metrics import Metrics
-from serving.release import Release
-from serving.stream_state import LogState, StreamState, StreamWatch, read_state
+from serving.event_log.redis_stream import RedisStreamLog
+from serving.event_log.stream_state import LogState, StreamState, StreamWatch, read_state
+from serving.http.health import ITEMS_AGE_S, LAG_S, liveness, readiness
+from serving.observability.exposition import render
+from serving.observability.metrics import Metrics
+from serving.releases.release import Release
 
 
 @dataclass

@@ -14,14 +14,14 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from tiny_release import SPEC
 
-from feature_repo.embedded_redis import release as stop_redis
-from feature_repo.store import apply, feature_store
+from feature_repo.stores.embedded_redis import release as stop_redis
+from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace, write_atomically
 from serving import impressions as module
-from serving.app import create_app
+from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
+from serving.http.app import create_app
 from serving.impressions import IMPRESSION_SCHEMA, Impression, ImpressionLog, read_impressions
-from serving.schemas import RecommendationRequest
 
 POSITIONS = ("position", "row_position", "items_as_of")
 

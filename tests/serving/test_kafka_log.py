@@ -8,13 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from log_world import client, die, event, in_a_process_that_is_killed, kill_redis, numbers, overlay
 
-from feature_repo.event_log import KafkaAddress
-from feature_repo.recent import position_key
-from serving import event_adapters
-from serving.event_adapters import KafkaLog, KafkaMissing
-from serving.events import Appended, RedisStreamLog, open_log
-from serving.marks import HELD_S
-from serving.online import OnlineStoreUnavailable
+from feature_repo.events.log_names import KafkaAddress
+from feature_repo.facts import position_key
+from serving.event_log import files_and_kafka as event_adapters
+from serving.event_log.dedup import HELD_S
+from serving.event_log.files_and_kafka import KafkaLog, KafkaMissing
+from serving.event_log.redis_stream import Appended, RedisStreamLog, open_log
+from serving.online.features import OnlineStoreUnavailable
 
 
 class Fussy:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from serving.keys import BadKeys, KeyRing, Scope, UnknownKey, create, read_keys, revoke, rotate
+from serving.http.keys import BadKeys, KeyRing, Scope, UnknownKey, create, read_keys, revoke, rotate
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.values import MutexValue
 
 from feature_repo.workspace import PROJECT_ROOT
-from serving.candidates import SOURCES
-from serving.exposition import render
-from serving.metrics import STAGES, Children, Metrics
-from serving.workers import shared_by_workers, shared_folder
+from serving.observability.exposition import render
+from serving.observability.metrics import STAGES, Children, Metrics
+from serving.observability.multiprocess import shared_by_workers, shared_folder
+from serving.recommender.candidates import SOURCES
 
 
 def samples(text):

@@ -7,8 +7,8 @@ import pytest
 from tiny_release import NOW, Tiny
 
 from retrieval.index import build_index
-from serving.candidates import Narrow, Retriever, Shares
-from serving.filters import AttributeRule, RequestRules
+from serving.recommender.candidates import Narrow, Retriever, Shares
+from serving.recommender.filters import AttributeRule, RequestRules
 
 ITEMS = 20_000
 SHARES = Shares(two_tower=100, similar=0, popular=0, trending=0, new=0)

@@ -6,9 +6,9 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.dataset import load_spec
-from feature_repo.recent import Happened, UserFacts, row_of
-from pipelines.stages import SPECS
-from serving.overlay import merge_overlay, parse_overlay
+from feature_repo.facts import Happened, UserFacts, row_of
+from pipelines.workflow.stages import SPECS
+from serving.online.overlay import merge_overlay, parse_overlay
 
 SPEC = load_spec(SPECS / "synthetic.toml")
 TYPES = SPEC.event_types

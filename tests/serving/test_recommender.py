@@ -12,13 +12,13 @@ from tiny_release import ITEMS, NOW, SHARES, Tiny, random_rows
 
 from feature_repo import columns as c
 from ranking.config import DcnConfig, TreeConfig
-from ranking.scorer import CalibratedRanker
-from ranking.train import train_rankers
+from ranking.models.scorer import CalibratedRanker
+from ranking.training.train import train_rankers
 from retrieval.index import build_index
-from serving.candidates import Retriever, Shares
-from serving.filters import FilterRules, RequestRules
-from serving.recommender import Recommendation, Recommender
-from serving.users import UserBatch
+from serving.recommender.candidates import Retriever, Shares
+from serving.recommender.filters import FilterRules, RequestRules
+from serving.recommender.recommender import Recommendation, Recommender
+from serving.recommender.users import UserBatch
 
 K = 10
 

@@ -15,9 +15,9 @@ import pytest
 from tiny_release import ITEMS, NOW, SPEC, VERSIONS, Tiny, tiny_codec, write_release
 
 from feature_repo.workspace import PROJECT_ROOT, file_hash, read_json, write_json
-from serving.codec import Codec
-from serving.filters import FilterRules, RequestRules
-from serving.release import EVALUATION, MANIFEST, BadRelease, load_release, verify, write_manifest
+from serving.recommender.codec import Codec
+from serving.recommender.filters import FilterRules, RequestRules
+from serving.releases.release import EVALUATION, MANIFEST, BadRelease, load_release, verify, write_manifest
 
 FILES = [
     "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy", "items.arrow",
@@ -195,8 +195,8 @@ def is_pickle(content: bytes) -> bool:
 def test_serving_can_do_without_torch() -> None:
     """A server needs neither torch nor the training code: seconds of start and a gigabyte of disk."""
     modules = [
-        "serving.recommender", "serving.release", "retrieval.index", "retrieval.context", "retrieval.neighbours",
-        "ranking.scorer",
+        "serving.recommender.recommender", "serving.releases.release", "retrieval.index", "retrieval.towers.context",
+        "retrieval.neighbours", "ranking.models.scorer",
     ]  # fmt: skip
     code = f"import sys, {', '.join(modules)}\nassert not {{'torch', 'feast', 'pyspark'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)

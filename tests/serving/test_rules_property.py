@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tiny_release import DAY, GENRES, ITEMS, NOW, TAGS, Tiny, item_columns, item_id
 
 from feature_repo import columns as c
-from serving.catalogue import build_items
-from serving.filters import AttributeRule, FilterRules, RequestRules
-from serving.recommender import Recommendation, Recommender
+from serving.recommender.filters import AttributeRule, FilterRules, RequestRules
+from serving.recommender.item_table import build_items
+from serving.recommender.recommender import Recommendation, Recommender
 
 KINDS = ["view", "buy", "hide"]
 IDS = st.lists(st.integers(1, ITEMS + 5).map(item_id), max_size=ITEMS, unique=True)

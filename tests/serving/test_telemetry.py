@@ -19,9 +19,9 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from feature_repo.workspace import PROJECT_ROOT
-from serving.logs import BadLogSetting, note, setup_logging
-from serving.metrics import Metrics
-from serving.telemetry import Telemetry, start_tracing
+from serving.http.telemetry import Telemetry, start_tracing
+from serving.observability.logs import BadLogSetting, note, setup_logging
+from serving.observability.metrics import Metrics
 
 USER = "user-0451"
 _log = logging.getLogger("serving.test")
@@ -204,7 +204,7 @@ def test_one_line_of_json_a_request(app, logs):
     assert abs(time.time() - time.mktime(time.strptime(access.pop("time")[:19], "%Y-%m-%dT%H:%M:%S"))) < 15 * 3_600
     assert 0 < access.pop("ms") < 10_000
     assert access == {
-        "level": "INFO", "logger": "serving.access", "message": "request", "request_id": "r1", "method": "GET",
+        "level": "INFO", "logger": "serving.http.access", "message": "request", "request_id": "r1", "method": "GET",
         "endpoint": "/v1/users/{user_id}/features", "status": 200, "answer": "a1", "degraded": ["no_history"],
     }  # fmt: skip
     assert USER not in "".join(lines()) and "hidden" not in "".join(lines())
@@ -216,7 +216,7 @@ def test_probes_are_only_logged_when_debugging(app, logs):
     assert lines() == []
     lines = logs(FUNNEL_LOG_LEVEL="debug")
     ask(app, "/healthz")
-    assert [line["endpoint"] for line in facts(lines()) if line["logger"] == "serving.access"] == ["/healthz"]
+    assert [line["endpoint"] for line in facts(lines()) if line["logger"] == "serving.http.access"] == ["/healthz"]
 
 
 def test_by_default_only_warnings_are_logged(app, logs):
@@ -286,7 +286,7 @@ def test_the_servers_own_lines_are_json_and_hold_no_path(app, logs):
             client.get("/half", headers={"x-request-id": "broken"})
     seen = facts(lines())
     assert any(line["logger"] == "uvicorn.error" and "Uvicorn running" in line["message"] for line in seen)
-    access = [line for line in seen if line["logger"] == "serving.access"]
+    access = [line for line in seen if line["logger"] == "serving.http.access"]
     assert [line["status"] for line in access] == [200, 503, 500]
     assert access[0]["request_id"] == "first" != access[1]["request_id"]
     traceback = next(line for line in seen if "exception" in line)
@@ -378,7 +378,7 @@ def test_without_tracing_nothing_of_it_is_imported(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     code = (
-        "import sys; from serving.telemetry import start_tracing; assert start_tracing() is None; "
+        "import sys; from serving.http.telemetry import start_tracing; assert start_tracing() is None; "
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT).returncode == 0

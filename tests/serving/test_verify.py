@@ -14,15 +14,15 @@ from damage import DAMAGE, change_array, change_json, put, remade, vectors_of
 from tiny_release import SPEC, Tiny
 
 from feature_repo.dataset import DatasetSpec
-from feature_repo.store import feature_store
+from feature_repo.stores.feature_store import feature_store
 from feature_repo.views import build
 from feature_repo.workspace import Workspace, write_json
 from ranking.calibration import HeadCalibration
 from retrieval.index import build_index, save_index
-from serving import verify
-from serving.release import BadRelease, Release, load_release
-from serving.smoke import made_up_users
-from serving.verify import check_release, features_read, registered_features
+from serving.releases import verify
+from serving.releases.release import BadRelease, Release, load_release
+from serving.releases.smoke import made_up_users
+from serving.releases.verify import check_release, features_read, registered_features
 
 NOW = 1_800_000_000.0
 

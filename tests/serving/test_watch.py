@@ -16,9 +16,9 @@ from damage import DAMAGE
 from tiny_release import VERSIONS, Tiny
 
 from feature_repo.workspace import Workspace, link_atomically, read_json, write_json
-from serving.release import MANIFEST, BadRelease, Release, load_release, write_manifest
-from serving.verify import check_release, features_read
-from serving.watch import ReleaseWatch
+from serving.releases.release import MANIFEST, BadRelease, Release, load_release, write_manifest
+from serving.releases.verify import check_release, features_read
+from serving.releases.watch import ReleaseWatch
 
 
 class Bench:

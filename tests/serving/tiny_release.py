@@ -16,19 +16,19 @@ from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.workspace import write_json
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
-from ranking.train import VALIDATION, train_rankers
-from retrieval.export import export_item_tower, export_user_tower
+from ranking.training.train import VALIDATION, train_rankers
 from retrieval.index import build_index, save_index
 from retrieval.neighbours import neighbours
-from retrieval.towers import TowerConfig, TwoTowers
-from retrieval.training import item_vectors
-from serving.candidates import Shares
-from serving.catalogue import ItemTable, build_items
-from serving.codec import Codec
-from serving.filters import FilterRules
-from serving.item_files import save_items, with_spare
-from serving.release import Release, load_release, write_manifest
-from serving.users import UserBatch
+from retrieval.towers.export import export_item_tower, export_user_tower
+from retrieval.towers.model import TowerConfig, TwoTowers
+from retrieval.towers.training import item_vectors
+from serving.recommender.candidates import Shares
+from serving.recommender.codec import Codec
+from serving.recommender.filters import FilterRules
+from serving.recommender.item_table import ItemTable, build_items
+from serving.recommender.users import UserBatch
+from serving.releases.item_files import save_items, with_spare
+from serving.releases.release import Release, load_release, write_manifest
 
 ITEMS = 40
 NOW = 1_700_000_000.0

@@ -9,10 +9,10 @@ import feast  # noqa: F401 - as in the real server, where it may come first
 import uvicorn
 from fastapi import FastAPI, Response
 
-from serving.exposition import render
-from serving.metrics import Metrics
-from serving.telemetry import Telemetry
-from serving.workers import shared_by_workers
+from serving.http.telemetry import Telemetry
+from serving.observability.exposition import render
+from serving.observability.metrics import Metrics
+from serving.observability.multiprocess import shared_by_workers
 
 
 def create():

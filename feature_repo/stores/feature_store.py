@@ -1,0 +1,92 @@
+"""The Feast store of a working folder, from the same YAML that Feast's own command line reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import redis
+import yaml
+from feast import FeatureStore
+from feast.repo_config import RepoConfig
+
+from feature_repo.stores.embedded_redis import connect, ensure_running
+from feature_repo.stores.redis_settings import RedisSettings
+from feature_repo.views import Profile, build
+from feature_repo.workspace import Workspace
+
+_HERE = Path(__file__).parent.parent
+_FILES: dict[Profile, str] = {"local": "feature_store.yaml", "cluster": "feature_store.cluster.yaml"}
+
+
+def profile() -> Profile:
+    """Return the profile in use: ``FUNNEL_PROFILE``, by default ``local``.
+
+    Raises:
+        ValueError: the variable names no profile.
+
+    """
+    name = os.environ.get("FUNNEL_PROFILE", "local")
+    if name not in _FILES:
+        raise ValueError(f"FUNNEL_PROFILE={name}: choose 'local' or 'cluster'")
+    return name  # type: ignore[return-value]
+
+
+def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
+    """Return the store whose registry and Redis data lie in ``workspace``; ``timeout_s`` bounds a Redis call.
+
+    Raises:
+        BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
+        ValueError: the cluster profile without ``FUNNEL_SPARK_MASTER``.
+
+    """
+    chosen = profile()
+    config: dict[str, Any] = yaml.safe_load((_HERE / _FILES[chosen]).read_text(encoding="utf-8"))
+    workspace.feast_registry.parent.mkdir(parents=True, exist_ok=True)
+    config["registry"] = str(workspace.feast_registry)
+    if chosen == "local":
+        config["online_store"] |= {"folder": str(workspace.redis), "timeout_s": timeout_s}
+    else:
+        # Set here, not expanded in the file's text: no password can then break the YAML or show up in its error.
+        config["online_store"]["connection_string"] = RedisSettings.from_environment().connection_string(timeout_s)
+        config["offline_store"]["spark_conf"]["spark.master"] = _spark_master()
+    return FeatureStore(config=RepoConfig(repo_path=_HERE, **config))
+
+
+def _spark_master() -> str:
+    if "FUNNEL_SPARK_MASTER" not in os.environ:
+        raise ValueError("the cluster profile needs FUNNEL_SPARK_MASTER in the environment")
+    return os.environ["FUNNEL_SPARK_MASTER"]
+
+
+def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
+    """Return a client of the Redis that the profile's online store uses.
+
+    Raises:
+        BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
+
+    """
+    if profile() == "local":
+        return connect(workspace.redis, timeout_s)
+    return redis.Redis.from_url(redis_url(workspace), socket_timeout=timeout_s)
+
+
+def redis_url(workspace: Workspace) -> str:
+    """Return the URL of that Redis, which other processes can use; the embedded server is started if need be.
+
+    The URL of the cluster profile holds the password: no part of it belongs into a log.
+
+    Raises:
+        BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
+
+    """
+    if profile() == "local":
+        return f"unix://{ensure_running(workspace.redis)}"
+    return RedisSettings.from_environment().url()
+
+
+def apply(store: FeatureStore, workspace: Workspace) -> None:
+    """Register the views of the ingested data set, as ``feast apply`` does."""
+    # The features link is resolved by whoever reads it, so that a new run needs no new apply.
+    store.apply(build(workspace.spec(), workspace.root.resolve() / "features" / "current", profile()))

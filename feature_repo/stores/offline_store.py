@@ -1,0 +1,193 @@
+"""Feast's DuckDB offline store with a point-in-time join that stays linear.
+
+Feast's own DuckDB join matches every entity row with every earlier feature row of its key and then
+keeps the newest: with a daily snapshot per item and a list of fifty items per event that is billions
+of rows. DuckDB's ``ASOF JOIN`` finds the newest earlier row by one sorted merge
+(https://duckdb.org/docs/stable/guides/sql_features/asof_join). The rows are the same, which a test
+holds against Spark's join and against brute force.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+from feast import FeatureView, OnDemandFeatureView, RepoConfig
+from feast.infra.offline_stores import offline_utils
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
+from feast.infra.registry.base_registry import BaseRegistry
+
+_ORDER = "__entity_row"
+_TRIES = 5
+
+
+class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
+    """The options of Feast's DuckDB store."""
+
+    type: Literal["feature_repo.stores.offline_store.AsofDuckDBOfflineStore"] = (  # type: ignore[assignment]
+        "feature_repo.stores.offline_store.AsofDuckDBOfflineStore"
+    )
+
+
+class AsofDuckDBOfflineStore(DuckDBOfflineStore):
+    """DuckDB over the Parquet tables that Spark wrote; entity rows keep their order."""
+
+    @staticmethod
+    def get_historical_features(
+        config: RepoConfig,  # noqa: ARG004 - Feast's signature
+        feature_views: list[FeatureView],
+        feature_refs: list[str],
+        entity_df: pd.DataFrame | str | None,
+        registry: BaseRegistry,
+        project: str,
+        full_feature_names: bool = False,
+        **kwargs: Any,
+    ) -> RetrievalJob:
+        """Join each entity row with the newest feature row that is not after it, nor past its TTL.
+
+        Raises:
+            ValueError: ``entity_df`` is SQL, or Feast was given options that this store has not.
+
+        """
+        if not isinstance(entity_df, pd.DataFrame):
+            raise ValueError("the DuckDB store takes entity rows as a data frame")
+        if any(value not in (None, False) for value in kwargs.values()):
+            raise ValueError(f"the DuckDB store does not know the options {sorted(kwargs)}")
+        moment = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
+        entities = entity_df.copy()
+        entities[moment] = pd.to_datetime(entities[moment], utc=True).astype("datetime64[us, UTC]")
+        entities[_ORDER] = range(len(entities))
+        query = _asof_query(list(entity_df.columns), moment, feature_views, feature_refs, full_feature_names)
+        return _AsofJob(
+            query,
+            pa.Table.from_pandas(entities, preserve_index=False),
+            OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            full_feature_names,
+            RetrievalMetadata(
+                features=feature_refs,
+                keys=[name for name in entity_df.columns if name != moment],
+                min_event_timestamp=entities[moment].min(),
+                max_event_timestamp=entities[moment].max(),
+            ),
+        )
+
+
+class _AsofJob(RetrievalJob):
+    """A join that runs when its result is asked for."""
+
+    def __init__(
+        self,
+        query: str,
+        entities: pa.Table,
+        on_demand: list[OnDemandFeatureView],
+        full_feature_names: bool,
+        metadata: RetrievalMetadata,
+    ) -> None:
+        self._query, self._entities = query, entities
+        self._on_demand, self._full_feature_names, self._metadata = on_demand, full_feature_names, metadata
+
+    @property
+    def full_feature_names(self) -> bool:
+        """Whether feature columns carry their view's name."""
+        return self._full_feature_names
+
+    @property
+    def on_demand_feature_views(self) -> list[OnDemandFeatureView]:
+        """Views that Feast computes on the joined rows."""
+        return self._on_demand
+
+    @property
+    def metadata(self) -> RetrievalMetadata:
+        """What was asked for."""
+        return self._metadata
+
+    def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
+        del timeout
+        return _run(self._query, self._entities)
+
+    def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
+        return self._to_arrow_internal(timeout).to_pandas()
+
+
+def newest_rows(view: FeatureView, entities: pa.Table, moment: str) -> pa.Table:
+    """Return the newest row of a view not after the moment of each entity row, in their order, however old it is.
+
+    Args:
+        view: whose table is read.
+        entities: the moments, and columns that a row must equal, under the view's own names: its key at least.
+        moment: the name of the moments' column (timestamp in UTC); where it is null there is no row.
+
+    Returns:
+        The table's columns, its timestamp among them; all null where there is no such row.
+
+    """
+    keys = {name: name for name in entities.column_names if name != moment}
+    numbered = entities.append_column(_ORDER, pa.array(range(len(entities))))
+    # To DuckDB's join a null would be the latest of all moments.
+    join = _asof_join("f", view, keys, f"coalesce(e.{_quote(moment)}, TIMESTAMPTZ '-infinity')")
+    return _run(f"SELECT f.* FROM entities e {join} ORDER BY e.{_ORDER}", numbered)
+
+
+def _run(query: str, entities: pa.Table) -> pa.Table:
+    """Return what a query of ``entities`` and Parquet files gives."""
+    tries = 0
+    while True:
+        with duckdb.connect() as database:
+            database.execute("SET TimeZone = 'UTC'")
+            # DuckDB guesses that registered rows are few and would loop over them: 161 s instead of 0.6 s
+            # for 370,000 rows against 900,000.
+            database.execute("SET asof_loop_join_threshold = 0")
+            database.register("entities", entities)
+            try:
+                return database.execute(query).to_arrow_table()
+            except duckdb.IOException:  # a running stream merged its small files meanwhile: look again
+                tries += 1
+                if tries == _TRIES:
+                    raise
+
+
+def _quote(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _asof_query(
+    columns: list[str],
+    moment: str,
+    feature_views: list[FeatureView],
+    feature_refs: list[str],
+    full_feature_names: bool,
+) -> str:
+    selected = [f"e.{_quote(name)}" for name in columns]
+    joins = []
+    at = f"e.{_quote(moment)}"
+    for number, view in enumerate(feature_views):
+        table = f"f{number}"
+        known = f"{table}.{_quote(view.batch_source.timestamp_field)}"
+        keys = view.projection.join_key_map or {entity.name: entity.name for entity in view.entity_columns}
+        joins.append(_asof_join(table, view, keys, at))
+        prefix = view.projection.name_to_use()
+        for reference in feature_refs:
+            owner, feature = reference.split(":", 1)
+            if owner != prefix:
+                continue
+            value = f"{table}.{_quote(feature)}"
+            if view.ttl:
+                seconds = int(view.ttl.total_seconds())
+                value = f"CASE WHEN {known} >= {at} - to_seconds({seconds}) THEN {value} END"
+            name = f"{prefix}__{feature}" if full_feature_names else feature
+            selected.append(f"{value} AS {_quote(name)}")
+    return f"SELECT {', '.join(selected)} FROM entities e {' '.join(joins)} ORDER BY e.{_ORDER}"
+
+
+def _asof_join(table: str, view: FeatureView, keys: dict[str, str], at: str) -> str:
+    """Return the join of entities ``e`` with a view's rows, named ``table``; ``keys``: its keys and theirs."""
+    source = view.batch_source
+    conditions = [f"{table}.{_quote(key)} = e.{_quote(column)}" for key, column in keys.items()]
+    path = source.path.replace("'", "''")
+    if not path.endswith(".parquet"):
+        path += "/*.parquet"
+    known = f"{table}.{_quote(source.timestamp_field)}"
+    return f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)} AND {at} >= {known}"

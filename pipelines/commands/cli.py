@@ -1,0 +1,317 @@
+"""The command line: ``funnel``. Each command is one stage; heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+# Threads that wait must not burn the core that others need; read when OpenMP is loaded, so set first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("FEAST_USAGE", "False")
+
+OURS = ("feature_repo", "pipelines", "retrieval", "ranking", "serving", "benchmarks")
+_show = warnings.showwarning
+
+
+def _show_ours(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
+    """Show a warning about our own code; other people's deprecations are no business of the user's."""
+    if any(f"/{package}/" in filename for package in OURS):
+        _show(message, category, filename, lineno, *rest)
+
+
+warnings.showwarning = _show_ours  # type: ignore[assignment]  # a filter would not do: the libraries that warn also reset the filters
+
+import typer  # noqa: E402
+
+from feature_repo.dataset import SpecError  # noqa: E402
+from feature_repo.workspace import PROJECT_ROOT, MissingStage  # noqa: E402
+from pipelines.commands.benchmark import benchmarks  # noqa: E402
+from pipelines.commands.keys import keys  # noqa: E402
+from pipelines.commands.options import (  # noqa: E402
+    Data,
+    DataDir,
+    Home,
+    Host,
+    Limit,
+    Port,
+    use_all_cores,
+    use_one_core,
+    workspace_of,
+)
+from pipelines.commands.rankers import rankers  # noqa: E402
+from pipelines.commands.releases import releases  # noqa: E402
+from pipelines.commands.tune import tune  # noqa: E402
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(benchmarks, name="benchmark")
+app.add_typer(keys, name="keys")
+app.add_typer(releases, name="release")
+app.add_typer(tune, name="tune")
+app.add_typer(rankers)
+
+
+@app.command()
+def ingest(
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    home: Home = None,
+    shift_to_now: Annotated[bool, typer.Option(help="Move historic times, by whole weeks, to end now")] = False,
+) -> None:
+    """Bring new files in: typed tables, bad rows to quarantine."""
+    from pipelines.workflow.stages import run_ingest
+
+    run_ingest(data, data_dir, home, shift_to_now)
+
+
+@app.command()
+def features(
+    home: Home = None,
+    master: Annotated[str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")] = None,
+) -> None:
+    """Compute the offline feature tables with Spark."""
+    from pipelines.workflow.stages import run_features
+
+    run_features(workspace_of(home), master)
+
+
+@app.command()
+def materialize(home: Home = None) -> None:
+    """Register the views with Feast and write the newest features to Redis."""
+    from pipelines.workflow.stages import run_materialize
+
+    run_materialize(workspace_of(home))
+
+
+@app.command()
+def train(
+    home: Home = None,
+    from_impressions: Annotated[
+        bool, typer.Option("--from-impressions", help="Only the rankers, from what was served and what came of it")
+    ] = False,
+    attribution_hours: Annotated[
+        float | None, typer.Option(help="How long after a response an event counts (default: 24)", min=0)
+    ] = None,
+    tuned: Annotated[bool, typer.Option("--tuned", help="With the settings that 'funnel tune' found")] = False,
+    warm_start: Annotated[
+        bool, typer.Option("--warm-start", help="Go on from the current release, on the events since then")
+    ] = False,
+    ipw: Annotated[
+        bool, typer.Option("--ipw", help="Weight clicks by how seldom their position is looked at (impressions)")
+    ] = False,
+    logq: Annotated[
+        bool, typer.Option("--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn")
+    ] = True,
+    seed: Annotated[int | None, typer.Option(help="Of all that is drawn (default: a fixed one)", min=0)] = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SOURCE=NUMBER, of two_tower, similar, popular, trending, new; may be repeated (default: 430 of "
+            "two_tower, 70 new)"
+        ),
+    ] = None,
+) -> None:
+    """Train towers, index and rankers."""
+    from pipelines.workflow.stages import run_train
+
+    if warm_start and (tuned or from_impressions or not logq or seed is not None):
+        raise typer.BadParameter(
+            "--warm-start keeps the release's settings: leave --tuned, --from-impressions, --no-logq and --seed out"
+        )
+    if from_impressions and (candidates or not logq):
+        raise typer.BadParameter("--from-impressions trains no towers: leave --candidates and --no-logq out")
+    if (ipw or attribution_hours is not None) and not from_impressions:
+        raise typer.BadParameter("--ipw and --attribution-hours are about impressions: give --from-impressions too")
+    use_all_cores()
+    from serving.recommender.candidates import Shares
+
+    try:
+        shares = Shares.parse(candidates) if candidates else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--candidates") from None
+    hours = (24.0 if attribution_hours is None else attribution_hours) if from_impressions else None
+    workspace = workspace_of(home)
+    run_train(workspace, hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq, seed=seed, shares=shares)
+
+
+@app.command()
+def evaluate(
+    home: Home = None,
+    limit: Limit = None,
+    baselines: Annotated[bool, typer.Option(help="Also item kNN, EASE and iALS, tuned on validation")] = True,
+    peers: Annotated[bool, typer.Option(help="Also SASRec of RecTools, once 'make peers' has been run")] = True,
+    peer_minutes: Annotated[float, typer.Option(help="For SASRec's tuning and fit, about", min=0.1)] = 20.0,
+    ablations: Annotated[bool, typer.Option("--ablations", help="Also the funnel without each of its parts")] = False,
+    against: Annotated[str | None, typer.Option(help="Id of a release to compare with on the same events")] = None,
+    _replay: Annotated[bool, typer.Option("--replay", help="Event by event, in order of time: always so")] = True,
+) -> None:
+    """Replay the test slice through the current release; the last line is JSON."""
+    from pipelines.display import result
+    from pipelines.workflow.stages import run_evaluate
+
+    use_all_cores()
+    minutes = peer_minutes if peers else None
+    figures = run_evaluate(
+        workspace_of(home), limit, baselines=baselines, peer_minutes=minutes, ablations=ablations, against=against
+    )
+    result(json.dumps(figures))
+
+
+@app.command()
+def notebooks(
+    home: Home = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pages")] = PROJECT_ROOT / "work" / "notebooks",
+) -> None:
+    """Run the notebooks on a finished workspace and write them as pages to look at."""
+    from pipelines.display import result
+    from pipelines.evaluation.notebooks import run_notebooks
+
+    use_all_cores()
+    for page in run_notebooks(workspace_of(home), out):
+        result(str(page))
+
+
+@app.command()
+def serve(
+    home: Home = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that answer requests", min=1)] = 1,
+    user: Annotated[str, typer.Option(help="User of the call that is shown", hidden=True)] = "1",
+) -> None:
+    """Serve the current release over HTTP."""
+    use_one_core()
+    from pipelines.workflow.demo import run_server
+
+    run_server(workspace_of(home), host, port, user, workers)
+
+
+@app.command()
+def stream(
+    home: Home = None,
+    status: Annotated[bool, typer.Option("--status", help="Say how the job is doing, and end")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare online features with a recount of all events")
+    ] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Begin a new checkpoint from the offline tables")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds from batch to batch; 0: as soon as there are events")] = 0.0,
+    max_entries: Annotated[int, typer.Option(help="At most so many events a batch", min=1)] = 100_000,
+    partitions: Annotated[int, typer.Option(help="Partitions of the state, fixed with the checkpoint", min=1)] = 1,
+    master: Annotated[str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")] = None,
+) -> None:
+    """Keep the features of users and items fresh from the event log."""
+    if status:
+        from pipelines.streaming.status import show_status
+
+        show_status(workspace_of(home))
+        return
+    if check:
+        from pipelines.operations.recount import show_check
+
+        show_check(workspace_of(home))
+        return
+    from pipelines.streaming.job import StreamConfig, run_stream
+
+    run_stream(workspace_of(home), StreamConfig(interval, max_entries, partitions), master, rebuild)
+
+
+@app.command()
+def skew(
+    home: Home = None,
+    limit: Annotated[int | None, typer.Option(help="Only the newest so many requests (default: all)", min=1)] = None,
+    since: Annotated[
+        float | None, typer.Option(help="Only those of the last so many hours (default: all)", min=0)
+    ] = None,
+) -> None:
+    """Recompute from the offline tables what was served, and count features that differ; the last line is JSON."""
+    from pipelines.operations.skew import show_skew
+
+    show_skew(workspace_of(home), limit, since)
+
+
+@app.command()
+def replay(
+    data: Data,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with its files (built-in world: raw in the working folder)")
+    ] = None,
+    url: Annotated[str, typer.Option(help="Where the API is")] = "http://127.0.0.1:8000",
+    speed: Annotated[float, typer.Option(help="Seconds of the data in a second; 0: as many as can be", min=0)] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many events (default: all)", min=1)] = None,
+    run: Annotated[str | None, typer.Option(help="Name in the event ids (default: the time)")] = None,
+    batch: Annotated[int, typer.Option(help="At most so many events a request", min=1, max=1_000)] = 100,
+) -> None:
+    """Send a data set's events to the API at the pace at which they happened; the last line is JSON.
+
+    Stopped, it is taken up with the same --run: events that were sent are answered as duplicates for a day.
+    """
+    import time
+
+    from pipelines.display import result
+    from pipelines.operations.replay import ReplayConfig, run_replay
+
+    name = run or time.strftime("replay-%Y%m%dT%H%M%SZ", time.gmtime())
+    result(json.dumps(run_replay(data, data_dir, ReplayConfig(url, name, speed, batch), limit)))
+
+
+@app.command()
+def batch(
+    out: Annotated[Path, typer.Option(help="Parquet file to write")],
+    home: Home = None,
+    k: Annotated[int, typer.Option(help="Items a user", min=1, max=500)] = 20,
+    redis_days: Annotated[
+        float | None, typer.Option(help="Also to Redis, kept for so many days (default: not)", min=0)
+    ] = None,
+) -> None:
+    """Recommend to every known user at once, to Parquet; stopped, it goes on where it was."""
+    from pipelines.operations.batch import run_batch
+
+    use_all_cores()
+    run_batch(workspace_of(home), out, k, redis_days)
+
+
+@app.command()
+def erase(
+    home: Home = None,
+    user: Annotated[str | None, typer.Option(help="Id of the user to forget")] = None,
+    pending: Annotated[bool, typer.Option("--pending", help="Finish what DELETE /v1/users began")] = False,
+) -> None:
+    """Remove erased users from all that was kept, and write the proofs; the last line is JSON."""
+    if (user is None) == (not pending):
+        raise typer.BadParameter("give --user ID or --pending")
+    from pipelines.erasure.erase import run_erase
+
+    run_erase(workspace_of(home), user)
+
+
+@app.command()
+def demo(
+    data: Data = "synthetic",
+    data_dir: DataDir = None,
+    home: Home = None,
+    serve: Annotated[bool, typer.Option(help="Start the API at the end")] = True,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+) -> None:
+    """Run every stage, show recommendations, and serve."""
+    from pipelines.workflow.demo import run_demo
+
+    use_all_cores()
+    run_demo(data, data_dir, home, serve, host, port)
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user ends with one sentence and exit code 2."""
+    try:
+        app()
+    except (SpecError, MissingStage) as error:
+        sys.stderr.write(f"funnel: {error}\n")
+        sys.exit(2)
+    except RuntimeError as error:
+        if type(error).__module__.split(".")[0] not in OURS:
+            raise
+        sys.stderr.write(f"funnel: {error}\n")
+        sys.exit(1)

@@ -1,0 +1,71 @@
+"""Commands of the data scientist around the rankers: what they look at, with how much data, how small."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import Home, use_all_cores, workspace_of
+
+rankers = typer.Typer()
+
+
+@rankers.command()
+def importance(
+    home: Home = None,
+    requests: Annotated[int, typer.Option(help="At most so many validation requests", min=1)] = 300,
+    repeats: Annotated[int, typer.Option(help="Permutations of each feature", min=2)] = 5,
+    k: Annotated[int, typer.Option(help="Places of a list that count", min=1)] = 10,
+) -> None:
+    """Say which features the served ranker's order depends on; the last line is JSON."""
+    from pipelines import display
+    from pipelines.training.importance import importance as measure
+    from pipelines.training.importance import show
+
+    use_all_cores()
+    with display.stage("Importance") as progress:
+        figures = measure(workspace_of(home), requests, repeats, k, progress)
+    show(figures, k)
+    display.result(json.dumps(figures))
+
+
+@rankers.command("learning-curve")
+def learning_curve(
+    home: Home = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Kind of ranker, may be repeated (default: the best)")] = None,
+) -> None:
+    """Train rankers on an eighth, a quarter, half and all of the requests; the last line is JSON.
+
+    Stopped, it goes on with the points that are missing.
+    """
+    from pipelines import display
+    from pipelines.training.learning_curve import learning_curve as train
+    from pipelines.training.learning_curve import show
+    from ranking.config import KINDS
+
+    kinds = tuple(dict.fromkeys(kind or ()))
+    if unknown := set(kinds) - set(KINDS):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}", param_hint="--kind")
+    use_all_cores()
+    with display.stage("Learning curve") as progress:
+        figures = train(workspace_of(home), kinds, None, progress)
+    show(figures)
+    display.result(json.dumps(figures))
+
+
+@rankers.command()
+def compress(home: Home = None) -> None:
+    """Make smaller rankers of the trained ones and compare them; the last line is JSON.
+
+    'funnel release --ranker NAME' releases one of them. Latency is processor time of one core, as requests are served.
+    """
+    from pipelines import display
+    from pipelines.training.compress import compress as make
+    from pipelines.training.compress import show
+
+    with display.stage("Compress") as progress:
+        figures = make(workspace_of(home), None, progress)
+    show(figures)
+    display.result(json.dumps(figures))

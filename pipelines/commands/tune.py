@@ -1,0 +1,73 @@
+"""``funnel tune``: heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipelines.commands.options import Home, use_all_cores, workspace_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipelines.search.plan import Plan
+    from pipelines.search.results import Found
+
+tune = typer.Typer(
+    no_args_is_help=True,
+    help="Search for better settings on the validation slices; stopped, it is taken up again. The last line is JSON.",
+)
+
+Trials = Annotated[int, typer.Option(help="Until the study has so many trials, those given up early among them", min=1)]
+Jobs = Annotated[int, typer.Option(help="Processes that search at the same time", min=1)]
+Minutes = Annotated[float | None, typer.Option(help="Minutes after which no trial begins (default: no limit)", min=0)]
+
+
+@tune.command("towers")
+def towers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None) -> None:
+    """Settings of the two towers, by their recall@100 over all items on validation."""
+    from pipelines.search.towers import TowerSearch
+
+    _search(home, TowerSearch(), trials, jobs, minutes)
+
+
+@tune.command("rankers")
+def rankers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None) -> None:
+    """Settings of LambdaRank, LightGBM and DCN-v2, and which of them, by NDCG@10 on validation."""
+    from pipelines.search.rankers import RankerSearch
+
+    _search(home, RankerSearch(), trials, jobs, minutes)
+
+
+def _search(home: Path | None, plan: Plan, trials: int, jobs: int, minutes: float | None) -> None:
+    from pipelines import display
+    from pipelines.search.run import run_search
+    from pipelines.search.study import SearchConfig
+
+    use_all_cores()
+    with display.stage(f"Tune {plan.name}") as progress:
+        found = run_search(workspace_of(home), plan, SearchConfig(trials, jobs, minutes), progress)
+    _show(found)
+    display.result(json.dumps(found.to_dict()))
+
+
+def _show(found: Found) -> None:
+    from pipelines import display
+
+    rows = []
+    default = found.default_settings or {}
+    for name, value in found.settings.items():
+        rows.append([name, _short(default.get(name, "")), _short(value), found.importance.get(name, "")])
+    before = "" if found.default_value is None else found.default_value
+    ended = ", ".join(f"{count} {how}" for how, count in sorted(found.trials.items()))
+    display.table(
+        f"{found.study}: {ended}; best is trial {found.trial}",
+        ["", "defaults", "best", "importance"],
+        [*rows, [f"{found.figure} on validation", before, found.value, ""]],
+    )
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Offline evaluation: past requests replayed through the served recommender, beside baselines."""

@@ -1,0 +1,141 @@
+"""Features as they were: Feast's point-in-time join, in the arrays that the models take.
+
+A request at ``t`` is joined just before ``t`` (one microsecond), so no row sees the event it predicts
+nor another of the same moment.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.stores.feature_store import feature_store
+from feature_repo.workspace import MissingStage, Workspace
+from serving.recommender.codec import Codec
+from serving.recommender.item_table import Activity, activity_from
+
+DAY_S = 86_400
+_CHUNK_ROWS = 20_000
+_ROW = "funnel_row"
+_ITEM_ROWS = 400_000
+
+Times = npt.NDArray[np.float64]
+
+
+class PointInTime:
+    """Historical feature reads of one workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        if not workspace.feast_registry.is_file():
+            raise MissingStage(f"no Feast registry in {workspace.root}: run 'funnel materialize' first")
+        self.store = feature_store(workspace)
+
+    def users(
+        self, service: str, users: npt.NDArray[Any], times: Times
+    ) -> Iterator[tuple[slice, dict[str, list[Any]]]]:
+        """Yield feature columns of requests, a slice of them at a time, in their order.
+
+        Args:
+            service: name of a feature service of user views; its on-demand features are left to the reader.
+            users: ids ``[n]``.
+            times: float64 ``[n]`` epoch seconds; each row is joined just before.
+
+        """
+        frame = pd.DataFrame({c.USER: users, c.EVENT_TIMESTAMP: just_before(times)})
+        table = self._join(frame, self._references(service))
+        for start in range(0, len(frame), _CHUNK_ROWS):
+            part = table.slice(start, _CHUNK_ROWS)
+            yield slice(start, start + len(part)), {name: part[name].to_pylist() for name in part.column_names}
+
+    def item_activity(self, codec: Codec, days: npt.NDArray[np.int64]) -> Iterator[tuple[int, Activity]]:
+        """Yield each day (days since the epoch, ascending) with all items' activity as of its midnight."""
+        items = codec.items.values
+        per_call = max(1, _ITEM_ROWS // len(items))
+        names = [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+        references = [f"item_activity:{name}" for name in names]
+        for start in range(0, len(days), per_call):
+            chunk = days[start : start + per_call]
+            frame = pd.DataFrame(
+                {
+                    c.ITEM: np.tile(np.array(items, dtype=object), len(chunk)),
+                    c.EVENT_TIMESTAMP: pd.to_datetime(np.repeat(chunk * DAY_S, len(items)), unit="s", utc=True),
+                }
+            )
+            table = self._join(frame, references)
+            matrix = {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
+            for position, day in enumerate(chunk):
+                rows = slice(position * len(items), (position + 1) * len(items))
+                columns = {name: np.concatenate([[np.nan], values[rows]]) for name, values in matrix.items()}
+                yield int(day), activity_from(columns, codec)
+
+    def _references(self, service: str) -> list[str]:
+        found = self.store.get_feature_service(service)
+        return [
+            f"{view.name}:{feature.name}"
+            for view in found.feature_view_projections
+            for feature in view.features
+            if not view.name.startswith("item_") and view.name != "request_time"
+        ]
+
+    def _join(self, frame: pd.DataFrame, references: list[str]) -> pa.Table:
+        """Return the joined rows in the order of ``frame``, which Spark does not keep."""
+        numbered = frame.assign(**{_ROW: np.arange(len(frame))})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Feast's own deprecations
+            found = self.store.get_historical_features(entity_df=numbered, features=references).to_arrow()
+        if len(found) != len(frame):
+            raise RuntimeError(f"the point-in-time join returned {len(found)} rows for {len(frame)}")
+        return found.sort_by(_ROW).drop_columns([_ROW])
+
+
+def just_before(times: Times) -> pd.Series:
+    """Return the moments one microsecond before ``times``, as UTC timestamps."""
+    micros = np.round(np.asarray(times) * 1e6).astype(np.int64) - 1
+    return pd.Series(micros.view("datetime64[us]")).dt.tz_localize("UTC")
+
+
+def catalogue_columns(spec: DatasetSpec, ingest: Path, events: pd.DataFrame) -> tuple[list[str], dict[str, list[Any]]]:
+    """Return all item ids, sorted, and their attribute and availability columns in that order.
+
+    An item that only events know can be had from its first event on; an item of the item table from
+    its ``available_from``, or always.
+    """
+    first = events.groupby(c.ITEM, sort=False)[c.TIMESTAMP].min()
+    table = pd.DataFrame(index=pd.Index([], dtype="object", name=c.ITEM))
+    if (ingest / "items.parquet").is_file():
+        table = pq.read_table(ingest / "items.parquet").to_pandas().set_index(c.ITEM)
+    ids = sorted({*first.index, *table.index})
+    rows = table.reindex(ids)
+    columns: dict[str, list[Any]] = {}
+    for name, kind in spec.item_attributes.items():
+        values = rows[name].tolist()
+        if kind == "multi_categorical":
+            columns[name] = [None if v is None or isinstance(v, float) else list(v) for v in values]
+        else:
+            columns[name] = [None if v is None or v is pd.NA or v != v else v for v in values]
+    starts = _epoch(rows.get(c.AVAILABLE_FROM), len(ids))
+    unlisted = ~np.isin(np.array(ids, dtype=object), table.index.to_numpy(dtype=object))
+    born = first.reindex(ids).astype("datetime64[us, UTC]").astype("int64").to_numpy() / 1e6
+    starts = np.where(unlisted, np.nextafter(born, np.inf), starts)
+    columns[c.AVAILABLE_FROM] = [None if np.isnan(v) else float(v) for v in starts]
+    columns[c.AVAILABLE_UNTIL] = [
+        None if np.isnan(v) else float(v) for v in _epoch(rows.get(c.AVAILABLE_UNTIL), len(ids))
+    ]
+    return ids, columns
+
+
+def _epoch(moments: pd.Series | None, size: int) -> Times:
+    if moments is None:
+        return np.full(size, np.nan)
+    micros = moments.astype("datetime64[us, UTC]").astype("int64").to_numpy().astype(np.float64)
+    return np.where(moments.isna().to_numpy(), np.nan, micros / 1e6)

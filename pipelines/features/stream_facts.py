@@ -1,0 +1,128 @@
+"""The streaming features of ingested events, by Spark batch: where a new stream starts from.
+
+One row a key: the facts that the stream would hold had it seen these events, and the feature rows
+made of them, by the stream's own code (``feature_repo/facts.py``; workers need this package).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.facts import PANE_S, Counts, Happened, UserFacts, dump, load, row_of
+from pipelines.features.activity import MOMENT
+
+KEY, FACTS = "key", "facts"
+USER_KEY, ITEM_KEY = "u", "i"
+"""First letter of a key in the stream's state: a user's, an item's."""
+
+STATE = "stream_state"
+"""Table of the facts of every key."""
+
+POSITION_FILE = "log_position.json"
+"""Beside the tables: the newest entry of the event log among the events that they are made of."""
+
+_KIND = "_kind"
+_ROWS_A_BATCH = 1_000
+
+ITEM_COLUMNS = [*((c.panes(window), pa.list_(pa.int64())) for window in PANE_S), (c.POSITION, pa.string())]
+USER_COLUMNS = [
+    (c.RECENT_ITEMS, pa.list_(pa.string())),
+    (c.RECENT_TYPES, pa.list_(pa.string())),
+    (c.RECENT_TIMES, pa.list_(pa.int64())),
+    (c.RECENT_CATEGORIES, pa.list_(pa.string())),
+    *ITEM_COLUMNS,
+]
+"""Arrow types of the features of ``item_recent`` and ``user_recent``."""
+
+_SPARK_NAMES = {
+    pa.string(): "string",
+    pa.list_(pa.string()): "array<string>",
+    pa.list_(pa.int64()): "array<bigint>",
+}
+
+
+def main_categories(ingest: Path, spec: DatasetSpec) -> dict[str, str]:
+    """Return the main category of each item that has one."""
+    file = ingest / "items.parquet"
+    if spec.category is None or not file.is_file():
+        return {}
+    table = pq.read_table(file, columns=[c.ITEM, spec.category])
+    pairs = zip(table[c.ITEM].to_pylist(), table[spec.category].to_pylist(), strict=True)
+    return {item: value if isinstance(value, str) else value[0] for item, value in pairs if value}
+
+
+def stream_state(events: DataFrame, spec: DatasetSpec, position: str) -> DataFrame:
+    """Return the facts of every user and item as the stream keeps them: ``key`` and ``facts`` (JSON), and the moment.
+
+    ``position`` is the newest log entry among the events.
+    """
+    kinds = F.array_position(F.array(*map(F.lit, spec.event_types)), F.col(c.TYPE)) - 1
+    known = events.where(F.col(c.TYPE).isin(spec.event_types)).withColumn(_KIND, kinds.cast("int"))
+    parts = []
+    for prefix, column in ((USER_KEY, c.USER), (ITEM_KEY, c.ITEM)):
+        rows = known.select(
+            F.concat(F.lit(prefix), column).alias(KEY), F.col(MOMENT).alias(MOMENT), c.EVENT_ID, c.ITEM, _KIND
+        )
+        rows = rows.repartition(KEY).sortWithinPartitions(KEY, MOMENT, c.EVENT_ID)  # so that a rerun gives the same
+        positive = [spec.events.types[kind].positive for kind in spec.event_types]
+        schema = f"{KEY} string, {FACTS} string, {MOMENT} bigint"
+        parts.append(rows.mapInArrow(_fold(positive, position), schema))
+    return parts[0].unionByName(parts[1])
+
+
+def no_facts(key: str, position: str = "0-0") -> Counts:
+    """Return what is kept of a user or item, by its key in the state, of whom no event is known yet."""
+    return UserFacts(position=position) if key.startswith(USER_KEY) else Counts(position=position)
+
+
+def _fold(positive: list[bool], position: str) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    def fold(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        found: list[dict[str, Any]] = []
+        for key, group in groupby(rows, key=itemgetter(0)):
+            events = [Happened(*row[1:]) for row in group]
+            facts = no_facts(key, position)
+            facts.fold(events, positive)
+            found.append({KEY: key, FACTS: dump(facts), MOMENT: max(event.micros for event in events)})
+            if len(found) == _ROWS_A_BATCH:
+                yield pa.RecordBatch.from_pylist(found, _STATE_SCHEMA)
+                found = []
+        yield pa.RecordBatch.from_pylist(found, _STATE_SCHEMA)
+
+    return fold
+
+
+_STATE_SCHEMA = pa.schema([(KEY, pa.string()), (FACTS, pa.string()), (MOMENT, pa.int64())])
+
+
+def recent_rows(spark: SparkSession, state: Path, spec: DatasetSpec, ingest: Path, users: bool) -> DataFrame:
+    """Return the rows of ``user_recent`` or ``item_recent``, one a key, known since its newest event."""
+    prefix, key, columns = (USER_KEY, c.USER, USER_COLUMNS) if users else (ITEM_KEY, c.ITEM, ITEM_COLUMNS)
+    arrow = pa.schema([(key, pa.string()), (MOMENT, pa.int64()), *columns])
+    schema = f"{key} string, {MOMENT} bigint, " + ", ".join(f"{name} {_SPARK_NAMES[kind]}" for name, kind in columns)
+    categories = main_categories(ingest, spec) if users else {}
+    types, category = spec.event_types, lambda item: categories.get(item, "")
+
+    def build(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            found = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            rows = [
+                {key: name[1:], MOMENT: moment, **row_of(load(facts), types, category)} for name, facts, moment in found
+            ]
+            yield pa.RecordBatch.from_pylist(rows, arrow)
+
+    facts = spark.read.parquet(str(state)).where(F.col(KEY).startswith(prefix))
+    rows = facts.mapInArrow(build, schema)
+    stamp = F.timestamp_micros(MOMENT).alias(c.EVENT_TIMESTAMP)
+    return rows.select(key, stamp, *(name for name, _ in columns)).sortWithinPartitions(key)

@@ -1,0 +1,1 @@
+"""Described files in, typed Parquet tables out, unusable rows in quarantine."""

@@ -1,0 +1,82 @@
+"""The ingested tables as Parquet, each file written in one step; equal rows give equal bytes."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo import columns as c
+from feature_repo.dataset import AttributeKind, DatasetSpec, Users
+from feature_repo.workspace import write_atomically
+from pipelines.ingest.parsing import QUARANTINE_COLUMNS
+
+EVENT_SCHEMA = pa.schema(
+    [
+        (c.EVENT_ID, pa.string()),
+        (c.USER, pa.string()),
+        (c.ITEM, pa.string()),
+        (c.TIMESTAMP, pa.timestamp("us", tz="UTC")),
+        (c.TYPE, pa.string()),
+        (c.VALUE, pa.float64()),
+        (c.WEIGHT, pa.float64()),
+        (c.POSITIVE, pa.bool_()),
+    ]
+)
+"""Arrow schema of the ingested events."""
+
+_ARROW_TYPES: dict[AttributeKind, pa.DataType] = {
+    "categorical": pa.string(),
+    "multi_categorical": pa.list_(pa.string()),
+    "numeric": pa.float64(),
+    "text": pa.string(),
+}
+
+
+def write_events(folder: Path, spec: DatasetSpec, events: pd.DataFrame, batch: str, shift_s: int) -> list[str]:
+    """Write one batch of events, moved by ``shift_s`` seconds, and return the names of its files, one a month."""
+    names: list[str] = []
+    if not len(events):
+        return names
+    weights = {name: kind.weight for name, kind in spec.events.types.items()}
+    events = events.copy()
+    events[c.TIMESTAMP] += pd.Timedelta(seconds=shift_s)
+    events[c.WEIGHT] = events[c.TYPE].map(weights).astype("float64")
+    events[c.POSITIVE] = events[c.TYPE].isin(spec.positive_types)
+    table = pa.Table.from_pandas(events, EVENT_SCHEMA, preserve_index=False)
+    table = table.sort_by([(c.TIMESTAMP, "ascending"), (c.EVENT_ID, "ascending")])
+    months = table[c.TIMESTAMP].cast(pa.timestamp("us")).to_numpy().astype("datetime64[M]")
+    starts = np.flatnonzero(np.concatenate([[True], months[1:] != months[:-1]]))
+    for start, stop in pairwise([*starts.tolist(), len(table)]):
+        name = f"events/{c.MONTH}={months[start]}/{batch}.parquet"
+        _write_parquet(folder / name, table.slice(start, stop - start))
+        names.append(name)
+    return names
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+def write_quarantine(folder: Path, name: str, bad: pd.DataFrame) -> None:
+    """Write the bad rows of one batch, or of the ``users`` or ``items``."""
+    schema = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
+    table = pa.Table.from_pandas(bad[QUARANTINE_COLUMNS], schema, preserve_index=False)
+    _write_parquet(folder / "quarantine" / f"{name}.parquet", table)
+
+
+def write_entities(folder: Path, spec: DatasetSpec, kind: str, frame: pd.DataFrame, shift_s: int) -> None:
+    """Write the ``users`` or ``items``, their moments moved by ``shift_s`` seconds."""
+    table: Users = getattr(spec, kind)
+    fields = [(frame.columns[0], pa.string())] + [(name, _ARROW_TYPES[how]) for name, how in table.attributes.items()]
+    for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL):
+        if name in frame:
+            fields.append((name, pa.timestamp("us", tz="UTC")))
+            frame = frame.assign(**{name: frame[name] + pd.Timedelta(seconds=shift_s)})
+    _write_parquet(folder / f"{kind}.parquet", pa.Table.from_pandas(frame, pa.schema(fields), preserve_index=False))

@@ -1,0 +1,1 @@
+"""What is run on a live system: skew, recount, replay and batch recommendations."""

@@ -1,0 +1,104 @@
+"""``funnel batch``: recommendations for every known user, through the serving code, to Parquet and, if asked, Redis."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_repo import columns as c
+from feature_repo.events.log_names import batch_key
+from feature_repo.stores.feature_store import redis_client
+from feature_repo.workspace import Workspace, fingerprint, read_json, write_json
+from pipelines import display
+from pipelines.ingest.ingest import read_events
+from pipelines.training.release import current_release
+from serving.online.features import OnlineFeatures, together
+from serving.recommender.filters import RequestRules
+from serving.releases.release import load_release
+
+_BATCH = 64
+_PART = 4_096
+_SCHEMA = pa.schema([(c.USER, pa.string()), ("item_ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
+
+
+def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None = None) -> None:
+    """Write one row a user: ``user_id``, ``item_ids`` and ``scores``, best first; the file appears when complete.
+
+    Users are done some thousand at a time; a run that was stopped goes on after the last finished part, if release,
+    ``k`` and users are the same.
+
+    Args:
+        workspace: the working folder, released and materialized.
+        out: the file to write.
+        k: items a user.
+        redis_days: write each list to Redis as well, to be kept for so long; None: do not.
+
+    """
+    lists = _Lists(workspace, k)
+    users = sorted(read_events(workspace, [c.USER])[c.USER].unique())
+    parts = out.with_name(f".{out.name}.parts")
+    identity = {"version": fingerprint(lists.release.id, k, users)}
+    if not (parts / "run.json").is_file() or read_json(parts / "run.json") != identity:
+        shutil.rmtree(parts, ignore_errors=True)
+        parts.mkdir(parents=True)
+        write_json(parts / "run.json", identity)
+    with display.stage("Batch") as progress:
+        for start in range(0, len(users), _PART):
+            path = parts / f"{start:012d}.parquet"
+            if not path.is_file():
+                some = users[start : start + _PART]
+                table = pa.concat_tables(lists.of(some[at : at + _BATCH]) for at in range(0, len(some), _BATCH))
+                if redis_days is not None:
+                    _to_redis(workspace, table, lists.release.id, redis_days)
+                pq.write_table(table, path.with_suffix(".tmp"))
+                path.with_suffix(".tmp").replace(path)
+            progress("users", min(start + _PART, len(users)), len(users))
+    _join(sorted(parts.glob("*.parquet")), out)
+    shutil.rmtree(parts)
+
+
+class _Lists:
+    """Recommendations of the current release, from the online store as it is now."""
+
+    def __init__(self, workspace: Workspace, k: int) -> None:
+        self.release = load_release(current_release(workspace))
+        self._k, self._online = k, OnlineFeatures(workspace, self.release.items)
+        self._items = self.release.items.with_activity(self._online.item_activity(time.time()))
+
+    def of(self, users: Sequence[str]) -> pa.Table:
+        """Return the lists of some users, rows of ``_SCHEMA``."""
+        now, codec = time.time(), self.release.codec
+        found = together([one.columns for one in self._online.users(users, now)])
+        batch = self.release.reader.read(found, np.full(len(users), now))
+        lists = self.release.recommender.recommend(batch, [RequestRules(self._k)] * len(users), self._items)
+        rows = {
+            c.USER: users,
+            "item_ids": [codec.items.names(result.items) for result in lists],
+            "scores": [result.scores.tolist() for result in lists],
+        }
+        return pa.table(rows, schema=_SCHEMA)
+
+
+def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) -> None:
+    """Write each user's list as JSON: ``items`` (ids, best first), ``scores``, ``release``, ``at`` (epoch seconds)."""
+    now = round(time.time(), 3)
+    with redis_client(workspace).pipeline(transaction=False) as pipe:
+        for row in table.to_pylist():
+            value = {"items": row["item_ids"], "scores": row["scores"], "release": release, "at": now}
+            pipe.set(batch_key(row[c.USER]), orjson.dumps(value), ex=max(1, int(days * 86_400)))
+        pipe.execute()
+
+
+def _join(parts: Sequence[Path], out: Path) -> None:
+    temporary = out.with_name(f".{out.name}.tmp")
+    with pq.ParquetWriter(temporary, _SCHEMA) as writer:
+        for part in parts:
+            writer.write_table(pq.read_table(part))
+    temporary.replace(out)

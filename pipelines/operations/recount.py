@@ -1,0 +1,168 @@
+"""``funnel stream --check``: every user's and item's online features against a plain recount of the events.
+
+The recount shares no code with the stream: it sorts and filters all events at once with pandas, as
+somebody would who read the definitions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from feast import FeatureStore
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.stores.feature_store import feature_store
+from feature_repo.workspace import Workspace
+from pipelines import display
+from pipelines.features.stream_facts import main_categories
+from pipelines.ingest.ingest import log_position, read_events
+from pipelines.streaming.offline import read_archive
+
+_WINDOWS = {"10m": (10, 600), "1h": (60, 3_600), "24h": (1_440, 86_400)}
+_KEYS_A_READ = 500
+_EXAMPLES = 5
+_MICROS = "_micros"
+
+
+@dataclass
+class Check:
+    """What a check found; ``lost`` and ``doubled`` are events that the 24-hour counts have too few or too many of."""
+
+    users: int = 0
+    items: int = 0
+    events: int = 0
+    differing: int = 0
+    lost: int = 0
+    doubled: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def compare(self, key: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Compare one key's features, and note what differs."""
+        different = [name for name, value in expected.items() if not _equal(found.get(name), value)]
+        if not different:
+            return
+        self.differing += 1
+        for name in different:
+            if name.endswith("_count_24h"):
+                off = int(found.get(name) or 0) - int(expected[name])
+                self.lost, self.doubled = self.lost + max(0, -off), self.doubled + max(0, off)
+            if len(self.examples) < _EXAMPLES:
+                self.examples.append(f"{key} {name}: {found.get(name)} instead of {expected[name]}")
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    if isinstance(expected, float):
+        return found is not None and abs(found - expected) <= 1e-9 * max(1.0, abs(expected))
+    return bool((found or type(expected)()) == expected)
+
+
+def all_events(workspace: Workspace) -> pd.DataFrame:
+    """Return every event that the features should hold: those ingested, and those that the stream took since.
+
+    An archived event that was ingested as well is there once.
+    """
+    ingested = read_events(workspace, [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP])
+    streamed = read_archive(workspace, log_position(workspace)).to_pandas()
+    ingested = pd.concat([ingested, streamed[list(ingested.columns)]], ignore_index=True)
+    return ingested.assign(**{_MICROS: ingested[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64")})
+
+
+def check(workspace: Workspace, now: float) -> Check:
+    """Compare online features as of ``now`` (epoch seconds, not before the newest event) with the recount."""
+    spec, store = workspace.spec(), feature_store(workspace)
+    events = all_events(workspace).sort_values([_MICROS, c.EVENT_ID], kind="stable")
+    result = Check(events=len(events))
+    categories = main_categories(workspace.ingest, spec)
+    for key, service in ((c.USER, "user_streaming_v1"), (c.ITEM, "item_streaming_v1")):
+        groups = dict(iter(events.groupby(key, sort=False)))
+        counts = _counts(events, key, spec, now)
+        trends = _trends(events, now) if key == c.ITEM else {}
+        for name, row in _read(store, service, key, list(groups), now):
+            expected: dict[str, Any] = {column: values.get(name, 0) for column, values in counts.items()}
+            expected |= {column: values.get(name, 0.0) for column, values in trends.items()}
+            if key == c.USER:
+                expected |= expected_user(groups[name], spec, categories, now)
+            result.compare(name, row, expected)
+        setattr(result, "users" if key == c.USER else "items", len(groups))
+    return result
+
+
+def _read(
+    store: FeatureStore, service: str, key: str, names: Sequence[str], now: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    features = store.get_feature_service(service)
+    for start in range(0, len(names), _KEYS_A_READ):
+        rows = [{key: name, c.REQUEST_TIME: int(now)} for name in names[start : start + _KEYS_A_READ]]
+        columns = store.get_online_features(features=features, entity_rows=rows).to_dict()
+        for place, row in enumerate(rows):
+            yield str(row[key]), {column: values[place] for column, values in columns.items()}
+
+
+def expected_user(events: pd.DataFrame, spec: DatasetSpec, categories: dict[str, str], now: float) -> dict[str, Any]:
+    """Return a user's lists and session as of a moment, from all their events in the order of time."""
+    newest = events.tail(c.HISTORY_LENGTH)
+    liked = events[events[c.TYPE].isin(spec.positive_types)]
+    history = liked.drop_duplicates(c.ITEM, keep="last").tail(c.HISTORY_LENGTH)
+    gaps = newest[_MICROS].floordiv(1_000_000).diff()
+    session = newest[(gaps > 1_800).cumsum() == (gaps > 1_800).sum()]
+    if int(now) - session[_MICROS].iloc[-1] // 1_000_000 > 1_800:
+        session = session.iloc[:0]
+    seconds = session[_MICROS] // 1_000_000
+    met = [name for name in (categories.get(item, "") for item in session[c.ITEM]) if name]
+    return {
+        c.RECENT_ITEMS: newest[c.ITEM].tolist(),
+        c.RECENT_TYPES: newest[c.TYPE].tolist(),
+        c.RECENT_TIMES: (newest[_MICROS] // 1_000_000).tolist(),
+        c.HISTORY_ITEMS: history[c.ITEM].tolist(),
+        c.HISTORY_TIMES: (history[_MICROS] // 1_000_000).tolist(),
+        c.SESSION_EVENTS: len(session),
+        c.SESSION_SECONDS: int(seconds.iloc[-1] - seconds.iloc[0]) if len(session) else 0,
+        c.SESSION_CATEGORIES: pd.Series(met, dtype=object).drop_duplicates(keep="last").tolist(),
+    }
+
+
+def _counts(events: pd.DataFrame, key: str, spec: DatasetSpec, now: float) -> dict[str, dict[str, int]]:
+    """Return each count's number by user or item, of those that have any."""
+    counts: dict[str, dict[str, int]] = {}
+    for window, (pane, length) in _WINDOWS.items():
+        start = (int(now) // pane + 1) * pane - length
+        inside = events[events[_MICROS] >= start * 1_000_000]
+        for kind in spec.event_types:
+            counts[c.count(kind, window)] = inside.loc[inside[c.TYPE] == kind, key].value_counts().to_dict()
+    return counts
+
+
+def _trends(events: pd.DataFrame, now: float) -> dict[str, dict[str, float]]:
+    """Return each trend by item, of those that have any."""
+    trends: dict[str, dict[str, float]] = {}
+    for window, (pane, _) in _WINDOWS.items():
+        ages = int(now) // pane - events[_MICROS] // (pane * 1_000_000)
+        inside = (ages >= 0) & (ages < 60)
+        trends[c.trend(window)] = (0.5 ** (ages[inside] / 15)).groupby(events.loc[inside, c.ITEM]).sum().to_dict()
+    return trends
+
+
+class FeaturesDiffer(RuntimeError):
+    """Online features are not what the events say."""
+
+
+def show_check(workspace: Workspace) -> None:
+    """Print what a check found as a line of JSON.
+
+    Raises:
+        FeaturesDiffer: some feature of some user or item is not what its events say.
+
+    """
+    with display.stage("Recount"):
+        found = check(workspace, time.time())
+    display.result(json.dumps(vars(found)))
+    if found.differing:
+        raise FeaturesDiffer(
+            f"{found.differing} users or items differ; wait until 'funnel stream --status' says pending 0"
+        )

@@ -1,0 +1,141 @@
+"""What the server must have read: features as they were at past requests, from the offline tables and the archive.
+
+A user's streamed row is told by its log position, everything else by the moment of the request. Values
+past their TTL go by serving's own rule, and events that the row lacked come in by serving's own merge.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureStore
+
+from feature_repo import columns as c
+from feature_repo.facts import MICROS, position_key
+from feature_repo.stores.offline_store import newest_rows
+from feature_repo.views import STREAMED
+from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
+from serving.online.features import activity_reader, no_features, user_reader
+from serving.online.overlay import Accepted, Columns, merge_overlay
+from serving.recommender.item_table import ItemTable, activity_from
+from serving.releases.release import Release
+
+_CHUNK = 2_000
+_EVER = datetime(9_000, 1, 1)
+_STAMP = pa.timestamp("us", tz="UTC")
+
+
+class Overlays:
+    """Users' overlays as they were when they were read."""
+
+    def __init__(self, archive: pa.Table, users: pa.ChunkedArray) -> None:
+        """Take the events of some users out of the archive, which is in the order of the log."""
+        self._newest = position_key(archive["position"][-1].as_py()) if len(archive) else (0, 0)
+        self._events: dict[str, list[Accepted]] = {}
+        names = ("position", c.EVENT_ID, c.ITEM, c.TYPE, c.TIMESTAMP, c.USER)
+        table = archive.filter(pc.is_in(archive[c.USER], users.combine_chunks())).select(names)
+        stamps = table.column_names.index(c.TIMESTAMP)
+        table = table.set_column(stamps, c.TIMESTAMP, pc.cast(table[c.TIMESTAMP], pa.int64()))
+        for *event, user in zip(*(column.to_pylist() for column in table.columns), strict=True):
+            self._events.setdefault(user, []).append(Accepted(*event))
+
+    def covers(self, position: str | None) -> bool:
+        """Return whether the archive reaches to a log position."""
+        return position_key(position) <= self._newest
+
+    def at(self, user: str, position: str | None, time: float) -> list[Accepted]:
+        """Return a user's overlay at a moment (epoch seconds) at which ``position`` was their newest event."""
+        events = self._events.get(user, [])
+        stop = bisect_right(events, position_key(position), key=lambda event: position_key(event.position))
+        if not stop or time - position_key(events[stop - 1].position)[0] / 1_000 > RECENT_S:
+            return []
+        return events[max(0, stop - RECENT_EVENTS) : stop]
+
+
+class ServedUsers:
+    """Reads users' features for past requests."""
+
+    def __init__(self, store: FeatureStore, overlays: Overlays) -> None:
+        self._reader, self._overlays = user_reader(store), overlays
+
+    def read(self, requests: pa.Table, release: Release) -> Iterator[Columns | None]:
+        """Yield the feature row that each request was served with; None: the streamed row is in no offline table.
+
+        Args:
+            requests: rows of ``IMPRESSION_SCHEMA`` that the archive covers.
+            release: the one that answered them.
+
+        """
+        names = ("user_id", "time", "position", "row_position", "degraded")
+        for start in range(0, len(requests), _CHUNK):
+            part = requests.slice(start, _CHUNK)
+            tables = self._tables(part)
+            for row, request in enumerate(part.select(names).to_pylist()):
+                if "online_store_unavailable" in request["degraded"]:
+                    yield no_features(request["user_id"], release.codec)
+                else:
+                    yield self._row(tables, row, request, release)
+
+    def _tables(self, requests: pa.Table) -> dict[str, pa.Table]:
+        """Return the newest row of each view that each request could read, in the order of requests."""
+        users, views = requests["user_id"], self._reader.views
+        moments = _moments(requests["time"].to_numpy())
+        tables = {
+            name: newest_rows(view, pa.table({c.USER: users, "moment": moments}), "moment")
+            for name, view in views.items()
+            if name not in STREAMED
+        }
+        history, recent, _ = STREAMED
+        ever = pa.array([_EVER] * len(requests), _STAMP)
+        read = pa.table({c.USER: users, c.POSITION: requests["row_position"], "moment": ever})
+        tables[recent] = newest_rows(views[recent], read, "moment")
+        # Both rows are written in one step: without one of them there was no other.
+        as_of = pa.table({c.USER: users, "moment": tables[recent][c.EVENT_TIMESTAMP]})
+        tables[history] = newest_rows(views[history], as_of, "moment")
+        return tables
+
+    def _row(self, tables: dict[str, pa.Table], row: int, request: dict[str, Any], release: Release) -> Columns | None:
+        columns: Columns = {c.USER: [request["user_id"]]}
+        stamps: dict[str, list[int | None]] = {}
+        for view, table in tables.items():
+            values = table.slice(row, 1)
+            columns |= {name: values[name].to_pylist() for name in self._reader.names[view]}
+            stamps[view] = _seconds(values)
+        if columns[c.POSITION] != [request["row_position"]]:
+            return None
+        self._reader.expire(columns, stamps, request["time"])
+        overlay = self._overlays.at(request["user_id"], request["position"], request["time"])
+        merge_overlay(columns, overlay, release.codec.spec, release.items.main_category)
+        return columns
+
+
+def served_items(store: FeatureStore, release: Release, as_of: str | None) -> ItemTable:
+    """Return the item table of a server that read its counts at a moment (``items_as_of`` of its impressions)."""
+    if as_of is None:
+        return release.items
+    codec, reader = release.codec, activity_reader(store, release.codec)
+    (name, view) = next(iter(reader.views.items()))
+    now, items = datetime.fromisoformat(as_of), codec.items.values
+    entities = pa.table({c.ITEM: pa.array(items, pa.string()), "moment": pa.array([now] * len(items), _STAMP)})
+    table = newest_rows(view, entities, "moment")
+    columns = {feature: table[feature].to_pylist() for feature in reader.names[name]}
+    reader.expire(columns, {name: _seconds(table)}, now.timestamp())
+    return release.items.with_activity(
+        activity_from({feature: [None, *values] for feature, values in columns.items()}, codec)
+    )
+
+
+def _moments(times: Any) -> pa.Array:
+    return pa.array(np.round(times * MICROS).astype(np.int64)).cast(_STAMP)
+
+
+def _seconds(rows: pa.Table) -> list[int | None]:
+    """Return rows' times in whole seconds, as serving knows them."""
+    stamps = pc.cast(pc.cast(rows[c.EVENT_TIMESTAMP], _STAMP), pa.int64())
+    return [None if micros is None else micros // MICROS for micros in stamps.to_pylist()]

@@ -1,0 +1,1 @@
+"""The built-in world: generated users, items and events with known true preferences."""

@@ -1,0 +1,1 @@
+"""Training sets, towers and rankers, and the release that is packed from them."""

@@ -1,0 +1,71 @@
+"""``funnel importance``: which features the served ranker's order depends on, and how well it is calibrated."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from feature_repo.workspace import Workspace, write_json
+from pipelines.display import table
+from pipelines.ingest.ingest import read_events
+from pipelines.training.release import current_release
+from pipelines.training.split import Split
+from pipelines.training.train_ranking import RankingSets, SampleConfig
+from ranking.inspection.importance import answered, permutation_importance
+from retrieval.towers.training import Progress
+from serving.releases.release import load_release
+
+_SEED = 11
+
+
+def importance(workspace: Workspace, requests: int, repeats: int, k: int, progress: Progress) -> dict[str, Any]:
+    """Measure the current release's ranker on requests that rankers are chosen by, and keep the result.
+
+    It is written to ``releases/importance-<id>.json``, beside the release: a release's own files are what was released.
+
+    Args:
+        workspace: the working folder.
+        requests: at most so many are drawn, and those whose item was a candidate are measured.
+        repeats: permutations of every column.
+        k: places of a list that count.
+        progress: told what is done.
+
+    Raises:
+        MissingStage: there is no release.
+        BadRelease: it cannot be loaded.
+
+    """
+    release = load_release(current_release(workspace))
+    split, sample = Split(**release.manifest["split"]), SampleConfig(choose_requests=requests)
+    data = RankingSets(workspace, release.retrieval, read_events(workspace), split, sample, progress).choose()
+    ranker = release.recommender.ranker
+
+    def tell(done: int, total: int) -> None:
+        progress("permuting columns", done, total)
+
+    base, columns = permutation_importance(ranker, data, k, repeats, _SEED, tell)
+    result = {
+        "release": release.id,
+        "ranker": ranker.kind,
+        f"ndcg@{k}": base,
+        "requests": len(answered(data, ranker.schema).group_sizes()),
+        "repeats": repeats,
+        "features": [asdict(column) for column in columns],
+        "calibration": ranker.calibration_curves(data),
+    }
+    write_json(workspace.releases / f"importance-{release.id}.json", result)
+    return result
+
+
+def show(result: dict[str, Any], k: int) -> None:
+    """Print the columns, the most important first, and the calibration of every head."""
+    rows = [
+        [one["name"], one["drop"], one["spread"], one["permuted"], "" if one["gain"] is None else one["gain"]]
+        for one in result["features"]
+    ]
+    title = f"Features of {result['ranker']}, NDCG@{k} {result[f'ndcg@{k}']:.4f}"
+    table(title, ["", f"drop of NDCG@{k}", "spread", "permuted", "gain"], rows)
+    for head, stages in result["calibration"].items():
+        pairs = zip(stages["raw"], stages["calibrated"], strict=True)
+        bins = [[raw["rows"], raw["predicted"], raw["rate"], fit["predicted"], fit["rate"]] for raw, fit in pairs]
+        table(f"Calibration: {head}", ["rows", "raw", "rate", "calibrated", "rate "], bins)

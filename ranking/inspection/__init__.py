@@ -1,0 +1,1 @@
+"""What a trained ranker depends on and how long it takes."""

@@ -1,0 +1,1 @@
+"""A sequential two-tower model: a causal transformer over the items of a user's history."""

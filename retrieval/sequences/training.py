@@ -1,0 +1,271 @@
+"""Training of the sequential two-tower model: towers side by side, stopped on validation, then shown its items too.
+
+Towers trained apart, each on its own thread, are laid end to end: the dot product of joined vectors is the sum
+of their scores, an ensemble that still is one vector a user and one an item. A run that was killed goes on
+after its last finished epoch, and ends with the same bits unless time ran out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feature_repo.sanity import Guard
+from retrieval.sequences.batches import Window, encode, inputs_and_targets, places, windows
+from retrieval.sequences.data import Sequences
+from retrieval.sequences.losses import SoftmaxLoss
+from retrieval.sequences.model import SequenceTower, TowerConfig
+from retrieval.sequences.sanity import CLIP, check_sequences
+from retrieval.towers.steps import descend
+
+Progress = Callable[[str, int, int], None]
+
+TEST, VALIDATION = 1, 2
+"""Places from the end of a sequence: the last item is the test's, the one before is validation's."""
+
+_REFIT_FROM, _REFIT_UNTIL = 0.85, 0.95
+"""Shares of the time budget after which the refit begins, and ends."""
+
+
+_BATCHES, _SMALLEST_BATCH = 100, 512
+"""A small data set is cut into about so many batches an epoch, of no fewer items than this."""
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """How to train. ``minutes`` is for all towers together; ``device`` None takes CUDA where there is one."""
+
+    towers: int = 2
+    width: int = 128
+    heads: int = 1
+    layers: int = 2
+    window: int = 200
+    dropout: float = 0.2
+    epochs: int = 30
+    batch_items: int = 4_096
+    learning_rate: float = 2e-3
+    refit_rate: float = 2e-4
+    refit_share: float = 0.1
+    weight_decay: float = 0.01
+    warmup: int = 200
+    average: float = 0.995
+    exact_items: int = 20_000
+    negatives: int = 8_192
+    patience: int = 8
+    validation_users: int = 3_000
+    minutes: float = 40.0
+    seed: int = 1
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class SequenceVectors:
+    """What came out: vectors, and each tower's chosen epoch and its NDCG@10 on validation.
+
+    ``items`` float32 ``[catalogue + 1, D]``, row 0 is no item; ``users`` float32 ``[n, D]``, testable users just
+    before their last item. ``seconds_before`` were used by a run that was killed.
+    """
+
+    items: Tensor
+    users: Tensor
+    epochs: list[int]
+    validation: list[float]
+    seconds_before: float
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the named device, or CUDA where there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def train_sequences(
+    sequences: Sequences, config: SequenceConfig, folder: Path, progress: Progress = lambda *_: None
+) -> SequenceVectors:
+    """Train all towers.
+
+    Args:
+        sequences: all items, those of validation and test among them.
+        config: settings.
+        folder: of checkpoints, for these data and settings only.
+        progress: told each tower's epoch and best NDCG@10, and how many thousandths of the training are done.
+
+    Raises:
+        CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or gradient was not
+            finite or exploded.
+
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = max(1, torch.get_num_threads() // config.towers)
+    runs = [_Run(sequences, config, folder, number, progress) for number in range(config.towers)]
+    with ThreadPoolExecutor(config.towers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        parts = list(pool.map(_Run.finish, runs))
+    items, users = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+    chosen, best = [run.state["best_epoch"] for run in runs], [run.state["best"] for run in runs]
+    before = max(run.seconds_before for run in runs)
+    return SequenceVectors(items, users, chosen, best, before)
+
+
+class _Run:
+    """One tower's training. ``state`` is what a checkpoint holds beside the optimizer's."""
+
+    def __init__(
+        self, sequences: Sequences, config: SequenceConfig, folder: Path, number: int, progress: Progress
+    ) -> None:
+        self.sequences, self.config, self.number, self.progress = sequences, config, number, progress
+        self.checkpoint = folder / f"tower-{number}.pt"
+        self.generator = torch.Generator(pick_device(config.device))
+        self._reseed(0)
+        self.guard = Guard(f"sequence tower {number + 1}")
+        self.tower = self._untrained()
+        self.optimizer = self._optimizer(config.learning_rate)
+        average = {name: value.clone() for name, value in self.tower.state_dict().items()}
+        self.state: dict[str, Any] = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "best_epoch": 0}
+        self.state |= {"tower": self.tower.state_dict(), "average": average, "best_tower": average}
+        users = np.random.default_rng(config.seed).permutation(sequences.testable)
+        self.validation = np.sort(users[: config.validation_users])
+        self.wanted = sequences.held_out(self.validation, VALIDATION)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Train to the end, and return this tower's part of the vectors of items and of users."""
+        if self.checkpoint.is_file():
+            saved = torch.load(self.checkpoint, weights_only=True, map_location=self.generator.device)
+            self.optimizer.load_state_dict(saved.pop("optimizer"))
+            self.tower.load_state_dict(saved["tower"])
+            self.state = saved
+        self.seconds_before = self.state["seconds"]
+        if not self.state["epoch"] and self.number == 0:  # the first tower speaks for all
+            self._check()
+        while self._more():
+            self._epoch()
+        self._refit()
+        users = encode(self.tower, self.sequences, self.sequences.testable, TEST)
+        return self.tower.items.detach()[: self.sequences.catalogue + 1].cpu(), users.cpu()
+
+    def _untrained(self) -> SequenceTower:
+        config = self.config
+        sizes = (config.width, config.heads, config.layers, config.window, config.dropout)
+        return SequenceTower(TowerConfig(self.sequences.catalogue, *sizes), self.generator)
+
+    def _check(self) -> None:
+        """Hold a tower of these settings to what every training is held to."""
+        first = self._windows(VALIDATION, latest=True)[0]
+        batch = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, first))
+        check_sequences(self._untrained, self._loss(VALIDATION), *batch)
+
+    def _more(self) -> bool:
+        state, config = self.state, self.config
+        late = state["seconds"] >= _REFIT_FROM * config.minutes * 60
+        return state["epoch"] < config.epochs and state["epoch"] - state["best_epoch"] < config.patience and not late
+
+    def _epoch(self) -> None:
+        state, config, began = self.state, self.config, time.monotonic() - self.state["seconds"]
+        self._reseed(state["epoch"] + 1)
+        batches = self._windows(VALIDATION, latest=False)
+        loss = self._loss(VALIDATION)
+        for number, batch in enumerate(batches):
+            done = (state["epoch"] + number / len(batches)) / config.epochs
+            done = max(done, _used(began, _REFIT_FROM * config.minutes))
+            if done >= 1:
+                break
+            state["step"] += 1
+            rate = min(1.0, state["step"] / config.warmup) * (1 + math.cos(math.pi * done)) / 2
+            self._step(batch, loss, config.learning_rate * rate)
+            self._average(min(config.average, state["step"] / (state["step"] + 10)))
+            self._tell(done)
+        state["epoch"] += 1
+        self._validate()
+        state["seconds"] = time.monotonic() - began
+        self._save()
+
+    def _step(self, batch: Window, loss: SoftmaxLoss, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        histories, targets = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, batch))
+        known = targets > 0
+        value = loss(self.tower(histories)[known], self.tower.items, targets[known])
+        descend(value, self.tower, self.optimizer, CLIP, self.guard)
+
+    @torch.no_grad()
+    def _average(self, keep: float) -> None:
+        """Move the running average of the weights, which is what is validated (Polyak and Juditsky, 1992)."""
+        current = self.tower.state_dict()
+        average = self.state["average"]
+        torch._foreach_lerp_(list(average.values()), [current[name] for name in average], 1 - keep)
+
+    def _validate(self) -> None:
+        state = self.state
+        current = {name: value.clone() for name, value in self.tower.state_dict().items()}
+        self.tower.load_state_dict(state["average"])
+        users = encode(self.tower, self.sequences, self.validation, VALIDATION)
+        found = places(users, self.tower.items.detach()[: self.sequences.catalogue + 1], self.wanted)
+        ndcg = float(np.where(found < 10, 1 / np.log2(found + 2.0), 0.0).mean())
+        if ndcg > state["best"]:
+            best = {name: value.clone() for name, value in state["average"].items()}
+            state |= {"best": ndcg, "best_epoch": state["epoch"], "best_tower": best}
+        self.tower.load_state_dict(current)
+
+    def _refit(self) -> None:
+        """Go on from the chosen weights for a while, slowly, with each user's newest items, validation's among them."""
+        self.tower.load_state_dict(self.state["best_tower"])
+        self._reseed(-1)
+        self.optimizer = self._optimizer(self.config.refit_rate)
+        minutes = (_REFIT_UNTIL - _REFIT_FROM) * self.config.minutes
+        epochs = max(1, round(self.config.refit_share * self.state["best_epoch"]))
+        batches = [batch for _ in range(epochs) for batch in self._windows(TEST, latest=True)]
+        loss, began = self._loss(TEST), time.monotonic()
+        for number, batch in enumerate(batches):
+            done = max(number / len(batches), _used(began, minutes))
+            if done >= 1:
+                break
+            self._step(batch, loss, self.config.refit_rate * (1 - done))
+
+    def _windows(self, held: int, latest: bool) -> list[Window]:
+        items = int(np.minimum(self.sequences.lengths, self.config.window).sum())
+        batch = min(self.config.batch_items, max(_SMALLEST_BATCH, items // _BATCHES))
+        return windows(self.sequences, held, self.config.window, batch, self.shuffle, latest)
+
+    def _loss(self, held: int) -> SoftmaxLoss:
+        counts = self.sequences.training_counts(held)
+        popularity = torch.from_numpy(counts).to(self.generator.device)
+        return SoftmaxLoss(popularity, self.generator, self.config.exact_items, self.config.negatives)
+
+    def _optimizer(self, rate: float) -> torch.optim.Optimizer:
+        matrices = [p for name, p in self.tower.named_parameters() if p.ndim == 2 and name != "items"]
+        others = [p for name, p in self.tower.named_parameters() if p.ndim != 2 or name == "items"]
+        groups = [
+            {"params": matrices, "weight_decay": self.config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+    def _reseed(self, epoch: int) -> None:
+        """Let every epoch draw from its own seed, so that a run taken up again draws the same."""
+        seed = [self.config.seed, self.number, epoch + 1]
+        self.shuffle = np.random.default_rng(seed)
+        self.generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+
+    def _tell(self, done: float) -> None:
+        said = (
+            f"tower {self.number + 1}, epoch {self.state['epoch'] + 1}, best NDCG@10 {max(self.state['best'], 0):.4f}"
+        )
+        self.progress(said, int(1_000 * done), 1_000)
+
+    def _save(self) -> None:
+        temporary = self.checkpoint.with_suffix(".part")
+        torch.save(self.state | {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()}, temporary)
+        os.replace(temporary, self.checkpoint)
+
+
+def _used(began: float, minutes: float) -> float:
+    """Return the share of the minutes that have gone, in whole hundredths: a moment must not change the bits."""
+    return int((time.monotonic() - began) / (0.6 * minutes)) / 100

@@ -1,0 +1,1 @@
+"""The product's two towers: model, loss, training and export to ONNX."""

@@ -1,0 +1,83 @@
+"""One step of the towers' training: the loss of a batch, its gradient, and the guard over both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from feature_repo.sanity import Guard
+from retrieval.towers.examples import Examples, user_inputs
+from retrieval.towers.losses import sampled_softmax
+from retrieval.towers.model import TwoTowers
+
+
+def descend(
+    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, guard: Guard
+) -> tuple[float, float]:
+    """Take one step down a loss; return it and the norm of its gradient before clipping to ``clip``.
+
+    Raises:
+        CannotLearn: one of them is not finite, or the norm exploded.
+
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    found = float(loss.item()), float(norm.item())
+    guard(*found)
+    optimizer.step()
+    return found
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Learns from one batch after the other.
+
+    Attributes:
+        popularity: float32 ``[items]``, each item's share of the training examples, on the device.
+        uniform_negatives: how many items are drawn as negatives of a batch.
+        clip: gradient norm that is not exceeded.
+        guard: shown every loss and norm.
+        logq: whether the sampler's bias towards popular items is corrected.
+
+    """
+
+    popularity: Tensor
+    uniform_negatives: int
+    clip: float
+    guard: Guard
+    logq: bool = True
+
+    def __call__(
+        self, towers: TwoTowers, optimizer: torch.optim.Optimizer, batch: Examples, generator: np.random.Generator
+    ) -> tuple[float, float]:
+        """Learn from a batch; return its loss and the norm of its gradient before clipping.
+
+        Raises:
+            CannotLearn: one of them is not finite, or the norm exploded.
+
+        """
+        catalogue, device = towers.config.items - 1, self.popularity.device.type
+        uniform = generator.integers(1, catalogue + 1, self.uniform_negatives)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = self._loss(towers, batch, uniform, catalogue)
+        return descend(loss, towers, optimizer, self.clip, self.guard)
+
+    def _loss(self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int) -> Tensor:
+        device = self.popularity.device
+        scored = np.concatenate([batch.item, uniform])
+        needed, places = np.unique(np.concatenate([batch.context.history.ravel(), scored]), return_inverse=True)
+        table = towers.items(torch.from_numpy(needed.astype(np.int64)).to(device))
+        history = torch.from_numpy(places[: batch.context.history.size].reshape(batch.context.history.shape))
+        users = towers.users(*user_inputs(batch.context, table, history.to(device)).tensors())
+        own = torch.from_numpy(places[batch.context.history.size :]).to(device)
+        codes = torch.from_numpy(scored.astype(np.int64)).to(device)
+        items = F.normalize(F.embedding(own, table), dim=-1, eps=1e-6)
+        weights = torch.from_numpy(batch.weight).to(device)
+        popularity = self.popularity[codes] if self.logq else None
+        return sampled_softmax(users, items, codes, popularity, catalogue, towers.temperature(), weights)

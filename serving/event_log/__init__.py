@@ -1,0 +1,1 @@
+"""The durable log of accepted events: Redis Stream, Kafka or files, with deduplication."""

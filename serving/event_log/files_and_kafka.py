@@ -1,0 +1,236 @@
+"""The event log's other adapters: a Kafka topic, and a folder of files. Repeats and the overlay stay in Redis.
+
+What holds when a process is killed, or a machine goes, at any moment:
+
+=========================  ==================  ==================  ==============================================
+..                         Redis Stream        files               Kafka
+=========================  ==================  ==================  ==============================================
+an accepted event          is in the log       is in the log       is in the log
+an event not answered,     is taken once       is taken once       is taken once; but twice if the kill, or the
+sent again                                                         loss of Redis, fell between the broker's word
+                                                                   and the mark (milliseconds), or if the broker
+                                                                   took the event and its word never came
+a retry after a kill       is answered at      is answered at      is refused (503) for up to a minute, then taken
+                           once                once
+=========================  ==================  ==================  ==============================================
+
+None of the three answers "duplicate" for an event that is not in its log.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from feature_repo.events.log_folder import LogFile, LogFolder, Writer
+from feature_repo.events.log_names import KafkaAddress
+from feature_repo.workspace import Workspace
+from serving.event_log.dedup import Entry, Marks, entries_of
+from serving.event_log.redis_stream import Appended, LogFull, id_digest
+from serving.online.features import OnlineStoreUnavailable
+
+SETTLED = "funnel:files:settled"
+"""Redis key of the newest file whose events are marked: later files are what a kill left unmarked."""
+
+_KNOWN_MS = 86_400_000  # ids are known for a day at least, so older files need no marks
+_DELIVERY_MS = 5_000
+_REPORT_S = 10.0  # the client reports every message within its delivery time; more is a client that hangs
+_LOG_APPEND_TIME = 2  # confluent_kafka.TIMESTAMP_LOG_APPEND_TIME
+
+_log = logging.getLogger(__name__)
+
+
+class KafkaMissing(RuntimeError):
+    """The client of Kafka is not installed."""
+
+
+class FileLog:
+    """Files of JSON lines; an append is one file, synced, and seen by readers when it is whole.
+
+    Appends go one at a time, for all processes that share the folder, and the folder's lock is held from
+    the look for repeats to the marks. So files that are newer than the last mark were left by a process that
+    was killed, or that lost Redis, and the next append marks them before it does anything else. Nothing is
+    trimmed and the log is never full until the disk is.
+    """
+
+    def __init__(self, workspace: Workspace, folder: Path) -> None:
+        self._folder, self._marks = LogFolder(folder), Marks(workspace)
+
+    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+        """Append checked events; when it returns they are synced and their users' next requests see them.
+
+        Raises:
+            OnlineStoreUnavailable: Redis or the folder did not take them; repeating the call is safe.
+
+        """
+        if not events:
+            return Appended(0, 0)
+        try:
+            with self._folder.writing() as writer:
+                self._catch_up(writer)
+                new = self._marks.unseen(entries_of(events))
+                if new:
+                    self._settle(writer.write([entry.payload for entry in new]))
+        except LogFull as error:  # of Redis, which may come after the write
+            raise OnlineStoreUnavailable(str(error)) from error
+        except OSError as error:
+            raise OnlineStoreUnavailable(f"the log's folder: {error}") from error
+        return Appended(len(new), len(events) - len(new))
+
+    def _catch_up(self, writer: Writer) -> None:
+        settled = self._marks.get(SETTLED)
+        if writer.taken > settled:
+            for file in writer.after(max(settled + 1, time.time_ns() // 1_000_000 - _KNOWN_MS)):
+                self._settle(file)
+            self._marks.set(SETTLED, writer.taken)
+
+    def _settle(self, file: LogFile) -> None:
+        self._marks.settle(_events_of(file))
+        self._marks.set(SETTLED, file.milliseconds)
+
+
+def _events_of(file: LogFile) -> Iterator[tuple[Entry, str]]:
+    for position, payload in file.read():
+        try:
+            event = json.loads(payload)
+            yield Entry(event, id_digest(event["event_id"]), payload), position
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # not ours; the stream puts it with its dead letters
+
+
+class Producer(Protocol):
+    """What of confluent_kafka.Producer is used."""
+
+    def produce(self, topic: str, value: bytes, key: bytes, *, on_delivery: Any) -> None:
+        """Queue a message; ``on_delivery(error, message)`` is called by ``poll`` or ``flush``."""
+
+    def flush(self, timeout: float) -> int:
+        """Send what is queued and wait for the brokers' words."""
+
+    def poll(self, timeout: float) -> int:
+        """Serve delivery reports."""
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        """Ask the brokers what they know of a topic."""
+
+
+class KafkaLog:
+    """A Kafka topic: written by all replicas in sync, keyed by user.
+
+    The topic has one partition and the brokers' time (``message.timestamp.type=LogAppendTime``): an entry's
+    position is ``<timestamp>-<offset>``, and the stream takes what is behind a key's position for included
+    already. A partition orders a user's events; an item's come from all users.
+
+    An event's id is marked as being written before it is sent and for good when the broker has it, so that
+    no kill makes a retry a repeat of nothing. How long events are kept is the topic's matter: there is no
+    bound here, and no LogFull for want of room.
+    """
+
+    def __init__(self, workspace: Workspace, address: KafkaAddress, producer: Producer | None = None) -> None:
+        """``producer``: by default a client of the address.
+
+        Raises:
+            KafkaMissing: the client is not installed.
+
+        """
+        client = _client()
+        self._failures = (client.KafkaException, BufferError)
+        self._producer: Producer = producer or client.Producer(
+            {
+                "bootstrap.servers": address.servers,
+                "acks": "all",
+                "enable.idempotence": True,  # the client's own retries neither double nor reorder
+                "message.timeout.ms": _DELIVERY_MS,
+            }
+        )
+        self._marks, self._topic = Marks(workspace), address.topic
+        self._checked = self._warned = False
+
+    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+        """Append checked events; when it returns the brokers have them.
+
+        Their users' next requests see them, unless Redis went away in that moment.
+
+        Raises:
+            OnlineStoreUnavailable: Redis or Kafka did not answer, or took a part; repeating the call is safe.
+            LogFull: Redis has no memory left; nothing was appended.
+
+        """
+        if not events:
+            return Appended(0, 0)
+        self._check_topic()
+        new = self._marks.reserve(entries_of(events))
+        written, refused, reason = self._write(new)
+        try:
+            self._marks.settle(written)
+            self._marks.release(refused)
+        except (OnlineStoreUnavailable, LogFull) as error:
+            # What is in the log is accepted: a retry would double it.
+            _log.warning("%d events are in Kafka and not marked in Redis: %s", len(written), error)
+        if len(written) < len(new):
+            raise OnlineStoreUnavailable(f"Kafka did not take {len(new) - len(written)} events: {reason}")
+        return Appended(len(new), len(events) - len(new))
+
+    def _write(self, entries: Sequence[Entry]) -> tuple[list[tuple[Entry, str]], list[Entry], str]:
+        """Return the entries that the brokers have with their positions, those they refused, and why.
+
+        One without a word from the brokers is in neither list.
+        """
+        written: list[tuple[Entry, str]] = []
+        refused: list[Entry] = []
+        reasons = ["no answer"]
+
+        def report(entry: Entry, error: Any, message: Any) -> None:
+            if error is None:
+                written.append((entry, self._position(message)))
+            else:
+                reasons.append(str(error))
+                refused.append(entry)
+
+        for entry in entries:
+            key = entry.event["user_id"].encode()
+            try:
+                told = lambda error, message, entry=entry: report(entry, error, message)  # noqa: E731
+                self._producer.produce(self._topic, entry.payload.encode(), key, on_delivery=told)
+            except self._failures as error:
+                report(entry, error, None)
+        deadline = time.monotonic() + _REPORT_S
+        self._producer.flush(_REPORT_S)
+        # Another thread's flush may have taken a report and not have told it yet.
+        while len(written) + len(refused) < len(entries) and time.monotonic() < deadline:
+            self._producer.poll(0.01)
+        return list(written), list(refused), reasons[-1]
+
+    def _position(self, message: Any) -> str:
+        kind, milliseconds = message.timestamp()
+        if kind != _LOG_APPEND_TIME and not self._warned:
+            self._warned = True
+            _log.warning("topic %s has its senders' time; set message.timestamp.type=LogAppendTime", self._topic)
+        return f"{milliseconds}-{message.offset()}"
+
+    def _check_topic(self) -> None:
+        if self._checked:
+            return
+        try:
+            topic = self._producer.list_topics(self._topic, _DELIVERY_MS / 1_000).topics[self._topic]
+        except self._failures as error:
+            raise OnlineStoreUnavailable(f"Kafka does not answer: {error}") from error
+        if topic.error is not None:
+            raise OnlineStoreUnavailable(f"topic {self._topic}: {topic.error}")
+        if len(topic.partitions) != 1:
+            raise OnlineStoreUnavailable(
+                f"topic {self._topic} has {len(topic.partitions)} partitions: make one with a single partition"
+            )
+        self._checked = True
+
+
+def _client() -> Any:
+    try:
+        return importlib.import_module("confluent_kafka")
+    except ImportError:
+        raise KafkaMissing("FUNNEL_EVENT_LOG names Kafka, whose client is missing: pip install '.[kafka]'") from None

@@ -1,0 +1,170 @@
+"""Accepted events: in the log, known as seen, and visible to their user's next request, in one Redis step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import redis
+
+from feature_repo.events.log_names import COMMITTED, LOG, encode, log_address, recent_key
+from feature_repo.stores.feature_store import redis_client
+from feature_repo.workspace import Workspace
+from serving.online.features import OnlineStoreUnavailable
+
+DEFAULT_MAX_EVENTS = 1_000_000
+RECENT_S = 7 * 86_400
+RECENT_EVENTS = 500
+ID_SHARDS = 16_384  # so that a shard of a few million ids a day is still one of Redis's compact sets of integers
+
+# Ids are kept by day and looked for in two days: a repeat is known for 24 to 48 hours.
+LUA_IDS = """
+local day = math.floor(redis.call('TIME')[1] / 86400)
+local function known(shard, digest)
+  return redis.call('SISMEMBER', 'funnel:ids:' .. day .. ':' .. shard, digest) == 1
+    or redis.call('SISMEMBER', 'funnel:ids:' .. (day - 1) .. ':' .. shard, digest) == 1
+end
+local function remember(shard, digest)
+  redis.call('SADD', 'funnel:ids:' .. day .. ':' .. shard, digest)
+  redis.call('EXPIRE', 'funnel:ids:' .. day .. ':' .. shard, 172800)
+end
+local function show(user, position, payload, entries, seconds)
+  redis.call('LPUSH', user, position .. '|' .. payload)
+  redis.call('LTRIM', user, 0, entries - 1)
+  redis.call('EXPIRE', user, seconds)
+end
+"""
+"""What every script over ids and overlays begins with."""
+
+# One script, so that a batch is in the log, in the overlay and known as seen, or in none of them.
+_APPEND = (
+    LUA_IDS
+    + """
+local log, limit = KEYS[1], tonumber(ARGV[1])
+local count = (#ARGV - 3) / 4
+if redis.call('XLEN', log) + count > limit then
+  local done = redis.call('GET', KEYS[2])
+  if done then
+    redis.call('XTRIM', log, 'MINID', '~', done, 'LIMIT', 20000)
+    if redis.call('XLEN', log) + count > limit then redis.call('XTRIM', log, 'MINID', done) end
+  end
+  if redis.call('XLEN', log) + count > limit then return -1 end
+end
+local accepted = 0
+for first = 4, #ARGV, 4 do
+  local shard, digest, user, payload = unpack(ARGV, first, first + 3)
+  if not known(shard, digest) then
+    remember(shard, digest)
+    show(user, redis.call('XADD', log, '*', 'event', payload), payload, ARGV[2], ARGV[3])
+    accepted = accepted + 1
+  end
+end
+return accepted
+"""
+)
+
+
+class LogFull(RuntimeError):
+    """The log holds as many events as it may that the streaming job has not finished with; nothing was appended."""
+
+
+@dataclass(frozen=True)
+class Appended:
+    """How many events were new, and how many repeated an ``event_id`` of at least the last 24 hours."""
+
+    accepted: int
+    duplicates: int
+
+
+class EventLog(Protocol):
+    """Where accepted events go: the port that Redis Stream, Kafka and files are adapters of."""
+
+    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+        """Append checked events; when it returns they are durable.
+
+        Raises:
+            OnlineStoreUnavailable: the log did not answer; repeating the call is safe.
+            LogFull: nothing was appended.
+
+        """
+
+
+class RedisStreamLog:
+    """The default: a Redis Stream, bounded, never trimmed past what the streaming job has committed.
+
+    Durable means written and synced where Redis runs with ``appendonly yes`` and ``appendfsync always``,
+    as the embedded one does; ``durable`` says whether the server is set so.
+    """
+
+    def __init__(self, workspace: Workspace, max_events: int | None = None) -> None:
+        """Connect; ``max_events`` bounds the log (default: FUNNEL_LOG_MAX_EVENTS, else a million)."""
+        self._redis = redis_client(workspace)
+        self._append = self._redis.register_script(_APPEND)
+        self._max = max_events or int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS))
+
+    def durable(self) -> bool | None:
+        """Return whether Redis syncs an event before it answers (None: it does not say)."""
+        try:
+            settings: dict[str, str] = self._redis.config_get("append*")  # type: ignore[assignment]
+        except redis.RedisError:
+            return None
+        return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
+
+    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+        """Append checked events; when it returns they are in the log and their users' next requests see them.
+
+        Raises:
+            OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
+            LogFull: nothing was appended.
+
+        """
+        if not events:
+            return Appended(0, 0)
+        arguments: list[Any] = [self._max, RECENT_EVENTS, RECENT_S]
+        for event in events:
+            digest = id_digest(event["event_id"])
+            arguments += [digest % ID_SHARDS, digest, recent_key(event["user_id"]), encode(event)]
+        with redis_answering():
+            accepted = int(self._append(keys=[LOG, COMMITTED], args=arguments))
+        if accepted < 0:
+            raise LogFull(f"{self._max} events wait for the streaming job")
+        return Appended(accepted, len(events) - accepted)
+
+
+@contextmanager
+def redis_answering() -> Iterator[None]:
+    """Say it in the port's words if Redis does not answer, or has no memory left."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        if "OOM" in str(error):
+            raise LogFull("Redis has no memory left") from error
+        raise OnlineStoreUnavailable(str(error)) from error
+    except (redis.RedisError, OSError) as error:
+        raise OnlineStoreUnavailable(str(error)) from error
+
+
+def id_digest(event_id: str) -> int:
+    """Return a signed 64-bit digest of an event id: what is kept to know repeats (a chance of 1e-5 in 10 million)."""
+    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def open_log(workspace: Workspace) -> EventLog:
+    """Return the event log of a workspace: the Redis Stream, unless ``FUNNEL_EVENT_LOG`` names a topic or folder.
+
+    Raises:
+        BadLogAddress: the variable names no log.
+        KafkaMissing: it names a topic, and the client of Kafka is not installed.
+
+    """
+    address = log_address()
+    if address is None:
+        return RedisStreamLog(workspace)
+    from serving.event_log.files_and_kafka import FileLog, KafkaLog
+
+    return FileLog(workspace, address) if isinstance(address, Path) else KafkaLog(workspace, address)

@@ -1,0 +1,129 @@
+"""How the streaming job and the event log are doing, from what they leave in Redis, for probes and metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from feature_repo.events.log_names import DEAD_LETTERS, LEASE, LOG, STATUS, log_address
+from feature_repo.stores.feature_store import redis_client
+from feature_repo.workspace import Workspace
+from serving.event_log.redis_stream import DEFAULT_MAX_EVENTS
+
+_TIMEOUT_S = 0.2  # a probe has about a second; the client tries twice
+_KEPT_S = 1.0
+
+
+@dataclass(frozen=True)
+class LogState:
+    """The Redis Stream: how many entries it holds, done ones included, and may hold."""
+
+    entries: int
+    limit: int
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """The streaming job, seen from the store.
+
+    ``running``: somebody holds the lease; None: no job was ever started. ``lag_s``: how long the oldest event waits
+    that no finished batch has, 0.0 if none does (where the log is not in Redis: the last batch's lag). ``log``: None
+    where the log is not in Redis.
+    """
+
+    running: bool | None
+    lag_s: float | None
+    events: int
+    late: int
+    poison: int
+    dead_letters: int
+    log: LogState | None
+
+
+def read_state(client: redis.Redis, now: float) -> StreamState:
+    """Return the state at a moment (epoch seconds).
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+
+    """
+    with client.pipeline(transaction=False) as pipe:
+        pipe.get(STATUS)
+        pipe.exists(LEASE)
+        pipe.xlen(LOG)
+        pipe.xlen(DEAD_LETTERS)
+        raw, leased, entries, dead = pipe.execute()
+    status: dict[str, Any] = json.loads(raw) if raw else {}
+    known, in_redis = bool(status or leased), log_address() is None
+    lag = _waiting(client, status.get("position", "0-0"), now) if in_redis else _last_lag(status)
+    return StreamState(
+        running=bool(leased) if known else None,
+        lag_s=lag if known else None,
+        events=status.get("events", 0),
+        late=status.get("late", 0),
+        poison=status.get("poison", 0),
+        dead_letters=dead,
+        log=LogState(entries, int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS))) if in_redis else None,
+    )
+
+
+def _waiting(client: redis.Redis, position: str, now: float) -> float:
+    oldest: list[Any] = client.xrange(LOG, min=f"({position}", count=1)  # type: ignore[assignment]
+    return max(0.0, now - int(oldest[0][0].partition(b"-")[0]) / 1_000) if oldest else 0.0
+
+
+def _last_lag(status: dict[str, Any]) -> float | None:
+    return status["lag_ms"] / 1_000 if "lag_ms" in status else None
+
+
+class StreamWatch:
+    """Looks at the state when asked, at most once a second, whoever asks."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._redis = redis_client(workspace, timeout_s=_TIMEOUT_S)
+        self._lock = threading.Lock()
+        self._looked = -_KEPT_S
+        self._state: StreamState | None = None
+
+    def look(self) -> StreamState | None:
+        """Return the state; None: the online store does not answer."""
+        with self._lock:
+            if time.monotonic() - self._looked >= _KEPT_S:
+                try:
+                    self._state = read_state(self._redis, time.time())
+                except (redis.RedisError, OSError):
+                    self._state = None
+                self._looked = time.monotonic()
+            return self._state
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the state as Prometheus metrics."""
+        state = self.look()
+        yield GaugeMetricFamily("funnel_online_store_up", "1: the online store answers", float(state is not None))
+        if state is None:
+            return
+        if state.running is not None:
+            yield GaugeMetricFamily("funnel_stream_running", "1: a streaming job holds the lease", float(state.running))
+        if state.lag_s is not None:
+            yield GaugeMetricFamily(
+                "funnel_stream_lag_seconds", "How long the oldest event waits that is not in the features", state.lag_s
+            )
+        handled = CounterMetricFamily(
+            "funnel_stream_events", "Events that the job has taken, and those of them that were late or unreadable",
+            labels=["kind"],
+        )  # fmt: skip
+        for kind, count in (("all", state.events), ("late", state.late), ("poison", state.poison)):
+            handled.add_metric([kind], count)
+        yield handled
+        yield GaugeMetricFamily("funnel_dead_letters", "Entries that could not be read", state.dead_letters)
+        if state.log:
+            yield GaugeMetricFamily("funnel_log_entries", "Entries of the event log, done or not", state.log.entries)
+            yield GaugeMetricFamily("funnel_log_limit", "Entries that the event log may hold", state.log.limit)

@@ -1,0 +1,1 @@
+"""The HTTP app: routes, middleware, access control and probes."""

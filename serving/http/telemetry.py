@@ -1,0 +1,149 @@
+"""The outermost layer of the app: an id, a count, a time, a log line and, where wanted, a trace for each request."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.problems import MEDIA_TYPE, problem
+from serving.observability.logs import begin_notes, request_id, trace_id
+from serving.observability.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serving.observability.tracing import Tracing
+
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked every few seconds by machines: logged at DEBUG, never traced."""
+
+_ASKS_FOR_TRACING = ("FUNNEL_OTEL", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_HEADER = b"x-request-id"
+_VISIBLE = re.compile(rb"[\x21-\x7e]{1,128}")
+_GONE = 499  # nginx's number for a client that did not wait for the answer
+
+_log = logging.getLogger(__name__)
+_access = logging.getLogger("serving.http.access")
+
+
+class TracingMissing(RuntimeError):  # noqa: N818 - a state, said to the user
+    """Tracing is wanted, and its packages are not installed."""
+
+
+def start_tracing() -> Tracing | None:
+    """Return tracing if ``FUNNEL_OTEL`` or one of OpenTelemetry's endpoint variables asks for it; close it at the end.
+
+    Raises:
+        TracingMissing: it is asked for, and its packages are not installed.
+
+    """
+    asked = next(filter(None, map(os.environ.get, _ASKS_FOR_TRACING)), "off")
+    if asked.lower() in ("0", "off", "false"):
+        return None
+    try:
+        from serving.observability.tracing import Tracing
+    except ImportError as error:
+        raise TracingMissing(f"tracing needs: pip install '.[otel]' -c constraints.txt ({error})") from None
+    return Tracing()
+
+
+class _Exchange:
+    """One request and what became of it."""
+
+    __slots__ = ("_send", "id", "status")
+
+    def __init__(self, id_: bytes, send: Send) -> None:
+        self.id, self.status, self._send = id_, 0, send
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the answer on, with the request's id in its headers."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", ()), (_HEADER, self.id)]
+        await self._send(message)
+
+    async def fail(self) -> None:
+        """Answer with problem details (RFC 9457), which say nothing of the error."""
+        body = problem(500, "the server failed", f"its log says why, under the request id {self.id.decode()}")
+        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+class Telemetry:
+    """ASGI middleware; to be the outermost, so that it sees what the others answer.
+
+    A request's id is the caller's ``X-Request-Id`` if that is up to 128 visible ASCII characters, else a new one. It
+    is in the answer's headers, in ``request.state.request_id`` and in every log line that the request causes.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+        self._app, self._metrics, self._tracing = app, metrics, tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request; other kinds of traffic pass."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(_id(scope), send)
+        scope.setdefault("state", {})["request_id"] = name = exchange.id.decode()
+        request_id.set(name)  # never taken back: the server runs each request in a context of its own
+        if self._tracing is None or scope["path"] in PROBES:
+            await self._answer(scope, receive, exchange)
+        else:
+            await self._traced(self._tracing, scope, receive, exchange)
+
+    async def _traced(self, tracing: Tracing, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        from serving.observability.tracing import answered, hexadecimal
+
+        with tracing.request(scope, exchange.id.decode()) as span:
+            trace_id.set(hexadecimal(span))
+            try:
+                await self._answer(scope, receive, exchange)
+            finally:
+                answered(span, scope["method"], _endpoint(scope), exchange.status)
+
+    async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+        level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
+        notes = begin_notes() if _access.isEnabledFor(level) else None
+        metrics, start = self._metrics, perf_counter()
+        metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, exchange.send)
+        except Exception:
+            if exchange.status:  # half an answer is out: only a broken connection can tell the client
+                exchange.status = 500
+                raise
+            _log.exception("a request failed")
+            await exchange.fail()
+        finally:
+            seconds, endpoint = perf_counter() - start, _endpoint(scope)
+            exchange.status = exchange.status or _GONE
+            metrics.in_flight.dec()
+            metrics.answered(endpoint, exchange.status, seconds)
+            if notes is not None:
+                _log_access(level, scope["method"], endpoint, exchange.status, seconds, notes)
+
+
+def _id(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == _HEADER and _VISIBLE.fullmatch(value):
+            return bytes(value)
+    return uuid.uuid4().hex.encode()
+
+
+def _endpoint(scope: Scope) -> str:
+    """Return the route's template: there are few of them, while every user has paths of their own."""
+    path: str = getattr(scope.get("route"), "path", "unknown")
+    return path
+
+
+def _log_access(level: int, method: str, endpoint: str, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
+    """Write the access line: no path, body, header or user id, since logs outlive a user's wish to be forgotten."""
+    facts = {"method": method, "endpoint": endpoint, "status": status, "ms": round(seconds * 1_000, 3), **notes}
+    _access.log(level, "request", extra={"facts": facts})

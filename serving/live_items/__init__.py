@@ -1,0 +1,1 @@
+"""Items added to, or removed from, the catalogue of a running release."""

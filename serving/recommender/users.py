@@ -1,0 +1,118 @@
+"""Rows of user features, from Feast online or point in time, as the arrays that the models take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from feature_repo import columns as c
+from feature_repo.encoding import Codes, Encoded, Floats
+from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
+from ranking.rows import MOMENT, UserRows
+from retrieval.towers.context import UserContext
+from serving.recommender.codec import Codec, ranked_columns
+
+Columns = Mapping[str, Sequence[Any]]
+"""Feature values by name, one per request; None where missing."""
+
+
+@dataclass(frozen=True)
+class UserBatch:
+    """``B`` requests' users: the towers' view, the ranker's view, and what the filters need.
+
+    ``category_shares`` float32 ``[B, categories]``; ``seen[b]``: codes of the items met, by event type.
+    """
+
+    context: UserContext
+    rows: UserRows
+    category_shares: Floats
+    seen: list[dict[str, Codes]]
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+
+class UserReader:
+    """Reads feature rows into a ``UserBatch`` by a release's codes."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
+        self._width, self._ranked = len(codec.user_numeric), ranked_columns(codec.user_attributes)
+
+    def context(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserContext:
+        """Return the user tower's view of ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds)."""
+        return self._context(columns, time, self.codec.user_attributes.encode(columns, len(time)))
+
+    def _context(self, columns: Columns, time: npt.NDArray[np.float64], attributes: Encoded) -> UserContext:
+        codec, size = self.codec, len(time)
+        history = np.zeros((size, c.HISTORY_LENGTH), dtype=np.int32)
+        ages = np.zeros((size, c.HISTORY_LENGTH), dtype=np.float32)
+        code = codec.items.code
+        pairs = zip(columns[c.HISTORY_ITEMS], columns[c.HISTORY_TIMES], strict=True)
+        for row, (items, times) in enumerate(pairs):
+            if items is None or len(items) == 0:
+                continue
+            codes = [code(item) for item in reversed(items[-c.HISTORY_LENGTH :])]
+            history[row, : len(codes)] = codes
+            ages[row, : len(codes)] = time[row] - np.asarray(times[-c.HISTORY_LENGTH :], dtype=np.float64)[::-1]
+        return UserContext(
+            codec.users.encode(columns[c.USER]),
+            attributes.codes,
+            codec.user_attributes.standardise(attributes.numbers),
+            history,
+            np.maximum(ages, 0.0),
+            time,
+        )
+
+    def read(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserBatch:
+        """Return ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds) as arrays."""
+        attributes = self.codec.user_attributes.encode(columns, len(time))
+        context = self._context(columns, time, attributes)
+        rows = self._rows(columns, context, attributes)
+        return UserBatch(context, rows, self._shares(columns, len(time)), self._seen(columns))
+
+    def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:
+        time, history = context.time, context.history
+        known = _numbers(columns, self._counts, len(time))
+        moment, start = request_time_features(time, known[:, -2], known[:, -1]), known.shape[1] - 2
+        numeric = np.empty((len(time), self._width), dtype=np.float32)
+        numeric[:, :start] = known[:, :-2]
+        numeric[:, start] = moment["user_recency_days"]
+        numeric[:, start + 1] = moment["user_tenure_days"]
+        numeric[:, start + 2] = length = (history > 0).sum(axis=1)
+        numeric[:, start + 3] = np.where(length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan)
+        numeric[:, start + 4 :] = attributes.numbers
+        categorical = np.empty((len(time), len(MOMENT) + len(self._ranked)), dtype=np.int32)
+        categorical[:, 0], categorical[:, 1] = moment["hour_of_day"], moment["day_of_week"]
+        categorical[:, 2:] = attributes.first[:, self._ranked]
+        return UserRows(numeric, categorical, time)
+
+    def _shares(self, columns: Columns, size: int) -> Floats:
+        shares = np.zeros((size, len(self.codec.categories)), dtype=np.float32)
+        if c.CATEGORIES in columns:
+            pairs = zip(columns[c.CATEGORIES], columns[c.CATEGORY_SHARES], strict=True)
+            for row, (names, values) in enumerate(pairs):
+                if names is not None and len(names):
+                    shares[row, [self.codec.categories.code(name) for name in names]] = values
+            shares[:, 0] = 0.0
+        return shares
+
+    def _seen(self, columns: Columns) -> list[dict[str, Codes]]:
+        by_type = {t: columns[c.seen(t)] for t in self.codec.spec.event_types if c.seen(t) in columns}
+        size = len(columns[c.USER])
+        return [
+            {t: self.codec.items.encode(lists[row] if lists[row] is not None else ()) for t, lists in by_type.items()}
+            for row in range(size)
+        ]
+
+
+def _numbers(columns: Columns, names: Sequence[str], size: int) -> npt.NDArray[np.float64]:
+    """Return numeric columns side by side, float64 ``[size, len(names)]``; NaN where missing."""
+    missing = [None] * size
+    # None becomes NaN.
+    return np.array([columns.get(name, missing) for name in names], dtype=np.float64).T

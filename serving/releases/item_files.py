@@ -1,0 +1,112 @@
+"""The item table as files of a release: arrays that processes map into memory and share, read in no time.
+
+Every array with a row for each item has spare rows at its end, for items that are added before the next release. A
+process that writes one gets its own copy of that page of memory only, and indexes one array as before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from feature_repo import columns as c
+from feature_repo.encoding import Encoded
+from serving.recommender.codec import Codec
+from serving.recommender.item_table import Activity, ItemTable, RawColumn
+
+ATTRIBUTES = "items.arrow"
+_ARRAYS = ("codes", "first", "categories", "numeric", "times")
+SPARE_ROWS = 1_024
+
+
+def with_spare(array: npt.NDArray[Any], fill: float = 0, rows: int = SPARE_ROWS) -> npt.NDArray[Any]:
+    """Return an array ``[N, ...]`` with spare rows behind its own."""
+    return np.concatenate([array, np.full((rows, *array.shape[1:]), fill, dtype=array.dtype)])
+
+
+def map_rows(path: Path) -> npt.NDArray[Any]:
+    """Return an array of a file mapped into memory: what is written to it stays in this process."""
+    found: npt.NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+    return found
+
+
+def save_items(table: ItemTable, folder: Path) -> None:
+    """Write a table into a folder.
+
+    ``items.arrow`` has one row per item: its id and its attributes as given. The arrays have a row for item 0 too:
+    ``codes``, ``first`` and ``categories`` int32, ``numeric`` float32 (counts, then the attributes' numbers),
+    ``times`` float64 ``[4, N]``: available from and until (infinite: always), first and last event (NaN: none).
+    Spare rows are of items that can never be had.
+    """
+    raw = pa.table({c.ITEM: table.codec.items.values, **{name: column.values for name, column in table.raw.items()}})
+    with pa.OSFile(str(folder / ATTRIBUTES), "wb") as file, pa.ipc.new_file(file, raw.schema) as writer:
+        writer.write_table(raw.combine_chunks())
+    activity = table.activity
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "codes": with_spare(table.encoded.codes),
+        "first": with_spare(table.encoded.first),
+        "categories": with_spare(table.categories),
+        "numeric": with_spare(table.rows.numeric, np.nan),
+        "times": np.stack(
+            [
+                with_spare(table.available_from, np.inf),
+                with_spare(table.available_until, np.inf),
+                with_spare(activity.first_event_at, np.nan),
+                with_spare(activity.last_event_at, np.nan),
+            ]
+        ),
+    }
+    for name in _ARRAYS:
+        np.save(_file(folder, name), arrays[name])
+
+
+def load_items(folder: Path, codec: Codec) -> ItemTable:
+    """Return what ``save_items`` wrote, mapped into memory, spare rows and all: those have no attributes as given.
+
+    Raises:
+        ValueError: its parts do not fit each other or the codec.
+
+    """
+    raw = pa.ipc.open_file(pa.memory_map(str(folder / ATTRIBUTES))).read_all()
+    found: dict[str, npt.NDArray[Any]] = {name: map_rows(_file(folder, name)).view(np.ndarray) for name in _ARRAYS}
+    size, counts = max(len(found["codes"]), len(codec.items)), len(codec.item_activity)
+    shapes = {
+        "codes": (size, codec.item_attributes.width),
+        "first": (size, len(codec.item_attributes.coded)),
+        "categories": (size, found["categories"].shape[1]),
+        "numeric": (size, counts + len(codec.item_attributes.numeric)),
+        "times": (4, size),
+    }
+    for name, shape in shapes.items():
+        if found[name].shape != shape:
+            raise ValueError(f"items.{name} has shape {found[name].shape}, not {shape}")
+    if len(raw) != len(codec.items) - 1 or raw.column_names != [c.ITEM, *codec.spec.item_attributes]:
+        raise ValueError(f"{ATTRIBUTES} does not fit the codec")
+    columns = {name: RawColumn(raw[name].combine_chunks()) for name in codec.spec.item_attributes}
+    return _table(codec, columns, found, counts)
+
+
+def _table(codec: Codec, raw: dict[str, RawColumn], found: dict[str, npt.NDArray[Any]], counts: int) -> ItemTable:
+    numeric = found["numeric"].astype(np.float32, copy=False)
+    begin, end, first, last = found["times"].astype(np.float64, copy=False)
+    return ItemTable(
+        codec=codec,
+        raw=raw,
+        encoded=Encoded(
+            found["codes"].astype(np.int32, copy=False),
+            found["first"].astype(np.int32, copy=False),
+            numeric[:, counts:],
+        ),
+        categories=found["categories"].astype(np.int32, copy=False),
+        available_from=begin,
+        available_until=end,
+        activity=Activity(numeric[:, :counts], first, last, numeric),
+    )
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"items.{name}.npy"

@@ -1,0 +1,126 @@
+"""A release tried out on made-up users: its lists must be such as could be shown."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from feature_repo import columns as c
+from feature_repo.dataset import AttributeKind
+from feature_repo.encoding import AttributeEncoder, Floats
+from ranking.data import spaced_rows
+from ranking.rows import CROSS, ITEM_AGES, PairRows
+from serving.recommender.codec import Codec
+from serving.recommender.filters import RequestRules
+from serving.recommender.recommender import Ranked, Recommendation
+from serving.recommender.users import UserBatch
+from serving.releases.release import Release
+
+_K = 20
+_SCORED = 1_000
+_UNIT_WITHIN = 1e-3
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}nobody"
+
+
+def try_out(release: Release) -> str | None:
+    """Ask for made-up users, known and unknown, twice, and score a sample of all items; return what is wrong."""
+    now = time.time()
+    columns = made_up_users(release.codec, now)
+    users = release.reader.read(columns, np.full(len(columns[c.USER]), now))
+    requests = [RequestRules(_K)] * len(users)
+    lists, ranked, vectors = release.recommender.recommend_ranked(users, requests, release.items)
+    again = release.recommender.recommend(users, requests, release.items)
+    return (
+        _bad_users(vectors, release.retrieval.vectors.shape[1])
+        or _bad_item_tower(release)
+        or _bad_lists(release, users, lists, now)
+        or _bad_scores(release, users, ranked)
+        or (None if all(map(_equal, lists, again)) else "the same request gives another list the second time")
+    )
+
+
+def made_up_users(codec: Codec, now: float) -> dict[str, list[Any]]:
+    """Return feature columns of users of whom nothing, little and everything is known, with the highest codes."""
+    items, users = codec.items.values, codec.users.values
+    some = [items[row] for row in spaced_rows(len(items), c.HISTORY_LENGTH)]
+    names = [_UNKNOWN, *users[:1], *users[-1:], _UNKNOWN]
+    full = len(names) - 2
+    histories: list[list[str] | None] = [None] * len(names)
+    histories[1], histories[full], histories[-1] = some[-1:], some, [_UNKNOWN, items[-1]]
+    columns: dict[str, list[Any]] = {
+        c.USER: names,
+        c.HISTORY_ITEMS: histories,
+        c.HISTORY_TIMES: [of and [int(now) - 60 * n for n in range(len(of), 0, -1)] for of in histories],
+        c.CATEGORIES: [of and codec.categories.values[-3:] for of in histories],
+    }
+    columns[c.CATEGORY_SHARES] = [of and [1.0 / len(of)] * len(of) for of in columns[c.CATEGORIES]]
+    numbers = [*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+    columns |= {name: [None if of is None else float(len(of)) for of in histories] for name in numbers}
+    columns |= {c.seen(kind): [of and of[::2] for of in histories] for kind in codec.spec.event_types}
+    for name, kind in codec.user_attributes.kinds.items():
+        columns[name] = [of and _value(codec.user_attributes, name, kind) for of in histories]
+    return columns
+
+
+def _value(encoder: AttributeEncoder, name: str, kind: AttributeKind) -> Any:
+    if kind == "numeric":
+        return 1.0
+    known = encoder.vocabularies[name].values[-1:]
+    return known if kind == "multi_categorical" else next(iter(known), None)
+
+
+def _bad_users(vectors: Floats, dimension: int) -> str | None:
+    if vectors.shape[1:] != (dimension,):
+        return f"its user tower gives {vectors.shape[1:]} values, its item vectors have {dimension}"
+    if not np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=_UNIT_WITHIN):
+        return "its user tower gives vectors that are not of unit length"
+    return None
+
+
+def _bad_item_tower(release: Release) -> str | None:
+    """Ask for a sample of items, and for one with the highest codes, as if they were new."""
+    items, encoder = release.items, release.codec.item_attributes
+    encoded = items.encoded[spaced_rows(len(items), _SCORED)]
+    codes, numbers = encoded.codes.copy(), encoder.standardise(encoded.numbers)
+    codes[-1] = encoder.table_size - 1
+    raw = release.retrieval.delta.tower(codes, numbers)
+    if raw.shape != (len(codes), release.retrieval.vectors.shape[1]) or not np.isfinite(raw).all():
+        return "its item tower gives vectors that are no numbers, or of another dimension"
+    return None
+
+
+def _bad_lists(release: Release, users: UserBatch, lists: list[Recommendation], now: float) -> str | None:
+    for row, found in enumerate(lists):
+        masks = release.recommender.filters.removals(release.items, RequestRules(_K), users.seen[row], now)
+        allowed = ~np.logical_or.reduce(list(masks.values()))
+        if "ranker_unavailable" in found.degraded:
+            return "its ranker fails or gives scores that are no numbers"
+        if not np.isfinite(found.scores).all():
+            return "it gives scores that are no numbers"
+        if len(np.unique(found.items)) < len(found.items) or not allowed[found.items].all():
+            return "it recommends an item twice, or one that the rules forbid"
+        if not len(found.items) and allowed.any():
+            return "it recommends nothing, though there are items to recommend"
+    return None
+
+
+def _bad_scores(release: Release, users: UserBatch, ranked: Ranked) -> str | None:
+    """Score a sample of the catalogue beside the last user, and explain the first row."""
+    items, ranker = release.items, release.recommender.ranker
+    sample = (spaced_rows(len(items) - 1, _SCORED) + 1).astype(np.int32)
+    pair = np.zeros((len(sample), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
+    rows = PairRows(pair, users.rows.numeric[-1], users.rows.categorical[-1], sample).join(items.rows)
+    scores, probabilities = ranker.score(*rows)
+    every = np.concatenate([ranked.probabilities.ravel(), probabilities.ravel()])
+    if not np.isfinite(scores).all() or not ((every >= 0.0) & (every <= 1.0)).all():
+        return "its ranker gives scores that are no numbers, or no probabilities"
+    contributions = ranker.explain(rows[0][0], rows[1][0])
+    if not np.isfinite([value for _, value in contributions]).all():
+        return "its ranker cannot explain a score"
+    return None
+
+
+def _equal(one: Recommendation, other: Recommendation) -> bool:
+    return np.array_equal(one.items, other.items) and np.array_equal(one.scores, other.scores)
