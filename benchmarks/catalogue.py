@@ -60,13 +60,17 @@ def expand(base: Workspace, items: int, two_tower: int) -> Workspace:
 def _write(folder: Path, base: Workspace, release: Release, origin: Rows, two_tower: int) -> None:
     names = release.codec.items.values
     copy = np.arange(len(origin)) // len(names)
-    ids = [names[row] if not n else f"{names[row]}~{n}" for row, n in zip(origin, copy, strict=True)]
+    ids = [
+        names[row] if not n else f"{names[row]}~{n}" for row, n in zip(origin, copy, strict=True)
+    ]
     codec = read_json(folder / "codec.json")
     write_json(folder / "codec.json", codec | {"items": ids})
     rows = np.concatenate([[0], origin + 1])
     unit = _moved(release.retrieval.vectors[rows], np.concatenate([[0], copy]) > 0)
     np.save(folder / "item_vectors.npy", with_spare(unit))
-    np.save(folder / "raw_item_vectors.npy", with_spare(np.load(folder / "raw_item_vectors.npy")[rows]))
+    np.save(
+        folder / "raw_item_vectors.npy", with_spare(np.load(folder / "raw_item_vectors.npy")[rows])
+    )
     near = np.load(folder / "neighbours.npy")[rows].astype(np.int64)
     shifted = near + np.concatenate([[0], copy])[:, None] * len(names)
     near = np.where((near > 0) & (shifted <= len(ids)), shifted, near).astype(np.int32)
@@ -76,7 +80,10 @@ def _write(folder: Path, base: Workspace, release: Release, origin: Rows, two_to
     index, report = build_index(unit[1:], _queries(base, release))
     save_index(index, folder / "index.faiss")
     write_json(folder / "shares.json", read_json(folder / "shares.json") | {"two_tower": two_tower})
-    write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"expanded_index": report.to_dict()})
+    write_json(
+        folder / "metrics.json",
+        read_json(folder / "metrics.json") | {"expanded_index": report.to_dict()},
+    )
     manifest = read_json(folder / MANIFEST)
     (folder / MANIFEST).unlink()
     (folder / "evaluation.json").unlink(missing_ok=True)
@@ -102,7 +109,9 @@ def _table(items: ItemTable, rows: Rows, ids: list[str]) -> ItemTable:
         items.categories[rows],
         items.available_from[rows],
         items.available_until[rows],
-        Activity(activity.counts[rows], activity.first_event_at[rows], activity.last_event_at[rows]),
+        Activity(
+            activity.counts[rows], activity.first_event_at[rows], activity.last_event_at[rows]
+        ),
     )
 
 
@@ -114,7 +123,9 @@ def _queries(base: Workspace, release: Release) -> Floats:
     return release.retrieval.tower(batch.context)
 
 
-def copy_rows(workspace: Workspace, release: Release, progress: Callable[[str, int, int], Any]) -> None:
+def copy_rows(
+    workspace: Workspace, release: Release, progress: Callable[[str, int, int], Any]
+) -> None:
     """Give every copied item the online features of its original, in Redis, as if they had been materialized."""
     config, client = feature_store(workspace).config, redis_client(workspace, timeout_s=60.0)
     ids = release.codec.items.values

@@ -50,7 +50,11 @@ def fit_factorization_machine(
         torch.manual_seed(seed)
         model = FactorizationMachine(schema)
     optimizer = torch.optim.Adam(model.parameters(), lr=_RATE)
-    numeric, categorical, labels = _shares(train), torch.from_numpy(train.categorical), torch.from_numpy(train.labels)
+    numeric, categorical, labels = (
+        _shares(train),
+        torch.from_numpy(train.categorical),
+        torch.from_numpy(train.labels),
+    )
     best, kept, waited = float("inf"), model.state_dict(), 0
     for _ in range(_EPOCHS):
         for rows in torch.split(torch.randperm(len(labels), generator=generator), _BATCH):
@@ -62,7 +66,11 @@ def fit_factorization_machine(
         quality = log_loss(watch.labels[:, 0], model.predict(watch))
         waited += 1
         if quality < best:
-            best, kept, waited = quality, {name: value.clone() for name, value in model.state_dict().items()}, 0
+            best, kept, waited = (
+                quality,
+                {name: value.clone() for name, value in model.state_dict().items()},
+                0,
+            )
         if waited == _PATIENCE:
             break
     model.load_state_dict(kept)

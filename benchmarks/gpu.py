@@ -1,8 +1,9 @@
 """Training and exact search on a GPU beside the CPU of the same machine.
 
-The module needs torch, NumPy and Funnel's `retrieval` package only, so it also runs where Spark, Feast and Redis are
-not installed: ``python -m benchmarks.gpu``. Data are generated: users belong to clusters of items, so both devices
-have something to learn and their recall can be compared.
+The module needs torch, NumPy and Funnel's `retrieval` package only, so it also runs where Spark,
+Feast and Redis are
+not installed: ``python -m benchmarks.gpu``. Data are generated: users belong to clusters of items,
+so both devices have something to learn and their recall can be compared.
 """
 
 from __future__ import annotations
@@ -57,10 +58,16 @@ def run(
         devices: torch device names.
 
     Returns:
-        JSON-ready figures: examples a second, recall@100 and loss by device and batch size; seconds a search.
+        JSON-ready figures: examples a second, recall@100 and loss by device and batch size; seconds
+        a search.
 
     """
-    figures: dict[str, Any] = {"machine": _machine(devices), "examples": examples, "items": items, "epochs": epochs}
+    figures: dict[str, Any] = {
+        "machine": _machine(devices),
+        "examples": examples,
+        "items": items,
+        "epochs": epochs,
+    }
     training, validation, build = planted_towers(examples, items, seed=1)
     for batch in (512, 4_096):
         for device in devices:
@@ -70,16 +77,21 @@ def run(
     sequences = planted_sequences(sequence_users, items, seed=2)
     for device in devices:
         _say(f"sequence tower, {device}")
-        figures[f"sequences_{device}"] = _sequences(sequences, SequenceConfig(towers=1, epochs=2, device=device))
+        figures[f"sequences_{device}"] = _sequences(
+            sequences, SequenceConfig(towers=1, epochs=2, device=device)
+        )
     _say("exact search")
     figures["search"] = exact_search(index_items, queries, devices[-1])
     return figures
 
 
-def planted_towers(examples: int, items: int, *, seed: int) -> tuple[Examples, Examples, Callable[[], TwoTowers]]:
+def planted_towers(
+    examples: int, items: int, *, seed: int
+) -> tuple[Examples, Examples, Callable[[], TwoTowers]]:
     """Return examples to learn from, a tenth as many to validate on, and a function that makes untrained towers.
 
-    A user likes one cluster of items; within it, popularity falls as 1/rank. The history is drawn as the target is.
+    A user likes one cluster of items; within it, popularity falls as 1/rank. The history is drawn
+    as the target is.
     """
     random = np.random.default_rng(seed)
     users, size = max(100, examples // 20), items // _CLUSTERS
@@ -90,7 +102,8 @@ def planted_towers(examples: int, items: int, *, seed: int) -> tuple[Examples, E
     def draw(count: int) -> Examples:
         user = random.integers(0, users, count)
         rank = random.choice(size, (count, _HISTORY + 1), p=share)
-        # Codes from 1, int32 [count, H + 1]; the first column is the target, the others the history.
+        # Codes from 1, int32 [count, H + 1]; the first column is the target, the others the
+        # history.
         codes = (cluster_of[user][:, None] * size + rank + 1).astype(np.int32)
         history = codes[:, 1:]
         history[history == codes[:, :1]] = 0
@@ -99,7 +112,9 @@ def planted_towers(examples: int, items: int, *, seed: int) -> tuple[Examples, E
             attributes=random.integers(0, 20, (count, _ATTRIBUTES)).astype(np.int32),
             numbers=random.normal(size=(count, 2)).astype(np.float32),
             history=history,
-            ages=np.sort(random.exponential(86_400.0, (count, _HISTORY)), axis=1).astype(np.float32),
+            ages=np.sort(random.exponential(86_400.0, (count, _HISTORY)), axis=1).astype(
+                np.float32
+            ),
             time=random.uniform(1.7e9, 1.71e9, count),
         )
         return Examples(context, codes[:, 0], np.ones(count, dtype=np.float32))
@@ -111,7 +126,11 @@ def planted_towers(examples: int, items: int, *, seed: int) -> tuple[Examples, E
     attributes = torch.from_numpy(random.integers(0, 50, (items + 1, _ATTRIBUTES)))
     numbers = torch.from_numpy(random.normal(size=(items + 1, 1)).astype(np.float32))
     met = torch.ones(items + 1, dtype=torch.bool)
-    return draw(examples), draw(max(100, examples // 10)), lambda: TwoTowers(shape, attributes, numbers, met)
+    return (
+        draw(examples),
+        draw(max(100, examples // 10)),
+        lambda: TwoTowers(shape, attributes, numbers, met),
+    )
 
 
 def planted_sequences(users: int, items: int, *, seed: int, length: int = 100) -> Sequences:
@@ -119,17 +138,23 @@ def planted_sequences(users: int, items: int, *, seed: int, length: int = 100) -
     random = np.random.default_rng(seed)
     size = items // _CLUSTERS
     cluster = random.integers(0, _CLUSTERS, users)
-    steps = np.where(random.random((users, length)) < 0.7, 1, random.integers(0, size, (users, length)))
+    steps = np.where(
+        random.random((users, length)) < 0.7, 1, random.integers(0, size, (users, length))
+    )
     rank = np.cumsum(steps, axis=1) % size
     codes = cluster[:, None] * size + rank + 1
-    return Sequences(codes.ravel().astype(np.int64), np.arange(users + 1, dtype=np.int64) * length, items)
+    return Sequences(
+        codes.ravel().astype(np.int64), np.arange(users + 1, dtype=np.int64) * length, items
+    )
 
 
-def exact_search(items: int, queries: int, device: str, k: int = 100, chunk: int = 1_000_000) -> dict[str, Any]:
+def exact_search(
+    items: int, queries: int, device: str, k: int = 100, chunk: int = 1_000_000
+) -> dict[str, Any]:
     """Find the ``k`` nearest of ``items`` unit vectors by dot product, all queries at once and one by one.
 
-    Both precisions are compared with float64 on the CPU, for the first ten queries: ``recall`` is the share of the
-    exact neighbours found.
+    Both precisions are compared with float64 on the CPU, for the first ten queries: ``recall`` is
+    the share of the exact neighbours found.
     """
     generator = torch.Generator(device).manual_seed(3)
 
@@ -137,7 +162,10 @@ def exact_search(items: int, queries: int, device: str, k: int = 100, chunk: int
         drawn = torch.randn(rows, _DIMENSION, generator=generator, device=device)
         return torch.nn.functional.normalize(drawn, dim=-1)
 
-    table, asked = torch.cat([unit(min(chunk, items - start)) for start in range(0, items, chunk)]), unit(queries)
+    table, asked = (
+        torch.cat([unit(min(chunk, items - start)) for start in range(0, items, chunk)]),
+        unit(queries),
+    )
     k = min(k, items)
     truth = _exact_neighbours(asked[:10].cpu().numpy(), table.cpu().numpy(), k)
     figures: dict[str, Any] = {"items": items, "queries": queries, "k": k, "device": device}
@@ -171,12 +199,16 @@ def nearest(queries: Tensor, vectors: Tensor, k: int, chunk: int) -> Tensor:
     return rows
 
 
-def _search(asked: Tensor, table: Tensor, truth: npt.NDArray[np.int64], k: int, chunk: int) -> dict[str, float]:
+def _search(
+    asked: Tensor, table: Tensor, truth: npt.NDArray[np.int64], k: int, chunk: int
+) -> dict[str, float]:
     """Measure recall against ``truth`` ``[10, k]``, queries a second in batches of 128, and one query alone."""
     device = table.device.type
 
     def search(batch: int, rows: int) -> tuple[Tensor, float]:
-        found = [nearest(part, table, k, chunk) for part in torch.split(asked[:rows], batch)]  # warm-up and answer
+        found = [
+            nearest(part, table, k, chunk) for part in torch.split(asked[:rows], batch)
+        ]  # warm-up and answer
         _wait(device)
         start = time.perf_counter()
         for part in torch.split(asked[:rows], batch):
@@ -186,7 +218,10 @@ def _search(asked: Tensor, table: Tensor, truth: npt.NDArray[np.int64], k: int, 
 
     found, together = search(batch=128, rows=len(asked))
     _, alone = search(batch=1, rows=min(20, len(asked)))
-    hits = sum(len(np.intersect1d(a, b)) for a, b in zip(truth, found[: len(truth)].cpu().numpy(), strict=True))
+    hits = sum(
+        len(np.intersect1d(a, b))
+        for a, b in zip(truth, found[: len(truth)].cpu().numpy(), strict=True)
+    )
     return {
         "recall": hits / truth.size,
         "queries_per_s": len(asked) / together,
@@ -199,7 +234,9 @@ def _exact_neighbours(
 ) -> npt.NDArray[np.int64]:
     """Return the ``k`` nearest rows of each query in float64, int64 ``[q, k]``, in no order."""
     wide = queries.astype(np.float64)
-    scores = np.concatenate([wide @ part.astype(np.float64).T for part in np.array_split(vectors, 20)], axis=1)
+    scores = np.concatenate(
+        [wide @ part.astype(np.float64).T for part in np.array_split(vectors, 20)], axis=1
+    )
     return np.argpartition(-scores, k - 1, axis=1)[:, :k]
 
 
@@ -210,7 +247,13 @@ def _towers(
     moments: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         _, report = train_towers(
-            build, training, validation, config, Path(folder), "benchmark", lambda *_: moments.append(time.monotonic())
+            build,
+            training,
+            validation,
+            config,
+            Path(folder),
+            "benchmark",
+            lambda *_: moments.append(time.monotonic()),
         )
     seconds = (moments[-1] - moments[0]) / max(len(moments) - 1, 1)
     last = report.curve[-1]
@@ -240,7 +283,12 @@ def _wait(device: str) -> None:
 def _machine(devices: tuple[str, ...]) -> dict[str, Any]:
     with_cuda = any(device.startswith("cuda") for device in devices)
     name = torch.cuda.get_device_name() if with_cuda else None
-    return {"cpus": os.cpu_count(), "gpu": name, "torch": torch.__version__, "python": platform.python_version()}
+    return {
+        "cpus": os.cpu_count(),
+        "gpu": name,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _say(what: str) -> None:

@@ -38,12 +38,18 @@ def build_world(root: Path) -> Workspace:
     workspace = Workspace(root)
     if (workspace.releases / "current").exists():
         return workspace
-    generate(root / "raw", WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0))
+    generate(
+        root / "raw", WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
+    )
     ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
-    towers = TrainConfig(epochs=2, batch=512, uniform_negatives=128, patience=1, validation_sample=500)
-    sample = SampleConfig(train_requests=400, calibrate_requests=150, choose_requests=150, negatives=40)
+    towers = TrainConfig(
+        epochs=2, batch=512, uniform_negatives=128, patience=1, validation_sample=500
+    )
+    sample = SampleConfig(
+        train_requests=400, calibrate_requests=150, choose_requests=150, negatives=40
+    )
     rankers = RankerConfig(trees=TreeConfig(rounds=20), dcn=DcnConfig(epochs=1, min_steps=30))
     with display.stage("Train") as progress:
         train(workspace, progress, towers, sample, rankers)
@@ -55,7 +61,9 @@ def build_world(root: Path) -> Workspace:
 def live(workspace: Workspace, *job: str) -> Iterator[str]:
     """Run API and streaming job (with options ``job``) on a world without streamed events, and yield the API's URL."""
     root = workspace.root
-    redis_client(workspace).flushall()  # an earlier run's events, with its checkpoint and the rows that it appended
+    redis_client(
+        workspace
+    ).flushall()  # an earlier run's events, with its checkpoint and the rows that it appended
     shutil.rmtree(root / "stream", ignore_errors=True)
     for rows in root.glob("features/current/*/stream-*.parquet"):
         rows.unlink()
@@ -95,7 +103,13 @@ def event(number: int, user: str, rng: random.Random) -> dict[str, Any]:
     """Return an event of now."""
     kind = rng.choices(["view", "like", "purchase"], [8, 1, 1])[0]
     item = f"b{int(ITEMS * rng.random() ** 2):04d}"
-    return {"event_id": f"b{number}-{user}", "user_id": user, "item_id": item, "type": kind, "timestamp": time.time()}
+    return {
+        "event_id": f"b{number}-{user}",
+        "user_id": user,
+        "item_id": item,
+        "type": kind,
+        "timestamp": time.time(),
+    }
 
 
 def drain(workspace: Workspace, every_s: float = 0.2) -> None:
@@ -120,4 +134,6 @@ def _wait(url: str, workspace: Workspace) -> None:
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
-    raise RuntimeError("the API or the job did not start; see serve.log and stream.log in the working folder")
+    raise RuntimeError(
+        "the API or the job did not start; see serve.log and stream.log in the working folder"
+    )

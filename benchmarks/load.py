@@ -1,7 +1,8 @@
 """Load on one HTTP endpoint from a process of its own: kept connections, raw HTTP/1.1, every latency kept.
 
-Closed loop: each connection sends its next request when the answer to the last is there. Open loop (``rate``): requests
-are due at fixed times, and a latency counts from when its request was due, so that a server that stalls cannot hide it.
+Closed loop: each connection sends its next request when the answer to the last is there. Open loop
+(``rate``): requests are due at fixed times, and a latency counts from when its request was due, so
+that a server that stalls cannot hide it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Load:
 
     Attributes:
         seconds: how long each request took that was answered with 2xx.
-        statuses: how many answers of each HTTP status; 0: no answer, also not to a second try on a new connection.
+        statuses: how many answers of each HTTP status; 0: no answer, also not to a second try on a
+            new connection.
         retried: how many second tries there were.
         answers: epoch seconds, status and body of each answer, if they were to be kept.
         took_s: the whole load.
@@ -39,7 +41,11 @@ class Load:
 
     def percentile(self, q: float) -> float:
         """Return a percentile of the latencies of accepted requests in milliseconds, NaN if there are none."""
-        return round(float(np.percentile(self.seconds, q)) * 1_000, 3) if self.seconds else float("nan")
+        return (
+            round(float(np.percentile(self.seconds, q)) * 1_000, 3)
+            if self.seconds
+            else float("nan")
+        )
 
     @property
     def rps(self) -> float:
@@ -71,7 +77,9 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
         if self._answer and not self._answer.done():
-            self._answer.set_exception(exc or ConnectionResetError("the server closed the connection"))
+            self._answer.set_exception(
+                exc or ConnectionResetError("the server closed the connection")
+            )
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send a request and return status and body."""
@@ -92,13 +100,20 @@ def encode_requests(path: str, bodies: Sequence[bytes]) -> list[bytes]:
 
 
 async def _load(
-    port: int, requests: Sequence[bytes], connections: int, seconds: float, rate: float | None, keep: bool
+    port: int,
+    requests: Sequence[bytes],
+    connections: int,
+    seconds: float,
+    rate: float | None,
+    keep: bool,
 ) -> Load:
     loop, load, number = asyncio.get_running_loop(), Load(), 0
     start = time.perf_counter()
     end = start + seconds
 
-    async def asked(connection: _Connection | None, request: bytes) -> tuple[_Connection | None, int, bytes]:
+    async def asked(
+        connection: _Connection | None, request: bytes
+    ) -> tuple[_Connection | None, int, bytes]:
         for attempt in range(2):
             try:
                 if connection is None:
@@ -159,7 +174,9 @@ def load(
     """
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
-    process = context.Process(target=_main, args=(queue, port, requests, connections, seconds, rate, keep))
+    process = context.Process(
+        target=_main, args=(queue, port, requests, connections, seconds, rate, keep)
+    )
     process.start()
     found: Load = queue.get(timeout=seconds + 60)
     process.join()

@@ -27,7 +27,8 @@ Codes = npt.NDArray[np.int64]
 class MovieLens:
     """Labelled pairs and the fields of users and items.
 
-    ``fields``: by name the code of each pair, int64 ``[n]``; ``genres`` float32 ``[items, G]``, by name of ``tags``.
+    ``fields``: by name the code of each pair, int64 ``[n]``; ``genres`` float32 ``[items, G]``, by
+    name of ``tags``.
     """
 
     pairs: Pairs
@@ -50,9 +51,13 @@ class MovieLens:
     def rows(self, chosen: Codes) -> RankingData:
         """Return the pairs' fields as a ranker reads them; code 0 stands for unknown."""
         assert self.sides.tags is not None
-        codes = np.stack([values[chosen] + 1 for values in self.fields.values()], axis=1).astype(np.int32)
+        codes = np.stack([values[chosen] + 1 for values in self.fields.values()], axis=1).astype(
+            np.int32
+        )
         labels = self.pairs.label[chosen][:, None]
-        return RankingData(self.sides.tags[self.pairs.item[chosen]], codes, labels, np.arange(len(chosen)))
+        return RankingData(
+            self.sides.tags[self.pairs.item[chosen]], codes, labels, np.arange(len(chosen))
+        )
 
 
 def read_movielens(folder: Path) -> MovieLens:
@@ -69,11 +74,15 @@ def read_movielens(folder: Path) -> MovieLens:
         raise SpecError(f"{folder / 'ratings.dat'} has no rating other than 3")
     user, known_users = pd.factorize(ratings["user"], sort=True)
     item, known_items = pd.factorize(ratings["item"], sort=True)
-    users, movies = users.drop_duplicates("user", keep="last"), movies.drop_duplicates("item", keep="last")
+    users, movies = (
+        users.drop_duplicates("user", keep="last"),
+        movies.drop_duplicates("item", keep="last"),
+    )
     users = _described(users.set_index("user"), known_users, folder / "users.dat")
     movies = _described(movies.set_index("item"), known_items, folder / "movies.dat")
     groups = {
-        name: pd.factorize(users[name], sort=True)[0].astype(np.int64) for name in ("age", "gender", "occupation")
+        name: pd.factorize(users[name], sort=True)[0].astype(np.int64)
+        for name in ("age", "gender", "occupation")
     }
     written = movies["title"].str.extract(r"\((\d{4})\)\s*$")[0].fillna("0").astype(int)
     year = _codes(written)
@@ -85,7 +94,12 @@ def read_movielens(folder: Path) -> MovieLens:
         item_groups={"years": year // _YEARS_A_GROUP},
         tags=genres.to_numpy(np.float32),
     )
-    fields = {"user": user, "item": item, **{name: codes[user] for name, codes in groups.items()}, "year": year[item]}
+    fields = {
+        "user": user,
+        "item": item,
+        **{name: codes[user] for name, codes in groups.items()},
+        "year": year[item],
+    }
     pairs = Pairs(user.astype(np.int64), item.astype(np.int64), (value >= 4).to_numpy(np.float32))
     return MovieLens(pairs, sides, fields, tuple(genres.columns))
 
@@ -96,7 +110,9 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     # One character parts fields then, which is read fifty times faster than two.
     text = path.read_text(encoding="latin-1").replace("::", "\t")
     try:
-        return pd.read_csv(io.StringIO(text), sep="\t", names=columns, dtype=str, quoting=3, keep_default_na=False)
+        return pd.read_csv(
+            io.StringIO(text), sep="\t", names=columns, dtype=str, quoting=3, keep_default_na=False
+        )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise SpecError(f"{path} is not lines of '{'::'.join(columns)}': {error}") from None
 
@@ -116,5 +132,7 @@ def _numbers(values: pd.Series, path: Path) -> pd.Series:
 def _described(table: pd.DataFrame, wanted: pd.Index, path: Path) -> pd.DataFrame:
     missing = wanted.difference(table.index)
     if len(missing):
-        raise SpecError(f"{path} lacks '{missing[0]}' and {len(missing) - 1} more that ratings.dat has")
+        raise SpecError(
+            f"{path} lacks '{missing[0]}' and {len(missing) - 1} more that ratings.dat has"
+        )
     return table.loc[wanted]

@@ -22,11 +22,20 @@ class Naive:
         self._release, self._store = release, store
         spec = release.codec.spec
         views = [view.name for view in store.list_feature_views()]
-        attributes = [f"item_profile:{name}" for name in spec.item_attributes] if "item_profile" in views else []
-        times = [f"item_profile:{name}" for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL) if spec.items]
+        attributes = (
+            [f"item_profile:{name}" for name in spec.item_attributes]
+            if "item_profile" in views
+            else []
+        )
+        times = [
+            f"item_profile:{name}" for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL) if spec.items
+        ]
         self._users = user_reader(store)
         self._item_features = [
-            *(f"item_activity:{name}" for name in activity_reader(store, release.codec).names["item_activity"]),
+            *(
+                f"item_activity:{name}"
+                for name in activity_reader(store, release.codec).names["item_activity"]
+            ),
             *attributes,
             *(feature for feature in times if getattr(spec.items, feature.partition(":")[2], None)),
         ]
@@ -38,17 +47,26 @@ class Naive:
         columns, _ = self._users.read([{c.USER: user, c.REQUEST_TIME: int(now)}], now)
         users = release.reader.read(columns, np.array([now]))
         vectors = recommender.tower(users.context)
-        found = recommender.retriever.retrieve(vectors, users.context.history, release.items, users.context.time)
+        found = recommender.retriever.retrieve(
+            vectors, users.context.history, release.items, users.context.time
+        )
         ids = release.codec.items.names(found.item)
         rows = self._store.get_online_features(
             features=self._item_features, entity_rows=[{c.ITEM: item} for item in ids]
         ).to_dict()
         codec = replace(release.codec, items=Vocabulary(ids))
-        table = build_items(codec, {name: _plain(values) for name, values in rows.items() if name != c.ITEM})
+        table = build_items(
+            codec, {name: _plain(values) for name, values in rows.items() if name != c.ITEM}
+        )
         pairs = recommender.hydrator.pairs(users, 0, vectors[0], found, release.items)
         fetched = replace(pairs, item=np.arange(1, len(ids) + 1, dtype=np.int32))
         scores, _ = recommender.ranker.score(*fetched.join(table.rows))
-        seen = {item for name, lists in columns.items() if name.startswith("seen_") for item in lists[0] or ()}
+        seen = {
+            item
+            for name, lists in columns.items()
+            if name.startswith("seen_")
+            for item in lists[0] or ()
+        }
         best = [ids[row] for row in np.argsort(-scores, kind="stable")]
         return [item for item in best if item not in seen][:k]
 

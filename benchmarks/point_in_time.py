@@ -34,13 +34,21 @@ def run(rows: int, spark: bool) -> dict[str, Any]:
         rows, features, duckdb_s (best of three), spark_s (None if left out) and mismatches.
 
     """
-    with tempfile.TemporaryDirectory(prefix="funnel-point-in-time-") as name, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory(prefix="funnel-point-in-time-") as name,
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         folder = Path(name)
         with display.stage("Write tables"):
-            tables = {"user": _write(folder, "user", _USERS, 1), "item": _write(folder, "item", _ITEMS, 2)}
+            tables = {
+                "user": _write(folder, "user", _USERS, 1),
+                "item": _write(folder, "item", _ITEMS, 2),
+            }
             entities = _entities(rows)
-        features = [f"{name}_features:{feature}" for name, columns in tables.items() for feature in columns]
+        features = [
+            f"{name}_features:{feature}" for name, columns in tables.items() for feature in columns
+        ]
         with display.stage("DuckDB"):
             store = _store(folder, tables, "local")
             seconds = []
@@ -48,14 +56,23 @@ def run(rows: int, spark: bool) -> dict[str, Any]:
                 start = time.perf_counter()
                 fast = store.get_historical_features(entity_df=entities, features=features).to_df()
                 seconds.append(time.perf_counter() - start)
-        figures = {"rows": rows, "features": len(features), "duckdb_s": round(min(seconds), 3), "spark_s": None}
+        figures = {
+            "rows": rows,
+            "features": len(features),
+            "duckdb_s": round(min(seconds), 3),
+            "spark_s": None,
+        }
         if spark:
             figures |= _against_spark(folder, tables, entities, features, fast)
     return {**figures, "mismatches": figures.get("mismatches", 0)}
 
 
 def _against_spark(
-    folder: Path, tables: dict[str, list[str]], entities: pd.DataFrame, features: list[str], fast: pd.DataFrame
+    folder: Path,
+    tables: dict[str, list[str]],
+    entities: pd.DataFrame,
+    features: list[str],
+    fast: pd.DataFrame,
 ) -> dict[str, Any]:
     from pipelines.features.spark import spark_session
 
@@ -90,7 +107,13 @@ def _write(folder: Path, entity: str, count: int, seed: int) -> list[str]:
     generator = np.random.default_rng(seed)
     size = count * _SNAPSHOTS
     day = generator.integers(0, _DAYS, size)
-    frame = pd.DataFrame({f"{entity}_id": np.char.add(entity[0], np.repeat(np.arange(count), _SNAPSHOTS).astype(str))})
+    frame = pd.DataFrame(
+        {
+            f"{entity}_id": np.char.add(
+                entity[0], np.repeat(np.arange(count), _SNAPSHOTS).astype(str)
+            )
+        }
+    )
     frame["event_timestamp"] = _START + pd.to_timedelta(day, unit="D")
     columns = [f"{entity}_{n}" for n in range(9)]
     for n, column in enumerate(columns):
@@ -109,7 +132,9 @@ def _entities(rows: int) -> pd.DataFrame:
         {
             "user_id": np.char.add("u", generator.integers(0, _USERS, rows).astype(str)),
             "item_id": np.char.add("i", generator.integers(0, _ITEMS, rows).astype(str)),
-            "event_timestamp": (_START + pd.to_timedelta(seconds, unit="s")).astype("datetime64[us, UTC]"),
+            "event_timestamp": (_START + pd.to_timedelta(seconds, unit="s")).astype(
+                "datetime64[us, UTC]"
+            ),
             "row": np.arange(rows),
         }
     )
@@ -135,9 +160,16 @@ def _store(folder: Path, tables: dict[str, list[str]], profile: Any) -> FeatureS
     for name, columns in tables.items():
         entity = Entity(name=name, join_keys=[f"{name}_id"], value_type=ValueType.STRING)
         kinds = [Field(name=f"{name}_id", dtype=String)]
-        kinds += [Field(name=column, dtype=Int64 if n % 2 else Float64) for n, column in enumerate(columns)]
+        kinds += [
+            Field(name=column, dtype=Int64 if n % 2 else Float64)
+            for n, column in enumerate(columns)
+        ]
         view = FeatureView(
-            name=f"{name}_features", entities=[entity], ttl=_TTL, schema=kinds, source=source(name, folder, profile)
+            name=f"{name}_features",
+            entities=[entity],
+            ttl=_TTL,
+            schema=kinds,
+            source=source(name, folder, profile),
         )
         objects += [entity, view]
     store.apply(objects)

@@ -1,7 +1,8 @@
 """Will a user like an item? RecBole's context-aware protocol: five rankers of the same rows, AUC and log loss.
 
 The first four read the protocol's fields; ours reads what the training part's labels say besides
-(``ranking.collaborative``). All stop by the validation part, are calibrated on it, and meet the test part once.
+(``ranking.collaborative``). All stop by the validation part, are calibrated on it, and meet the
+test part once.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ def run(folder: Path, seeds: int) -> dict[str, Any]:
     """Train and test every model with each seed; the split is the same for all.
 
     Returns:
-        auc, logloss, ece (after calibration) and ece_uncalibrated of ours, means over the seeds with ``_std``; the
-        same of all models under ``models``, and the seconds that each took a seed.
+        auc, logloss, ece (after calibration) and ece_uncalibrated of ours, means over the seeds
+        with ``_std``; the same of all models under ``models``, and the seconds that each took a
+        seed.
 
     Raises:
         SpecError: the folder cannot be used.
@@ -100,7 +102,12 @@ def run(folder: Path, seeds: int) -> dict[str, Any]:
         **ours.deviations(),
         "models": models,
         "seconds_a_seed": {name: round(row.seconds / seeds, 1) for name, row in table.items()},
-        **{"seeds": seeds, "seconds": round(time.monotonic() - start, 1), "device": "cpu", "selected_on": "validation"},
+        **{
+            "seeds": seeds,
+            "seconds": round(time.monotonic() - start, 1),
+            "device": "cpu",
+            "selected_on": "validation",
+        },
     }
 
 
@@ -114,7 +121,9 @@ def _enriched(data: MovieLens, fields: _Parts, seed: int) -> _Parts:
     rows = data.split(_SPLIT_SEED)
     train, later = data.pairs[rows[0]], data.pairs[np.concatenate(rows[1:])]
     with display.stage(f"Collaborative features, seed {seed}") as report:
-        learned = out_of_fold(train, data.sides, _FOLDS, seed, lambda fold: report("fold", fold, _FOLDS + 1))
+        learned = out_of_fold(
+            train, data.sides, _FOLDS, seed, lambda fold: report("fold", fold, _FOLDS + 1)
+        )
         report("validation and test", _FOLDS, _FOLDS + 1)
         both = collaborative_features(train, later, data.sides)
     ends = slice(len(rows[1])), slice(len(rows[1]), None)
@@ -129,21 +138,29 @@ def _enriched(data: MovieLens, fields: _Parts, seed: int) -> _Parts:
         head_weights=old.head_weights,
     )
     parts = []
-    for part, features in zip((fields.train, fields.valid, fields.test), (learned, valid, test), strict=True):
+    for part, features in zip(
+        (fields.train, fields.valid, fields.test), (learned, valid, test), strict=True
+    ):
         numeric = np.column_stack([*features.values(), part.numeric])
         categorical = np.ascontiguousarray(part.categorical[:, kept])
         parts.append(RankingData(numeric, categorical, part.labels, part.request))
     return _Parts(schema, *parts)
 
 
-def _measure(row: _Row, name: str, parts: _Parts, fit: Callable[[_Parts, int], Predict], seed: int) -> None:
+def _measure(
+    row: _Row, name: str, parts: _Parts, fit: Callable[[_Parts, int], Predict], seed: int
+) -> None:
     began = time.monotonic()
     with display.stage(f"Train {name}, seed {seed}"):
         predict = fit(parts, seed)
     calibration = fit_calibration(predict(parts.valid), parts.valid.labels, parts.valid.request)
     raw, labels = predict(parts.test), parts.test.labels[:, 0]
     probabilities = calibration(raw)[:, 0]
-    figures = (auc(labels, probabilities), log_loss(labels, probabilities), ece(labels, probabilities))
+    figures = (
+        auc(labels, probabilities),
+        log_loss(labels, probabilities),
+        ece(labels, probabilities),
+    )
     for metric, value in zip(_METRICS, (*figures, ece(labels, raw[:, 0])), strict=True):
         row.figures[metric].append(value)
     row.seconds += time.monotonic() - began
@@ -158,9 +175,13 @@ def _ranker(kind: str) -> Callable[[_Parts, int], Predict]:
     """Return what fits a kind of the package's own rankers."""
 
     def fit_one(parts: _Parts, seed: int) -> Predict:
-        logistic = LogisticConfig(hash_size=max(parts.schema.cardinalities), max_rows=len(parts.train))
+        logistic = LogisticConfig(
+            hash_size=max(parts.schema.cardinalities), max_rows=len(parts.train)
+        )
         config = RankerConfig(seed=seed, logistic=logistic, trees=_TREES, dcn=_DCN)
-        task = Task(parts.train, parts.valid, RowTransform.fit(parts.train.numeric), parts.schema, config)
+        task = Task(
+            parts.train, parts.valid, RowTransform.fit(parts.train.numeric), parts.schema, config
+        )
         ranker = fit(kind, task, Guard(kind), _unheard)
         return lambda data: ranker.predict(data.numeric, data.categorical)
 

@@ -1,12 +1,13 @@
 """Retrieval alone on a public split, as the papers on graph recommenders measure it: all items ranked, k = 20.
 
 Everything is chosen on the validation part: settings by a short race, the number of epochs by early
-stopping. The models that are measured are then trained on train and validation together, and each is
-measured on the test part once.
+stopping. The models that are measured are then trained on train and validation together, and each
+is measured on the test part once.
 
-A validation part drawn at random from people's lines has the neighbours in time of its items still in train, which
-flatters models that learn neighbours by heart; a test part that came later has not. So where the lines are in order of
-time, the end of each is what is validated on, and the newest items of a user weigh more if that helps there.
+A validation part drawn at random from people's lines has the neighbours in time of its items still
+in train, which flatters models that learn neighbours by heart; a test part that came later has not.
+So where the lines are in order of time, the end of each is what is validated on, and the newest
+items of a user weigh more if that helps there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from pipelines import display
 from retrieval.interactions.all_ranking import recall_and_ndcg
 from retrieval.interactions.data import Interactions, read_interactions
 from retrieval.interactions.graph import degrees
-from retrieval.interactions.towers import Collaborative, CollaborativeConfig, item_factors, spectral_vectors
+from retrieval.interactions.towers import (
+    Collaborative,
+    CollaborativeConfig,
+    item_factors,
+    spectral_vectors,
+)
 from retrieval.towers.training import Progress
 
 Figures = tuple[float, float]
@@ -62,8 +68,8 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
     """Choose on validation, train on train and validation, measure test once for each seed and dimension.
 
     Returns:
-        recall@20 and ndcg@20, means over the seeds, with ``_std``; those of seed 0 with 64 dimensions as
-        ``_64d``; what was chosen, the seconds taken and the device.
+        recall@20 and ndcg@20, means over the seeds, with ``_std``; those of seed 0 with 64
+        dimensions as ``_64d``; what was chosen, the seconds taken and the device.
 
     Raises:
         SpecError: the folder cannot be used.
@@ -73,16 +79,25 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
     data = LAYOUTS[layout](folder)
     bench = _Bench(data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     until = start + _TRAINING_SHARE * 60 * minutes
-    first = CollaborativeConfig(dimension=SMALL, recency=0.0 if data.places is None else _FIRST_RECENCY)
+    first = CollaborativeConfig(
+        dimension=SMALL, recency=0.0 if data.places is None else _FIRST_RECENCY
+    )
     small = bench.finished(first, 1, _part(_SMALL_SHARE, until))
     large = small
     if (dimension, seeds) != (SMALL, 1):
         large = bench.finished(replace(small.config, dimension=dimension), seeds, until)
     rows = [[name, *bench.test(*vectors)] for name, vectors in bench.baselines(dimension).items()]
-    rows += [["two towers, 64 dimensions", *small.means], [f"two towers, {dimension} dimensions", *large.means]]
+    rows += [
+        ["two towers, 64 dimensions", *small.means],
+        [f"two towers, {dimension} dimensions", *large.means],
+    ]
     counts = (*data.train.shape, data.known.nnz, data.test.nnz)
-    published = [[name, *figures] for name, figures in PUBLISHED.items()] if counts == GOWALLA else []
-    display.table(f"{folder.name}: all items ranked, k = 20", ["", "recall", "NDCG"], published + rows)
+    published = (
+        [[name, *figures] for name, figures in PUBLISHED.items()] if counts == GOWALLA else []
+    )
+    display.table(
+        f"{folder.name}: all items ranked, k = 20", ["", "recall", "NDCG"], published + rows
+    )
     return {
         **dict(zip(("recall@20", "ndcg@20"), large.means, strict=True)),
         **dict(zip(("recall@20_std", "ndcg@20_std"), large.deviations, strict=True)),
@@ -137,15 +152,25 @@ class _Bench:
     def finished(self, first: CollaborativeConfig, seeds: int, until: float) -> _Result:
         """Choose, beginning at ``first``; train on all that is known with each seed, and measure test."""
         config, epochs = self._choose(first, _part(_CHOOSING_SHARE, until))
-        results, reached, factors = [], epochs, item_factors(self.data.known, first.dimension, self.device)
+        results, reached, factors = (
+            [],
+            epochs,
+            item_factors(self.data.known, first.dimension, self.device),
+        )
         for seed in range(seeds):
-            model = Collaborative(self.data.known, replace(config, seed=seed), factors, self.data.places)
+            model = Collaborative(
+                self.data.known, replace(config, seed=seed), factors, self.data.places
+            )
             deadline = _part(1 / (seeds - seed), until)
-            with display.stage(f"Train on train and validation, {first.dimension} dimensions, seed {seed}") as report:
+            with display.stage(
+                f"Train on train and validation, {first.dimension} dimensions, seed {seed}"
+            ) as report:
                 while model.epoch == 0 or (model.epoch < epochs and time.monotonic() < deadline):
                     _train_epoch(model, epochs, report)
             if model.epoch < epochs:
-                display.console.print(f"  out of time after {model.epoch} of {epochs} epochs; give more --minutes")
+                display.console.print(
+                    f"  out of time after {model.epoch} of {epochs} epochs; give more --minutes"
+                )
             reached = min(reached, model.epoch)
             results.append(self.test(*model.vectors()))
         return _Result(config, reached, results)
@@ -187,15 +212,21 @@ class _Bench:
             self._advance(best, _MAX_EPOCHS, until, report)
             config = best.model.config
             if self.data.places is not None:
-                config, _ = self._best(best.model, [replace(config, recency=power) for power in _RECENCY])
-            config, (recall, ndcg) = self._best(best.model, [replace(config, kept=share) for share in _KEPT])
+                config, _ = self._best(
+                    best.model, [replace(config, recency=power) for power in _RECENCY]
+                )
+            config, (recall, ndcg) = self._best(
+                best.model, [replace(config, kept=share) for share in _KEPT]
+            )
         display.console.print(
             f"  validation recall {recall:.4f}, NDCG {ndcg:.4f}: temperature {config.temperature}, "
             f"{best.epochs} epochs, {config.kept} of the popularity kept, recency {config.recency}"
         )
         return config, best.epochs
 
-    def _best(self, model: Collaborative, configs: list[CollaborativeConfig]) -> tuple[CollaborativeConfig, Figures]:
+    def _best(
+        self, model: Collaborative, configs: list[CollaborativeConfig]
+    ) -> tuple[CollaborativeConfig, Figures]:
         """Return which of the ways to finish the model's vectors is best on validation, and its figures."""
         figures = {config: self._validated(*model.vectors(config)) for config in configs}
         best = max(configs, key=lambda config: sum(figures[config]))
@@ -205,7 +236,11 @@ class _Bench:
         model = curve.model
         while model.epoch < epochs and curve.waited < _PATIENCE and time.monotonic() < until:
             _train_epoch(model, epochs, report)
-            if model.epoch % _CHECK_EVERY == 0 or model.epoch == epochs or time.monotonic() >= until:
+            if (
+                model.epoch % _CHECK_EVERY == 0
+                or model.epoch == epochs
+                or time.monotonic() >= until
+            ):
                 curve.note(self._validated(*model.vectors()))
 
     def _validated(self, users: Tensor, items: Tensor) -> Figures:

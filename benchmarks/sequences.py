@@ -1,9 +1,10 @@
 """Next-item prediction on ``user item`` sequences: the sequential two-tower model against counting.
 
-Leave-last-out: a user's last item is the test's, the one before is validation's, the rest is learned from; all
-items are ranked, and the history before the test includes validation's item. Published figures leave the history's
-items out of the ranking (gSASRec's code, ``filter_rated=True``; HSTU's, ``filter_invalid_ids=True``), and so do ours
-where users do not repeat themselves; the other figure stands beside it.
+Leave-last-out: a user's last item is the test's, the one before is validation's, the rest is
+learned from; all items are ranked, and the history before the test includes validation's item.
+Published figures leave the history's items out of the ranking (gSASRec's code,
+``filter_rated=True``; HSTU's, ``filter_invalid_ids=True``), and so do ours where users do not
+repeat themselves; the other figure stands beside it.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def run(data: Path, work: Path, seeds: int, config: SequenceConfig) -> dict[str,
 
     Args:
         data: the file or folder.
-        work: checkpoints lie here until the command has ended; one that was killed is taken up from them.
+        work: checkpoints lie here until the command has ended; one that was killed is taken up from
+            them.
         seeds: how many trainings, from seed ``config.seed`` on.
         config: of each.
 
     Returns:
-        Mean and sample standard deviation over seeds of HR@10 and NDCG@10, and how they came about; ``ranked`` says
-        whether all items were ranked or those that are not in the history.
+        Mean and sample standard deviation over seeds of HR@10 and NDCG@10, and how they came about;
+        ``ranked`` says whether all items were ranked or those that are not in the history.
 
     Raises:
         SpecError: the file cannot be used.
@@ -55,15 +57,22 @@ def run(data: Path, work: Path, seeds: int, config: SequenceConfig) -> dict[str,
         sequences = read_sequences(data)
         counted = {"popular": _popular(sequences), "item transitions": _transitions(sequences)}
     folder = work / fingerprint(file_hash(sequence_file(data)), asdict(config))
-    results = [_seed(sequences, replace(config, seed=config.seed + n), folder) for n in range(seeds)]
+    results = [
+        _seed(sequences, replace(config, seed=config.seed + n), folder) for n in range(seeds)
+    ]
     figures = {key: np.array([result[key] for result in results]) for key in results[0]}
-    _show(sequences, {**counted, "two towers": {key: float(each.mean()) for key, each in figures.items()}})
+    _show(
+        sequences,
+        {**counted, "two towers": {key: float(each.mean()) for key, each in figures.items()}},
+    )
     shutil.rmtree(folder)
     ranked = "all" if sequences.repeats > _REPEATS else "unseen"
     main = {metric: figures[f"{ranked}_{metric}"] for metric in _METRICS}
     return {
         **{metric: round(float(values.mean()), 5) for metric, values in main.items()},
-        **{f"{metric}_std": round(deviation(values.tolist()), 5) for metric, values in main.items()},
+        **{
+            f"{metric}_std": round(deviation(values.tolist()), 5) for metric, values in main.items()
+        },
         "ranked": ranked,
         **{key: round(float(figures[key].mean()), 5) for key in (*_COLUMNS, "validation_ndcg@10")},
         "seeds": seeds,
@@ -109,13 +118,18 @@ def _transitions(sequences: Sequences) -> dict[str, float]:
     table = csr_matrix((np.ones(kept.sum(), dtype=np.float32), pairs), shape=(size, size))
     popular = torch.from_numpy(sequences.training_counts(TEST) / len(sequences.items)).float()
     last = sequences.held_out(sequences.testable, TEST + 1)
-    scores = (torch.from_numpy(table[last[part]].toarray()).add_(popular) for part in parts(len(last), size))
+    scores = (
+        torch.from_numpy(table[last[part]].toarray()).add_(popular)
+        for part in parts(len(last), size)
+    )
     return _figures(sequences, scores)
 
 
 def _figures(sequences: Sequences, scores: Iterable[Tensor]) -> dict[str, float]:
     wanted = sequences.held_out(sequences.testable, TEST)
-    every, new = (accuracy(found) for found in places_by_score(scores, wanted, sequences.histories(TEST)))
+    every, new = (
+        accuracy(found) for found in places_by_score(scores, wanted, sequences.histories(TEST))
+    )
     return {
         "all_hr@10": every["hit_rate@10"],
         "all_ndcg@10": every["ndcg@10"],

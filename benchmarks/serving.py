@@ -56,11 +56,14 @@ class Stopwatch:
         return round(float(p50), 3), round(float(p99), 3)
 
 
-def run(root: Path, items: int, candidates: int, seconds: float, workers: int, naive: int) -> dict[str, Any]:
+def run(
+    root: Path, items: int, candidates: int, seconds: float, workers: int, naive: int
+) -> dict[str, Any]:
     """Measure and return the figures.
 
     Args:
-        root: folder of the trained world that the catalogue is made from; trained if it is not there.
+        root: folder of the trained world that the catalogue is made from; trained if it is not
+            there.
         items: size of the catalogue.
         candidates: how many are ranked, about.
         seconds: of load, on one connection and on sixteen.
@@ -105,7 +108,15 @@ def _requests(users: list[str]) -> list[bytes]:
 def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) -> dict[str, Any]:
     port, requests = free_port(), _requests(users)
     start = time.perf_counter()
-    command = ["serve", "--home", str(workspace.root), "--port", str(port), "--workers", str(workers)]
+    command = [
+        "serve",
+        "--home",
+        str(workspace.root),
+        "--port",
+        str(port),
+        "--workers",
+        str(workers),
+    ]
     with running(command, workspace.root / "serve.log") as process:
         cold_s = ready(port) - start
         _counters_read(port)
@@ -126,7 +137,9 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
         "shed_loaded": loaded.statuses[503],
         "overload_rps": over.rps,
         "overload_p99_ms": over.percentile(99),
-        "overload_statuses": {str(status): count for status, count in sorted(over.statuses.items())},
+        "overload_statuses": {
+            str(status): count for status, count in sorted(over.statuses.items())
+        },
         "cold_start_s": round(cold_s, 1),
         "bytes_total": taken["bytes"],
         "processes": taken["processes"],
@@ -155,11 +168,14 @@ def _counters_read(port: int) -> None:
 def memory(pid: int) -> dict[str, int]:
     """Return what a server's processes take together, pages that several share counted once.
 
-    ``bytes``: all (PSS); ``anonymous``: without mapped files, whose part depends on who else on the machine maps them.
+    ``bytes``: all (PSS); ``anonymous``: without mapped files, whose part depends on who else on the
+    machine maps them.
     """
     family = [pid]
     for one in family:
-        family += [int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
+        family += [
+            int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()
+        ]
     return {
         "bytes": sum(_proportional(one, "Pss:") for one in family),
         "anonymous": sum(_proportional(one, "Pss_Anon:") for one in family),
@@ -190,12 +206,16 @@ def _stages(workspace: Workspace, users: list[str]) -> dict[str, Any]:
             engine.recommend(request)
     floors, counted = _floors(engine, users)
     gc.unfreeze()
-    table = Table(title=f"{len(engine.items) - 1:,} items, {counted:.0f} candidates", title_justify="left")
+    table = Table(
+        title=f"{len(engine.items) - 1:,} items, {counted:.0f} candidates", title_justify="left"
+    )
     for column in ("stage", "p50 ms", "p99 ms", "floor p50 ms"):
         table.add_column(column, justify="left" if column == "stage" else "right")
     for name in watch.times:
         p50, p99 = watch.percentiles(name)
-        table.add_row(name, f"{p50:.3f}", f"{p99:.3f}", f"{floors[name]:.3f}" if name in floors else "")
+        table.add_row(
+            name, f"{p50:.3f}", f"{p99:.3f}", f"{floors[name]:.3f}" if name in floors else ""
+        )
     display.console.print(table)
     engine.close()
     stages = {name: watch.percentiles(name) for name in watch.times}
@@ -224,7 +244,11 @@ def _floors(engine: Engine, users: list[str]) -> tuple[dict[str, float], float]:
     size = float(np.mean([len(ranked.candidates.item) for _, ranked, _ in made]))
     joined = [ranked.pairs[0].join(items.rows) for _, ranked, _ in made]
     codes = [ranked.candidates.item for _, ranked, _ in made]
-    count, index, ranker = recommender.retriever.shares.two_tower, recommender.retriever.index, recommender.ranker
+    count, index, ranker = (
+        recommender.retriever.shares.two_tower,
+        recommender.retriever.index,
+        recommender.ranker,
+    )
     client, row = redis_client(engine.workspace), online.row_reader
     keys = [row.key(user) for user in users[:100]]
 

@@ -39,7 +39,9 @@ class Visitors:
 
     def click(self, number: int, rng: random.Random) -> dict[str, Any]:
         """Return an event on an item of the data, by a clock that may be wrong."""
-        chosen = event(number, rng.choice(self._clickers), rng) | {"item_id": rng.choice(self._items)}
+        chosen = event(number, rng.choice(self._clickers), rng) | {
+            "item_id": rng.choice(self._items)
+        }
         return chosen | {"timestamp": chosen["timestamp"] + rng.choice(_CLOCKS)}
 
     def asker(self, rng: random.Random) -> str:
@@ -62,7 +64,12 @@ def run(root: Path, requests: int) -> dict[str, Any]:
         found = skew(workspace, impressions, progress).figures()
     positions = impressions.select(["position", "row_position"]).to_pylist()
     merged = [row for row in positions if row["position"] != row["row_position"]]
-    return {**found, "with_overlay": len(merged), "seconds": round(time.time() - start, 1), **figures}
+    return {
+        **found,
+        "with_overlay": len(merged),
+        "seconds": round(time.time() - start, 1),
+        **figures,
+    }
 
 
 def _visit(url: str, visitors: Visitors, requests: int) -> dict[str, Any]:
@@ -75,7 +82,9 @@ def _visit(url: str, visitors: Visitors, requests: int) -> dict[str, Any]:
         with httpx.Client(base_url=url, timeout=30) as api:
             while not done.is_set():
                 time.sleep(max(0.0, start + number / EVENTS_PER_S - time.time()))
-                events = [visitors.click(number + place, rng) for place in range(EVENTS_PER_S // 20)]
+                events = [
+                    visitors.click(number + place, rng) for place in range(EVENTS_PER_S // 20)
+                ]
                 accepted += api.post("/v1/events", json={"events": events}).json()["accepted"]
                 number += len(events)
 

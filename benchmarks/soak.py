@@ -26,7 +26,8 @@ _WARM_UP = 0.2
 def run(root: Path, minutes: float, rate: float, workers: int) -> dict[str, Any]:
     """Load the current release of a workspace and return how its memory grew.
 
-    Growth is that of a straight line through all samples after the warm-up, as a share of the line's beginning.
+    Growth is that of a straight line through all samples after the warm-up, as a share of the
+    line's beginning.
     """
     workspace, port = Workspace(root), free_port()
     users = active_users(workspace)

@@ -1,7 +1,8 @@
 """Streaming, measured from outside: the real API, Redis and Spark job on a small world of its own.
 
-Lag is the time from the answer 202 to a feature that Feast reads; every number comes from events that
-were sent on their way for it, and at the end every feature is compared with a recount of the log.
+Lag is the time from the answer 202 to a feature that Feast reads; every number comes from events
+that were sent on their way for it, and at the end every feature is compared with a recount of the
+log.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _TEMPLATES = 50_021
 class Probes:
     """Waits for features of users that never had any: from a given moment to when Feast reads the first.
 
-    Only the oldest is asked for all the time, and all when it is there: what watches must not take the cores.
+    Only the oldest is asked for all the time, and all when it is there: what watches must not take
+    the cores.
     """
 
     def __init__(self, store: FeatureStore) -> None:
@@ -59,8 +61,14 @@ class Probes:
 
     def _there(self, users: list[str]) -> list[str]:
         rows = [{c.USER: user} for user in users]
-        found = self._store.get_online_features([f"user_recent:{c.POSITION}"], entity_rows=rows).to_dict()
-        return [user for user, position in zip(users, found[c.POSITION], strict=True) if position is not None]
+        found = self._store.get_online_features(
+            [f"user_recent:{c.POSITION}"], entity_rows=rows
+        ).to_dict()
+        return [
+            user
+            for user, position in zip(users, found[c.POSITION], strict=True)
+            if position is not None
+        ]
 
     def finish(self, patience_s: float = 60.0) -> list[float]:
         """Wait for what is on its way and return the lags in milliseconds.
@@ -96,7 +104,11 @@ def steady(api: httpx.Client, store: FeatureStore, rate: int, seconds: float) ->
     sent_s = time.time() - start
     lags = probes.finish()
     p50, p95 = np.percentile(lags, [50, 95])
-    return {"lag_p50_ms": round(p50, 1), "lag_p95_ms": round(p95, 1), "steady_events_per_s": round(number / sent_s)}
+    return {
+        "lag_p50_ms": round(p50, 1),
+        "lag_p95_ms": round(p95, 1),
+        "steady_events_per_s": round(number / sent_s),
+    }
 
 
 def own_writes(api: httpx.Client, count: int = 100) -> dict[str, float]:
@@ -110,7 +122,10 @@ def own_writes(api: httpx.Client, count: int = 100) -> dict[str, float]:
         features = api.get(f"/v1/users/{click['user_id']}/features").json()["features"]
         times.append((time.perf_counter() - start) * 1_000)
         missed += click["item_id"] not in features[c.HISTORY_ITEMS]
-    return {"read_your_writes_ms": round(float(np.median(times)), 2), "read_your_writes_missed": missed}
+    return {
+        "read_your_writes_ms": round(float(np.median(times)), 2),
+        "read_your_writes_missed": missed,
+    }
 
 
 def endpoint(url: str, seconds: float, senders: int = 3) -> dict[str, float]:
@@ -135,9 +150,14 @@ def _pour(url: str, seconds: float, senders: int, queue: Any) -> None:
             while time.time() < stop:
                 batch += 1
                 now = time.time()
-                events = [e | {"event_id": f"p{sender}-{batch}-{n}", "timestamp": now} for n, e in enumerate(template)]
+                events = [
+                    e | {"event_id": f"p{sender}-{batch}-{n}", "timestamp": now}
+                    for n, e in enumerate(template)
+                ]
                 body = json.dumps({"events": events})
-                answer = api.post("/v1/events", content=body, headers={"content-type": "application/json"})
+                answer = api.post(
+                    "/v1/events", content=body, headers={"content-type": "application/json"}
+                )
                 counts[sender] += answer.json().get("accepted", 0)
 
     start = time.time()
@@ -150,10 +170,13 @@ def _pour(url: str, seconds: float, senders: int, queue: Any) -> None:
     queue.put((sum(counts), time.time() - start))
 
 
-def sustained(workspace: Workspace, store: FeatureStore, rate: int, seconds: float) -> dict[str, float]:
+def sustained(
+    workspace: Workspace, store: FeatureStore, rate: int, seconds: float
+) -> dict[str, float]:
     """Append ``rate`` events a second to the log and see whether the job keeps up: its rate, its lag, and the rest.
 
-    ``events_per_s`` is the rate at which events left the job, from its first finished batch to its last.
+    ``events_per_s`` is the rate at which events left the job, from its first finished batch to its
+    last.
     """
     client = redis_client(workspace)
     before = stream_status(client)["events"]
@@ -182,7 +205,9 @@ def sustained(workspace: Workspace, store: FeatureStore, rate: int, seconds: flo
         "sustained_offered_per_s": round(total / fed_s),
         "sustained_lag_p50_ms": round(float(np.median(lags))),
         "sustained_lag_max_ms": round(max(lags)),
-        "sustained_lag_growth": round(float(np.mean(lags[-third:]) / np.mean(lags[third : 2 * third])), 2),
+        "sustained_lag_growth": round(
+            float(np.mean(lags[-third:]) / np.mean(lags[third : 2 * third])), 2
+        ),
         "drain_s": round(total_s - fed_s, 1),
     }
 
@@ -199,7 +224,12 @@ def _feed(root: Path, rate: int, seconds: float, begun: Any) -> None:
             continue
         now, numbers = time.time(), range(number, number + due)
         try:
-            log.append([templates[n % _TEMPLATES] | {"event_id": f"f{n}", "timestamp": now} for n in numbers])
+            log.append(
+                [
+                    templates[n % _TEMPLATES] | {"event_id": f"f{n}", "timestamp": now}
+                    for n in numbers
+                ]
+            )
             number += due
         except LogFull:
             time.sleep(0.1)

@@ -34,8 +34,8 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
         limit: events of the test slice that are replayed; the same for both.
 
     Returns:
-        seconds on the clock and of processors, NDCG@10 and recall of the candidates, of each way, and the paired
-        difference of NDCG@10 with its interval and p.
+        seconds on the clock and of processors, NDCG@10 and recall of the candidates, of each way,
+        and the paired difference of NDCG@10 with its interval and p.
 
     """
     workspace, data = Workspace(root / "work"), root / "raw"
@@ -43,7 +43,12 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
     config = WorldConfig(users=users, items=items, days=90, seed=5, events_per_user=60.0)
     earlier, later = _halves(data, config)
     _bring_in(workspace, data, "events-1.csv", earlier)
-    found: dict[str, Any] = {"users": users, "items": items, "events": limit, "first": _measured(workspace, None)}
+    found: dict[str, Any] = {
+        "users": users,
+        "items": items,
+        "events": limit,
+        "first": _measured(workspace, None),
+    }
     before, base = None, current_release(workspace).name
     _bring_in(workspace, data, "events-2.csv", later)
     for name, warm in (("warm_start", WarmStartConfig()), ("anew", None)):
@@ -54,7 +59,11 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
             figures = evaluate(workspace, folder, progress, limit, baselines=False, against=before)
         before = folder
         candidates, ours = figures["candidates"], figures["models"]["funnel"]
-        found[name] = {**seconds, "ndcg@10": ours["ndcg@10"], "candidates_recall@100": candidates["recall@100"]}
+        found[name] = {
+            **seconds,
+            "ndcg@10": ours["ndcg@10"],
+            "candidates_recall@100": candidates["recall@100"],
+        }
     found["anew_minus_warm_start"] = figures["against"]["metrics"]["ndcg@10"]
     rows = [[name, *found[name].values()] for name in ("warm_start", "anew")]
     display.table("Training when 15% of the events are new", ["", *found["anew"]], rows)
@@ -78,7 +87,9 @@ def _halves(data: Path, config: WorldConfig) -> tuple[str, str]:
 def _bring_in(workspace: Workspace, data: Path, name: str, events: str) -> None:
     (data / name).write_text(events, encoding="utf-8")
     spec = load_spec(stages.SPECS / "synthetic.toml")
-    spec = spec.model_copy(update={"events": spec.events.model_copy(update={"path": "events-*.csv"})})
+    spec = spec.model_copy(
+        update={"events": spec.events.model_copy(update={"path": "events-*.csv"})}
+    )
     ingest(spec, data, workspace)
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)

@@ -10,6 +10,7 @@ def _unchecked(target: Any = None, **_: Any) -> Any:
     return _unchecked if target is None else target
 
 
-# Feast's classes are decorated so that every call of theirs checks its types, for which their sources are parsed and
-# rewritten at every start: half of what `import feast` takes, seconds of every command. What we pass is tested.
+# Feast's classes are decorated so that every call of theirs checks its types, for which their
+# sources are parsed and rewritten at every start: half of what `import feast` takes, seconds of
+# every command. What we pass is tested.
 typeguard.typechecked = _unchecked

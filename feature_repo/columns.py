@@ -101,7 +101,9 @@ def item_counts(event_types: list[str], has_value: bool) -> list[str]:
     return _windowed(event_types, has_value, distinct_users)
 
 
-def _windowed(event_types: list[str], has_value: bool, distinct: Callable[[str, str], str]) -> list[str]:
+def _windowed(
+    event_types: list[str], has_value: bool, distinct: Callable[[str, str], str]
+) -> list[str]:
     names = []
     for window in WINDOWS:
         names.append(events(window))

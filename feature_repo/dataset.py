@@ -51,7 +51,9 @@ class Table(_Strict):
         try:
             "".encode(self.encoding)
         except LookupError:
-            raise ValueError(f"encoding = '{self.encoding}' is not a text encoding that Python knows") from None
+            raise ValueError(
+                f"encoding = '{self.encoding}' is not a text encoding that Python knows"
+            ) from None
         if self.columns and len(set(self.columns)) < len(self.columns):
             raise ValueError(f"columns names one column twice: {self.columns}")
         return self
@@ -66,15 +68,26 @@ class Table(_Strict):
         direct = folder / self.path
         if direct.is_file():
             return [direct]
-        base = direct if direct.is_dir() else Path(direct.anchor) if Path(self.path).is_absolute() else folder
-        pattern = "**/*" if direct.is_dir() else str(Path(self.path).relative_to(Path(self.path).anchor))
+        base = (
+            direct
+            if direct.is_dir()
+            else Path(direct.anchor)
+            if Path(self.path).is_absolute()
+            else folder
+        )
+        pattern = (
+            "**/*" if direct.is_dir() else str(Path(self.path).relative_to(Path(self.path).anchor))
+        )
         try:
             found = [path for path in base.glob(pattern) if path.is_file()]
         except ValueError as error:
             raise SpecError(f"path = '{self.path}' is not a pattern of files: {error}") from None
-        # Spark and notebooks keep unfinished and old copies in folders like _temporary and .ipynb_checkpoints.
+        # Spark and notebooks keep unfinished and old copies in folders like _temporary and
+        # .ipynb_checkpoints.
         hidden = (".", "_")
-        return sorted(p for p in found if not any(part.startswith(hidden) for part in _below(p, base).parts))
+        return sorted(
+            p for p in found if not any(part.startswith(hidden) for part in _below(p, base).parts)
+        )
 
     def file_format(self, file: Path) -> str:
         """Return the format of one file: the declared one, else what its ending says."""
@@ -84,7 +97,9 @@ class Table(_Strict):
         known = {"csv": "csv", "tsv": "csv", "dat": "csv", "txt": "csv", "parquet": "parquet"}
         known |= {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl"}
         if ending not in known:
-            raise SpecError(f"{file.name}: unknown file ending; set format = 'csv', 'parquet' or 'jsonl'")
+            raise SpecError(
+                f"{file.name}: unknown file ending; set format = 'csv', 'parquet' or 'jsonl'"
+            )
         return known[ending]
 
 
@@ -130,11 +145,17 @@ class Events(Table):
         thresholds = [t.min_value for t in self.types.values() if t.min_value is not None]
         if self.type is None and len(self.types) > 1:
             if self.value is None:
-                raise ValueError("[events]: several types need a 'type' column, or a 'value' column and min_value")
+                raise ValueError(
+                    "[events]: several types need a 'type' column, or a 'value' column and min_value"
+                )
             if len(thresholds) < len(self.types):
-                raise ValueError("[events.types]: without a 'type' column every type needs min_value")
+                raise ValueError(
+                    "[events.types]: without a 'type' column every type needs min_value"
+                )
         if thresholds and (self.type is not None or self.value is None):
-            raise ValueError("[events.types]: min_value needs a 'value' column and no 'type' column")
+            raise ValueError(
+                "[events.types]: min_value needs a 'value' column and no 'type' column"
+            )
         if len(set(thresholds)) < len(thresholds):
             raise ValueError("[events.types]: two types have the same min_value")
         if self.rename_types and self.type is None:
@@ -179,8 +200,13 @@ class Items(Users):
             name = getattr(self, field)
             if name is not None and name not in self.attributes:
                 raise ValueError(f"[items] {field} = '{name}' is not among [items.attributes]")
-        if self.category and self.attributes[self.category] not in ("categorical", "multi_categorical"):
-            raise ValueError(f"[items] category = '{self.category}' must be categorical or multi_categorical")
+        if self.category and self.attributes[self.category] not in (
+            "categorical",
+            "multi_categorical",
+        ):
+            raise ValueError(
+                f"[items] category = '{self.category}' must be categorical or multi_categorical"
+            )
         return self
 
 
@@ -196,7 +222,9 @@ class DatasetSpec(_Strict):
     def _names_are_free(self) -> Self:
         taken = {*self.user_attributes, *self.item_attributes} & _taken(self.event_types)
         if taken:
-            raise ValueError(f"attribute {sorted(taken)}: the name is Funnel's own; choose another, with rename")
+            raise ValueError(
+                f"attribute {sorted(taken)}: the name is Funnel's own; choose another, with rename"
+            )
         return self
 
     @property

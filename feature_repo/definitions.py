@@ -1,6 +1,7 @@
 """What ``feast apply`` finds: the views of the data set in the working folder in use.
 
-Reading its spec (one small JSON file) is the only I/O at import, because the columns follow from it.
+Reading its spec (one small JSON file) is the only I/O at import, because the columns follow from
+it.
 """
 
 import os
@@ -11,5 +12,8 @@ from feature_repo.workspace import Workspace, default_root
 _workspace = Workspace(default_root().resolve())
 _profile = os.environ.get("FUNNEL_PROFILE", "local")
 globals().update(
-    {f"object_{n}": o for n, o in enumerate(build(_workspace.spec(), _workspace.features, _profile))}  # type: ignore[arg-type]
+    {
+        f"object_{n}": o
+        for n, o in enumerate(build(_workspace.spec(), _workspace.features, _profile))
+    }  # type: ignore[arg-type]
 )

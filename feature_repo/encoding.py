@@ -104,10 +104,10 @@ class _EndToEnd(Sequence[str]):
 class Encoded:
     """Attributes of ``n`` users or items.
 
-    ``codes`` int32 ``[n, L]``: every categorical, multi-categorical and text attribute side by side,
-    offset into one common table (0: nothing). ``first`` int32 ``[n, A]``: the first code of each such
-    attribute, by its own vocabulary. ``numbers`` float32 ``[n, M]``: numeric attributes as given,
-    NaN where missing.
+    ``codes`` int32 ``[n, L]``: every categorical, multi-categorical and text attribute side by
+    side, offset into one common table (0: nothing). ``first`` int32 ``[n, A]``: the first code of
+    each such attribute, by its own vocabulary. ``numbers`` float32 ``[n, M]``: numeric attributes
+    as given, NaN where missing.
     """
 
     codes: Codes
@@ -141,16 +141,24 @@ class AttributeEncoder:
         self.width = sum(_BAG_LENGTH[self.kinds[name]] for name in self.coded)
 
     @classmethod
-    def fit(cls, kinds: Mapping[str, AttributeKind], columns: Mapping[str, Sequence[Any]]) -> AttributeEncoder:
+    def fit(
+        cls, kinds: Mapping[str, AttributeKind], columns: Mapping[str, Sequence[Any]]
+    ) -> AttributeEncoder:
         """Fit vocabularies and the mean and deviation of each number (of its signed log1p)."""
         vocabularies, moments = {}, {}
         for name, kind in kinds.items():
             if kind == "numeric":
                 logs = _signed_log(_floats(columns[name]))
                 known = logs[np.isfinite(logs)]
-                mean, spread = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
-                # Below what float32 can tell apart, a constant's rounding would be blown up to 5 deviations.
-                moments[name] = (mean, spread if spread > _LEAST_SPREAD * max(1.0, abs(mean)) else 1.0)
+                mean, spread = (
+                    (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+                )
+                # Below what float32 can tell apart, a constant's rounding would be blown up to 5
+                # deviations.
+                moments[name] = (
+                    mean,
+                    spread if spread > _LEAST_SPREAD * max(1.0, abs(mean)) else 1.0,
+                )
             else:
                 met = (part for value in columns[name] for part in parts(kind, value))
                 vocabularies[name] = Vocabulary.fit(met, _LEAST_COUNT[kind])
@@ -158,7 +166,9 @@ class AttributeEncoder:
 
     def grown(self, newer: AttributeEncoder) -> AttributeEncoder:
         """Return the encoder with ``newer``'s values behind its own; codes and numbers keep their meaning."""
-        grown = {name: self.vocabularies[name].grown(newer.vocabularies[name]) for name in self.coded}
+        grown = {
+            name: self.vocabularies[name].grown(newer.vocabularies[name]) for name in self.coded
+        }
         return AttributeEncoder(self.kinds, grown, self.moments)
 
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: int) -> Encoded:
@@ -171,7 +181,9 @@ class AttributeEncoder:
             kind, vocabulary = self.kinds[name], self.vocabularies[name]
             length, shift = _BAG_LENGTH[kind], self.offsets[name] - 1
             for row, value in enumerate(columns.get(name, ())):
-                bag = [code for part in parts(kind, value) if (code := vocabulary.code(part))][:length]
+                bag = [code for part in parts(kind, value) if (code := vocabulary.code(part))][
+                    :length
+                ]
                 if bag:
                     codes[row, start : start + len(bag)] = np.asarray(bag) + shift
                     first[row, position] = bag[0]
@@ -202,7 +214,9 @@ class AttributeEncoder:
     def from_dict(cls, raw: dict[str, Any]) -> AttributeEncoder:
         """Restore what ``to_dict`` gave."""
         vocabularies = {name: Vocabulary(values) for name, values in raw["vocabularies"].items()}
-        return cls(raw["kinds"], vocabularies, {name: (m, s) for name, (m, s) in raw["moments"].items()})
+        return cls(
+            raw["kinds"], vocabularies, {name: (m, s) for name, (m, s) in raw["moments"].items()}
+        )
 
 
 def parts(kind: AttributeKind, value: Any) -> list[str]:
@@ -216,7 +230,9 @@ def parts(kind: AttributeKind, value: Any) -> list[str]:
 
 def _floats(values: Sequence[Any]) -> Floats:
     with np.errstate(over="ignore"):  # too large for float32 is infinite
-        return np.array([np.nan if value is None else value for value in values], dtype=np.float64).astype(np.float32)
+        return np.array(
+            [np.nan if value is None else value for value in values], dtype=np.float64
+        ).astype(np.float32)
 
 
 def _signed_log(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

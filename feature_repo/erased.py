@@ -1,8 +1,9 @@
 """Users who asked to be forgotten: whether an id is one of theirs can be told, what the ids are cannot.
 
-``erasures/`` in the working folder has one JSON file for each of them, under an HMAC-SHA256 of the id that
-is keyed by ``erasures/key``. The files are the truth; a set in Redis repeats their names for servers that share
-Redis but not the folder (they need a copy of the key), and is filled again after Redis was flushed.
+``erasures/`` in the working folder has one JSON file for each of them, under an HMAC-SHA256 of the
+id that is keyed by ``erasures/key``. The files are the truth; a set in Redis repeats their names
+for servers that share Redis but not the folder (they need a copy of the key), and is filled again
+after Redis was flushed.
 """
 
 from __future__ import annotations
@@ -42,14 +43,16 @@ _WORD = re.compile(r"""[^\s,;:|"'{}\[\]()<>=]+""")
 class ErasedUsers:
     """The list; every process has its own view of it, which follows the files."""
 
-    def __init__(self, workspace: Workspace, client: redis.Redis | None = None, waits: bool = True) -> None:
+    def __init__(
+        self, workspace: Workspace, client: redis.Redis | None = None, waits: bool = True
+    ) -> None:
         """Take the files of a working folder for the list.
 
         Args:
             workspace: the working folder.
             client: of the Redis that repeats the list; without it only the files count.
-            waits: for Redis; if not, it is asked on a thread of its own, but for the first time, so that nobody
-                stands still with it.
+            waits: for Redis; if not, it is asked on a thread of its own, but for the first time, so
+                that nobody stands still with it.
 
         """
         self.folder = workspace.root / "erasures"
@@ -77,7 +80,8 @@ class ErasedUsers:
     def named_in(self, text: str, keys: Collection[str]) -> set[str]:
         """Return the ids on the list that a row of text names.
 
-        In a JSON object the values of ``keys`` count; where there are none, or it is no object, every word does.
+        In a JSON object the values of ``keys`` count; where there are none, or it is no object,
+        every word does.
         """
         if not self.numbers():
             return set()
@@ -85,7 +89,9 @@ class ErasedUsers:
             row = json.loads(text)
         except ValueError:
             row = None
-        named = [str(row[key]).strip() for key in keys if key in row] if isinstance(row, dict) else []
+        named = (
+            [str(row[key]).strip() for key in keys if key in row] if isinstance(row, dict) else []
+        )
         return self.among(named or _WORD.findall(text))
 
     def number(self, user_id: str) -> str:
@@ -130,7 +136,9 @@ class ErasedUsers:
             return
         if stamp == self._stamp:
             return
-        names = frozenset(match[1] for name in os.listdir(self.folder) if (match := _NAME.fullmatch(name)))
+        names = frozenset(
+            match[1] for name in os.listdir(self.folder) if (match := _NAME.fullmatch(name))
+        )
         if names != self._numbers:
             self._numbers, self._asked = names, 0.0
         if time.time_ns() - stamp > _SETTLED_NS:
@@ -145,7 +153,9 @@ class ErasedUsers:
             self._ask_redis(self._redis)
         elif not self._asking:
             self._asking = True
-            threading.Thread(target=self._ask_redis, args=(self._redis,), name="erased", daemon=True).start()
+            threading.Thread(
+                target=self._ask_redis, args=(self._redis,), name="erased", daemon=True
+            ).start()
 
     def _ask_redis(self, client: redis.Redis) -> None:
         with contextlib.suppress(redis.RedisError, OSError):  # the files are enough

@@ -1,15 +1,16 @@
 """What a key did lately: the one definition of every streaming feature.
 
-The Spark stream, the Spark batch job, the server's overlay of events that the stream has not seen yet,
-and the recount that checks them all fold events with this code, so a feature cannot mean two things.
+The Spark stream, the Spark batch job, the server's overlay of events that the stream has not seen
+yet, and the recount that checks them all fold events with this code, so a feature cannot mean two
+things.
 
-The *facts* that a fold keeps do not depend on the order in which events arrive: the newest events by
-event time, the newest distinct positive items, and counts in panes of time. What a model sees (counts
-over sliding windows, decayed trends, the session) is computed from the facts as of the moment of a
-request, so a count shrinks as time passes without anything being written.
+The *facts* that a fold keeps do not depend on the order in which events arrive: the newest events
+by event time, the newest distinct positive items, and counts in panes of time. What a model sees
+(counts over sliding windows, decayed trends, the session) is computed from the facts as of the
+moment of a request, so a count shrinks as time passes without anything being written.
 
-A window slides by a sixtieth of its length, its *pane*: 10 seconds, 1 minute, 24 minutes. The count of a
-window at time ``t`` is of the pane of ``t`` and the 59 before it.
+A window slides by a sixtieth of its length, its *pane*: 10 seconds, 1 minute, 24 minutes. The count
+of a window at time ``t`` is of the pane of ``t`` and the 59 before it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Counts:
                 panes[pane][kind] += 1
             elif pane > max(panes, default=pane) - PANES:
                 panes[pane] = [int(place == kind) for place in range(kinds)]
-                # Panes that no window can reach any more go at once, so that what is kept depends on no order.
+                # Panes that no window can reach any more go at once, so that what is kept depends
+                # on no order.
                 for old in [old for old in panes if old <= pane - PANES]:
                     del panes[old]
 
@@ -172,12 +174,18 @@ def trends_at(time: float, panes: Sequence[Panes]) -> list[float]:
     trends = []
     for window, length in zip(panes, PANE_S.values(), strict=True):
         last = int(time // length)
-        ages = ((last - pane, sum(window[pane])) for pane in sorted(window) if last - PANES < pane <= last)
+        ages = (
+            (last - pane, sum(window[pane]))
+            for pane in sorted(window)
+            if last - PANES < pane <= last
+        )
         trends.append(float(sum(count * 0.5 ** (age / HALF_LIFE_PANES) for age, count in ages)))
     return trends
 
 
-def session_at(time: float, times: Sequence[int], categories: Sequence[str]) -> tuple[int, int, list[str]]:
+def session_at(
+    time: float, times: Sequence[int], categories: Sequence[str]
+) -> tuple[int, int, list[str]]:
     """Return a session's events, its seconds from first to last event, and its categories, latest last.
 
     Args:
@@ -198,7 +206,10 @@ def session_at(time: float, times: Sequence[int], categories: Sequence[str]) -> 
 
 def dump(facts: Counts) -> str:
     """Return facts as JSON, as the stream keeps them in its state."""
-    value: dict[str, Any] = {"position": facts.position, "panes": [list(p.items()) for p in facts.panes]}
+    value: dict[str, Any] = {
+        "position": facts.position,
+        "panes": [list(p.items()) for p in facts.panes],
+    }
     if isinstance(facts, UserFacts):
         value["events"] = list(map(tuple, facts.events))
         value["history"] = [(item, *latest) for item, latest in facts.history.items()]
@@ -218,7 +229,9 @@ def load(data: str) -> Counts:
 def user_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:
     """Return the sliding counts by type and the session at a moment (epoch seconds) of a ``user_recent`` row."""
     times, categories = row.get(c.RECENT_TIMES), row.get(c.RECENT_CATEGORIES)
-    session = session_at(time, () if times is None else times, () if categories is None else categories)
+    session = session_at(
+        time, () if times is None else times, () if categories is None else categories
+    )
     names = (c.SESSION_EVENTS, c.SESSION_SECONDS, c.SESSION_CATEGORIES)
     panes = panes_of(row, len(types))
     return {**_counts_by_name(time, panes, types), **dict(zip(names, session, strict=True))}
@@ -233,7 +246,11 @@ def item_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> 
 
 def _counts_by_name(time: float, panes: Sequence[Panes], types: Sequence[str]) -> dict[str, int]:
     counts = zip(PANE_S, counts_at(time, panes, len(types)), strict=True)
-    return {c.count(kind, window): n for window, of_kind in counts for kind, n in zip(types, of_kind, strict=True)}
+    return {
+        c.count(kind, window): n
+        for window, of_kind in counts
+        for kind, n in zip(types, of_kind, strict=True)
+    }
 
 
 def user_sliding(inputs: dict[str, list[Any]], types: Sequence[str]) -> dict[str, list[Any]]:

@@ -9,7 +9,9 @@ SECONDS_PER_DAY = 86_400.0
 OUTPUTS = ("hour_of_day", "day_of_week", "user_recency_days", "user_tenure_days")
 
 
-def request_time_features(request_time: Any, first_event_at: Any, last_event_at: Any) -> dict[str, Any]:
+def request_time_features(
+    request_time: Any, first_event_at: Any, last_event_at: Any
+) -> dict[str, Any]:
     """Return hour (UTC, 0-23), weekday (0 = Monday) and days since a user's last and first event.
 
     Arguments are epoch seconds, scalars or NumPy arrays of equal shape; a missing moment (None or
@@ -18,6 +20,10 @@ def request_time_features(request_time: Any, first_event_at: Any, last_event_at:
     return {
         "hour_of_day": (request_time // 3600) % 24,
         "day_of_week": (request_time // 86_400 + 3) % 7,  # 1970-01-01 was a Thursday
-        "user_recency_days": None if last_event_at is None else (request_time - last_event_at) / SECONDS_PER_DAY,
-        "user_tenure_days": None if first_event_at is None else (request_time - first_event_at) / SECONDS_PER_DAY,
+        "user_recency_days": None
+        if last_event_at is None
+        else (request_time - last_event_at) / SECONDS_PER_DAY,
+        "user_tenure_days": None
+        if first_event_at is None
+        else (request_time - first_event_at) / SECONDS_PER_DAY,
     }

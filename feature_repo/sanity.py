@@ -17,7 +17,8 @@ class CannotLearn(RuntimeError):
 class Guard:
     """Follows losses and gradient norms (before clipping) from step to step.
 
-    A norm has exploded if it is more than ``exploded`` times the median of the 50 before it. Medians below 1 count as
+    A norm has exploded if it is more than ``exploded`` times the median of the 50 before it.
+    Medians below 1 count as
     1: the losses are of a few nats, and a norm that grows from nothing harms nobody.
 
     Attributes:
@@ -43,10 +44,14 @@ class Guard:
         """
         self.steps += 1
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise CannotLearn(f"{self.name}: loss {loss:g}, gradient norm {norm:g} at step {self.steps}")
+            raise CannotLearn(
+                f"{self.name}: loss {loss:g}, gradient norm {norm:g} at step {self.steps}"
+            )
         usual = max(1.0, median(self._norms)) if self._norms else math.inf
         if norm > self.exploded * usual:
-            raise CannotLearn(f"{self.name}: gradient norm {norm:g} at step {self.steps}, {usual:g} is usual")
+            raise CannotLearn(
+                f"{self.name}: gradient norm {norm:g} at step {self.steps}, {usual:g} is usual"
+            )
         self._norms = [*self._norms[1 - _REMEMBERED :], norm]
         self.largest_norm = max(self.largest_norm, norm)
 
@@ -61,7 +66,9 @@ def check_learnt(name: str, before: float, after: float) -> None:
 
     """
     if not after < max(before / 2, 1e-6):
-        raise CannotLearn(f"{name}: one batch cannot be overfitted: loss {before:.3f} -> {after:.3f}")
+        raise CannotLearn(
+            f"{name}: one batch cannot be overfitted: loss {before:.3f} -> {after:.3f}"
+        )
 
 
 def check_chance(name: str, auc: float, tolerance: float) -> None:

@@ -85,10 +85,16 @@ def user_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
     return {name: _ATTRIBUTE_TYPES[kind] for name, kind in spec.user_attributes.items()}
 
 
-HISTORY_SCHEMA: dict[str, FeastType] = {c.HISTORY_ITEMS: Array(String), c.HISTORY_TIMES: Array(Int64)}
+HISTORY_SCHEMA: dict[str, FeastType] = {
+    c.HISTORY_ITEMS: Array(String),
+    c.HISTORY_TIMES: Array(Int64),
+}
 """The features of ``user_history`` and their types."""
 
-ITEM_RECENT_SCHEMA: dict[str, FeastType] = {**{c.panes(w): Array(Int64) for w in PANE_S}, c.POSITION: String}
+ITEM_RECENT_SCHEMA: dict[str, FeastType] = {
+    **{c.panes(w): Array(Int64) for w in PANE_S},
+    c.POSITION: String,
+}
 """The features of ``item_recent`` and their types."""
 
 USER_RECENT_SCHEMA: dict[str, FeastType] = {
@@ -121,7 +127,9 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
     user = Entity(name="user", join_keys=[c.USER], value_type=ValueType.STRING)
     item = Entity(name="item", join_keys=[c.ITEM], value_type=ValueType.STRING)
 
-    def view(name: str, entity: Entity, schema: dict[str, FeastType], ttl: timedelta) -> FeatureView:
+    def view(
+        name: str, entity: Entity, schema: dict[str, FeastType], ttl: timedelta
+    ) -> FeatureView:
         return FeatureView(
             name=name,
             entities=[entity],
@@ -132,7 +140,9 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
 
     activity = view("user_activity", user, user_activity_schema(spec), SNAPSHOT_TTL)
     item_activity = view("item_activity", item, item_activity_schema(spec), SNAPSHOT_TTL)
-    seen = view("user_seen", user, {c.seen(t): Array(String) for t in spec.event_types}, NEVER_STALE)
+    seen = view(
+        "user_seen", user, {c.seen(t): Array(String) for t in spec.event_types}, NEVER_STALE
+    )
     streams = {
         name: _stream_view(name, entity, schema, ttl, features, profile)
         for name, entity, schema, ttl in (
@@ -142,20 +152,30 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         )
     }
     history, recent, item_recent = (streams[name] for name in STREAMED)
-    profiles = [view("user_profile", user, s, NEVER_STALE) for s in [user_profile_schema(spec)] if s]
-    item_profiles = [view("item_profile", item, s, NEVER_STALE) for s in [item_profile_schema(spec)] if s]
-    affinity_schema: dict[str, FeastType] = {c.CATEGORIES: Array(String), c.CATEGORY_SHARES: Array(Float32)}
+    profiles = [
+        view("user_profile", user, s, NEVER_STALE) for s in [user_profile_schema(spec)] if s
+    ]
+    item_profiles = [
+        view("item_profile", item, s, NEVER_STALE) for s in [item_profile_schema(spec)] if s
+    ]
+    affinity_schema: dict[str, FeastType] = {
+        c.CATEGORIES: Array(String),
+        c.CATEGORY_SHARES: Array(Float32),
+    }
     affinity = [view("user_affinity", user, affinity_schema, SNAPSHOT_TTL)] if spec.category else []
     request = RequestSource(name="request", schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
     moment = _request_time_view(request, activity)
     sliding = _sliding_views(request, recent, item_recent, tuple(spec.event_types))
-    # User and item views share names such as events_7d: read ranking_v1 with full_feature_names=True.
+    # User and item views share names such as events_7d: read ranking_v1 with
+    # full_feature_names=True.
     services = [
         FeatureService(name="user_tower_v1", features=[*profiles, history]),
         FeatureService(
-            name="ranking_v1", features=[*profiles, activity, *affinity, *item_profiles, item_activity, moment]
+            name="ranking_v1",
+            features=[*profiles, activity, *affinity, *item_profiles, item_activity, moment],
         ),
-        # Of what is recent no model reads more than which events it includes, so no request pays for more.
+        # Of what is recent no model reads more than which events it includes, so no request pays
+        # for more.
         FeatureService(
             name=ONLINE_USERS,
             features=[*profiles, history, recent[[c.POSITION]], activity, *affinity, seen, moment],
@@ -163,13 +183,25 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
         FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
     ]
-    views = [activity, item_activity, seen, *streams.values(), *profiles, *item_profiles, *affinity, moment, *sliding]
+    views = [
+        activity,
+        item_activity,
+        seen,
+        *streams.values(),
+        *profiles,
+        *item_profiles,
+        *affinity,
+        moment,
+        *sliding,
+    ]
     return [user, item, *(view.stream_source for view in streams.values()), *views, *services]
 
 
 def _fields(entity: Entity, schema: dict[str, FeastType]) -> list[Field]:
     # The join key is part of the schema: without it Feast opens the files to infer its type.
-    return [Field(name=entity.join_key, dtype=String)] + [Field(name=n, dtype=t) for n, t in schema.items()]
+    return [Field(name=entity.join_key, dtype=String)] + [
+        Field(name=n, dtype=t) for n, t in schema.items()
+    ]
 
 
 def source(table: str, features: Path, profile: Profile) -> DataSource:
@@ -177,19 +209,31 @@ def source(table: str, features: Path, profile: Profile) -> DataSource:
     path = str(features / table)
     if profile == "local":
         return FileSource(
-            name=f"{table}_source", path=path, file_format=ParquetFormat(), timestamp_field=c.EVENT_TIMESTAMP
+            name=f"{table}_source",
+            path=path,
+            file_format=ParquetFormat(),
+            timestamp_field=c.EVENT_TIMESTAMP,
         )
     from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
 
-    return SparkSource(name=f"{table}_source", path=path, file_format="parquet", timestamp_field=c.EVENT_TIMESTAMP)
+    return SparkSource(
+        name=f"{table}_source", path=path, file_format="parquet", timestamp_field=c.EVENT_TIMESTAMP
+    )
 
 
 def _stream_view(
-    name: str, entity: Entity, schema: dict[str, FeastType], ttl: timedelta, features: Path, profile: Profile
+    name: str,
+    entity: Entity,
+    schema: dict[str, FeastType],
+    ttl: timedelta,
+    features: Path,
+    profile: Profile,
 ) -> StreamFeatureView:
     push = PushSource(name=f"{name}_push", batch_source=source(name, features, profile))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Feast announces that stream views are young
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # Feast announces that stream views are young
         return StreamFeatureView(
             name=name,
             entities=[entity],
@@ -212,15 +256,22 @@ def _request_time_view(request: RequestSource, activity: FeatureView) -> OnDeman
         mode="python",
     )
     def request_time(inputs: dict[str, Any]) -> dict[str, Any]:
-        # Feast keeps this function's source in its registry and runs it by itself: it brings its imports along.
+        # Feast keeps this function's source in its registry and runs it by itself: it brings its
+        # imports along.
         import numpy as np
 
         from feature_repo.request_time import request_time_features
 
         names = ("request_time", "first_event_at", "last_event_at")
-        moments = [np.array([np.nan if v is None else v for v in inputs[name]], dtype=np.float64) for name in names]
+        moments = [
+            np.array([np.nan if v is None else v for v in inputs[name]], dtype=np.float64)
+            for name in names
+        ]
         features = request_time_features(*moments)
-        return {name: [None if v != v else v for v in values.tolist()] for name, values in features.items()}
+        return {
+            name: [None if v != v else v for v in values.tolist()]
+            for name, values in features.items()
+        }
 
     return request_time
 
@@ -230,11 +281,15 @@ def _sliding_views(
 ) -> list[OnDemandFeatureView]:
     """Return the views that count panes over windows as of the request: the same code as in the stream."""
     counts = [Field(name=c.count(kind, window), dtype=Int64) for window in PANE_S for kind in types]
-    session = [Field(name=c.SESSION_EVENTS, dtype=Int64), Field(name=c.SESSION_SECONDS, dtype=Int64)]
+    session = [
+        Field(name=c.SESSION_EVENTS, dtype=Int64),
+        Field(name=c.SESSION_SECONDS, dtype=Int64),
+    ]
     session.append(Field(name=c.SESSION_CATEGORIES, dtype=Array(String)))
 
     def view(name: str, recent: FeatureView, schema: list[Field]) -> OnDemandFeatureView:
-        # Feast keeps this text and runs it alone, so what the function needs to know is written into it.
+        # Feast keeps this text and runs it alone, so what the function needs to know is written
+        # into it.
         source = (
             f"def {name}(inputs):\n"
             f"    from feature_repo.facts import {name} as sliding\n"
@@ -243,8 +298,16 @@ def _sliding_views(
         scope: dict[str, Any] = {"__name__": "__main__"}
         exec(source, scope)  # noqa: S102
         return OnDemandFeatureView(
-            name=name, sources=[request, recent], schema=schema, mode="python", udf=scope[name], udf_string=source
+            name=name,
+            sources=[request, recent],
+            schema=schema,
+            mode="python",
+            udf=scope[name],
+            udf_string=source,
         )
 
     trends = [Field(name=c.trend(window), dtype=Float64) for window in PANE_S]
-    return [view("user_sliding", users, [*counts, *session]), view("item_sliding", items, [*counts, *trends])]
+    return [
+        view("user_sliding", users, [*counts, *session]),
+        view("item_sliding", items, [*counts, *trends]),
+    ]

@@ -91,7 +91,9 @@ class Workspace:
         """
         path = self.ingest / "dataset.json"
         if not path.is_file():
-            raise MissingStage(f"no data in {self.root}: run 'funnel ingest' (or 'make demo') first")
+            raise MissingStage(
+                f"no data in {self.root}: run 'funnel ingest' (or 'make demo') first"
+            )
         return DatasetSpec.model_validate_json(path.read_text(encoding="utf-8"))
 
 

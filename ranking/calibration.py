@@ -88,11 +88,14 @@ def fit_calibration(probabilities: Floats, labels: Floats, request: Ids) -> Cali
         request: sorted ids, int64 [n].
 
     """
-    # Alternate requests, not two blocks: rows are in order of time, and blocks would compare seasons.
+    # Alternate requests, not two blocks: rows are in order of time, and blocks would compare
+    # seasons.
     position = np.cumsum(np.isin(np.arange(len(request)), group_starts(request))) - 1
     first = position % 2 == 0
     heads = range(probabilities.shape[1])
-    return Calibration(tuple(_fit_head(probabilities[:, head], labels[:, head], first) for head in heads))
+    return Calibration(
+        tuple(_fit_head(probabilities[:, head], labels[:, head], first) for head in heads)
+    )
 
 
 def _fit_head(p: Floats, labels: Floats, first: npt.NDArray[np.bool_]) -> HeadCalibration:
@@ -100,7 +103,9 @@ def _fit_head(p: Floats, labels: Floats, first: npt.NDArray[np.bool_]) -> HeadCa
     negatives = (int(first.sum()) - positives[0], int((~first).sum()) - positives[1])
     if not sum(positives) or not sum(negatives):
         return HeadCalibration()
-    if min(positives + negatives) < _LEAST_POSITIVES:  # too few to choose by: the map with two parameters
+    if (
+        min(positives + negatives) < _LEAST_POSITIVES
+    ):  # too few to choose by: the map with two parameters
         return _fit_platt(p, labels)
     fits = (_fit_platt, _fit_isotonic)
     losses = [log_loss(labels[~first], fit(p[first], labels[first])(p[~first])) for fit in fits]
@@ -115,6 +120,10 @@ def _fit_platt(p: Floats, labels: Floats) -> HeadCalibration:
 def _fit_isotonic(p: Floats, labels: Floats) -> HeadCalibration:
     from sklearn.isotonic import IsotonicRegression  # serving imports this module and never fits
 
-    fit = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(p.astype(np.float64), labels)
-    x, y = (tuple(float(value) for value in knots) for knots in (fit.X_thresholds_, fit.y_thresholds_))
+    fit = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(
+        p.astype(np.float64), labels
+    )
+    x, y = (
+        tuple(float(value) for value in knots) for knots in (fit.X_thresholds_, fit.y_thresholds_)
+    )
     return HeadCalibration("isotonic", x=x, y=y)

@@ -1,8 +1,9 @@
 """What other people's labels say of a user and an item: biases, factors, neighbours, tastes of groups.
 
-Of labelled pairs (shown or rated, and taken or not) as a ranker has them; each feature is worked out from known pairs
-for any pair. For the pairs that a model learns from, the known ones are those of the other folds (stacked
-generalization; Wolpert, Neural Networks 1992): a feature that has seen the label it is to predict says too much.
+Of labelled pairs (shown or rated, and taken or not) as a ranker has them; each feature is worked
+out from known pairs for any pair. For the pairs that a model learns from, the known ones are those
+of the other folds (stacked generalization; Wolpert, Neural Networks 1992): a feature that has seen
+the label it is to predict says too much.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Pairs:
 class Sides:
     """What is known of ``U`` users and ``N`` items.
 
-    ``user_groups``: by name the group of each user, int64 ``[U]``; ``item_groups`` likewise ``[N]``; ``tags`` float32
-    ``[N, G]``, 1 where an item has the tag.
+    ``user_groups``: by name the group of each user, int64 ``[U]``; ``item_groups`` likewise
+    ``[N]``; ``tags`` float32 ``[N, G]``, 1 where an item has the tag.
     """
 
     users: int
@@ -66,7 +67,9 @@ def collaborative_features(known: Pairs, wanted: Pairs, sides: Sides) -> dict[st
     user_bias, item_bias, rest = _biases(known, sides)
     shape = (sides.users, sides.items)
     residuals = sparse.csr_matrix((rest, (known.user, known.item)), shape=shape)
-    met = sparse.csr_matrix((np.ones(len(known), np.float32), (known.user, known.item)), shape=shape)
+    met = sparse.csr_matrix(
+        (np.ones(len(known), np.float32), (known.user, known.item)), shape=shape
+    )
     found: dict[str, npt.NDArray[Any]] = {
         "user_bias": user_bias[user],
         "item_bias": item_bias[item],
@@ -82,7 +85,11 @@ def collaborative_features(known: Pairs, wanted: Pairs, sides: Sides) -> dict[st
 
 
 def out_of_fold(
-    known: Pairs, sides: Sides, folds: int, seed: int, progress: Callable[[int], None] = lambda _: None
+    known: Pairs,
+    sides: Sides,
+    folds: int,
+    seed: int,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Floats]:
     """Return features of the known pairs themselves, each from the pairs of the other ``folds - 1`` folds."""
     fold = np.random.default_rng(seed).integers(0, folds, len(known))
@@ -104,7 +111,11 @@ def _biases(known: Pairs, sides: Sides) -> tuple[npt.NDArray[Any], npt.NDArray[A
     for _ in range(5):
         items = _mean(known.item, known.label - mean - users[known.user], sides.items, _BIAS_PRIOR)
         users = _mean(known.user, known.label - mean - items[known.item], sides.users, _BIAS_PRIOR)
-    return users, items, (known.label - mean - users[known.user] - items[known.item]).astype(np.float32)
+    return (
+        users,
+        items,
+        (known.label - mean - users[known.user] - items[known.item]).astype(np.float32),
+    )
 
 
 def _mean(group: Codes, values: npt.NDArray[Any], groups: int, prior: float) -> npt.NDArray[Any]:
@@ -135,10 +146,13 @@ def _solve(residuals: sparse.csr_matrix, other: Floats, penalty: float) -> Float
     return found
 
 
-def _neighbours(residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: Pairs) -> dict[str, npt.NDArray[Any]]:
+def _neighbours(
+    residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: Pairs
+) -> dict[str, npt.NDArray[Any]]:
     """Return what the user's labels of similar items say: similarities count as they are, or squared.
 
-    Two numbers for each pair of items are held in memory: this is for catalogues of some ten thousand.
+    Two numbers for each pair of items are held in memory: this is for catalogues of some ten
+    thousand.
     """
     together = np.asarray((met.T @ met).toarray())
     similar = np.asarray((residuals.T @ residuals).toarray())
@@ -159,16 +173,23 @@ def _tastes(known: Pairs, rest: Floats, wanted: Pairs, sides: Sides) -> dict[str
     found: dict[str, npt.NDArray[Any]] = {}
     for name, group in sides.item_groups.items():
         groups = int(group.max()) + 1
-        means = _mean(known.user * groups + group[known.item], rest, sides.users * groups, _TASTE_PRIOR)
+        means = _mean(
+            known.user * groups + group[known.item], rest, sides.users * groups, _TASTE_PRIOR
+        )
         found[f"user_in_{name}"] = means[wanted.user * groups + group[wanted.item]]
     for name, group in sides.user_groups.items():
         groups = int(group.max()) + 1
-        means = _mean(known.item * groups + group[known.user], rest, sides.items * groups, _GROUP_PRIOR)
+        means = _mean(
+            known.item * groups + group[known.user], rest, sides.items * groups, _GROUP_PRIOR
+        )
         found[f"item_in_{name}"] = means[wanted.item * groups + group[wanted.user]]
     if sides.tags is not None:
         shape = (sides.users, sides.items)
         users = sparse.csr_matrix((rest, (known.user, known.item)), shape=shape) @ sides.tags
-        counts = sparse.csr_matrix((np.ones_like(rest), (known.user, known.item)), shape=shape) @ sides.tags
+        counts = (
+            sparse.csr_matrix((np.ones_like(rest), (known.user, known.item)), shape=shape)
+            @ sides.tags
+        )
         own = sides.tags[wanted.item]
         means = (users / (counts + _TASTE_PRIOR))[wanted.user]
         found["user_in_tags"] = (means * own).sum(axis=1) / np.maximum(own.sum(axis=1), 1)

@@ -35,6 +35,7 @@ def _dot(one: Floats, other: Floats) -> np.float32:
     return total
 
 
-# Sums may be taken in another order, without which the processor could not add several numbers at once.
+# Sums may be taken in another order, without which the processor could not add several numbers at
+# once.
 dot = _kept(_dot, fastmath={"reassoc", "contract"})
 """Return the inner product of two vectors, float32 ``[D]``."""

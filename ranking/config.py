@@ -75,7 +75,8 @@ class RankerConfig:
         kinds: what to train.
         seed: of everything that is drawn.
         ndcg_k: how many places of a list count.
-        standard_errors: so many, of the difference, may a kind that is cheaper to serve be below the best,
+        standard_errors: so many, of the difference, may a kind that is cheaper to serve be below
+            the best,
         tolerance: but no more than this share of the best.
 
     Raises:
@@ -141,4 +142,8 @@ class Start:
             min_steps=min(self.steps, config.dcn.min_steps),
             learning_rate=min(self.learning_rate, config.dcn.learning_rate),
         )
-        return replace(config, trees=replace(config.trees, rounds=min(self.rounds, config.trees.rounds)), dcn=dcn)
+        return replace(
+            config,
+            trees=replace(config.trees, rounds=min(self.rounds, config.trees.rounds)),
+            dcn=dcn,
+        )

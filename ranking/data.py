@@ -48,11 +48,15 @@ class RowSchema:
             raise ValueError("a column or head is named twice")
         if not self.numeric or not self.heads:
             raise ValueError("a row needs at least one numeric column and one head")
-        if len(self.categorical) != len(self.cardinalities) or len(self.heads) != len(self.head_weights):
+        if len(self.categorical) != len(self.cardinalities) or len(self.heads) != len(
+            self.head_weights
+        ):
             raise ValueError("cardinalities or head_weights do not match the names")
         if self.wanted and (len(self.wanted) != len(self.heads) or not any(self.wanted)):
             raise ValueError("wanted does not match the heads, or has none")
-        if any(size < 1 for size in self.cardinalities) or not all(map(math.isfinite, self.head_weights)):
+        if any(size < 1 for size in self.cardinalities) or not all(
+            map(math.isfinite, self.head_weights)
+        ):
             raise ValueError("cardinalities must be at least 1 and head_weights finite")
 
     @cached_property
@@ -81,7 +85,10 @@ class RowSchema:
 
         """
         n = len(numeric)
-        if numeric.shape != (n, len(self.numeric)) or categorical.shape != (n, len(self.categorical)):
+        if numeric.shape != (n, len(self.numeric)) or categorical.shape != (
+            n,
+            len(self.categorical),
+        ):
             raise ValueError(
                 f"rows of shape {numeric.shape} and {categorical.shape}, "
                 f"the schema has {len(self.numeric)} numeric and {len(self.categorical)} categorical columns"
@@ -89,8 +96,14 @@ class RowSchema:
 
     def extends(self, earlier: RowSchema) -> bool:
         """Return whether rows mean what they meant in an earlier schema, save that there may be more codes."""
-        same = (self.numeric, self.categorical, self.heads) == (earlier.numeric, earlier.categorical, earlier.heads)
-        return same and all(n >= m for n, m in zip(self.cardinalities, earlier.cardinalities, strict=True))
+        same = (self.numeric, self.categorical, self.heads) == (
+            earlier.numeric,
+            earlier.categorical,
+            earlier.heads,
+        )
+        return same and all(
+            n >= m for n, m in zip(self.cardinalities, earlier.cardinalities, strict=True)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-like values."""
@@ -125,7 +138,8 @@ class RankingData:
         labels: float32 [n, T], 0 or 1.
         request: int64 [n], ascending: rows of one request stand together.
         weight: float32 [n], how much a row counts in losses and as a gain; None: 1 each.
-        user: int64 [n], whose request each row is, as any numbers; None: every request is another user's.
+        user: int64 [n], whose request each row is, as any numbers; None: every request is another
+            user's.
 
     """
 
@@ -150,7 +164,9 @@ class RankingData:
         schema.check_rows(self.numeric, self.categorical)
         n = len(self)
         if n == 0 or len(self.numeric) != n or self.labels.shape != (n, len(schema.heads)):
-            raise ValueError(f"{n} request ids for {len(self.numeric)} rows and labels {self.labels.shape}")
+            raise ValueError(
+                f"{n} request ids for {len(self.numeric)} rows and labels {self.labels.shape}"
+            )
         if not np.isin(self.labels, (0.0, 1.0)).all():
             raise ValueError("labels must be 0 or 1")
         if (np.diff(self.request) < 0).any():
@@ -182,7 +198,9 @@ class RankingData:
         """Return ascending numbers of at most ``limit`` rows, evenly spaced, half of them with a positive label."""
         positive = self.happened()
         halves = [np.flatnonzero(positive), np.flatnonzero(~positive)]
-        return np.sort(np.concatenate([half[spaced_rows(len(half), limit // 2)] for half in halves]))
+        return np.sort(
+            np.concatenate([half[spaced_rows(len(half), limit // 2)] for half in halves])
+        )
 
     def group_sizes(self) -> Ids:
         """Return the number of rows of each request, int64 [R], in order."""
@@ -191,12 +209,15 @@ class RankingData:
     def request_weights(self) -> Doubles | None:
         """Return how much each request counts, float64 [R]: the mean weight of its positive rows; None: all alike.
 
-        NDCG compares a request with its own best order, in which the weight of a single positive row cancels out.
+        NDCG compares a request with its own best order, in which the weight of a single positive
+        row cancels out.
         """
         if self.weight is None:
             return None
         starts, happened = group_starts(self.request), self.happened().astype(np.float64)
-        total, count = (np.add.reduceat(values, starts) for values in (happened * self.weights(), happened))
+        total, count = (
+            np.add.reduceat(values, starts) for values in (happened * self.weights(), happened)
+        )
         return np.divide(total, count, out=np.ones(len(starts)), where=count > 0)
 
     def request_users(self) -> Ids:

@@ -22,7 +22,9 @@ def auc(labels: _Values, scores: _Values) -> float:
         return float("nan")
     _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[group]
-    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+    return float(
+        (ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    )
 
 
 def log_loss(labels: _Values, probabilities: _Values) -> float:
@@ -46,18 +48,23 @@ def ece(labels: _Values, probabilities: _Values, bins: int = 15) -> float:
     return float((np.abs(rate - predicted) * rows).sum() / rows.sum())
 
 
-def calibration_curve(labels: _Values, probabilities: _Values, bins: int = 15) -> tuple[Ids, Doubles, Doubles]:
+def calibration_curve(
+    labels: _Values, probabilities: _Values, bins: int = 15
+) -> tuple[Ids, Doubles, Doubles]:
     """Return rows, mean probability and mean label of bins of equal mass, the least probable first: [bins] each.
 
-    Rows of equal probability share their labels, so it does not matter how ties fall into bins; bins
-    without rows are left out. Labels 0/1 [n], probabilities [n], n at least 1.
+    Rows of equal probability share their labels, so it does not matter how ties fall into bins;
+    bins without rows are left out. Labels 0/1 [n], probabilities [n], n at least 1.
     """
     p = probabilities.astype(np.float64)
     unique, group, counts = np.unique(p, return_inverse=True, return_counts=True)
     rate = np.bincount(group, weights=labels) / counts
     edges = np.linspace(0, len(p), bins + 1).round().astype(np.intp)
     rows = np.diff(edges)
-    sums = [np.diff(np.r_[0.0, np.cumsum(np.repeat(values, counts))][edges]) for values in (unique, rate)]
+    sums = [
+        np.diff(np.r_[0.0, np.cumsum(np.repeat(values, counts))][edges])
+        for values in (unique, rate)
+    ]
     predicted, happened = (of[rows > 0] / rows[rows > 0] for of in sums)
     return rows[rows > 0].astype(np.int64), predicted, happened
 
@@ -80,12 +87,16 @@ def ndcg_per_request(gains: _Values, scores: _Values, request: Ids, k: int = 10)
     sizes = np.diff(np.r_[ties, len(request)])
     expected = np.add.reduceat(ranked, ties) * np.add.reduceat(discount, ties) / sizes
     dcg = np.bincount(group[ties], weights=expected, minlength=len(starts))
-    best = np.bincount(group, weights=gains[np.lexsort((-gains, group))] * discount, minlength=len(starts))
+    best = np.bincount(
+        group, weights=gains[np.lexsort((-gains, group))] * discount, minlength=len(starts)
+    )
     ratio: Doubles = np.divide(dcg, best, out=np.full(len(starts), np.nan), where=best > 0)
     return ratio
 
 
-def ndcg_at_k(gains: _Values, scores: _Values, request: Ids, k: int = 10, weights: Doubles | None = None) -> float:
+def ndcg_at_k(
+    gains: _Values, scores: _Values, request: Ids, k: int = 10, weights: Doubles | None = None
+) -> float:
     """Return the mean NDCG@k over requests that have any gain, weighted by ``weights`` [R]; NaN when none has."""
     return mean_known(ndcg_per_request(gains, scores, request, k), weights)
 
@@ -98,12 +109,14 @@ def mean_known(values: Doubles, weights: Doubles | None = None) -> float:
     return float(np.average(values[known], weights=None if weights is None else weights[known]))
 
 
-def difference(first: Doubles, second: Doubles, users: Ids, weights: Doubles | None = None) -> tuple[float, float]:
+def difference(
+    first: Doubles, second: Doubles, users: Ids, weights: Doubles | None = None
+) -> tuple[float, float]:
     """Return how much higher the mean of ``first`` is on the same requests, and the standard error of that.
 
-    Requests of one user are not independent: deviations are added up by user first (cluster-robust, Liang and Zeger,
-    Biometrika 1986). Values [R], NaN where a request has none, in both alike; ``users`` [R] says whose each is;
-    weighted by ``weights`` [R]. Zeros when there are no values.
+    Requests of one user are not independent: deviations are added up by user first (cluster-robust,
+    Liang and Zeger, Biometrika 1986). Values [R], NaN where a request has none, in both alike;
+    ``users`` [R] says whose each is; weighted by ``weights`` [R]. Zeros when there are no values.
     """
     known = ~np.isnan(first)
     if not known.any():

@@ -60,8 +60,9 @@ def numeric_names(user: tuple[str, ...], item: tuple[str, ...]) -> tuple[str, ..
 class PairRows:
     """One request's user beside ``n`` items, before they are joined to rows.
 
-    ``pair`` float32 ``[n, P]``: ``CROSS``, then ``ITEM_AGES`` (NaN: missing); ``user_numeric`` float32 ``[Fu]``;
-    ``user_categorical`` int32 ``[Cu]``; ``item`` int32 ``[n]``, the items' rows in the catalogue.
+    ``pair`` float32 ``[n, P]``: ``CROSS``, then ``ITEM_AGES`` (NaN: missing); ``user_numeric``
+    float32 ``[Fu]``; ``user_categorical`` int32 ``[Cu]``; ``item`` int32 ``[n]``, the items' rows
+    in the catalogue.
     """
 
     pair: Floats

@@ -19,7 +19,9 @@ def logit(probabilities: npt.ArrayLike) -> Doubles:
     return np.log(np.maximum(values, 1e-12)) - np.log(np.maximum(1.0 - values, 1e-12))
 
 
-def fit_sigmoid(values: Doubles, labels: npt.NDArray[np.floating], least_slope: float = 1e-3) -> tuple[float, float]:
+def fit_sigmoid(
+    values: Doubles, labels: npt.NDArray[np.floating], least_slope: float = 1e-3
+) -> tuple[float, float]:
     """Return slope and intercept of the sigmoid that best explains 0/1 labels [n] by values [n].
 
     Targets are moved off 0 and 1 as Platt (1999) proposed, so that separable or one-sided labels
@@ -33,7 +35,9 @@ def fit_sigmoid(values: Doubles, labels: npt.NDArray[np.floating], least_slope: 
         centre, spread = float(values[0]), 1.0
     scaled = (values - centre) / spread
     positives = float(labels.sum())
-    target = np.where(labels > 0, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+    target = np.where(
+        labels > 0, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2)
+    )
 
     def loss(parameters: Doubles) -> tuple[float, Doubles]:
         logits = parameters[0] * scaled + parameters[1]

@@ -43,7 +43,9 @@ class RowTransform:
     clip: float = 6.0
 
     @classmethod
-    def fit(cls, numeric: Floats, *, buckets: int = 16, skew_limit: float = 1.0, clip: float = 6.0) -> RowTransform:
+    def fit(
+        cls, numeric: Floats, *, buckets: int = 16, skew_limit: float = 1.0, clip: float = 6.0
+    ) -> RowTransform:
         """Learn from training rows, float32 [n, F].
 
         Medians, moments and quantiles come from at most 200,000 evenly spaced rows, where they are
@@ -58,13 +60,17 @@ class RowTransform:
         sample = numeric[spaced_rows(len(numeric), _SAMPLE)]
         columns = [_learn(column.astype(np.float64), buckets, skew_limit) for column in sample.T]
         median, log, mean, scale, edges = zip(*columns, strict=True)
-        missing = tuple(number for number, column in enumerate(numeric.T) if not np.isfinite(column).all())
+        missing = tuple(
+            number for number, column in enumerate(numeric.T) if not np.isfinite(column).all()
+        )
         return cls(median, log, mean, scale, missing, edges, clip)
 
     @property
     def sources(self) -> npt.NDArray[np.intp]:
         """Raw column behind each output column, int [F']."""
-        return np.concatenate([np.arange(len(self.median)), np.asarray(self.indicators, dtype=np.intp)])
+        return np.concatenate(
+            [np.arange(len(self.median)), np.asarray(self.indicators, dtype=np.intp)]
+        )
 
     @property
     def bucket_counts(self) -> tuple[int, ...]:
@@ -143,7 +149,9 @@ class RowTransform:
         )
 
 
-def _learn(raw: Doubles, buckets: int, skew_limit: float) -> tuple[float, bool, float, float, tuple[float, ...]]:
+def _learn(
+    raw: Doubles, buckets: int, skew_limit: float
+) -> tuple[float, bool, float, float, tuple[float, ...]]:
     """Return median, log, mean, scale and edges of one column, float64 [n]."""
     present = raw[np.isfinite(raw)]
     if not len(present):

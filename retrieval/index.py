@@ -47,7 +47,12 @@ def index_kind(items: int) -> str:
 
 
 def build_index(
-    vectors: Floats, queries: Floats, *, kind: str | None = None, at: int = 100, gpu: bool | None = None
+    vectors: Floats,
+    queries: Floats,
+    *,
+    kind: str | None = None,
+    at: int = 100,
+    gpu: bool | None = None,
 ) -> tuple[faiss.Index, IndexReport]:
     """Build an inner-product index and tune it until it finds 99% of what exact search finds.
 
@@ -93,7 +98,9 @@ def _tune(index: faiss.Index, vectors: Floats, queries: Floats, kind: str, at: i
     too_few = enough // 2
     while enough - too_few > max(1, enough // 16):
         middle = (enough + too_few) // 2
-        too_few, enough = (too_few, middle) if recall(middle) >= _TARGET_RECALL else (middle, enough)
+        too_few, enough = (
+            (too_few, middle) if recall(middle) >= _TARGET_RECALL else (middle, enough)
+        )
     return IndexReport(kind, recall(enough), at, enough)
 
 
@@ -109,7 +116,9 @@ class Search:
     seconds: float
 
 
-def search_tradeoff(index: faiss.Index, vectors: Floats, queries: Floats, at: int = 100) -> list[Search]:
+def search_tradeoff(
+    index: faiss.Index, vectors: Floats, queries: Floats, at: int = 100
+) -> list[Search]:
     """Return exact search, and the search of 1, 2, 4, ... inverted lists of an index up to all of them.
 
     Args:
@@ -122,7 +131,11 @@ def search_tradeoff(index: faiss.Index, vectors: Floats, queries: Floats, at: in
         RuntimeError: the index has no inverted lists.
 
     """
-    vectors, queries, at = np.ascontiguousarray(vectors), np.ascontiguousarray(queries), min(at, len(vectors))
+    vectors, queries, at = (
+        np.ascontiguousarray(vectors),
+        np.ascontiguousarray(queries),
+        min(at, len(vectors)),
+    )
     exact, inverted = faiss.IndexFlatIP(vectors.shape[1]), faiss.extract_index_ivf(index)
     exact.add(vectors)
     truth, seconds = _one_by_one(exact, queries, at)
@@ -136,7 +149,9 @@ def search_tradeoff(index: faiss.Index, vectors: Floats, queries: Floats, at: in
     return found
 
 
-def _one_by_one(index: faiss.Index, queries: Floats, at: int) -> tuple[npt.NDArray[np.int64], float]:
+def _one_by_one(
+    index: faiss.Index, queries: Floats, at: int
+) -> tuple[npt.NDArray[np.int64], float]:
     rows, seconds = [], []
     for query in queries:
         start = perf_counter()

@@ -19,7 +19,9 @@ _SHRINKAGE = 5.0
 _BACKWARD = 0.5  # what came before says less of what comes next
 
 
-def neighbours(users: npt.NDArray[np.int64], items: Codes, catalogue: int, k: int = 100) -> tuple[Codes, Floats]:
+def neighbours(
+    users: npt.NDArray[np.int64], items: Codes, catalogue: int, k: int = 100
+) -> tuple[Codes, Floats]:
     """Return the ``k`` most similar items of each item and their similarity, best first.
 
     Args:
@@ -38,7 +40,9 @@ def neighbours(users: npt.NDArray[np.int64], items: Codes, catalogue: int, k: in
         first, second = items[:-distance][same], items[distance:][same]
         keep = (first != second) & (first > 0) & (second > 0)
         weight = np.full(int(keep.sum()), 1.0 / distance)
-        counts = counts + sparse.csr_matrix((weight, (first[keep], second[keep])), shape=counts.shape)
+        counts = counts + sparse.csr_matrix(
+            (weight, (first[keep], second[keep])), shape=counts.shape
+        )
     counts = (counts + _BACKWARD * counts.T).tocsr()
     totals = np.asarray(counts.sum(axis=1)).ravel()
     codes = np.zeros((catalogue, k), dtype=np.int32)

@@ -12,7 +12,12 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
-from serving.api.schemas import RecommendationRequest, RecommendationResponse, RecommendedItem, SimilarResponse
+from serving.api.schemas import (
+    RecommendationRequest,
+    RecommendationResponse,
+    RecommendedItem,
+    SimilarResponse,
+)
 from serving.impressions import Impression, filters_to_log
 from serving.online.features import OnlineFeatures, UserFeatures
 from serving.recommender.item_table import Activity, ItemTable
@@ -37,8 +42,8 @@ class UnknownItem(LookupError):
 class Live:
     """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it.
 
-    ``loaded`` is the release as it was loaded, ``release`` and ``items`` have what was added since; ``activity`` is of
-    the newest counters, which may not have that (None: those of the release).
+    ``loaded`` is the release as it was loaded, ``release`` and ``items`` have what was added since;
+    ``activity`` is of the newest counters, which may not have that (None: those of the release).
     """
 
     loaded: Release
@@ -84,11 +89,15 @@ def make_answer(
         row: which of the users of ``ranked``.
 
     """
-    numeric, categorical = ranked.rows(row, result.rows, live.items) if ranked else _no_rows(live.release)
+    numeric, categorical = (
+        ranked.rows(row, result.rows, live.items) if ranked else _no_rows(live.release)
+    )
     names = live.release.codec.items.names(result.items)
     items = [
         RecommendedItem(item_id=item_id, score=score, sources=sources)
-        for item_id, score, sources in zip(names, _finites(result.scores), result.sources, strict=True)
+        for item_id, score, sources in zip(
+            names, _finites(result.scores), result.sources, strict=True
+        )
     ]
     response = RecommendationResponse(
         request_id=uuid.uuid4().hex,
@@ -98,7 +107,9 @@ def make_answer(
     )
     if request.explain:
         response["filtered"] = result.removed
-        for item, explained in zip(items, _explain(live, result, ranked, numeric, categorical), strict=True):
+        for item, explained in zip(
+            items, _explain(live, result, ranked, numeric, categorical), strict=True
+        ):
             item["explain"] = explained
     return Answer(response, now, features, result, ranked, row, numeric, categorical)
 
@@ -117,7 +128,9 @@ def _explain(
                 "sources": {s: _finite(numeric[names.index(_SOURCE_FEATURES[s])]) for s in sources},
                 "rank_score": _finite(score),
                 "probabilities": dict(zip(heads, map(_finite, chances), strict=True)),
-                "features": [{"feature": name, "contribution": _finite(value)} for name, value in top],
+                "features": [
+                    {"feature": name, "contribution": _finite(value)} for name, value in top
+                ],
             }
         )
     unranked = result.sources[len(explanations) :]
@@ -152,7 +165,10 @@ def similar_items(live: Live, item_id: str, k: int) -> SimilarResponse:
             if other > 0 and other not in known and available[other]
         ]
     names = live.release.codec.items.values
-    items = [RecommendedItem(item_id=names[o - 1], score=s, sources=[source]) for o, s, source in found[:k]]
+    items = [
+        RecommendedItem(item_id=names[o - 1], score=s, sources=[source])
+        for o, s, source in found[:k]
+    ]
     return SimilarResponse(release=live.release.id, items=items)
 
 
@@ -189,7 +205,9 @@ def _losses(features: UserFeatures | None) -> list[str]:
 
 def _no_rows(release: Release) -> tuple[Floats, Codes]:
     codec = release.codec
-    return np.zeros((0, len(codec.numeric)), np.float32), np.zeros((0, len(codec.categorical)), np.int32)
+    return np.zeros((0, len(codec.numeric)), np.float32), np.zeros(
+        (0, len(codec.categorical)), np.int32
+    )
 
 
 def _finites(values: Floats) -> list[float]:

@@ -43,12 +43,16 @@ class CounterFiles:
         folder = self._folder / name
         folder.mkdir(parents=True)
         # With the attributes' numbers beside, so that a worker can rank with the file as it is.
-        numeric = np.concatenate([activity.counts, release.items.encoded.numbers], axis=1, dtype=np.float32)
+        numeric = np.concatenate(
+            [activity.counts, release.items.encoded.numbers], axis=1, dtype=np.float32
+        )
         spare = release.retrieval.delta.spare
         np.save(folder / "numeric.npy", with_spare(numeric, np.nan, spare))
         times = (activity.first_event_at, activity.last_event_at)
         np.save(folder / "times.npy", np.stack([with_spare(of, np.nan, spare) for of in times]))
-        write_json(self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of})
+        write_json(
+            self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of}
+        )
         for old in sorted(path for path in self._folder.iterdir() if path.is_dir())[:-_KEPT]:
             shutil.rmtree(old, ignore_errors=True)  # whoever maps it keeps it
 
@@ -69,7 +73,9 @@ class CounterFiles:
             if current["release"] != release.id:
                 return None
             folder = self._folder / current["folder"]
-            numeric, times = (map_rows(folder / f"{name}.npy").view(np.ndarray) for name in ("numeric", "times"))
+            numeric, times = (
+                map_rows(folder / f"{name}.npy").view(np.ndarray) for name in ("numeric", "times")
+            )
         except (OSError, ValueError, KeyError):
             return None
         counts = len(release.codec.item_activity)
@@ -79,7 +85,9 @@ class CounterFiles:
 class CounterReader:
     """Reads the counters from the online store whenever they were written anew, and at the latest after a while."""
 
-    def __init__(self, workspace: Workspace, files: CounterFiles, at_least_every_s: float = 900.0) -> None:
+    def __init__(
+        self, workspace: Workspace, files: CounterFiles, at_least_every_s: float = 900.0
+    ) -> None:
         """``at_least_every_s``: what is not written anew grows too old at some time, which only a reading finds."""
         self._workspace, self._files, self._longest_s = workspace, files, at_least_every_s
         self._redis = redis_client(workspace, timeout_s=1.0)

@@ -31,7 +31,13 @@ from serving.intake import Intake
 from serving.live_items.changes import ItemChanges
 from serving.observability.logs import note
 from serving.observability.metrics import Metrics
-from serving.online.features import OnlineFeatures, OnlineStoreUnavailable, UserFeatures, no_features, together
+from serving.online.features import (
+    OnlineFeatures,
+    OnlineStoreUnavailable,
+    UserFeatures,
+    no_features,
+    together,
+)
 from serving.recommender.deadline import NEVER, Breaker, Deadline
 from serving.recommender.filters import RequestRules
 from serving.recommender.item_table import ItemTable
@@ -106,7 +112,10 @@ class Engine:
             live = self._refreshed(self._changed(Live(release, release, online, release.items)))
             for _ in range(_WARM_UPS):
                 self._answers(live, [RecommendationRequest(user_id="warm-up")], NEVER)
-            self.live, self.intake = live, Intake(self._log, release.codec.spec, self.metrics.events, self.erasure)
+            self.live, self.intake = (
+                live,
+                Intake(self._log, release.codec.spec, self.metrics.events, self.erasure),
+            )
             self.metrics.serving(release.id)
             self.metrics.items_read(_epoch(live.items_as_of))
 
@@ -132,7 +141,9 @@ class Engine:
     def _changed(self, live: Live) -> Live:
         """Return what is served with the items that were added and without those that were removed."""
         release = self.changes.over(live.loaded)
-        items = release.items if live.activity is None else release.items.with_activity(live.activity)
+        items = (
+            release.items if live.activity is None else release.items.with_activity(live.activity)
+        )
         items = self.changes.remaining(release, items)
         release.recommender.prepare(items, time.time())
         self.metrics.spare_rows.set(release.retrieval.delta.left)
@@ -200,7 +211,9 @@ class Engine:
         """Return what the online store knows of a user."""
         return self.live.online.user(self.erasure.served_as(user_id), time.time(), whole=True)
 
-    def recommend(self, request: RecommendationRequest, deadline: Deadline | None = None) -> RecommendationResponse:
+    def recommend(
+        self, request: RecommendationRequest, deadline: Deadline | None = None
+    ) -> RecommendationResponse:
         """Serve one request.
 
         Args:
@@ -213,32 +226,46 @@ class Engine:
         """
         return self._served([request], deadline or Deadline(self.settings.deadline_ms / 1_000))[0]
 
-    def recommend_many(self, requests: Sequence[RecommendationRequest]) -> list[RecommendationResponse]:
+    def recommend_many(
+        self, requests: Sequence[RecommendationRequest]
+    ) -> list[RecommendationResponse]:
         """Serve many requests at once: one trip to the online store and one search for all of them.
 
         Raises:
             UnknownAttribute: a filter names an attribute that items do not have.
 
         """
-        parts = (requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER))
+        parts = (
+            requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER)
+        )
         return [response for part in parts for response in self._served(part, NEVER)]
 
-    def _served(self, requests: Sequence[RecommendationRequest], deadline: Deadline) -> list[RecommendationResponse]:
+    def _served(
+        self, requests: Sequence[RecommendationRequest], deadline: Deadline
+    ) -> list[RecommendationResponse]:
         live, requests = self.live, self.erasure.anonymous(requests)
         for request in requests:
             live.release.recommender.filters.check(request.filters, live.items)
         answers = self._answers(live, requests, deadline)
         for request, answer in zip(requests, answers, strict=True):
-            note(answer=answer.response["request_id"], release=live.release.id, degraded=answer.response["degraded"])
+            note(
+                answer=answer.response["request_id"],
+                release=live.release.id,
+                degraded=answer.response["degraded"],
+            )
             self.metrics.degrade(answer.response["degraded"])
             self.metrics.show(answer.result.sources)
             if answer.ranked:
-                self.metrics.proposed(answer.ranked.candidates.sources[answer.ranked.candidates.rows(answer.row)])
+                self.metrics.proposed(
+                    answer.ranked.candidates.sources[answer.ranked.candidates.rows(answer.row)]
+                )
             if self.impressions and request.user_id:
                 self.impressions.offer(impression_of(request, answer, live))
         return [answer.response for answer in answers]
 
-    def _answers(self, live: Live, requests: Sequence[RecommendationRequest], deadline: Deadline) -> list[Answer]:
+    def _answers(
+        self, live: Live, requests: Sequence[RecommendationRequest], deadline: Deadline
+    ) -> list[Answer]:
         recommender, codec, now = live.release.recommender, live.release.codec, time.time()
         with self.metrics.stage("features"):
             known = self._features(live, [request.user_id for request in requests], now)
@@ -247,7 +274,9 @@ class Engine:
                 for found, request in zip(known, requests, strict=True)
             ]
             users = live.release.reader.read(together(columns), np.full(len(requests), now))
-        rules = [RequestRules(request.k, tuple(request.exclude), request.filters) for request in requests]
+        rules = [
+            RequestRules(request.k, tuple(request.exclude), request.filters) for request in requests
+        ]
         ranked: Ranked | None = None
         results: list[Recommendation] = []
         if deadline.left() > 0:
@@ -259,14 +288,18 @@ class Engine:
             except Exception:
                 _log.exception("candidates failed; popular items are served")
         if ranked is None:
-            results = [recommender.popular(users, row, rule, live.items) for row, rule in enumerate(rules)]
+            results = [
+                recommender.popular(users, row, rule, live.items) for row, rule in enumerate(rules)
+            ]
         rows = zip(requests, known, results, strict=True)
         return [
             make_answer(live, request, now, features, result, ranked, row)
             for row, (request, features, result) in enumerate(rows)
         ]
 
-    def _features(self, live: Live, user_ids: list[str], now: float) -> Sequence[UserFeatures | None]:
+    def _features(
+        self, live: Live, user_ids: list[str], now: float
+    ) -> Sequence[UserFeatures | None]:
         """Return users' features; None for all where the online store does not answer in time."""
         found: Sequence[UserFeatures | None] = [None] * len(user_ids)
         if self._breaker.allows():

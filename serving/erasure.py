@@ -1,7 +1,8 @@
 """``DELETE /v1/users/{id}``: from its answer on nothing of a user is served or taken in.
 
-What lies in files is left to ``funnel erase``. The id goes on the list of erased users first: a process that is
-killed after that leaves nothing that is served, and the same request, or ``funnel erase``, finishes the work.
+What lies in files is left to ``funnel erase``. The id goes on the list of erased users first: a
+process that is killed after that leaves nothing that is served, and the same request, or ``funnel
+erase``, finishes the work.
 """
 
 from __future__ import annotations
@@ -63,18 +64,24 @@ class Erasure:
         """Return the id that a user's requests are answered for: of one who was erased nobody's, ""."""
         return "" if self.erased.among([user_id]) else user_id
 
-    def anonymous(self, requests: Sequence[RecommendationRequest]) -> Sequence[RecommendationRequest]:
+    def anonymous(
+        self, requests: Sequence[RecommendationRequest]
+    ) -> Sequence[RecommendationRequest]:
         """Return requests in which nobody, "", stands for the users who were erased."""
         gone = self.erased.among(request.user_id for request in requests)
         if not gone:
             return requests
-        return [one.model_copy(update={"user_id": ""}) if one.user_id in gone else one for one in requests]
+        return [
+            one.model_copy(update={"user_id": ""}) if one.user_id in gone else one
+            for one in requests
+        ]
 
     def erase(self, user_id: str) -> ErasureResponse:
         """Put a user on the list and remove what serving reads of them; a second time is as good as once.
 
         Raises:
-            OnlineStoreUnavailable: Redis did not answer; the user is on the list, and repeating the call is safe.
+            OnlineStoreUnavailable: Redis did not answer; the user is on the list, and repeating the
+                call is safe.
 
         """
         with redis_answering():

@@ -1,6 +1,7 @@
 """What was served, as the ranker saw it: one Parquet row a response, written beside the requests, not in their way.
 
-The queue is bounded, so that a disk that stands still costs impressions and neither memory nor a request.
+The queue is bounded, so that a disk that stands still costs impressions and neither memory nor a
+request.
 A killed process loses what it has not written yet: at most two seconds of impressions.
 """
 
@@ -59,7 +60,12 @@ IMPRESSION_SCHEMA = pa.schema(
 """One row is one request; an item's place in the lists is its position, 0 the best."""
 
 # Looking for repetition among ids and floats takes as long as all the rest, and makes files larger.
-_REPEATING = ["release", "degraded.list.element", "items_as_of", "sources.list.element.list.element"]
+_REPEATING = [
+    "release",
+    "degraded.list.element",
+    "items_as_of",
+    "sources.list.element.list.element",
+]
 
 _log = logging.getLogger(__name__)
 _files = itertools.count()
@@ -81,13 +87,14 @@ class Impression:
         sources: ``n`` lists of the sources that proposed an item.
         numeric: float32 ``[m, F]``, the ranker's input of the first ``m`` items; NaN: missing.
         categorical: int32 ``[m, C]``, likewise.
-        propensities: float32 ``[n]``, the chance with which each item took its place; None means 1.0
-            for all, as the list is chosen deterministically (exploration would say otherwise here).
+        propensities: float32 ``[n]``, the chance with which each item took its place; None means
+            1.0 for all, as the list is chosen deterministically (exploration would say otherwise
+            here).
         position: the newest entry of the event log that was known of the user, if any.
-        row_position: the newest entry in the user's streamed row as it was stored, before events that had not
-            reached it were merged into it; None: there was no row.
-        items_as_of: the moment at which the server read item counts from the online store (ISO 8601, UTC,
-            microseconds); None: it could not, and the counts are the release's own.
+        row_position: the newest entry in the user's streamed row as it was stored, before events
+            that had not reached it were merged into it; None: there was no row.
+        items_as_of: the moment at which the server read item counts from the online store (ISO
+            8601, UTC, microseconds); None: it could not, and the counts are the release's own.
         filters: the request's filters as JSON, None: it had none.
         added: how many items the server had that came after the release.
 
@@ -120,13 +127,15 @@ class ImpressionLog:
 
         Args:
             folder: where files go; made when the first one is written.
-            counter: counts impressions by ``outcome``: logged, dropped (the queue was full, or the log
-                closed) or failed (the file could not be written).
+            counter: counts impressions by ``outcome``: logged, dropped (the queue was full, or the
+                log closed) or failed (the file could not be written).
             queued: how many impressions may wait.
 
         """
         self._folder = folder
-        self._logged, self._dropped, self._failed = (counter.labels(o) for o in ("logged", "dropped", "failed"))
+        self._logged, self._dropped, self._failed = (
+            counter.labels(o) for o in ("logged", "dropped", "failed")
+        )
         self._queue: Queue[Impression | None] = Queue(queued)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
@@ -206,11 +215,17 @@ def to_table(batch: Sequence[Impression]) -> pa.Table:
     columns: dict[str, Any] = {name: [getattr(one, name) for one in batch] for name in plain}
     chances = [np.ones(n, np.float32) if one.propensities is None else one.propensities
                for one, n in zip(batch, shown, strict=True)]  # fmt: skip
-    columns["scores"] = _lists(shown, np.concatenate([one.scores for one in batch]).astype(np.float32))
+    columns["scores"] = _lists(
+        shown, np.concatenate([one.scores for one in batch]).astype(np.float32)
+    )
     columns["propensities"] = _lists(shown, np.concatenate(chances).astype(np.float32))
     columns["numeric"] = _vectors(shown, ranked, np.concatenate([one.numeric for one in batch]))
-    columns["categorical"] = _vectors(shown, ranked, np.concatenate([one.categorical for one in batch]))
-    return pa.table({field.name: columns[field.name] for field in IMPRESSION_SCHEMA}, schema=IMPRESSION_SCHEMA)
+    columns["categorical"] = _vectors(
+        shown, ranked, np.concatenate([one.categorical for one in batch])
+    )
+    return pa.table(
+        {field.name: columns[field.name] for field in IMPRESSION_SCHEMA}, schema=IMPRESSION_SCHEMA
+    )
 
 
 def logged_filters(text: str | None) -> dict[str, AttributeRule]:
@@ -221,28 +236,37 @@ def logged_filters(text: str | None) -> dict[str, AttributeRule]:
 
 def filters_to_log(filters: dict[str, AttributeRule]) -> str | None:
     """Return a request's filters as they are logged."""
-    rules = {name: rule.model_dump(by_alias=True, exclude_none=True) for name, rule in filters.items()}
+    rules = {
+        name: rule.model_dump(by_alias=True, exclude_none=True) for name, rule in filters.items()
+    }
     return json.dumps(rules, sort_keys=True) if rules else None
 
 
 def _lists(lengths: npt.NDArray[np.int32], values: Any) -> pa.Array:
     """Return ``values`` cut into lists of such lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(offsets, values if isinstance(values, pa.Array) else pa.array(values))
+    return pa.ListArray.from_arrays(
+        offsets, values if isinstance(values, pa.Array) else pa.array(values)
+    )
 
 
-def _vectors(shown: npt.NDArray[np.int32], ranked: npt.NDArray[np.int32], rows: npt.NDArray[Any]) -> pa.Array:
+def _vectors(
+    shown: npt.NDArray[np.int32], ranked: npt.NDArray[np.int32], rows: npt.NDArray[Any]
+) -> pa.Array:
     """Return lists of vectors: the first ``ranked`` of each ``shown`` items have one, the others an empty one."""
     place = np.arange(shown.sum()) - np.repeat(np.cumsum(shown) - shown, shown)
     widths = np.where(place < np.repeat(ranked, shown), rows.shape[1], 0)
     return _lists(shown, _lists(widths, np.ascontiguousarray(rows).ravel()))
 
 
-def read_impressions(folder: Path, columns: list[str] | None = None, since: float = 0.0) -> pa.Table:
+def read_impressions(
+    folder: Path, columns: list[str] | None = None, since: float = 0.0
+) -> pa.Table:
     """Return all impressions of a folder in order of time, by default every column of ``IMPRESSION_SCHEMA``.
 
-    Files that are still being written are not seen; a folder that is absent or empty gives an empty table.
-    A column that a file does not have yet is null. ``since``: requests before it (epoch seconds) are left out.
+    Files that are still being written are not seen; a folder that is absent or empty gives an empty
+    table. A column that a file does not have yet is null. ``since``: requests before it (epoch
+    seconds) are left out.
     """
     files = sorted(str(path) for path in folder.glob("[!.]*.parquet"))
     if not files:

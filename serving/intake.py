@@ -22,9 +22,16 @@ _CLOCK_SKEW_S = 300
 class Intake:
     """Checks events against a data set's types and appends them to its log."""
 
-    def __init__(self, log: EventLog, spec: DatasetSpec, counter: Counter, erasure: Erasure | None = None) -> None:
+    def __init__(
+        self, log: EventLog, spec: DatasetSpec, counter: Counter, erasure: Erasure | None = None
+    ) -> None:
         """``counter`` counts events by ``outcome``: accepted, duplicate, rejected; ``erasure`` knows erased users."""
-        self._log, self._types, self._counter, self._erasure = log, spec.event_types, counter, erasure
+        self._log, self._types, self._counter, self._erasure = (
+            log,
+            spec.event_types,
+            counter,
+            erasure,
+        )
 
     def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
         """Check events one by one and append the good ones; when it returns they are durable.
@@ -49,13 +56,23 @@ class Intake:
             good = {index: event for index, event in good.items() if event["user_id"] not in gone}
         appended = self._log.append(list(good.values()))
         self._take_back(good.values())
-        outcomes = {"accepted": appended.accepted, "duplicate": appended.duplicates, "rejected": len(rejected)}
+        outcomes = {
+            "accepted": appended.accepted,
+            "duplicate": appended.duplicates,
+            "rejected": len(rejected),
+        }
         for outcome, count in outcomes.items():
             self._counter.labels(outcome).inc(count)
-        return EventsResponse(accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected)
+        return EventsResponse(
+            accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected
+        )
 
     def _erased(self, events: Collection[dict[str, Any]]) -> set[str]:
-        return self._erasure.erased.among({event["user_id"] for event in events}) if self._erasure else set()
+        return (
+            self._erasure.erased.among({event["user_id"] for event in events})
+            if self._erasure
+            else set()
+        )
 
     def _take_back(self, events: Collection[dict[str, Any]]) -> None:
         """Remove what was appended of a user who was erased between the check and the append."""
@@ -93,4 +110,6 @@ def _reason(error: ValueError) -> str:
     errors = getattr(error, "errors", None)
     if errors is None:
         return str(error)
-    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'event'}: {problem['msg']}" for problem in errors())
+    return "; ".join(
+        f"{'.'.join(map(str, problem['loc'])) or 'event'}: {problem['msg']}" for problem in errors()
+    )

@@ -10,7 +10,8 @@ class ServeSettings(BaseSettings):
     """Checked when the server starts.
 
     Attributes:
-        deadline_ms: by when a recommendation should be answered; stages that would not end in time are left out.
+        deadline_ms: by when a recommendation should be answered; stages that would not end in time
+            are left out.
         redis_timeout_ms: how long a request waits for the online store.
         under_way: recommendations that may wait in one process; more are refused (503).
         refresh_s: how often the server asks whether item counters were written anew.

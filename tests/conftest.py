@@ -29,9 +29,13 @@ from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.training import TrainConfig
 
 WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
-TOWERS = TrainConfig(epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000)
+TOWERS = TrainConfig(
+    epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000
+)
 SAMPLE = SampleConfig(train_requests=800, calibrate_requests=250, choose_requests=250, negatives=40)
-RANKERS = RankerConfig(trees=TreeConfig(rounds=40, learning_rate=0.1), dcn=DcnConfig(epochs=1, min_steps=60))
+RANKERS = RankerConfig(
+    trees=TreeConfig(rounds=40, learning_rate=0.1), dcn=DcnConfig(epochs=1, min_steps=60)
+)
 
 
 def silent(*_: object) -> None:
@@ -63,7 +67,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 @contextmanager
 def _copy(source: Workspace, target: Path) -> Iterator[Workspace]:
-    shutil.copytree(source.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark"))
+    shutil.copytree(
+        source.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark")
+    )
     workspace = Workspace(target)
     apply(feature_store(workspace), workspace)  # the registry names the tables by their full paths
     yield workspace

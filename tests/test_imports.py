@@ -48,7 +48,9 @@ def _modules(node: ast.ImportFrom) -> Iterator[str]:
     """Yield the modules of a from-import: the names themselves where they are modules of ours."""
     folder = PROJECT_ROOT / str(node.module).replace(".", "/")
     for name in node.names:
-        is_module = (folder / f"{name.name}.py").is_file() or (folder / name.name / "__init__.py").is_file()
+        is_module = (folder / f"{name.name}.py").is_file() or (
+            folder / name.name / "__init__.py"
+        ).is_file()
         yield f"{node.module}.{name.name}" if is_module else str(node.module)
 
 
@@ -58,7 +60,11 @@ def is_below(module: str, packages: set[str]) -> bool:
 
 def breaches(path: Path, forbidden: set[str]) -> list[str]:
     where = path.relative_to(PROJECT_ROOT)
-    return [f"{where}:{line} imports {name}" for line, name in imported(path) if is_below(name, forbidden)]
+    return [
+        f"{where}:{line} imports {name}"
+        for line, name in imported(path)
+        if is_below(name, forbidden)
+    ]
 
 
 def package_of(path: Path) -> str:
@@ -76,7 +82,9 @@ def package_graph() -> dict[str, dict[str, str]]:
                 continue  # a library
             package = name if module.is_dir() else name.rpartition(".")[0]
             if package != package_of(path):
-                graph[package_of(path)].setdefault(package, f"{path.relative_to(PROJECT_ROOT)}:{line} imports {name}")
+                graph[package_of(path)].setdefault(
+                    package, f"{path.relative_to(PROJECT_ROOT)}:{line} imports {name}"
+                )
     return graph
 
 
@@ -119,7 +127,9 @@ def test_only_the_command_line_imports_benchmarks() -> None:
 
 def test_every_package_says_what_it_is() -> None:
     packages = [path for layer in LAYERS for path in sources(layer) if path.name == "__init__.py"]
-    undocumented = [str(path.parent) for path in packages if not ast.get_docstring(ast.parse(path.read_text()))]
+    undocumented = [
+        str(path.parent) for path in packages if not ast.get_docstring(ast.parse(path.read_text()))
+    ]
     assert packages and undocumented == []
 
 
@@ -130,13 +140,20 @@ def test_feature_repo_is_light() -> None:
 
 def test_serving_and_rankers_at_work_have_no_torch() -> None:
     """Torch is for training: it may be named only where models are trained or exported."""
-    at_work = [*sources("serving"), *sources("ranking/models"), PROJECT_ROOT / "retrieval/towers/context.py"]
+    at_work = [
+        *sources("serving"),
+        *sources("ranking/models"),
+        PROJECT_ROOT / "retrieval/towers/context.py",
+    ]
     at_work += [PROJECT_ROOT / "retrieval" / name for name in ("index.py", "neighbours.py")]
     assert [breach for path in at_work for breach in breaches(path, {"torch", "safetensors"})] == []
 
 
 def test_breaches_are_found() -> None:
     """An import inside a function counts too."""
-    release, fit = PROJECT_ROOT / "serving/releases/release.py", PROJECT_ROOT / "ranking/training/fit.py"
+    release, fit = (
+        PROJECT_ROOT / "serving/releases/release.py",
+        PROJECT_ROOT / "ranking/training/fit.py",
+    )
     assert any("ranking.models.scorer" in breach for breach in breaches(release, {"ranking"}))
     assert any("ranking.training.dcn" in breach for breach in breaches(fit, {"ranking.training"}))

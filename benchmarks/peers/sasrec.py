@@ -1,13 +1,13 @@
 """SASRec (Kang and McAuley, ICDM 2018) as the library RecTools has it, for ``funnel evaluate``.
 
-RecTools needs NumPy 1, Feast NumPy 2: this file runs in an environment of its own (``make peers``), imports nothing of
-Funnel, and exchanges files with ``pipelines/evaluation/peers.py``:
+RecTools needs NumPy 1, Feast NumPy 2: this file runs in an environment of its own (``make peers``),
+imports nothing of Funnel, and exchanges files with ``pipelines/evaluation/peers.py``:
 
     .venv-peers/bin/python -I benchmarks/peers/sasrec.py INPUTS TRIED RESULT --minutes 20
 
-It tunes a grid on the validation requests, fits the best setting again on everything before the test cut for as many
-epochs, and writes a vector for each test request and each item. Standard output has lines of progress: what is done,
-how many steps, of how many, with tabs between.
+It tunes a grid on the validation requests, fits the best setting again on everything before the
+test cut for as many epochs, and writes a vector for each test request and each item. Standard
+output has lines of progress: what is done, how many steps, of how many, with tabs between.
 """
 
 from __future__ import annotations
@@ -89,7 +89,11 @@ def build(setting: dict[str, Any], items: int) -> SASRecModel:
     """Return a model that is not fitted yet."""
     seed_everything(0)
     # For every place of every sequence: a logit of each item, or the vectors of the sampled ones.
-    width = items if setting["loss"] == "softmax" else (setting["n_negatives"] + 1) * setting["n_factors"]
+    width = (
+        items
+        if setting["loss"] == "softmax"
+        else (setting["n_negatives"] + 1) * setting["n_factors"]
+    )
     batch = max(1, min(128, LARGEST // (width * setting["session_max_len"])))
     return SASRecModel(**setting, batch_size=batch)
 
@@ -97,17 +101,25 @@ def build(setting: dict[str, Any], items: int) -> SASRecModel:
 def encode(model: SASRecModel, histories: Histories, items: int) -> Vectors:
     """Return the vectors of histories and items; without any known item, a user's is zero.
 
-    Each history is a user of its own to RecTools. The vectors are those of which its ``recommend`` takes products.
+    Each history is a user of its own to RecTools. The vectors are those of which its ``recommend``
+    takes products.
     """
     preparator = model.data_preparator
-    inside, codes = preparator.get_known_items_sorted_internal_ids(), preparator.get_known_item_ids().astype(np.int64)
+    inside, codes = (
+        preparator.get_known_items_sorted_internal_ids(),
+        preparator.get_known_item_ids().astype(np.int64),
+    )
     known = np.isin(np.arange(items), codes)
-    of_users, of_items = (np.zeros((rows, model.n_factors), np.float32) for rows in (len(histories), items))
+    of_users, of_items = (
+        np.zeros((rows, model.n_factors), np.float32) for rows in (len(histories), items)
+    )
     for start in range(0, len(histories), _PART):
         part = [history[known[history]] for history in histories[start : start + _PART]]
         request = np.repeat(np.arange(start, start + len(part)), [len(history) for history in part])
         if len(request):
-            data = preparator.transform_dataset_u2i(dataset(request, np.concatenate(part)), np.unique(request))
+            data = preparator.transform_dataset_u2i(
+                dataset(request, np.concatenate(part)), np.unique(request)
+            )
             loader = preparator.get_dataloader_recommend(data, model.recommend_batch_size)
             users, vectors = model.lightning_model._get_user_item_embeddings(loader, None)
             of_users[data.user_id_map.external_ids] = users.numpy()
@@ -131,11 +143,17 @@ def check(model: SASRecModel, histories: Histories, vectors: Vectors) -> None:
     theirs = model.recommend(users=rows, dataset=data, k=k, filter_viewed=False)
     for row, of in theirs.groupby(Columns.User):
         ours = np.where(vectors.known, vectors.items @ vectors.users[row], -np.inf)
-        if not np.allclose(ours[of[Columns.Item].to_numpy()], -np.sort(-ours)[:k], rtol=1e-3, atol=1e-4):
-            raise RuntimeError(f"the vectors of request {row} give another order than RecTools' recommend")
+        if not np.allclose(
+            ours[of[Columns.Item].to_numpy()], -np.sort(-ours)[:k], rtol=1e-3, atol=1e-4
+        ):
+            raise RuntimeError(
+                f"the vectors of request {row} give another order than RecTools' recommend"
+            )
 
 
-def ndcg(vectors: Vectors, popularity: Floats, wanted: npt.NDArray[Any], allowed: npt.NDArray[np.uint8]) -> float:
+def ndcg(
+    vectors: Vectors, popularity: Floats, wanted: npt.NDArray[Any], allowed: npt.NDArray[np.uint8]
+) -> float:
     """Return the mean NDCG@10 of requests with one right item each, ranked as ``funnel evaluate`` ranks."""
     gains, order = np.zeros(len(wanted)), np.arange(len(vectors.known))
     for start in range(0, len(wanted), 128):
@@ -165,7 +183,9 @@ class Tuning:
         self._allowed = inputs.allowed()
         known = json.loads(tried.read_text(encoding="utf-8")) if tried.is_file() else []
         # One that had no time to finish is worth another try only with more time.
-        self.tried: list[dict[str, Any]] = [of for of in known if not of["cut"] or of["minutes"] >= minutes]
+        self.tried: list[dict[str, Any]] = [
+            of for of in known if not of["cut"] or of["minutes"] >= minutes
+        ]
 
     def run(self) -> int:
         """Try settings while there is time, at least one, and return how many were not fitted to the end."""
@@ -182,12 +202,16 @@ class Tuning:
     def chosen(self) -> tuple[dict[str, Any], int]:
         """Return the best setting and its number of epochs."""
         best = max(self.tried, key=lambda of: of["ndcg@10"])
-        return next(setting for setting in self._about["grid"] if self._found(setting) == best), best["epochs"]
+        return next(
+            setting for setting in self._about["grid"] if self._found(setting) == best
+        ), best["epochs"]
 
     def _found(self, setting: dict[str, Any]) -> dict[str, Any] | None:
         return next((of for of in self.tried if setting.items() <= of.items()), None)
 
-    def _try(self, setting: dict[str, Any], seconds: float, number: int, settings: int) -> dict[str, Any]:
+    def _try(
+        self, setting: dict[str, Any], seconds: float, number: int, settings: int
+    ) -> dict[str, Any]:
         begin, best, epochs, cut = time.monotonic(), -1.0, 0, False
         model = build(setting, self.items)
         every = -(-MIN_STEPS * model.batch_size // max(self._sequences, 1))
@@ -211,7 +235,10 @@ def run(inputs: Inputs, tried: Path, result: Path, minutes: float) -> None:
     unfinished = tuning.run()
     setting, epochs = tuning.chosen()
     learned, histories = inputs.learned("test"), list(inputs.requests("test")["history"])
-    data, model = dataset(learned["user"].to_numpy(), learned["item"].to_numpy()), build(setting, tuning.items)
+    data, model = (
+        dataset(learned["user"].to_numpy(), learned["item"].to_numpy()),
+        build(setting, tuning.items),
+    )
     for epoch in range(epochs):
         tell("fitting sasrec", epoch, epochs)
         model.fit_partial(data, min_epochs=1, max_epochs=1)

@@ -1,11 +1,12 @@
 """A folder that is an event log: whole files of JSON lines, in one order for all who write and read it.
 
-A file has what one call appended. It appears under its name when it is complete and synced, and its name
-gives its place: ``<hours>/<milliseconds>-<events>-<pid>.jsonl``, both since the epoch. Each line carries its
-entry's position, ``<milliseconds>-<number in the file>``. Who writes holds a lock on the folder, so the
-milliseconds rise from file to file, whatever process wrote it and wherever the clock is set; who lists
-files holds it with others, because a listing during which files appear may have a later one and lack
-an earlier one.
+A file has what one call appended. It appears under its name when it is complete and synced, and its
+name
+gives its place: ``<hours>/<milliseconds>-<events>-<pid>.jsonl``, both since the epoch. Each line
+carries its entry's position, ``<milliseconds>-<number in the file>``. Who writes holds a lock on
+the folder, so the milliseconds rise from file to file, whatever process wrote it and wherever the
+clock is set; who lists files holds it with others, because a listing during which files appear may
+have a later one and lack an earlier one.
 """
 
 from __future__ import annotations
@@ -90,7 +91,11 @@ class Writer:
         self._folder, self._lock = folder, lock
         lock.seek(0)
         text = lock.read()
-        self.taken = int(text) if text.isdigit() else max((file.milliseconds for file in self.after(0)), default=0)
+        self.taken = (
+            int(text)
+            if text.isdigit()
+            else max((file.milliseconds for file in self.after(0)), default=0)
+        )
 
     def after(self, milliseconds: int) -> list[LogFile]:
         """Return the files of a place and later ones, in order."""
@@ -110,7 +115,10 @@ class Writer:
             folder.mkdir()
             sync_folder(self._folder)
         file = LogFile(place, len(events), folder / f"{place}-{len(events)}-{os.getpid()}.jsonl")
-        lines = (f'{{"position":"{place}-{number}","event":{event}}}\n' for number, event in enumerate(events))
+        lines = (
+            f'{{"position":"{place}-{number}","event":{event}}}\n'
+            for number, event in enumerate(events)
+        )
         temporary = file.path.with_name(f".{file.path.name}.tmp")
         try:
             with temporary.open("w", encoding="utf-8", newline="\n") as out:
@@ -132,7 +140,11 @@ class Writer:
 
 
 def _files(folder: Path, milliseconds: int) -> list[LogFile]:
-    hours = [hour for hour in folder.iterdir() if hour.name.isdigit() and int(hour.name) >= milliseconds // _HOUR_MS]
+    hours = [
+        hour
+        for hour in folder.iterdir()
+        if hour.name.isdigit() and int(hour.name) >= milliseconds // _HOUR_MS
+    ]
     paths = ((path, _NAME.fullmatch(path.name)) for hour in hours for path in hour.iterdir())
     files = (LogFile(int(name[1]), int(name[2]), path) for path, name in paths if name)
     return sorted(file for file in files if file.milliseconds >= milliseconds)

@@ -59,7 +59,8 @@ def log_address() -> KafkaAddress | Path | None:
     """Return where ``FUNNEL_EVENT_LOG`` says that accepted events go: a topic, a folder, or None for Redis.
 
     Raises:
-        BadLogAddress: it says none of ``redis``, ``kafka://host:port[,host:port]/topic`` and ``files:/a/folder``.
+        BadLogAddress: it says none of ``redis``, ``kafka://host:port[,host:port]/topic`` and
+            ``files:/a/folder``.
 
     """
     text = os.environ.get("FUNNEL_EVENT_LOG", "") or "redis"

@@ -102,7 +102,9 @@ class _exclusive:  # noqa: N801 - reads as a word in a with statement
 
 def _client(folder: Path) -> redis.Redis:
     # The client's own retries would take eight seconds to find that no server runs.
-    return redis.Redis(unix_socket_path=str(socket_path(folder)), socket_timeout=5, retry=Retry(NoBackoff(), 0))
+    return redis.Redis(
+        unix_socket_path=str(socket_path(folder)), socket_timeout=5, retry=Retry(NoBackoff(), 0)
+    )
 
 
 def _answers(folder: Path) -> bool:

@@ -17,7 +17,10 @@ from feature_repo.views import Profile, build
 from feature_repo.workspace import Workspace
 
 _HERE = Path(__file__).parent.parent
-_FILES: dict[Profile, str] = {"local": "feature_store.yaml", "cluster": "feature_store.cluster.yaml"}
+_FILES: dict[Profile, str] = {
+    "local": "feature_store.yaml",
+    "cluster": "feature_store.cluster.yaml",
+}
 
 
 def profile() -> Profile:
@@ -48,8 +51,11 @@ def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
     if chosen == "local":
         config["online_store"] |= {"folder": str(workspace.redis), "timeout_s": timeout_s}
     else:
-        # Set here, not expanded in the file's text: no password can then break the YAML or show up in its error.
-        config["online_store"]["connection_string"] = RedisSettings.from_environment().connection_string(timeout_s)
+        # Set here, not expanded in the file's text: no password can then break the YAML or show up
+        # in its error.
+        config["online_store"]["connection_string"] = (
+            RedisSettings.from_environment().connection_string(timeout_s)
+        )
         config["offline_store"]["spark_conf"]["spark.master"] = _spark_master()
     return FeatureStore(config=RepoConfig(repo_path=_HERE, **config))
 
@@ -89,4 +95,6 @@ def redis_url(workspace: Workspace) -> str:
 def apply(store: FeatureStore, workspace: Workspace) -> None:
     """Register the views of the ingested data set, as ``feast apply`` does."""
     # The features link is resolved by whoever reads it, so that a new run needs no new apply.
-    store.apply(build(workspace.spec(), workspace.root.resolve() / "features" / "current", profile()))
+    store.apply(
+        build(workspace.spec(), workspace.root.resolve() / "features" / "current", profile())
+    )

@@ -1,8 +1,8 @@
 """Feast's DuckDB offline store with a point-in-time join that stays linear.
 
 Feast's own DuckDB join matches every entity row with every earlier feature row of its key and then
-keeps the newest: with a daily snapshot per item and a list of fifty items per event that is billions
-of rows. DuckDB's ``ASOF JOIN`` finds the newest earlier row by one sorted merge
+keeps the newest: with a daily snapshot per item and a list of fifty items per event that is
+billions of rows. DuckDB's ``ASOF JOIN`` finds the newest earlier row by one sorted merge
 (https://duckdb.org/docs/stable/guides/sql_features/asof_join). The rows are the same, which a test
 holds against Spark's join and against brute force.
 """
@@ -60,7 +60,9 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         entities = entity_df.copy()
         entities[moment] = pd.to_datetime(entities[moment], utc=True).astype("datetime64[us, UTC]")
         entities[_ORDER] = range(len(entities))
-        query = _asof_query(list(entity_df.columns), moment, feature_views, feature_refs, full_feature_names)
+        query = _asof_query(
+            list(entity_df.columns), moment, feature_views, feature_refs, full_feature_names
+        )
         return _AsofJob(
             query,
             pa.Table.from_pandas(entities, preserve_index=False),
@@ -87,7 +89,11 @@ class _AsofJob(RetrievalJob):
         metadata: RetrievalMetadata,
     ) -> None:
         self._query, self._entities = query, entities
-        self._on_demand, self._full_feature_names, self._metadata = on_demand, full_feature_names, metadata
+        self._on_demand, self._full_feature_names, self._metadata = (
+            on_demand,
+            full_feature_names,
+            metadata,
+        )
 
     @property
     def full_feature_names(self) -> bool:
@@ -117,8 +123,10 @@ def newest_rows(view: FeatureView, entities: pa.Table, moment: str) -> pa.Table:
 
     Args:
         view: whose table is read.
-        entities: the moments, and columns that a row must equal, under the view's own names: its key at least.
-        moment: the name of the moments' column (timestamp in UTC); where it is null there is no row.
+        entities: the moments, and columns that a row must equal, under the view's own names: its
+            key at least.
+        moment: the name of the moments' column (timestamp in UTC); where it is null there is no
+            row.
 
     Returns:
         The table's columns, its timestamp among them; all null where there is no such row.
@@ -137,13 +145,15 @@ def _run(query: str, entities: pa.Table) -> pa.Table:
     while True:
         with duckdb.connect() as database:
             database.execute("SET TimeZone = 'UTC'")
-            # DuckDB guesses that registered rows are few and would loop over them: 161 s instead of 0.6 s
-            # for 370,000 rows against 900,000.
+            # DuckDB guesses that registered rows are few and would loop over them: 161 s instead of
+            # 0.6 s for 370,000 rows against 900,000.
             database.execute("SET asof_loop_join_threshold = 0")
             database.register("entities", entities)
             try:
                 return database.execute(query).to_arrow_table()
-            except duckdb.IOException:  # a running stream merged its small files meanwhile: look again
+            except (
+                duckdb.IOException
+            ):  # a running stream merged its small files meanwhile: look again
                 tries += 1
                 if tries == _TRIES:
                     raise
@@ -166,7 +176,9 @@ def _asof_query(
     for number, view in enumerate(feature_views):
         table = f"f{number}"
         known = f"{table}.{_quote(view.batch_source.timestamp_field)}"
-        keys = view.projection.join_key_map or {entity.name: entity.name for entity in view.entity_columns}
+        keys = view.projection.join_key_map or {
+            entity.name: entity.name for entity in view.entity_columns
+        }
         joins.append(_asof_join(table, view, keys, at))
         prefix = view.projection.name_to_use()
         for reference in feature_refs:

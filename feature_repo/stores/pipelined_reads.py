@@ -26,7 +26,9 @@ class PipelinedReads(threading.local):
             return self._ask(commands)
         except redis.TimeoutError:
             raise
-        except redis.ConnectionError:  # Redis may have closed it long ago, or have been started again since
+        except (
+            redis.ConnectionError
+        ):  # Redis may have closed it long ago, or have been started again since
             return self._ask(commands)
 
     def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

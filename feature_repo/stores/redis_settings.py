@@ -1,7 +1,8 @@
 """``FUNNEL_REDIS``: where the cluster profile's Redis is and how to sign in, for our client and for Feast's.
 
-The form is Feast's, ``host:port,name=value,...``, for example ``redis:6380,ssl=true,username=funnel,password=...``.
-A value that holds a comma or begins with a quotation mark is written as a JSON string.
+The form is Feast's, ``host:port,name=value,...``, for example
+``redis:6380,ssl=true,username=funnel,password=...``. A value that holds a comma or begins with a
+quotation mark is written as a JSON string.
 """
 
 from __future__ import annotations
@@ -20,9 +21,21 @@ _ADDRESS = re.compile(r"([\w.-]+)(?::(\d{1,5}))?")
 _OPTION = re.compile(r',(\w+)=("(?:[^"\\]|\\.)*"(?=,|$)|[^,]*)')
 _LITERAL = re.compile(r"true|false|\d+(\.\d+)?")
 _CREDENTIALS = {"username", "password", "ssl_password"}
-_TLS = {"ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}
+_TLS = {
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+}
 _NETWORK = {"socket_timeout", "socket_connect_timeout", "socket_keepalive", "health_check_interval"}
-_KNOWN = _CREDENTIALS | _TLS | _NETWORK | {"db", "ssl", "client_name", "max_connections", "retry_on_timeout"}
+_KNOWN = (
+    _CREDENTIALS
+    | _TLS
+    | _NETWORK
+    | {"db", "ssl", "client_name", "max_connections", "retry_on_timeout"}
+)
 
 
 class BadRedisSettings(RuntimeError):
@@ -57,28 +70,45 @@ class RedisSettings:
         """
         text = os.environ.get(VARIABLE, "").strip()
         if not text:
-            raise BadRedisSettings(f"the cluster profile needs {VARIABLE} in the environment: host:port,password=...")
+            raise BadRedisSettings(
+                f"the cluster profile needs {VARIABLE} in the environment: host:port,password=..."
+            )
         address = _ADDRESS.match(text)
         if not address or text[address.end() :][:1] not in ("", ","):
-            raise BadRedisSettings(f"{VARIABLE} begins with host:port, without a scheme, and names one server")
+            raise BadRedisSettings(
+                f"{VARIABLE} begins with host:port, without a scheme, and names one server"
+            )
         options = dict(_options(text, address.end()))
         tls = _flag(options.pop("ssl", "false"))
         if not tls and (lost := sorted(_TLS & options.keys())):
-            raise BadRedisSettings(f"{VARIABLE} has {', '.join(lost)} without ssl=true: nothing would be encrypted")
+            raise BadRedisSettings(
+                f"{VARIABLE} has {', '.join(lost)} without ssl=true: nothing would be encrypted"
+            )
         return cls(address[1], address[2] or _DEFAULT_PORT, tls, options)
 
     def url(self) -> str:
         """Return redis-py's URL, credentials included."""
-        # As part of the query they would be unquoted twice, which changes a password with a '%' in it.
-        user, password = (quote(self.options.get(name, ""), safe="") for name in ("username", "password"))
+        # As part of the query they would be unquoted twice, which changes a password with a '%' in
+        # it.
+        user, password = (
+            quote(self.options.get(name, ""), safe="") for name in ("username", "password")
+        )
         login = f"{user}:{password}@" if user or password else ""
-        rest = {name: quote(v, safe="") for name, v in self.options.items() if name not in ("username", "password")}
+        rest = {
+            name: quote(v, safe="")
+            for name, v in self.options.items()
+            if name not in ("username", "password")
+        }
         query = f"?{urlencode(rest)}" if rest else ""
         return Secret(f"redis{'s' if self.tls else ''}://{login}{self.host}:{self.port}{query}")
 
     def connection_string(self, timeout_s: float) -> str:
         """Return Feast's connection string, credentials included; ``timeout_s`` holds where no timeout is set."""
-        options = {"socket_timeout": str(timeout_s), **self.options, **({"ssl": "true"} if self.tls else {})}
+        options = {
+            "socket_timeout": str(timeout_s),
+            **self.options,
+            **({"ssl": "true"} if self.tls else {}),
+        }
         parts = [f"{name}={_for_feast(name, value)}" for name, value in options.items()]
         return Secret(",".join([f"{self.host}:{self.port}", *parts]))
 
@@ -114,7 +144,8 @@ def _flag(value: str) -> bool:
 
 
 def _for_feast(name: str, value: str) -> str:
-    # Feast splits at commas and reads values as JSON where it can: the password 1.10 would become the number 1.1.
+    # Feast splits at commas and reads values as JSON where it can: the password 1.10 would become
+    # the number 1.1.
     if name not in _CREDENTIALS and _LITERAL.fullmatch(value):
         return value
     return json.dumps(value).replace(",", "\\u002c")

@@ -41,11 +41,16 @@ def point_in_time(
 @benchmarks.command("streaming")
 def streaming(
     home: Annotated[
-        Path | None, typer.Option(help="Folder of its own world (default: work/benchmark-streaming)")
+        Path | None,
+        typer.Option(help="Folder of its own world (default: work/benchmark-streaming)"),
     ] = None,
-    rate: Annotated[int, typer.Option(help="Events a second at which lag is measured", min=20)] = 200,
+    rate: Annotated[
+        int, typer.Option(help="Events a second at which lag is measured", min=20)
+    ] = 200,
     seconds: Annotated[float, typer.Option(help="Seconds at that rate", min=5)] = 60.0,
-    heavy_rate: Annotated[int, typer.Option(help="Events a second that the job must keep up with", min=100)] = 10_000,
+    heavy_rate: Annotated[
+        int, typer.Option(help="Events a second that the job must keep up with", min=100)
+    ] = 10_000,
     heavy_seconds: Annotated[float, typer.Option(help="Seconds at that rate", min=5)] = 60.0,
     partitions: Annotated[int, typer.Option(help="Partitions of the job's state", min=1)] = 2,
 ) -> None:
@@ -61,13 +66,18 @@ def streaming(
 @benchmarks.command("serving")
 def serving_benchmark(
     home: Annotated[
-        Path | None, typer.Option(help="Folder of its own trained world (default: work/benchmark-serving)")
+        Path | None,
+        typer.Option(help="Folder of its own trained world (default: work/benchmark-serving)"),
     ] = None,
     items: Annotated[int, typer.Option(help="Size of the catalogue", min=2_000)] = 100_000,
     candidates: Annotated[int, typer.Option(help="Candidates to rank, about", min=100)] = 500,
-    seconds: Annotated[float, typer.Option(help="Seconds of load on one connection, then on sixteen", min=1)] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(help="Seconds of load on one connection, then on sixteen", min=1)
+    ] = 20.0,
     workers: Annotated[int, typer.Option(help="Processes of the server", min=1)] = 2,
-    naive: Annotated[int, typer.Option(help="Requests to answer in the obvious way; 0: none", min=0)] = 200,
+    naive: Annotated[
+        int, typer.Option(help="Requests to answer in the obvious way; 0: none", min=0)
+    ] = 200,
 ) -> None:
     """Latency and throughput of the API, each stage, and the obvious way of doing it."""
     use_one_core()
@@ -81,7 +91,8 @@ def serving_benchmark(
 @benchmarks.command("soak")
 def soak(
     home: Annotated[
-        Path | None, typer.Option(help="Working folder with a release (default: work/benchmark-serving)")
+        Path | None,
+        typer.Option(help="Working folder with a release (default: work/benchmark-serving)"),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Minutes of load", min=0.5)] = 20.0,
     rate: Annotated[float, typer.Option(help="Requests a second", min=1)] = 100.0,
@@ -96,7 +107,9 @@ def soak(
 
 @benchmarks.command("skew")
 def skew_benchmark(
-    home: Annotated[Path | None, typer.Option(help="Folder of its own world (default: work/benchmark-skew)")] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of its own world (default: work/benchmark-skew)")
+    ] = None,
     requests: Annotated[int, typer.Option(help="Recommendations to ask for", min=1)] = 10_000,
 ) -> None:
     """Served features against recomputed ones, with events coming in all the while."""
@@ -109,11 +122,17 @@ def skew_benchmark(
 
 @benchmarks.command("retrieval")
 def retrieval_benchmark(
-    data_dir: Annotated[Path, typer.Option(help="Folder with train.txt, test.txt and perhaps valid.txt")],
-    layout: Annotated[Layout, typer.Option(help="lightgcn: lines 'user item item ...'")] = Layout.lightgcn,
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder with train.txt, test.txt and perhaps valid.txt")
+    ],
+    layout: Annotated[
+        Layout, typer.Option(help="lightgcn: lines 'user item item ...'")
+    ] = Layout.lightgcn,
     seeds: Annotated[int, typer.Option(help="Models to train with what was chosen", min=1)] = 1,
     dimension: Annotated[int, typer.Option(help="Length of the vectors", min=2, max=1_024)] = 256,
-    minutes: Annotated[float, typer.Option(help="Time for all of it; less means fewer epochs", min=0.1)] = 40.0,
+    minutes: Annotated[
+        float, typer.Option(help="Time for all of it; less means fewer epochs", min=0.1)
+    ] = 40.0,
 ) -> None:
     """Two towers on a public split, all items ranked; takes no longer than --minutes, and begins anew if stopped."""
     use_all_cores()
@@ -125,12 +144,20 @@ def retrieval_benchmark(
 
 @benchmarks.command("sequences")
 def sequences(
-    data_dir: Annotated[Path, typer.Option(help="File of 'user item' lines in time order, or the folder of one")],
-    home: Annotated[Path | None, typer.Option(help="Folder of checkpoints (default: work/benchmark-sequences)")] = None,
+    data_dir: Annotated[
+        Path, typer.Option(help="File of 'user item' lines in time order, or the folder of one")
+    ],
+    home: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints (default: work/benchmark-sequences)")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings, each from its own seed", min=1)] = 1,
-    minutes: Annotated[float, typer.Option(help="At most so many for one training", min=0.1)] = 40.0,
+    minutes: Annotated[
+        float, typer.Option(help="At most so many for one training", min=0.1)
+    ] = 40.0,
     epochs: Annotated[int, typer.Option(help="At most so many in one training", min=1)] = 30,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda where there is one)")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda (default: cuda where there is one)")
+    ] = None,
 ) -> None:
     """Next-item prediction by the sequential two-tower model; stopped, it is taken up again."""
     from benchmarks.sequences import run
@@ -138,13 +165,23 @@ def sequences(
     from retrieval.sequences.training import SequenceConfig
 
     root = _folder(home, "sequences")
-    result(json.dumps(run(data_dir, root, seeds, SequenceConfig(minutes=minutes, epochs=epochs, device=device))))
+    result(
+        json.dumps(
+            run(
+                data_dir, root, seeds, SequenceConfig(minutes=minutes, epochs=epochs, device=device)
+            )
+        )
+    )
 
 
 @benchmarks.command("ranking")
 def ranking_benchmark(
-    data_dir: Annotated[Path, typer.Option(help="Folder of MovieLens-1M: ratings.dat, users.dat, movies.dat")],
-    seeds: Annotated[int, typer.Option(help="Trainings of each model, each from its own seed", min=1)] = 1,
+    data_dir: Annotated[
+        Path, typer.Option(help="Folder of MovieLens-1M: ratings.dat, users.dat, movies.dat")
+    ],
+    seeds: Annotated[
+        int, typer.Option(help="Trainings of each model, each from its own seed", min=1)
+    ] = 1,
 ) -> None:
     """Five rankers of labelled pairs, RecBole's protocol: AUC, log loss and calibration."""
     use_all_cores()
@@ -157,7 +194,8 @@ def ranking_benchmark(
 @benchmarks.command("warm-start")
 def warm_start(
     home: Annotated[
-        Path | None, typer.Option(help="Folder of its own world (default: work/benchmark-warm-start)")
+        Path | None,
+        typer.Option(help="Folder of its own world (default: work/benchmark-warm-start)"),
     ] = None,
     users: Annotated[int, typer.Option(help="Users of the world", min=50)] = 600,
     items: Annotated[int, typer.Option(help="Size of the catalogue", min=50)] = 500,

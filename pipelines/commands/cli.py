@@ -9,7 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
-# Threads that wait must not burn the core that others need; read when OpenMP is loaded, so set first.
+# Threads that wait must not burn the core that others need; read when OpenMP is loaded, so set
+# first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("FEAST_USAGE", "False")
 
@@ -59,7 +60,9 @@ def ingest(
     data: Data = "synthetic",
     data_dir: DataDir = None,
     home: Home = None,
-    shift_to_now: Annotated[bool, typer.Option(help="Move historic times, by whole weeks, to end now")] = False,
+    shift_to_now: Annotated[
+        bool, typer.Option(help="Move historic times, by whole weeks, to end now")
+    ] = False,
 ) -> None:
     """Bring new files in: typed tables, bad rows to quarantine."""
     from pipelines.workflow.stages import run_ingest
@@ -70,7 +73,9 @@ def ingest(
 @app.command()
 def features(
     home: Home = None,
-    master: Annotated[str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")] = None,
+    master: Annotated[
+        str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")
+    ] = None,
 ) -> None:
     """Compute the offline feature tables with Spark."""
     from pipelines.workflow.stages import run_features
@@ -90,22 +95,39 @@ def materialize(home: Home = None) -> None:
 def train(
     home: Home = None,
     from_impressions: Annotated[
-        bool, typer.Option("--from-impressions", help="Only the rankers, from what was served and what came of it")
+        bool,
+        typer.Option(
+            "--from-impressions", help="Only the rankers, from what was served and what came of it"
+        ),
     ] = False,
     attribution_hours: Annotated[
-        float | None, typer.Option(help="How long after a response an event counts (default: 24)", min=0)
+        float | None,
+        typer.Option(help="How long after a response an event counts (default: 24)", min=0),
     ] = None,
-    tuned: Annotated[bool, typer.Option("--tuned", help="With the settings that 'funnel tune' found")] = False,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="With the settings that 'funnel tune' found")
+    ] = False,
     warm_start: Annotated[
-        bool, typer.Option("--warm-start", help="Go on from the current release, on the events since then")
+        bool,
+        typer.Option(
+            "--warm-start", help="Go on from the current release, on the events since then"
+        ),
     ] = False,
     ipw: Annotated[
-        bool, typer.Option("--ipw", help="Weight clicks by how seldom their position is looked at (impressions)")
+        bool,
+        typer.Option(
+            "--ipw", help="Weight clicks by how seldom their position is looked at (impressions)"
+        ),
     ] = False,
     logq: Annotated[
-        bool, typer.Option("--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn")
+        bool,
+        typer.Option(
+            "--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn"
+        ),
     ] = True,
-    seed: Annotated[int | None, typer.Option(help="Of all that is drawn (default: a fixed one)", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of all that is drawn (default: a fixed one)", min=0)
+    ] = None,
     candidates: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,9 +144,13 @@ def train(
             "--warm-start keeps the release's settings: leave --tuned, --from-impressions, --no-logq and --seed out"
         )
     if from_impressions and (candidates or not logq):
-        raise typer.BadParameter("--from-impressions trains no towers: leave --candidates and --no-logq out")
+        raise typer.BadParameter(
+            "--from-impressions trains no towers: leave --candidates and --no-logq out"
+        )
     if (ipw or attribution_hours is not None) and not from_impressions:
-        raise typer.BadParameter("--ipw and --attribution-hours are about impressions: give --from-impressions too")
+        raise typer.BadParameter(
+            "--ipw and --attribution-hours are about impressions: give --from-impressions too"
+        )
     use_all_cores()
     from serving.recommender.candidates import Shares
 
@@ -134,19 +160,40 @@ def train(
         raise typer.BadParameter(str(error), param_hint="--candidates") from None
     hours = (24.0 if attribution_hours is None else attribution_hours) if from_impressions else None
     workspace = workspace_of(home)
-    run_train(workspace, hours, tuned=tuned, warm_start=warm_start, ipw=ipw, logq=logq, seed=seed, shares=shares)
+    run_train(
+        workspace,
+        hours,
+        tuned=tuned,
+        warm_start=warm_start,
+        ipw=ipw,
+        logq=logq,
+        seed=seed,
+        shares=shares,
+    )
 
 
 @app.command()
 def evaluate(
     home: Home = None,
     limit: Limit = None,
-    baselines: Annotated[bool, typer.Option(help="Also item kNN, EASE and iALS, tuned on validation")] = True,
-    peers: Annotated[bool, typer.Option(help="Also SASRec of RecTools, once 'make peers' has been run")] = True,
-    peer_minutes: Annotated[float, typer.Option(help="For SASRec's tuning and fit, about", min=0.1)] = 20.0,
-    ablations: Annotated[bool, typer.Option("--ablations", help="Also the funnel without each of its parts")] = False,
-    against: Annotated[str | None, typer.Option(help="Id of a release to compare with on the same events")] = None,
-    _replay: Annotated[bool, typer.Option("--replay", help="Event by event, in order of time: always so")] = True,
+    baselines: Annotated[
+        bool, typer.Option(help="Also item kNN, EASE and iALS, tuned on validation")
+    ] = True,
+    peers: Annotated[
+        bool, typer.Option(help="Also SASRec of RecTools, once 'make peers' has been run")
+    ] = True,
+    peer_minutes: Annotated[
+        float, typer.Option(help="For SASRec's tuning and fit, about", min=0.1)
+    ] = 20.0,
+    ablations: Annotated[
+        bool, typer.Option("--ablations", help="Also the funnel without each of its parts")
+    ] = False,
+    against: Annotated[
+        str | None, typer.Option(help="Id of a release to compare with on the same events")
+    ] = None,
+    _replay: Annotated[
+        bool, typer.Option("--replay", help="Event by event, in order of time: always so")
+    ] = True,
 ) -> None:
     """Replay the test slice through the current release; the last line is JSON."""
     from pipelines.display import result
@@ -155,7 +202,12 @@ def evaluate(
     use_all_cores()
     minutes = peer_minutes if peers else None
     figures = run_evaluate(
-        workspace_of(home), limit, baselines=baselines, peer_minutes=minutes, ablations=ablations, against=against
+        workspace_of(home),
+        limit,
+        baselines=baselines,
+        peer_minutes=minutes,
+        ablations=ablations,
+        against=against,
     )
     result(json.dumps(figures))
 
@@ -163,7 +215,9 @@ def evaluate(
 @app.command()
 def notebooks(
     home: Home = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pages")] = PROJECT_ROOT / "work" / "notebooks",
+    out: Annotated[Path, typer.Option(help="Folder for the pages")] = PROJECT_ROOT
+    / "work"
+    / "notebooks",
 ) -> None:
     """Run the notebooks on a finished workspace and write them as pages to look at."""
     from pipelines.display import result
@@ -192,15 +246,27 @@ def serve(
 @app.command()
 def stream(
     home: Home = None,
-    status: Annotated[bool, typer.Option("--status", help="Say how the job is doing, and end")] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="Say how the job is doing, and end")
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compare online features with a recount of all events")
     ] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Begin a new checkpoint from the offline tables")] = False,
-    interval: Annotated[float, typer.Option(help="Seconds from batch to batch; 0: as soon as there are events")] = 0.0,
-    max_entries: Annotated[int, typer.Option(help="At most so many events a batch", min=1)] = 100_000,
-    partitions: Annotated[int, typer.Option(help="Partitions of the state, fixed with the checkpoint", min=1)] = 1,
-    master: Annotated[str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Begin a new checkpoint from the offline tables")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(help="Seconds from batch to batch; 0: as soon as there are events")
+    ] = 0.0,
+    max_entries: Annotated[
+        int, typer.Option(help="At most so many events a batch", min=1)
+    ] = 100_000,
+    partitions: Annotated[
+        int, typer.Option(help="Partitions of the state, fixed with the checkpoint", min=1)
+    ] = 1,
+    master: Annotated[
+        str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")
+    ] = None,
 ) -> None:
     """Keep the features of users and items fresh from the event log."""
     if status:
@@ -221,9 +287,12 @@ def stream(
 @app.command()
 def skew(
     home: Home = None,
-    limit: Annotated[int | None, typer.Option(help="Only the newest so many requests (default: all)", min=1)] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the newest so many requests (default: all)", min=1)
+    ] = None,
     since: Annotated[
-        float | None, typer.Option(help="Only those of the last so many hours (default: all)", min=0)
+        float | None,
+        typer.Option(help="Only those of the last so many hours (default: all)", min=0),
     ] = None,
 ) -> None:
     """Recompute from the offline tables what was served, and count features that differ; the last line is JSON."""
@@ -236,17 +305,27 @@ def skew(
 def replay(
     data: Data,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with its files (built-in world: raw in the working folder)")
+        Path | None,
+        typer.Option(help="Folder with its files (built-in world: raw in the working folder)"),
     ] = None,
     url: Annotated[str, typer.Option(help="Where the API is")] = "http://127.0.0.1:8000",
-    speed: Annotated[float, typer.Option(help="Seconds of the data in a second; 0: as many as can be", min=0)] = 1.0,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many events (default: all)", min=1)] = None,
-    run: Annotated[str | None, typer.Option(help="Name in the event ids (default: the time)")] = None,
-    batch: Annotated[int, typer.Option(help="At most so many events a request", min=1, max=1_000)] = 100,
+    speed: Annotated[
+        float, typer.Option(help="Seconds of the data in a second; 0: as many as can be", min=0)
+    ] = 1.0,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many events (default: all)", min=1)
+    ] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name in the event ids (default: the time)")
+    ] = None,
+    batch: Annotated[
+        int, typer.Option(help="At most so many events a request", min=1, max=1_000)
+    ] = 100,
 ) -> None:
     """Send a data set's events to the API at the pace at which they happened; the last line is JSON.
 
-    Stopped, it is taken up with the same --run: events that were sent are answered as duplicates for a day.
+    Stopped, it is taken up with the same --run: events that were sent are answered as duplicates
+    for a day.
     """
     import time
 
@@ -263,7 +342,8 @@ def batch(
     home: Home = None,
     k: Annotated[int, typer.Option(help="Items a user", min=1, max=500)] = 20,
     redis_days: Annotated[
-        float | None, typer.Option(help="Also to Redis, kept for so many days (default: not)", min=0)
+        float | None,
+        typer.Option(help="Also to Redis, kept for so many days (default: not)", min=0),
     ] = None,
 ) -> None:
     """Recommend to every known user at once, to Parquet; stopped, it goes on where it was."""
@@ -277,7 +357,9 @@ def batch(
 def erase(
     home: Home = None,
     user: Annotated[str | None, typer.Option(help="Id of the user to forget")] = None,
-    pending: Annotated[bool, typer.Option("--pending", help="Finish what DELETE /v1/users began")] = False,
+    pending: Annotated[
+        bool, typer.Option("--pending", help="Finish what DELETE /v1/users began")
+    ] = False,
 ) -> None:
     """Remove erased users from all that was kept, and write the proofs; the last line is JSON."""
     if (user is None) == (not pending):

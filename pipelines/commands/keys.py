@@ -28,10 +28,14 @@ def _file(home: Path | None) -> Path:
 def create_key(
     name: Annotated[str, typer.Option(help="Who or what uses it")],
     scope: Annotated[list[Scope], typer.Option(help="What it may do; may be given more than once")],
-    days: Annotated[float | None, typer.Option(help="Valid for so long (default: until revoked)", min=0.001)] = None,
+    days: Annotated[
+        float | None, typer.Option(help="Valid for so long (default: until revoked)", min=0.001)
+    ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="Requests a second and worker process (default: any)", min=0.001, max=1e6),
+        typer.Option(
+            help="Requests a second and worker process (default: any)", min=0.001, max=1e6
+        ),
     ] = None,
     home: Home = None,
 ) -> None:
@@ -49,20 +53,26 @@ def list_keys(home: Home = None) -> None:
     table = Table("id", "name", "scopes", "created", "expires", "requests/s")
     for key in read_keys(path) if path.exists() else []:
         rate = f"{key.rate_limit:g}" if key.rate_limit else ""
-        table.add_row(key.id, escape(key.name), ", ".join(key.scopes), _utc(key.created_at), _end(key), rate)
+        table.add_row(
+            key.id, escape(key.name), ", ".join(key.scopes), _utc(key.created_at), _end(key), rate
+        )
     Console().print(table)
 
 
 @keys.command("rotate")
 def rotate_key(
     key_id: Id,
-    grace_hours: Annotated[float, typer.Option(help="So long the old key stays valid", min=0)] = GRACE
-    / timedelta(hours=1),
+    grace_hours: Annotated[
+        float, typer.Option(help="So long the old key stays valid", min=0)
+    ] = GRACE / timedelta(hours=1),
     home: Home = None,
 ) -> None:
     """Make a key that may do the same; the old one ends later. A lifetime begins anew."""
     created = rotate(_file(home), key_id, timedelta(hours=grace_hours))
-    _show(created, f"Keep it now: it is not kept here. The old one ends in {grace_hours:g} hours at the latest.")
+    _show(
+        created,
+        f"Keep it now: it is not kept here. The old one ends in {grace_hours:g} hours at the latest.",
+    )
 
 
 @keys.command("revoke")
@@ -74,7 +84,9 @@ def revoke_key(key_id: Id, home: Home = None) -> None:
 def _show(created: Created, note: str) -> None:
     typer.echo(created.text)
     end = _end(created.key)
-    _say(f"Key {created.key.id} for {', '.join(created.key.scopes)}{f', until {end}' if end else ''}. {note}")
+    _say(
+        f"Key {created.key.id} for {', '.join(created.key.scopes)}{f', until {end}' if end else ''}. {note}"
+    )
 
 
 def _say(text: str) -> None:

@@ -10,12 +10,19 @@ import typer
 
 from feature_repo.workspace import Workspace, default_root
 
-Home = Annotated[Path | None, typer.Option(help="Working folder (default: FUNNEL_HOME, else work/current)")]
+Home = Annotated[
+    Path | None, typer.Option(help="Working folder (default: FUNNEL_HOME, else work/current)")
+]
 Data = Annotated[
-    str, typer.Option(help="synthetic, movielens-1m, movielens-latest-small, deskdrop, or the path of a dataset.toml")
+    str,
+    typer.Option(
+        help="synthetic, movielens-1m, movielens-latest-small, deskdrop, or the path of a dataset.toml"
+    ),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files")]
-Limit = Annotated[int | None, typer.Option(help="At most so many events, evenly spaced (default: all)")]
+Limit = Annotated[
+    int | None, typer.Option(help="At most so many events, evenly spaced (default: all)")
+]
 Host = Annotated[str, typer.Option(help="Address to listen on")]
 Port = Annotated[int, typer.Option(help="Port to listen on")]
 

@@ -34,7 +34,9 @@ def importance(
 @rankers.command("learning-curve")
 def learning_curve(
     home: Home = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Kind of ranker, may be repeated (default: the best)")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="Kind of ranker, may be repeated (default: the best)")
+    ] = None,
 ) -> None:
     """Train rankers on an eighth, a quarter, half and all of the requests; the last line is JSON.
 
@@ -47,7 +49,9 @@ def learning_curve(
 
     kinds = tuple(dict.fromkeys(kind or ()))
     if unknown := set(kinds) - set(KINDS):
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}", param_hint="--kind")
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}", param_hint="--kind"
+        )
     use_all_cores()
     with display.stage("Learning curve") as progress:
         figures = train(workspace_of(home), kinds, None, progress)
@@ -59,7 +63,8 @@ def learning_curve(
 def compress(home: Home = None) -> None:
     """Make smaller rankers of the trained ones and compare them; the last line is JSON.
 
-    'funnel release --ranker NAME' releases one of them. Latency is processor time of one core, as requests are served.
+    'funnel release --ranker NAME' releases one of them. Latency is processor time of one core, as
+    requests are served.
     """
     from pipelines import display
     from pipelines.training.compress import compress as make

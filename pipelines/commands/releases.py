@@ -14,15 +14,20 @@ from pipelines.commands.options import Home
 
 releases = typer.Typer(invoke_without_command=True)
 
-Rules = Annotated[Path | None, typer.Option("--filters", help="Filter rules (default: those that ship)")]
+Rules = Annotated[
+    Path | None, typer.Option("--filters", help="Filter rules (default: those that ship)")
+]
 Ranker = Annotated[
-    str | None, typer.Option("--ranker", help="A folder of models/ranking (default: chosen in training)")
+    str | None,
+    typer.Option("--ranker", help="A folder of models/ranking (default: chosen in training)"),
 ]
 Id = Annotated[str, typer.Argument(help="The release's id, or the beginning of it")]
 
 
 @releases.callback()
-def release(context: typer.Context, home: Home = None, filters: Rules = None, ranker: Ranker = None) -> None:
+def release(
+    context: typer.Context, home: Home = None, filters: Rules = None, ranker: Ranker = None
+) -> None:
     """Pack the trained models into a release and make it the current one; see the subcommands for others."""
     context.obj = home
     if context.invoked_subcommand is None:
@@ -74,7 +79,9 @@ def rollback_release(context: typer.Context, home: Home = None) -> None:
 @releases.command("verify")
 def verify_release(
     context: typer.Context,
-    release_id: Annotated[str | None, typer.Argument(help="A release's id (default: the current one)")] = None,
+    release_id: Annotated[
+        str | None, typer.Argument(help="A release's id (default: the current one)")
+    ] = None,
     home: Home = None,
 ) -> None:
     """Check a release as it is checked before it is served."""

@@ -20,9 +20,15 @@ tune = typer.Typer(
     help="Search for better settings on the validation slices; stopped, it is taken up again. The last line is JSON.",
 )
 
-Trials = Annotated[int, typer.Option(help="Until the study has so many trials, those given up early among them", min=1)]
+Trials = Annotated[
+    int,
+    typer.Option(help="Until the study has so many trials, those given up early among them", min=1),
+]
 Jobs = Annotated[int, typer.Option(help="Processes that search at the same time", min=1)]
-Minutes = Annotated[float | None, typer.Option(help="Minutes after which no trial begins (default: no limit)", min=0)]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Minutes after which no trial begins (default: no limit)", min=0),
+]
 
 
 @tune.command("towers")
@@ -34,7 +40,9 @@ def towers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minu
 
 
 @tune.command("rankers")
-def rankers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None) -> None:
+def rankers(
+    home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None
+) -> None:
     """Settings of LambdaRank, LightGBM and DCN-v2, and which of them, by NDCG@10 on validation."""
     from pipelines.search.rankers import RankerSearch
 
@@ -59,7 +67,9 @@ def _show(found: Found) -> None:
     rows = []
     default = found.default_settings or {}
     for name, value in found.settings.items():
-        rows.append([name, _short(default.get(name, "")), _short(value), found.importance.get(name, "")])
+        rows.append(
+            [name, _short(default.get(name, "")), _short(value), found.importance.get(name, "")]
+        )
     before = "" if found.default_value is None else found.default_value
     ended = ", ".join(f"{count} {how}" for how, count in sorted(found.trials.items()))
     display.table(

@@ -1,8 +1,8 @@
 """``funnel erase``: users who asked to be forgotten, out of everything that was kept, with a proof for each.
 
-Every place is searched for everybody on the list, not for one user, so that a run also takes out what a run of
-another stage brought back meanwhile. It is searched, cleaned and searched again; a run that was killed is finished
-by the next one. The proof names nobody.
+Every place is searched for everybody on the list, not for one user, so that a run also takes out
+what a run of another stage brought back meanwhile. It is searched, cleaned and searched again; a
+run that was killed is finished by the next one. The proof names nobody.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class NotErased(RuntimeError):  # noqa: N818 - said to the user
     """Something of an erased user is left, or may be; the message says where, and what to do."""
 
 
-def erase(workspace: Workspace, user: str | None, progress: Progress = lambda *_: None) -> list[dict[str, Any]]:
+def erase(
+    workspace: Workspace, user: str | None, progress: Progress = lambda *_: None
+) -> list[dict[str, Any]]:
     """Take every user on the list out of every place, and return the proofs of the erasures that this touched.
 
     Args:
@@ -75,7 +77,9 @@ def erase(workspace: Workspace, user: str | None, progress: Progress = lambda *_
             erasure.erase(user)
         _wait_for_impressions(erasure.erased)
         removed_files = _remove_unfinished(workspace.root)
-        shutil.rmtree(workspace.peers, ignore_errors=True)  # users have no names there; it is made again when asked for
+        shutil.rmtree(
+            workspace.peers, ignore_errors=True
+        )  # users have no names there; it is made again when asked for
         places = _places(workspace, erasure, client, store_config)
         try:
             found = _search(places, progress, "searching")
@@ -87,11 +91,17 @@ def erase(workspace: Workspace, user: str | None, progress: Progress = lambda *_
         finally:
             if spark := SparkSession.getActiveSession():
                 spark.stop()
-        about = {"redis_file": redis_file, "unfinished_files_removed": removed_files, "version": code_version()}
+        about = {
+            "redis_file": redis_file,
+            "unfinished_files_removed": removed_files,
+            "version": code_version(),
+        }
         return proofs.finish(left, asked, about)
 
 
-def _places(workspace: Workspace, erasure: Erasure, client: redis.Redis, config: Any) -> list[Place]:
+def _places(
+    workspace: Workspace, erasure: Erasure, client: redis.Redis, config: Any
+) -> list[Place]:
     address = log_address()
     logs: list[Place] = [LogFiles(erasure.erased, address)] if isinstance(address, Path) else []
     return [
@@ -116,14 +126,18 @@ def _alone(workspace: Workspace) -> Iterator[None]:
 
 def _wait_for_impressions(erased: ErasedUsers) -> None:
     """Wait until servers have written what they served before the newest user came on the list."""
-    newest = max((erased.proof(n).stat().st_mtime for n in erased.numbers() if erased.proof(n).is_file()), default=0.0)
+    newest = max(
+        (erased.proof(n).stat().st_mtime for n in erased.numbers() if erased.proof(n).is_file()),
+        default=0.0,
+    )
     time.sleep(max(0.0, min(newest + FLUSH_S + 1.0 - time.time(), FLUSH_S + 1.0)))
 
 
 def _remove_unfinished(root: Path) -> int:
     """Remove files that a killed process left half written, and return how many there were."""
     removed = 0
-    # Unlike pathlib, walk passes over folders that are gone by the time it comes to them: Spark removes its own.
+    # Unlike pathlib, walk passes over folders that are gone by the time it comes to them: Spark
+    # removes its own.
     files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
     for path in (path for path in files if path.match(f".*{TEMPORARY}")):
         with contextlib.suppress(FileNotFoundError):  # its writer finished it
@@ -169,9 +183,13 @@ class Proofs:
                 proof["state"] = PENDING
                 for place, count in counts.items():
                     known = proof["places"].setdefault(place, {"found": 0, "removed": 0})
-                    known["found"] = max(known["found"], known["removed"] + count)  # more: of a run that was killed
+                    known["found"] = max(
+                        known["found"], known["removed"] + count
+                    )  # more: of a run that was killed
 
-    def finish(self, left: Found, asked: Collection[str], about: dict[str, Any]) -> list[dict[str, Any]]:
+    def finish(
+        self, left: Found, asked: Collection[str], about: dict[str, Any]
+    ) -> list[dict[str, Any]]:
         """Write the proofs of erasures that are pending or were asked for, and return them."""
         remaining = self._by_number(left)
         problems = {place: reason for place, reason in left.items() if isinstance(reason, str)}
@@ -224,11 +242,15 @@ def run_erase(workspace: Workspace, user: str | None) -> None:
     with display.stage("Erase") as progress:
         proofs = erase(workspace, user, progress)
     for proof in proofs:
-        rows = [[name, n["found"], n["removed"], n["remaining"]] for name, n in proof["places"].items()]
+        rows = [
+            [name, n["found"], n["removed"], n["remaining"]] for name, n in proof["places"].items()
+        ]
         display.table(f"Erasure {proof['erasure']}", ["", "found", "removed", "remaining"], rows)
     display.result(json.dumps(proofs))
     left = {place for proof in proofs for place, n in proof["places"].items() if n["remaining"]}
     problems = dict(item for proof in proofs for item in proof["problems"].items())
     if left or problems:
         said = [f"{place}: {reason}" for place, reason in sorted(problems.items())] + sorted(left)
-        raise NotErased(f"not erased everywhere yet ({'; '.join(said)}); then run 'funnel erase --pending' again")
+        raise NotErased(
+            f"not erased everywhere yet ({'; '.join(said)}); then run 'funnel erase --pending' again"
+        )

@@ -1,8 +1,9 @@
 """Erased users in trained models and releases: the id goes out of the vocabulary, its vector becomes zeros.
 
-To the user tower a vector of zeros is an unknown user's, and all other codes stay, so that everybody else is
-served as before. A release is its content: without the id it is another one, with an id of its own. It takes the
-place of the old one, whose name stays as a link to it, because impressions and people refer to it.
+To the user tower a vector of zeros is an unknown user's, and all other codes stay, so that
+everybody else is served as before. A release is its content: without the id it is another one, with
+an id of its own. It takes the place of the old one, whose name stays as a link to it, because
+impressions and people refer to it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from feature_repo.erased import ErasedUsers
-from feature_repo.workspace import Workspace, link_atomically, read_json, write_atomically, write_json
+from feature_repo.workspace import (
+    Workspace,
+    link_atomically,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from pipelines.erasure.places import Place
 from pipelines.training.release import _pointer
 from serving.releases.release import MANIFEST, write_manifest
@@ -63,7 +70,10 @@ class Releases:
 
     def find(self) -> Counter[str]:
         """Return the releases with each erased user."""
-        return _named(self.erased, (path for path in self._folder.rglob(CODEC) if not path.parent.is_symlink()))
+        return _named(
+            self.erased,
+            (path for path in self._folder.rglob(CODEC) if not path.parent.is_symlink()),
+        )
 
     def remove(self, users: Set[str]) -> None:
         """Put a release without the users in the place of each that has one of them."""
@@ -89,7 +99,9 @@ class Releases:
 
     def _finished(self) -> list[Path]:
         folders = sorted(manifest.parent for manifest in self._folder.glob(f"[!.]*/{MANIFEST}"))
-        return [folder for folder in folders if not folder.is_symlink() and (folder / CODEC).is_file()]
+        return [
+            folder for folder in folders if not folder.is_symlink() and (folder / CODEC).is_file()
+        ]
 
     def _replace(self, release: Path, users: Set[str]) -> None:
         staged = self._folder / f"{_STAGED}{release.name}"
@@ -97,7 +109,11 @@ class Releases:
         redact(staged, users)
         manifest = read_json(staged / MANIFEST)
         manifest["replaces"] = [*manifest.get("replaces", []), release.name]
-        about = {name: value for name, value in manifest.items() if name not in ("format", "release", "files")}
+        about = {
+            name: value
+            for name, value in manifest.items()
+            if name not in ("format", "release", "files")
+        }
         fresh = self._folder / write_manifest(staged, about)
         # It may be a release of another version of Funnel, and stays one.
         write_json(staged / MANIFEST, read_json(staged / MANIFEST) | {"format": manifest["format"]})
@@ -106,11 +122,16 @@ class Releases:
         else:
             os.replace(staged, fresh)
         same = release.resolve()
-        for link in [path for path in self._folder.iterdir() if path.is_symlink() and path.resolve() == same]:
+        for link in [
+            path for path in self._folder.iterdir() if path.is_symlink() and path.resolve() == same
+        ]:
             link_atomically(link, fresh)
 
     def _link_old_names(self) -> None:
-        replaces = {release: read_json(release / MANIFEST).get("replaces", []) for release in self._finished()}
+        replaces = {
+            release: read_json(release / MANIFEST).get("replaces", [])
+            for release in self._finished()
+        }
         old = {name for names in replaces.values() for name in names}
         for release, names in replaces.items():
             for name in names if release.name not in old else ():

@@ -1,7 +1,7 @@
 """Files in which erased users are looked for and out of which they are taken: one small class a kind of file.
 
-A file is replaced in one step, and a place that was searched again is the only proof that it is clean, so a run
-that is killed anywhere is finished by the next one.
+A file is replaced in one step, and a place that was searched again is the only proof that it is
+clean, so a run that is killed anywhere is finished by the next one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_folder import LogFolder
-from feature_repo.workspace import TEMPORARY, MissingStage, Workspace, read_json, write_atomically, write_json
+from feature_repo.workspace import (
+    TEMPORARY,
+    MissingStage,
+    Workspace,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from pipelines.features.stream_facts import KEY, STATE, USER_KEY
 from pipelines.ingest.ingest import erased_version, ingest_lock
 from pipelines.streaming.offline import archive, tables_lock
@@ -89,8 +96,16 @@ class Tables:
     def count(self, path: Path) -> Counter[str]:
         """Return the rows of each erased user in one file."""
         column = pq.read_table(path, columns=[self.column], partitioning=None)[self.column]
-        counts = {row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist() if row["values"]}
-        rows = {key[len(self.prefix) :]: count for key, count in counts.items() if key.startswith(self.prefix)}
+        counts = {
+            row["values"]: row["counts"]
+            for row in pc.value_counts(column).to_pylist()
+            if row["values"]
+        }
+        rows = {
+            key[len(self.prefix) :]: count
+            for key, count in counts.items()
+            if key.startswith(self.prefix)
+        }
         return Counter({user: rows[user] for user in self.erased.among(rows)})
 
 
@@ -131,14 +146,24 @@ class QuarantinedRows:
     def find(self) -> Counter[str]:
         """Return the rows that name each erased user."""
         with self.lock():
-            return Counter(user for path in self.files() for named in self._named(_rows(path)) for user in named)
+            return Counter(
+                user
+                for path in self.files()
+                for named in self._named(_rows(path))
+                for user in named
+            )
 
     def remove(self, users: Set[str]) -> None:
         """Drop the rows that name users."""
         with self.lock():
             for path in self.files():
                 if not all(named.isdisjoint(users) for named in self._named(_rows(path))):
-                    keep_rows(path, lambda rows: pa.array([n.isdisjoint(users) for n in self._named(rows)], pa.bool_()))
+                    keep_rows(
+                        path,
+                        lambda rows: pa.array(
+                            [n.isdisjoint(users) for n in self._named(rows)], pa.bool_()
+                        ),
+                    )
 
     def _named(self, rows: pa.Table) -> Iterator[set[str]]:
         return (self.erased.named_in(text or "", self.keys) for text in rows["row"].to_pylist())
@@ -159,13 +184,19 @@ class LogFiles:
     def find(self) -> Counter[str]:
         """Return the entries of each erased user."""
         files = LogFolder(self.folder).after(0)
-        return Counter(user for file in files for _, event in file.read() for user in self._users(event))
+        return Counter(
+            user for file in files for _, event in file.read() for user in self._users(event)
+        )
 
     def remove(self, users: Set[str]) -> None:
         """Rewrite the files that have entries of users; one that has no other entries goes."""
         with LogFolder(self.folder).writing() as writer:
             for file in writer.after(0):
-                lines = file.path.read_text(encoding="utf-8", errors="surrogateescape").removesuffix("\n").split("\n")
+                lines = (
+                    file.path.read_text(encoding="utf-8", errors="surrogateescape")
+                    .removesuffix("\n")
+                    .split("\n")
+                )
                 kept = [line for line in lines if self._users(_event(line)).isdisjoint(users)]
                 if not kept:
                     file.path.unlink()
@@ -194,7 +225,9 @@ class UnfinishedFeatures:
     def find(self) -> Counter[str]:
         """Say that there is nothing, or that it cannot be said."""
         if any(path.is_dir() for path in self.folder.glob(".*")):
-            raise Unsearchable("'funnel features' is at work, or was killed: let it finish, or run it again")
+            raise Unsearchable(
+                "'funnel features' is at work, or was killed: let it finish, or run it again"
+            )
         return Counter()
 
     def remove(self, users: Set[str]) -> None:
@@ -208,11 +241,22 @@ def file_places(workspace: Workspace, erased: ErasedUsers) -> list[Place]:
     writing: Lock = lambda: tables_lock(workspace, exclusive=True)  # noqa: E731
     manifest = ingest / "manifest.json"
     return [
-        IngestedTables("ingested events", erased, _below(ingest / "events"), lock=ingesting, manifest=manifest),
+        IngestedTables(
+            "ingested events", erased, _below(ingest / "events"), lock=ingesting, manifest=manifest
+        ),
         Tables("ingested users", erased, lambda: ingest.glob("users.parquet"), lock=ingesting),
-        QuarantinedRows(erased, lambda: _of_users(ingest / "quarantine"), _user_columns(workspace), ingesting),
+        QuarantinedRows(
+            erased, lambda: _of_users(ingest / "quarantine"), _user_columns(workspace), ingesting
+        ),
         Tables("feature tables", erased, lambda: _feature_files(features), lock=writing),
-        Tables("table of the stream's state", erased, lambda: _state_files(features), KEY, USER_KEY, writing),
+        Tables(
+            "table of the stream's state",
+            erased,
+            lambda: _state_files(features),
+            KEY,
+            USER_KEY,
+            writing,
+        ),
         UnfinishedFeatures(features),
         Tables("event archive", erased, _below(archive(workspace)), lock=writing),
         Tables("impressions", erased, _below(workspace.impressions)),
@@ -220,7 +264,9 @@ def file_places(workspace: Workspace, erased: ErasedUsers) -> list[Place]:
 
 
 def _below(folder: Path) -> Callable[[], list[Path]]:
-    return lambda: [path for path in sorted(folder.rglob("*.parquet")) if not path.name.startswith(".")]
+    return lambda: [
+        path for path in sorted(folder.rglob("*.parquet")) if not path.name.startswith(".")
+    ]
 
 
 def _of_users(quarantine: Path) -> list[Path]:
@@ -228,7 +274,11 @@ def _of_users(quarantine: Path) -> list[Path]:
 
 
 def _finished(features: Path) -> list[Path]:
-    tables = [version for version in features.glob("[!.]*") if version.is_dir() and not version.is_symlink()]
+    tables = [
+        version
+        for version in features.glob("[!.]*")
+        if version.is_dir() and not version.is_symlink()
+    ]
     return [path for version in tables for path in _below(version)()]
 
 

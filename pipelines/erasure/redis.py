@@ -66,7 +66,9 @@ class KeysByUser:
         """Return the keys of each erased user."""
         start = len(self.key(""))
         keys = self.client.scan_iter(match=self.key("*"), count=_STEP)
-        return Counter(self.erased.among(key.decode(errors="surrogateescape")[start:] for key in keys))
+        return Counter(
+            self.erased.among(key.decode(errors="surrogateescape")[start:] for key in keys)
+        )
 
     def remove(self, users: Set[str]) -> None:
         """Remove them."""
@@ -98,7 +100,9 @@ class StreamEntries:
         start = "-"
         while entries := self.client.xrange(self.stream, min=start, count=_STEP):
             for entry, fields in entries:  # type: ignore[union-attr]
-                users = self.erased.named_in(fields.get(self.field, b"").decode(errors="replace"), (c.USER,))
+                users = self.erased.named_in(
+                    fields.get(self.field, b"").decode(errors="replace"), (c.USER,)
+                )
                 if users:
                     yield entry, users
             start = f"({entry.decode()}"
@@ -121,12 +125,17 @@ def rewrite_file(client: redis.Redis) -> str:
         state: dict[str, Any] = client.info("persistence")  # type: ignore[assignment]
         if not state["aof_enabled"]:
             return "no append-only file"
-        # As a snapshot it would have deleted entries of streams, which Redis only marks; as commands it has none, and
-        # once Redis was started from them its memory has none either. So nobody sets this back.
+        # As a snapshot it would have deleted entries of streams, which Redis only marks; as
+        # commands it has none, and once Redis was started from them its memory has none either. So
+        # nobody sets this back.
         client.config_set("aof-use-rdb-preamble", "no")
         _wait(client)  # a rewrite that began before the deletions does not count
         client.bgrewriteaof()  # type: ignore[no-untyped-call]
-        return "rewritten" if _wait(client)["aof_last_bgrewrite_status"] == "ok" else "Redis could not rewrite it"
+        return (
+            "rewritten"
+            if _wait(client)["aof_last_bgrewrite_status"] == "ok"
+            else "Redis could not rewrite it"
+        )
     except redis.ResponseError as error:
         return f"Redis refused: {error}"
 

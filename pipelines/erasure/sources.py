@@ -57,7 +57,9 @@ class BuiltInWorld:
             header, *rows = csv.reader(file)
         place = header.index(c.USER)
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([header, *(row for row in rows if row[place] not in users)])
+        csv.writer(out, lineterminator="\n").writerows(
+            [header, *(row for row in rows if row[place] not in users)]
+        )
         content, manifest = out.getvalue().encode(), self.workspace.ingest / "manifest.json"
         if path.name == _EVENTS and manifest.is_file():
             known = read_json(manifest)

@@ -1,8 +1,9 @@
 """Erased users in the streaming job's checkpoint: its state becomes the table that a new checkpoint starts from.
 
-RocksDB keeps what was overwritten for hundreds of batches, so nothing is deleted in it. The facts of everybody else
-go into ``stream_state``, with the log position that they include, and the checkpoint goes: the job's next start
-makes a new one from that table, and nothing is folded twice or left out.
+RocksDB keeps what was overwritten for hundreds of batches, so nothing is deleted in it. The facts
+of everybody else
+go into ``stream_state``, with the log position that they include, and the checkpoint goes: the
+job's next start makes a new one from that table, and nothing is folded twice or left out.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class StreamState:
         with self._facts() as facts:
             gone = self._among(facts) & set(users) if facts else set()
             if facts and gone:
-                self._move(facts.where(~F.col(KEY).isin([USER_KEY + user for user in gone])), _newest(facts))
+                self._move(
+                    facts.where(~F.col(KEY).isin([USER_KEY + user for user in gone])),
+                    _newest(facts),
+                )
                 self._drop()
 
     @property
@@ -73,18 +77,26 @@ class StreamState:
         try:
             lease.acquire()
         except JobRunning:
-            raise Unsearchable("the streaming job runs: stop it, run 'funnel erase --pending', start it") from None
+            raise Unsearchable(
+                "the streaming job runs: stop it, run 'funnel erase --pending', start it"
+            ) from None
         try:
             if not any(path.name.isdigit() for path in self._checkpoint.glob("commits/*")):
                 self._drop()  # it has nothing yet but what the next start takes from the tables
                 yield None
                 return
             spark = stream_session(self.workspace, StreamConfig(), None)
-            state = spark.read.format("statestore").option("stateVarName", FACTS).load(str(self._checkpoint))
+            state = (
+                spark.read.format("statestore")
+                .option("stateVarName", FACTS)
+                .load(str(self._checkpoint))
+            )
             yield state.select(F.col(f"user_map_key.{KEY}"), F.col(f"user_map_value.{FACTS}"))
         except PySparkException as error:
             reason = str(error).splitlines()[0]
-            raise Unsearchable(f"the checkpoint cannot be read: 'funnel stream --rebuild' ({reason})") from None
+            raise Unsearchable(
+                f"the checkpoint cannot be read: 'funnel stream --rebuild' ({reason})"
+            ) from None
         finally:
             lease.release()
 
@@ -95,24 +107,33 @@ class StreamState:
     def _move(self, facts: DataFrame, position: str) -> None:
         """Make facts the table that a new checkpoint starts from, which goes on in the log behind ``position``."""
         if not self.workspace.features.is_dir():
-            raise Unsearchable("there are no feature tables to keep the state in: run 'funnel features'")
+            raise Unsearchable(
+                "there are no feature tables to keep the state in: run 'funnel features'"
+            )
         with tables_lock(self.workspace, exclusive=True):
             features = self.workspace.features.resolve()
             known = [read_json(path).get(name, "0-0") for path, name in self._positions(features)]
             position = max(position, *known, key=position_key)
             if len(read_archive(self.workspace, position)):
-                raise Unsearchable("the streaming job was cut short in a batch: start it, stop it, and run this again")
+                raise Unsearchable(
+                    "the streaming job was cut short in a batch: start it, stop it, and run this again"
+                )
             with staged_folder(features / STATE) as folder:
                 unknown = F.lit(None).cast("bigint").alias(MOMENT)
                 facts.select(KEY, FACTS, unknown).write.mode("overwrite").parquet(str(folder))
             write_json(features / POSITION_FILE, {"position": position})
 
     def _positions(self, features: Path) -> list[tuple[Path, str]]:
-        files = [(features / POSITION_FILE, "position"), (self._checkpoint.with_name("generation.json"), "from")]
+        files = [
+            (features / POSITION_FILE, "position"),
+            (self._checkpoint.with_name("generation.json"), "from"),
+        ]
         return [(path, name) for path, name in files if path.is_file()]
 
     def _drop(self) -> None:
-        os.replace(self._checkpoint, self._dropped)  # in one step, so that no job starts from a part of it
+        os.replace(
+            self._checkpoint, self._dropped
+        )  # in one step, so that no job starts from a part of it
         shutil.rmtree(self._dropped)
 
 

@@ -13,7 +13,12 @@ import numpy.typing as npt
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import Floats
-from feature_repo.views import HISTORY_SCHEMA, ONLINE_USERS, user_activity_schema, user_profile_schema
+from feature_repo.views import (
+    HISTORY_SCHEMA,
+    ONLINE_USERS,
+    user_activity_schema,
+    user_profile_schema,
+)
 from pipelines.evaluation.contenders import Funnel
 from pipelines.evaluation.metrics import K
 from pipelines.evaluation.moments import Lists, Model, Moment
@@ -28,17 +33,22 @@ from serving.recommender.users import Columns
 from serving.releases.release import Release
 
 
-def ablations(release: Release, features: PointInTime, requests: Requests, journal: Journal) -> dict[str, Model]:
+def ablations(
+    release: Release, features: PointInTime, requests: Requests, journal: Journal
+) -> dict[str, Model]:
     """Return the funnel without its ranker, each source it uses, each view of users, and what is known of items.
 
-    Each is named by what it goes without; ``streaming`` knows users as they were at the day's midnight.
+    Each is named by what it goes without; ``streaming`` knows users as they were at the day's
+    midnight.
 
-    A view that is missing is what serving makes of one past its TTL: every value of it counts as unknown. Item
-    vectors were made with the items' attributes and keep them; only the ranker goes without. Items' counts and ages
-    are missing to the sources that go by them too.
+    A view that is missing is what serving makes of one past its TTL: every value of it counts as
+    unknown. Item vectors were made with the items' attributes and keep them; only the ranker goes
+    without. Items' counts and ages are missing to the sources that go by them too.
     """
     whole = release.recommender
-    models: dict[str, Model] = {"ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)}
+    models: dict[str, Model] = {
+        "ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)
+    }
     for source in SOURCES:
         if getattr(whole.retriever.shares, source, 0):
             retriever = _without_source(whole.retriever, source)
@@ -88,7 +98,9 @@ class _NoIndex:
     ntotal = 0
 
     def search(self, vectors: Floats, k: int, **_: Any) -> tuple[Floats, npt.NDArray[np.int64]]:
-        return np.zeros((len(vectors), k), dtype=np.float32), np.full((len(vectors), k), -1, dtype=np.int64)
+        return np.zeros((len(vectors), k), dtype=np.float32), np.full(
+            (len(vectors), k), -1, dtype=np.int64
+        )
 
 
 def _without_source(retriever: Retriever, source: str) -> Retriever:
@@ -103,7 +115,9 @@ def _without_source(retriever: Retriever, source: str) -> Retriever:
 class _OtherUsers:
     """The funnel with other features of users; what they have seen stays known."""
 
-    def __init__(self, release: Release, journal: Journal, change: Callable[[Moment], Columns]) -> None:
+    def __init__(
+        self, release: Release, journal: Journal, change: Callable[[Moment], Columns]
+    ) -> None:
         self._funnel = Funnel(release.recommender, K)
         self._reader, self._journal, self._change = release.reader, journal, change
 
@@ -127,16 +141,21 @@ class _AsOfMidnight:
     """Users' features as a daily job leaves them."""
 
     def __init__(self, features: PointInTime, requests: Requests) -> None:
-        # A moment is joined a microsecond before it, and the job's rows are stamped with the midnight itself.
+        # A moment is joined a microsecond before it, and the job's rows are stamped with the
+        # midnight itself.
         midnight = requests.time // DAY_S * DAY_S + 1e-6
-        self._parts = features.users(ONLINE_USERS, requests.user, np.minimum(midnight, requests.time))
+        self._parts = features.users(
+            ONLINE_USERS, requests.user, np.minimum(midnight, requests.time)
+        )
         self._rows = slice(0, 0)
         self._columns: Columns = {}
 
     def __call__(self, moment: Moment) -> Columns:
         while moment.rows[0] >= self._rows.stop:  # moments come in the order of the requests
             self._rows, self._columns = next(self._parts)
-        part = slice(int(moment.rows[0]) - self._rows.start, int(moment.rows[-1]) + 1 - self._rows.start)
+        part = slice(
+            int(moment.rows[0]) - self._rows.start, int(moment.rows[-1]) + 1 - self._rows.start
+        )
         return {name: values[part] for name, values in self._columns.items()}
 
 
@@ -155,14 +174,23 @@ class _OtherItems:
 
 def _no_attributes(items: ItemTable) -> ItemTable:
     old = items.encoded
-    unknown = replace(old, first=np.zeros_like(old.first), numbers=np.full_like(old.numbers, np.nan))
+    unknown = replace(
+        old, first=np.zeros_like(old.first), numbers=np.full_like(old.numbers, np.nan)
+    )
     categories = np.zeros_like(items.categories)
-    return replace(items, encoded=unknown, categories=categories, activity=replace(items.activity, numeric=None))
+    return replace(
+        items,
+        encoded=unknown,
+        categories=categories,
+        activity=replace(items.activity, numeric=None),
+    )
 
 
 def _no_activity(items: ItemTable) -> ItemTable:
     never = np.full(len(items), np.nan)
     counts = np.full_like(items.activity.counts, np.nan)
     return items.with_activity(
-        replace(items.activity, counts=counts, first_event_at=never, last_event_at=never, numeric=None)
+        replace(
+            items.activity, counts=counts, first_event_at=never, last_event_at=never, numeric=None
+        )
     )

@@ -13,9 +13,25 @@ from scipy import sparse
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes
-from pipelines.evaluation.baselines import LARGEST_EASE, Baseline, Ease, Ials, ItemKnn, Matrix, WithPopularity
+from pipelines.evaluation.baselines import (
+    LARGEST_EASE,
+    Baseline,
+    Ease,
+    Ials,
+    ItemKnn,
+    Matrix,
+    WithPopularity,
+)
 from pipelines.evaluation.metrics import accuracy
-from pipelines.evaluation.moments import Allowed, Lists, Model, allowed_items, by_scores, histories, rank_all
+from pipelines.evaluation.moments import (
+    Allowed,
+    Lists,
+    Model,
+    allowed_items,
+    by_scores,
+    histories,
+    rank_all,
+)
 from pipelines.training.past_requests import Journal, Requests, requests_from
 from pipelines.training.split import epoch_seconds
 from retrieval.towers.training import Progress
@@ -28,9 +44,15 @@ Ladders = dict[str, tuple[float, ...]]
 LADDERS: dict[str, tuple[Callable[..., Baseline], Ladders]] = {
     "item_knn": (
         ItemKnn,
-        {"neighbours": (2, 5, 10, 20, 50, 150, 400, 1_000, 4_000), "shrinkage": (0.0, 3.0, 10.0, 30.0, 100.0)},
+        {
+            "neighbours": (2, 5, 10, 20, 50, 150, 400, 1_000, 4_000),
+            "shrinkage": (0.0, 3.0, 10.0, 30.0, 100.0),
+        },
     ),
-    "ease": (Ease, {"l2": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)}),
+    "ease": (
+        Ease,
+        {"l2": (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1_000.0, 3_000.0, 10_000.0, 30_000.0)},
+    ),
     "ials": (
         Ials,
         {
@@ -56,13 +78,19 @@ class Tuned:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def __or__(self, other: Tuned) -> Tuned:
-        return Tuned(self.models | other.models, self.settings | other.settings, self.left_out | other.left_out)
+        return Tuned(
+            self.models | other.models,
+            self.settings | other.settings,
+            self.left_out | other.left_out,
+        )
 
     def __bool__(self) -> bool:
         return bool(self.models or self.left_out)
 
 
-def tuned_baselines(release: Release, events: pd.DataFrame, journal: Journal, progress: Progress) -> Tuned:
+def tuned_baselines(
+    release: Release, events: pd.DataFrame, journal: Journal, progress: Progress
+) -> Tuned:
     """Tune each baseline on the slice from ``split.choose`` to ``split.test``, then fit it on all before the test.
 
     Args:
@@ -88,7 +116,9 @@ def tuned_baselines(release: Release, events: pd.DataFrame, journal: Journal, pr
     return tuned
 
 
-def _tune(name: str, earlier: Matrix, validation: Validation, progress: Progress) -> tuple[Setting, list[Setting]]:
+def _tune(
+    name: str, earlier: Matrix, validation: Validation, progress: Progress
+) -> tuple[Setting, list[Setting]]:
     """Return a baseline's best setting, and all that were tried with their ``ndcg@10``."""
     build, ladders = LADDERS[name]
     tried: list[Setting] = []
@@ -105,8 +135,8 @@ def _tune(name: str, earlier: Matrix, validation: Validation, progress: Progress
 def climb(ladders: Ladders, figure: Callable[[Setting], float]) -> Setting:
     """Return a setting that no single step on any ladder makes better, sought from the middle of all.
 
-    One value at a time goes up or down for as long as the figure grows, until none can: a local optimum, which
-    reaches further than a grid of as many trials.
+    One value at a time goes up or down for as long as the figure grows, until none can: a local
+    optimum, which reaches further than a grid of as many trials.
     """
     names = list(ladders)
     found: dict[tuple[int, ...], float] = {}
@@ -137,7 +167,9 @@ def _cannot(name: str, codec: Codec) -> str | None:
     if name == "ease" and len(codec.items) - 1 > LARGEST_EASE:
         return f"{len(codec.items) - 1} items are more than the {LARGEST_EASE} whose pairs fit in memory"
     if name == "ials" and find_spec("implicit") is None:
-        return "the library implicit is not installed: pip install '.[baselines]' -c constraints.txt"
+        return (
+            "the library implicit is not installed: pip install '.[baselines]' -c constraints.txt"
+        )
     return None
 
 
@@ -148,7 +180,10 @@ def taken_up(events: pd.DataFrame, codec: Codec) -> Matrix:
     """
     pairs = events[events[c.POSITIVE]].drop_duplicates([c.USER, c.ITEM], keep="last")
     pairs = pairs.groupby(c.USER, sort=False).tail(_LONGEST)
-    user, item = pairs[c.USER].astype("category").cat.codes.to_numpy(), codec.items.encode(pairs[c.ITEM].tolist())
+    user, item = (
+        pairs[c.USER].astype("category").cat.codes.to_numpy(),
+        codec.items.encode(pairs[c.ITEM].tolist()),
+    )
     shape = (int(user.max(initial=-1)) + 1, len(codec.items))
     return sparse.csr_matrix((np.ones(len(item), dtype=np.float32), (user, item)), shape=shape)
 
@@ -179,9 +214,16 @@ class Validation:
             pairs = zip(part.user, part.time, strict=True)
             seen = [self._journal.seen(user, time) for user, time in pairs]
             filters = self._release.recommender.filters
-            yield self._histories[rows], allowed_items(filters, self._release.items, seen, part), part.item
+            yield (
+                self._histories[rows],
+                allowed_items(filters, self._release.items, seen, part),
+                part.item,
+            )
 
     def ndcg(self, baseline: Baseline) -> float:
         """Return the mean NDCG@10 of a baseline."""
-        lists = [rank_all(baseline.scores(past), allowed, right) for past, allowed, right in self.batches()]
+        lists = [
+            rank_all(baseline.scores(past), allowed, right)
+            for past, allowed, right in self.batches()
+        ]
         return accuracy(Lists.join(lists).places)["ndcg@10"]

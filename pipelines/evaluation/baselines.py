@@ -1,7 +1,7 @@
 """Baselines that learn from who took up what: item kNN, EASE and iALS.
 
-Each is fitted once on a binary matrix of users and items, and scores whatever history it is given: at a
-request's time that is all that the user took up before it.
+Each is fitted once on a binary matrix of users and items, and scores whatever history it is given:
+at a request's time that is all that the user took up before it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class ItemKnn:
             for start, stop in zip(edges[:-1], edges[1:], strict=True)
         ]
         row, column, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        self.similarity = sparse.csr_matrix((weight, (row, column)), shape=(len(counts), len(counts)))
+        self.similarity = sparse.csr_matrix(
+            (weight, (row, column)), shape=(len(counts), len(counts))
+        )
 
     def scores(self, histories: Matrix) -> Floats:
         """Return the sum of similarities to the history's items."""
@@ -113,7 +115,9 @@ class Ease:
 class Ials:
     """iALS (Hu, Koren and Volinsky, ICDM 2008) of the library ``implicit``; a history is folded in exactly."""
 
-    def __init__(self, taken: Matrix, factors: int, alpha: float, regularization: float, iterations: int = 15) -> None:
+    def __init__(
+        self, taken: Matrix, factors: int, alpha: float, regularization: float, iterations: int = 15
+    ) -> None:
         """Fit on ``taken`` float32 ``[users, N]`` sparse.
 
         Raises:

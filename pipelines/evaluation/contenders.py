@@ -21,8 +21,8 @@ DEEPEST = 500
 class Funnel:
     """The release's recommender, as it is called while serving.
 
-    ``degraded`` counts what it did without, ``candidate_places`` are the right item's places among the ranked
-    candidates (-1: no source proposed it).
+    ``degraded`` counts what it did without, ``candidate_places`` are the right item's places among
+    the ranked candidates (-1: no source proposed it).
     """
 
     def __init__(self, recommender: Recommender, depth: int = DEEPEST) -> None:
@@ -47,12 +47,16 @@ class Funnel:
         for answer, right in zip(answers, moment.requests.item, strict=True):
             places.append(_place(answer.items, right))
             self._note(answer, right)
-        return Lists(np.array(places, dtype=np.int64), first_items(answer.items for answer in answers))
+        return Lists(
+            np.array(places, dtype=np.int64), first_items(answer.items for answer in answers)
+        )
 
     def _note(self, answer: Recommendation, right: int) -> None:
         proposed = [row for row, sources in enumerate(answer.sources) if sources != ["backfill"]]
         self._candidates.append(_place(answer.items[proposed], right))
-        self.degraded.update(set(answer.degraded) - {"few_candidates"})  # long lists are this evaluation's wish
+        self.degraded.update(
+            set(answer.degraded) - {"few_candidates"}
+        )  # long lists are this evaluation's wish
 
 
 def _place(items: npt.NDArray[Any], right: int) -> int:

@@ -23,7 +23,15 @@ from pipelines.evaluation.ablations import ablations as without_parts
 from pipelines.evaluation.baseline_tuning import Tuned, tuned_baselines
 from pipelines.evaluation.contenders import Funnel, simple_models, towers
 from pipelines.evaluation.intervals import UserBootstrap, interval, paired
-from pipelines.evaluation.metrics import DEPTHS, Catalogue, accuracy, deep_gains, gains, list_figures, recall
+from pipelines.evaluation.metrics import (
+    DEPTHS,
+    Catalogue,
+    accuracy,
+    deep_gains,
+    gains,
+    list_figures,
+    recall,
+)
 from pipelines.evaluation.moments import Lists, Model, moments
 from pipelines.evaluation.oracle import oracle
 from pipelines.evaluation.peers import sasrec
@@ -57,34 +65,48 @@ def evaluate(
         progress: told after each batch.
         limit: at most so many events, evenly spaced over the test slice; by default all.
         baselines: also item kNN, EASE and iALS, tuned on the validation slice.
-        peer_minutes: also SASRec, if its environment is there, which may take about so long; by default not.
+        peer_minutes: also SASRec, if its environment is there, which may take about so long; by
+            default not.
         ablations: also the funnel without each of its parts.
         against: another release, to be compared on the same events.
 
     """
     release, other = load_release(folder), load_release(against) if against else None
     test = HeldOut.of(read_events(workspace), release, limit)
-    journal, requests = Journal(test.events, release.codec), requests_from(test.chosen, release.codec)
+    journal, requests = (
+        Journal(test.events, release.codec),
+        requests_from(test.chosen, release.codec),
+    )
     tuned = tuned_baselines(release, test.events, journal, progress) if baselines else Tuned()
     if peer_minutes is not None:
-        tuned = tuned | sasrec(workspace, release, test.events, journal, requests, peer_minutes, progress)
+        tuned = tuned | sasrec(
+            workspace, release, test.events, journal, requests, peer_minutes, progress
+        )
     catalogue = _catalogue(release, test.known)
     funnel, best = Funnel(release.recommender), oracle(workspace, release, journal)
     models: dict[str, Model] = {
         **simple_models(catalogue.popularity), **tuned.models, "two_tower": towers(release), "funnel": funnel,
         **({"oracle": best} if best else {}),
     }  # fmt: skip
-    switched = without_parts(release, PointInTime(workspace), requests, journal) if ablations else {}
+    switched = (
+        without_parts(release, PointInTime(workspace), requests, journal) if ablations else {}
+    )
     lists = _run(release, workspace, requests, journal, {**models, **switched}, progress)
     per_event = {name: {**gains(of.places), **deep_gains(of.places)} for name, of in lists.items()}
     ndcg = {name: values["ndcg@10"] for name, values in per_event.items()}
     users = UserBootstrap(requests.user)
     figures = {
-        name: {**accuracy(lists[name].places), **_deep(lists[name]), **list_figures(lists[name].top, catalogue)}
+        name: {
+            **accuracy(lists[name].places),
+            **_deep(lists[name]),
+            **list_figures(lists[name].top, catalogue),
+        }
         for name in models
     }
     parts = dimensions(workspace, release, requests, journal, test.known)
-    slices, gaps = slice_figures(parts, requests.user, {name: ndcg[name] for name in models}, "funnel")
+    slices, gaps = slice_figures(
+        parts, requests.user, {name: ndcg[name] for name in models}, "funnel"
+    )
     result: dict[str, Any] = {
         "data": release.codec.spec.name,
         "release": release.id,
@@ -93,15 +115,21 @@ def evaluate(
         "repeats_left_out": test.repeats,
         "models": figures,
         "intervals": {name: _intervals(users, per_event[name]) for name in models},
-        "funnel_minus": {name: paired(users, ndcg["funnel"], ndcg[name]) for name in models if name != "funnel"},
+        "funnel_minus": {
+            name: paired(users, ndcg["funnel"], ndcg[name]) for name in models if name != "funnel"
+        },
         "baselines": {"settings": tuned.settings, "left_out": tuned.left_out} if tuned else None,
-        "candidates": {f"recall@{depth}": recall(funnel.candidate_places, depth) for depth in DEPTHS},
+        "candidates": {
+            f"recall@{depth}": recall(funnel.candidate_places, depth) for depth in DEPTHS
+        },
         "degraded": dict(funnel.degraded),
         "slices": slices,
         "gaps": gaps,
     }
     if best and (ceiling := figures["oracle"]["ndcg@10"]):
-        result["share_of_best_possible"] = {name: of["ndcg@10"] / ceiling for name, of in figures.items()}
+        result["share_of_best_possible"] = {
+            name: of["ndcg@10"] / ceiling for name, of in figures.items()
+        }
     if ablations:
         result["ablations"] = {name: paired(users, ndcg[name], ndcg["funnel"]) for name in switched}
     if other is not None:
@@ -139,7 +167,9 @@ def popularity(release: Release, known: pd.DataFrame) -> npt.NDArray[np.float64]
 
 
 def _catalogue(release: Release, known: pd.DataFrame) -> Catalogue:
-    return Catalogue(popularity(release, known), np.asarray(release.retrieval.vectors), release.items.categories)
+    return Catalogue(
+        popularity(release, known), np.asarray(release.retrieval.vectors), release.items.categories
+    )
 
 
 def _run(
@@ -165,7 +195,9 @@ def _deep(lists: Lists) -> dict[str, float]:
     return {f"recall@{depth}": recall(lists.places, depth) for depth in DEPTHS}
 
 
-def _intervals(users: UserBootstrap, values: dict[str, npt.NDArray[np.float64]]) -> dict[str, list[float] | None]:
+def _intervals(
+    users: UserBootstrap, values: dict[str, npt.NDArray[np.float64]]
+) -> dict[str, list[float] | None]:
     draws = users.means(list(values.values()))
     return {name: interval(draws[:, column]) for column, name in enumerate(values)}
 
@@ -181,7 +213,9 @@ def _against(
     later = epoch_seconds(test.chosen[c.TIMESTAMP]) >= other.manifest["split"]["test"]
     requests = requests_from(test.chosen[later], other.codec)
     models = {"funnel": Funnel(other.recommender)}
-    theirs = _run(other, workspace, requests, Journal(test.events, other.codec), models, progress)["funnel"]
+    theirs = _run(other, workspace, requests, Journal(test.events, other.codec), models, progress)[
+        "funnel"
+    ]
     users, values = UserBootstrap(requests.user), gains(theirs.places)
     return {
         "release": other.id,

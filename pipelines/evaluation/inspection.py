@@ -32,8 +32,13 @@ from serving.releases.release import Release
 
 def quarantined(workspace: Workspace) -> pd.DataFrame:
     """Return every row that ingest could not use, with its file, line and reason."""
-    found = [pq.read_table(path).to_pandas() for path in sorted((workspace.ingest / "quarantine").glob("*.parquet"))]
-    return pd.concat([pd.DataFrame(columns=QUARANTINE_COLUMNS), *(part for part in found if len(part))])
+    found = [
+        pq.read_table(path).to_pandas()
+        for path in sorted((workspace.ingest / "quarantine").glob("*.parquet"))
+    ]
+    return pd.concat(
+        [pd.DataFrame(columns=QUARANTINE_COLUMNS), *(part for part in found if len(part))]
+    )
 
 
 def ages(workspace: Workspace, table: str, at: pd.Timestamp) -> npt.NDArray[np.float64]:
@@ -49,7 +54,9 @@ def ages(workspace: Workspace, table: str, at: pd.Timestamp) -> npt.NDArray[np.f
 
 def user_features(features: PointInTime, users: npt.NDArray[Any], times: Times) -> pd.DataFrame:
     """Return what serving would have known of users ``[n]`` just before ``times`` (epoch seconds), one row each."""
-    parts = [pd.DataFrame(dict(columns)) for _, columns in features.users(ONLINE_USERS, users, times)]
+    parts = [
+        pd.DataFrame(dict(columns)) for _, columns in features.users(ONLINE_USERS, users, times)
+    ]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -66,8 +73,9 @@ def missing_shares(rows: pd.DataFrame) -> pd.Series:
 class Retrieved:
     """``n`` events of the test slice, replayed through retrieval alone.
 
-    ``vectors`` float32 ``[n, D]``: the users' just before; ``places``: the right item's place in the order of
-    each model; ``proposed`` bool ``[n, S]``: which of the candidate ``sources`` proposed it.
+    ``vectors`` float32 ``[n, D]``: the users' just before; ``places``: the right item's place in
+    the order of each model; ``proposed`` bool ``[n, S]``: which of the candidate ``sources``
+    proposed it.
     """
 
     vectors: Floats
@@ -79,7 +87,10 @@ class Retrieved:
 def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retrieved:
     """Replay events of the test slice, evenly spaced, ``limit`` at most; models are towers and popularity."""
     held_out = HeldOut.of(read_events(workspace), release, limit)
-    journal, requests = Journal(held_out.events, release.codec), requests_from(held_out.chosen, release.codec)
+    journal, requests = (
+        Journal(held_out.events, release.codec),
+        requests_from(held_out.chosen, release.codec),
+    )
     models: dict[str, Model] = {
         "two_tower": towers(release),
         **simple_models(popularity(release, held_out.known)),
@@ -90,8 +101,12 @@ def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retr
         context = moment.users.context
         vectors.append(release.recommender.tower(context))
         filters = release.recommender.filters
-        narrow = [filters.narrow(moment.items, RequestRules(1), float(time)) for time in context.time]
-        found = release.retrieval.retriever.retrieve(vectors[-1], context.history, moment.items, context.time, narrow)
+        narrow = [
+            filters.narrow(moment.items, RequestRules(1), float(time)) for time in context.time
+        ]
+        found = release.retrieval.retriever.retrieve(
+            vectors[-1], context.history, moment.items, context.time, narrow
+        )
         right = found.item == moment.requests.item[found.request]
         bits = np.zeros(len(context), dtype=np.uint8)
         bits[found.request[right]] = found.sources[right]

@@ -1,8 +1,8 @@
 """Ranking metrics of lists with one right item each, and what the lists are like as a whole.
 
-With one relevant item, at 1-based place ``r`` of the list (or not in it): recall@k = hit@k = [r <= k];
-NDCG@k = 1 / log2(1 + r) if r <= k (Jarvelin and Kekalainen, 2002; the ideal is 1); MRR = MAP = 1 / r
-within the list (average precision of one relevant item is its reciprocal rank).
+With one relevant item, at 1-based place ``r`` of the list (or not in it): recall@k = hit@k = [r <=
+k]; NDCG@k = 1 / log2(1 + r) if r <= k (Jarvelin and Kekalainen, 2002; the ideal is 1); MRR = MAP =
+1 / r within the list (average precision of one relevant item is its reciprocal rank).
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ def deep_gains(places: Places) -> dict[str, Values]:
 
 def accuracy(places: Places, k: int = K) -> dict[str, float]:
     """Return hit rate, NDCG, MRR and MAP at ``k`` over all lists; 0 for no lists."""
-    means = {name: float(values.mean()) if len(values) else 0.0 for name, values in gains(places, k).items()}
+    means = {
+        name: float(values.mean()) if len(values) else 0.0
+        for name, values in gains(places, k).items()
+    }
     return {f"hit_rate@{k}": means[f"recall@{k}"], **means, f"map@{k}": means[f"mrr@{k}"]}
 
 
@@ -58,8 +61,8 @@ def recall(places: Places, k: int) -> float:
 class Catalogue:
     """What lists are measured by; row 0 is no item.
 
-    ``popularity`` float64 ``[N]``: positive events before the cut; ``vectors`` float32 ``[N, D]`` unit vectors;
-    ``categories`` int32 ``[N, G]``, 0: none.
+    ``popularity`` float64 ``[N]``: positive events before the cut; ``vectors`` float32 ``[N, D]``
+    unit vectors; ``categories`` int32 ``[N, G]``, 0: none.
     """
 
     popularity: Values
@@ -72,9 +75,12 @@ def list_figures(lists: Codes, catalogue: Catalogue) -> dict[str, float]:
 
     - ``coverage``: share of the items ever shown.
     - ``novelty``: mean self-information in bits (Zhou et al., PNAS 2010).
-    - ``diversity``: 1 - mean pairwise cosine of the release's own item vectors within a list (Smyth and McClave, 2001).
-    - ``category_diversity``: share of a list's pairs with no category in common; left out where there are none.
-    - ``popularity``: mean popularity percentile of what is shown (0.5: as popular as the median item).
+    - ``diversity``: 1 - mean pairwise cosine of the release's own item vectors within a list (Smyth
+        and McClave, 2001).
+    - ``category_diversity``: share of a list's pairs with no category in common; left out where
+        there are none.
+    - ``popularity``: mean popularity percentile of what is shown (0.5: as popular as the median
+        item).
     - ``gini``: Gini index of exposure over all items (0: all equally often, 1: one item only).
 
     """
@@ -86,12 +92,16 @@ def list_figures(lists: Codes, catalogue: Catalogue) -> dict[str, float]:
     figures = {
         f"coverage@{K}": float((shown > 0).mean()),
         f"novelty@{K}": float(shown @ surprise / total),
-        f"diversity@{K}": _over_lists(lists, lambda part: _vector_diversity(part, catalogue.vectors)),
+        f"diversity@{K}": _over_lists(
+            lists, lambda part: _vector_diversity(part, catalogue.vectors)
+        ),
         f"popularity@{K}": float(shown @ percentile / total),
         f"gini@{K}": gini(shown),
     }
     if catalogue.categories.any():
-        figures[f"category_diversity@{K}"] = _over_lists(lists, lambda part: _unlike(part, catalogue.categories))
+        figures[f"category_diversity@{K}"] = _over_lists(
+            lists, lambda part: _unlike(part, catalogue.categories)
+        )
     return figures
 
 

@@ -27,9 +27,10 @@ Allowed = npt.NDArray[np.bool_]
 class Moment:
     """``B`` requests of one day and what was known just before each.
 
-    ``rows`` int64 ``[B]``: their places among all requests; ``columns``: the users' features by name, ``users``
-    the same as arrays; ``items``: the item table as of the day's midnight; ``allowed`` bool ``[B, N]``: what may be
-    shown; ``histories`` float32 ``[B, N]`` sparse, 1 where the user had taken the item up.
+    ``rows`` int64 ``[B]``: their places among all requests; ``columns``: the users' features by
+    name, ``users`` the same as arrays; ``items``: the item table as of the day's midnight;
+    ``allowed`` bool ``[B, N]``: what may be shown; ``histories`` float32 ``[B, N]`` sparse, 1 where
+    the user had taken the item up.
     """
 
     rows: npt.NDArray[np.int64]
@@ -48,8 +49,8 @@ class Moment:
 class Lists(NamedTuple):
     """A model's lists for ``n`` requests.
 
-    ``places`` int64 ``[n]``: 0-based place of the right item, -1: not in the list. ``top`` int32 ``[n, K]``:
-    the first ``K`` items, 0 where the list is shorter.
+    ``places`` int64 ``[n]``: 0-based place of the right item, -1: not in the list. ``top`` int32
+    ``[n, K]``: the first ``K`` items, 0 where the list is shorter.
     """
 
     places: Places
@@ -67,16 +68,22 @@ Scorer = Callable[[Moment], npt.NDArray[Any]]
 """Scores of all items, ``[B, N]`` or, where they are the same for everybody, ``[N]``."""
 
 
-def moments(release: Release, features: PointInTime, requests: Requests, journal: Journal) -> Iterator[Moment]:
+def moments(
+    release: Release, features: PointInTime, requests: Requests, journal: Journal
+) -> Iterator[Moment]:
     """Yield requests (in order of time) in small batches with what was known before each."""
     for rows, columns, items in replay_columns(requests, features, release.codec, release.items):
         part = requests[rows]
         users = users_at(release.reader, columns, part, journal)
         allowed = allowed_items(release.recommender.filters, items, users.seen, part)
-        yield Moment(rows, part, columns, users, items, allowed, histories(journal, part, len(items)))
+        yield Moment(
+            rows, part, columns, users, items, allowed, histories(journal, part, len(items))
+        )
 
 
-def allowed_items(filters: Filters, items: ItemTable, seen: list[dict[str, Codes]], requests: Requests) -> Allowed:
+def allowed_items(
+    filters: Filters, items: ItemTable, seen: list[dict[str, Codes]], requests: Requests
+) -> Allowed:
     """Return which items could be had, were not seen, and no rule forbade, bool ``[B, N]``."""
     rules = RequestRules(k=K)
     return ~np.stack(
@@ -116,7 +123,9 @@ def rank_all(scores: npt.NDArray[Any], allowed: Allowed, right: Codes) -> Lists:
     mine = scores[rows, right][:, None]
     better = (scores > mine) | ((scores == mine) & (np.arange(scores.shape[1]) < right[:, None]))
     places = np.where(allowed[rows, right], (better & allowed).sum(axis=1), -1)
-    return Lists(places, first_items(top(values, K) for values in np.where(allowed, scores, -np.inf)))
+    return Lists(
+        places, first_items(top(values, K) for values in np.where(allowed, scores, -np.inf))
+    )
 
 
 def first_items(lists: Iterable[Codes]) -> Codes:

@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace, default_root, read_json, write_atomically
+from feature_repo.workspace import (
+    PROJECT_ROOT,
+    MissingStage,
+    Workspace,
+    default_root,
+    read_json,
+    write_atomically,
+)
 from pipelines import display
 from pipelines.evaluation.plots import use_style
 from pipelines.training.release import current_release
@@ -54,7 +61,9 @@ def evaluation(workspace: Workspace) -> dict[str, Any]:
     """
     path = current_release(workspace) / EVALUATION
     if not path.is_file():
-        raise NotReady(f"Release {path.parent.name} has no evaluation yet: run 'funnel evaluate' first.")
+        raise NotReady(
+            f"Release {path.parent.name} has no evaluation yet: run 'funnel evaluate' first."
+        )
     found: dict[str, Any] = read_json(path)
     return found
 
@@ -74,7 +83,11 @@ def execute(notebook: Path, workspace: Workspace) -> Any:
     # Above warnings: the kernel has one about its transport, which is this machine's loopback.
     quiet = ["--IPKernelApp.log_level=ERROR"]
     client = NotebookClient(
-        content, timeout=_CELL_TIMEOUT_S, kernel_name="python3", resources=where, extra_arguments=quiet
+        content,
+        timeout=_CELL_TIMEOUT_S,
+        kernel_name="python3",
+        resources=where,
+        extra_arguments=quiet,
     )
     return client.execute(env={**os.environ, "FUNNEL_HOME": str(workspace.root.resolve())})
 

@@ -45,5 +45,7 @@ class _Oracle:
             earlier.append(items[start:])
         users = np.array([self._user[user] for user in requests.user])
         scores = np.full((len(requests), len(self._row)), -np.inf, dtype=np.float32)
-        scores[:, self._columns] = self._world.session_utilities(users, requests.time - self._shift, earlier, before)
+        scores[:, self._columns] = self._world.session_utilities(
+            users, requests.time - self._shift, earlier, before
+        )
         return scores

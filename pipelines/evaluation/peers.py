@@ -1,8 +1,10 @@
 """Models of other libraries that cannot live beside Feast, so far SASRec of RecTools: files go out, vectors come back.
 
-``make peers`` makes the environment, ``benchmarks/peers/sasrec.py`` is what runs in it. It gets what the baselines
-get: the positive events before a cut, and for each request its user's before it. Settings that were tried and
-vectors that were made are kept under ``peers/`` in the working folder, under a name made of what went out.
+``make peers`` makes the environment, ``benchmarks/peers/sasrec.py`` is what runs in it. It gets
+what the baselines
+get: the positive events before a cut, and for each request its user's before it. Settings that were
+tried and vectors that were made are kept under ``peers/`` in the working folder, under a name made
+of what went out.
 """
 
 from __future__ import annotations
@@ -22,7 +24,14 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.encoding import Floats
-from feature_repo.workspace import PROJECT_ROOT, Workspace, file_hash, fingerprint, read_json, write_json
+from feature_repo.workspace import (
+    PROJECT_ROOT,
+    Workspace,
+    file_hash,
+    fingerprint,
+    read_json,
+    write_json,
+)
 from pipelines.evaluation.baseline_tuning import Tuned, Validation, taken_up
 from pipelines.evaluation.baselines import popularity_bonus
 from pipelines.evaluation.moments import Model, by_scores
@@ -73,17 +82,24 @@ class Peer:
     def read(cls, folder: Path) -> Peer:
         """Return what a run left in its folder."""
         with np.load(folder / "vectors.npz") as arrays:
-            return cls(arrays["users"], arrays["items"], arrays["known"], read_json(folder / "report.json"))
+            return cls(
+                arrays["users"], arrays["items"], arrays["known"], read_json(folder / "report.json")
+            )
 
     def model(self, bonus: Floats) -> Model:
         """Return the model that ranks by the product of vectors.
 
         Args:
-            bonus: float32 ``[N]``, added to break ties, which all items are for a user without history.
+            bonus: float32 ``[N]``, added to break ties, which all items are for a user without
+                history.
 
         """
         lowest = np.finfo(np.float32).min
-        return by_scores(lambda moment: np.where(self.known, self.users[moment.rows] @ self.items.T + bonus, lowest))
+        return by_scores(
+            lambda moment: np.where(
+                self.known, self.users[moment.rows] @ self.items.T + bonus, lowest
+            )
+        )
 
 
 def sasrec(
@@ -109,7 +125,10 @@ def sasrec(
     """
     if not PYTHON.is_file():
         return Tuned(left_out={NAME: HOW})
-    known = taken_up(events[epoch_seconds(events[c.TIMESTAMP]) < release.manifest["split"]["test"]], release.codec)
+    known = taken_up(
+        events[epoch_seconds(events[c.TIMESTAMP]) < release.manifest["split"]["test"]],
+        release.codec,
+    )
     inputs = workspace.peers / "inputs"
     shutil.rmtree(inputs, ignore_errors=True)
     inputs.mkdir(parents=True)
@@ -126,11 +145,16 @@ def sasrec(
     return Tuned({NAME: peer.model(popularity_bonus(known))}, {NAME: settings})
 
 
-def write_inputs(folder: Path, release: Release, events: pd.DataFrame, journal: Journal, requests: Requests) -> None:
+def write_inputs(
+    folder: Path, release: Release, events: pd.DataFrame, journal: Journal, requests: Requests
+) -> None:
     """Write what a peer learns from and is asked for; items are codes, users are numbers."""
     split, items = release.manifest["split"], release.codec.items
     positive = events[events[c.POSITIVE]]
-    user, item = positive[c.USER].astype("category").cat.codes.to_numpy(), items.encode(positive[c.ITEM].tolist())
+    user, item = (
+        positive[c.USER].astype("category").cat.codes.to_numpy(),
+        items.encode(positive[c.ITEM].tolist()),
+    )
     time = epoch_seconds(positive[c.TIMESTAMP])
     for name in ("choose", "test"):
         rows = (time < split[name]) & (item > 0)
@@ -138,17 +162,27 @@ def write_inputs(folder: Path, release: Release, events: pd.DataFrame, journal: 
         pq.write_table(table, folder / f"learn_{name}.parquet")
     validation = Validation.of(release, events, journal)
     allowed = [np.packbits(may, axis=1) for _, may, _ in validation.batches()]
-    np.save(folder / "allowed_choose.npy", np.concatenate([np.zeros((0, -(-len(items) // 8)), np.uint8), *allowed]))
+    np.save(
+        folder / "allowed_choose.npy",
+        np.concatenate([np.zeros((0, -(-len(items) // 8)), np.uint8), *allowed]),
+    )
     _write_requests(folder / "requests_choose.parquet", journal, validation.requests)
     _write_requests(folder / "requests_test.parquet", journal, requests)
-    grid = [setting for setting in GRID if setting["loss"] != "softmax" or len(items) <= LARGEST_SOFTMAX]
+    grid = [
+        setting for setting in GRID if setting["loss"] != "softmax" or len(items) <= LARGEST_SOFTMAX
+    ]
     write_json(folder / "about.json", {"items": len(items), "grid": grid, "max_epochs": MAX_EPOCHS})
 
 
 def _write_requests(path: Path, journal: Journal, requests: Requests) -> None:
-    histories = [journal.taken_up(user, at) for user, at in zip(requests.user, requests.time, strict=True)]
+    histories = [
+        journal.taken_up(user, at) for user, at in zip(requests.user, requests.time, strict=True)
+    ]
     histories = [codes[codes > 0][-LONGEST:] for codes in histories]
-    pq.write_table(pa.table({"history": pa.array(histories, pa.list_(pa.int32())), "item": requests.item}), path)
+    pq.write_table(
+        pa.table({"history": pa.array(histories, pa.list_(pa.int32())), "item": requests.item}),
+        path,
+    )
 
 
 def run(inputs: Path, kept: Path, minutes: float, progress: Progress) -> Peer:
@@ -182,7 +216,10 @@ def _run(inputs: Path, tuning: Path, result: Path, minutes: float, progress: Pro
     folders = (inputs, tuning / "tried.json", result)
     command = [str(part) for part in (PYTHON, "-I", SCRIPT, *folders, "--minutes", minutes)]
     said = tuning / "log.txt"
-    with said.open("w") as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+    with (
+        said.open("w") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
         late = Timer(180.0 * minutes, process.kill)
         late.start()
         try:

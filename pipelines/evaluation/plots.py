@@ -34,7 +34,11 @@ def use_style() -> None:
 
 
 def dots_with_intervals(
-    axes: Axes, names: Sequence[str], values: Sequence[float], intervals: Sequence[Interval], colour: str = "C0"
+    axes: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[Interval],
+    colour: str = "C0",
 ) -> None:
     """Draw one row for each name, from the top down: a dot at its value, and a line over its interval.
 
@@ -49,7 +53,14 @@ def dots_with_intervals(
     rows = range(len(names))
     for row, bounds in zip(rows, intervals, strict=True):
         if bounds is not None:
-            axes.plot(list(bounds), [row, row], color=colour, linewidth=2, alpha=0.45, solid_capstyle="butt")
+            axes.plot(
+                list(bounds),
+                [row, row],
+                color=colour,
+                linewidth=2,
+                alpha=0.45,
+                solid_capstyle="butt",
+            )
     axes.plot(list(values), rows, "o", color=colour, markersize=5)
     axes.set_yticks(rows, names)
     axes.set_ylim(len(names) - 0.5, -0.5)

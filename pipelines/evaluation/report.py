@@ -7,7 +7,14 @@ from typing import Any
 from pipelines import display
 
 _ACCURACY = ("recall@10", "mrr@10", "recall@100", "recall@500")
-_LISTS = ("coverage@10", "novelty@10", "diversity@10", "category_diversity@10", "popularity@10", "gini@10")
+_LISTS = (
+    "coverage@10",
+    "novelty@10",
+    "diversity@10",
+    "category_diversity@10",
+    "popularity@10",
+    "gini@10",
+)
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -28,7 +35,10 @@ def show(figures: dict[str, Any]) -> None:
     _show_baselines(figures["baselines"])
     _show_slices(figures)
     if "ablations" in figures:
-        _differences("Ablations: NDCG@10 of the funnel without ... minus that of the whole", figures["ablations"])
+        _differences(
+            "Ablations: NDCG@10 of the funnel without ... minus that of the whole",
+            figures["ablations"],
+        )
     if "against" in figures:
         other = figures["against"]
         title = f"Release {figures['release']} minus {other['release']}: {other['events']} events"
@@ -41,7 +51,9 @@ def _differences(title: str, pairs: dict[str, Any]) -> None:
          _p(of["p_bootstrap"]), _p(of["p_wilcoxon"])]
         for name, of in pairs.items()
     ]  # fmt: skip
-    display.table(title, ["", "first", "second", "difference", "95%", "p bootstrap", "p Wilcoxon"], rows)
+    display.table(
+        title, ["", "first", "second", "difference", "95%", "p bootstrap", "p Wilcoxon"], rows
+    )
 
 
 def _show_baselines(baselines: dict[str, Any] | None) -> None:
@@ -50,9 +62,13 @@ def _show_baselines(baselines: dict[str, Any] | None) -> None:
     for name, of in baselines["settings"].items():
         chosen = ", ".join(f"{key} {value}" for key, value in of["chosen"].items())
         best = max(tried["ndcg@10"] for tried in of["validation"])
-        display.console.print(f"{name}: {chosen} (NDCG@10 {best:.4f} on validation, best of {len(of['validation'])})")
+        display.console.print(
+            f"{name}: {chosen} (NDCG@10 {best:.4f} on validation, best of {len(of['validation'])})"
+        )
         if unfinished := of.get("unfinished"):
-            display.console.print(f"{name}: {unfinished} settings had no time, or too little: --peer-minutes")
+            display.console.print(
+                f"{name}: {unfinished} settings had no time, or too little: --peer-minutes"
+            )
     for name, reason in baselines["left_out"].items():
         display.console.print(f"{name} was left out: {reason}")
 
@@ -63,7 +79,12 @@ def _show_slices(figures: dict[str, Any]) -> None:
     for dimension, values in figures["slices"].items():
         for value, of in values.items():
             best = max(rivals, key=lambda name: of["ndcg@10"][name]) if of["events"] else ""
-            found = [of["ndcg@10"]["funnel"], _range(of["interval"]), of["ndcg@10"].get(best, 0.0), best]
+            found = [
+                of["ndcg@10"]["funnel"],
+                _range(of["interval"]),
+                of["ndcg@10"].get(best, 0.0),
+                best,
+            ]
             rows.append([f"{dimension}: {value}", of["events"], of["users"], *found])
     display.table("Slices", ["", "events", "users", "NDCG@10", "95%", "best other", ""], rows)
     rows = [
@@ -71,7 +92,9 @@ def _show_slices(figures: dict[str, Any]) -> None:
         for name, of in figures["gaps"].items()
     ]
     if rows:
-        display.table("Gaps between values with 50 events", ["", "gap", "95%", "highest", "lowest"], rows)
+        display.table(
+            "Gaps between values with 50 events", ["", "gap", "95%", "highest", "lowest"], rows
+        )
 
 
 def _range(bounds: list[float] | None, between: str = "-") -> str:

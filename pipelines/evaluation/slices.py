@@ -37,7 +37,8 @@ MISSING, OTHER = "(missing)", "(other)"
 class Dimension:
     """One way to part the events: every event has one value.
 
-    ``of`` int64 ``[n]``: which of ``values``; ``attribute``: whether its values should be served alike.
+    ``of`` int64 ``[n]``: which of ``values``; ``attribute``: whether its values should be served
+    alike.
     """
 
     name: str
@@ -46,10 +47,14 @@ class Dimension:
     attribute: bool
 
     @classmethod
-    def of_attribute(cls, name: str, kind: AttributeKind, values: Sequence[Any], others: list[Dimension]) -> Dimension:
+    def of_attribute(
+        cls, name: str, kind: AttributeKind, values: Sequence[Any], others: list[Dimension]
+    ) -> Dimension:
         """Part by an attribute; one that is called as another dimension is has its name marked."""
         taken = {other.name for other in others}
-        return cls.from_labels(f"{name} (attribute)" if name in taken else name, value_names(kind, values))
+        return cls.from_labels(
+            f"{name} (attribute)" if name in taken else name, value_names(kind, values)
+        )
 
     @classmethod
     def from_labels(cls, name: str, labels: npt.NDArray[Any]) -> Dimension:
@@ -62,12 +67,17 @@ class Dimension:
 
 
 def dimensions(
-    workspace: Workspace, release: Release, requests: Requests, journal: Journal, known: pd.DataFrame
+    workspace: Workspace,
+    release: Release,
+    requests: Requests,
+    journal: Journal,
+    known: pd.DataFrame,
 ) -> list[Dimension]:
     """Return how events can be parted.
 
-    By how much the user had taken up before the request (``new``: nothing, ``light``: fewer than 10 positive
-    events, ``heavy``), whether the item had any event before the cut, and each attribute of users and items that
+    By how much the user had taken up before the request (``new``: nothing, ``light``: fewer than 10
+    positive events, ``heavy``), whether the item had any event before the cut, and each attribute
+    of users and items that
     is no text: of several values the first counts, numbers are parted into thirds.
 
     Args:
@@ -84,17 +94,31 @@ def dimensions(
     met = np.zeros(len(items), dtype=np.int64)
     met[codec.items.encode(known[c.ITEM].unique().tolist())] = 1
     found = [
-        Dimension("user", ["new", "light", "heavy"], (past > 0).astype(np.int64) + (past >= HEAVY), False),
+        Dimension(
+            "user", ["new", "light", "heavy"], (past > 0).astype(np.int64) + (past >= HEAVY), False
+        ),
         Dimension("item", ["new", "known"], met[requests.item], False),
     ]
     path, spec = workspace.ingest / "users.parquet", codec.spec
     named = {name: kind for name, kind in spec.user_attributes.items() if kind != "text"}
     if named and path.is_file():
-        table = pq.read_table(path, columns=[c.USER, *named]).to_pandas().set_index(c.USER).reindex(requests.user)
-        found += [Dimension.of_attribute(name, kind, table[name].tolist(), found) for name, kind in named.items()]
+        table = (
+            pq.read_table(path, columns=[c.USER, *named])
+            .to_pandas()
+            .set_index(c.USER)
+            .reindex(requests.user)
+        )
+        found += [
+            Dimension.of_attribute(name, kind, table[name].tolist(), found)
+            for name, kind in named.items()
+        ]
     for name, kind in spec.item_attributes.items():
         if kind != "text":
-            found.append(Dimension.of_attribute(name, kind, [items.raw[name][code] for code in requests.item], found))
+            found.append(
+                Dimension.of_attribute(
+                    name, kind, [items.raw[name][code] for code in requests.item], found
+                )
+            )
     return found
 
 
@@ -107,7 +131,9 @@ def value_names(kind: AttributeKind, values: Sequence[Any]) -> npt.NDArray[np.ob
     if not len(known):
         return np.full(len(numbers), MISSING, dtype=object)
     low, high = np.quantile(known, [1 / 3, 2 / 3])
-    names = np.array([f"up to {low:.10g}", f"up to {high:.10g}", f"above {high:.10g}"], dtype=object)
+    names = np.array(
+        [f"up to {low:.10g}", f"up to {high:.10g}", f"above {high:.10g}"], dtype=object
+    )
     third = (numbers > low).astype(np.int64) + (numbers > high)
     return np.where(np.isnan(numbers), MISSING, names[third])
 
@@ -124,9 +150,10 @@ def slice_figures(
         main: the model that gets intervals and gaps.
 
     Returns:
-        by dimension and value ``events``, ``users``, ``ndcg@10`` by model and the main model's ``interval``; and by
-        attribute the ``gap`` between the ``highest`` and the ``lowest`` of its values that have 50 events, with its
-        ``interval`` (which does not know that these two were picked).
+        by dimension and value ``events``, ``users``, ``ndcg@10`` by model and the main model's
+        ``interval``; and by attribute the ``gap`` between the ``highest`` and the ``lowest`` of its
+        values that have 50 events, with its ``interval`` (which does not know that these two were
+        picked).
 
     """
     bootstrap = UserBootstrap(users)
@@ -139,7 +166,10 @@ def slice_figures(
             value: {
                 "events": int(mask.sum()),
                 "users": len(np.unique(users[mask])),
-                "ndcg@10": {model: float(values[mask].mean()) if mask.any() else 0.0 for model, values in ndcg.items()},
+                "ndcg@10": {
+                    model: float(values[mask].mean()) if mask.any() else 0.0
+                    for model, values in ndcg.items()
+                },
                 "interval": interval(draws[:, row]),
             }
             for row, (value, mask) in enumerate(zip(part.values, masks, strict=True))
@@ -149,9 +179,13 @@ def slice_figures(
     return slices, gaps
 
 
-def _gap(part: Dimension, figures: dict[str, Any], draws: Values, main: str) -> dict[str, Any] | None:
+def _gap(
+    part: Dimension, figures: dict[str, Any], draws: Values, main: str
+) -> dict[str, Any] | None:
     judged = [
-        row for row, name in enumerate(part.values) if name not in (OTHER, MISSING) and figures[name]["events"] >= LEAST
+        row
+        for row, name in enumerate(part.values)
+        if name not in (OTHER, MISSING) and figures[name]["events"] >= LEAST
     ]
     if len(judged) < 2:
         return None

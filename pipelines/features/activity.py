@@ -56,8 +56,12 @@ def item_activity(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame
     The trend is the logarithm of the week's events a day over the month's, each plus 0.1 so that
     an item with few events has a trend near zero.
     """
-    week, month = (F.col(c.events(window)) / days + 0.1 for window, days in (("7d", 7), ("30d", 30)))
-    activity = _activity(events, spec, span, c.ITEM, c.distinct_users).withColumn(c.TREND, F.ln(week / month))
+    week, month = (
+        F.col(c.events(window)) / days + 0.1 for window, days in (("7d", 7), ("30d", 30))
+    )
+    activity = _activity(events, spec, span, c.ITEM, c.distinct_users).withColumn(
+        c.TREND, F.ln(week / month)
+    )
     return activity.drop(c.ACTIVE_DAYS)
 
 
@@ -73,8 +77,13 @@ def _activity(
     offset = F.col(_OFFSET)
     changes = (
         _daily(events, spec, key)
-        .withColumn(_OFFSET, F.explode(F.array(*map(F.lit, [0, 1, *(days + 1 for days in _FINITE.values())]))))
-        .withColumn(DAY, F.when(offset == 0, F.lit(span.last_midnight)).otherwise(F.col(DAY) + offset))
+        .withColumn(
+            _OFFSET,
+            F.explode(F.array(*map(F.lit, [0, 1, *(days + 1 for days in _FINITE.values())]))),
+        )
+        .withColumn(
+            DAY, F.when(offset == 0, F.lit(span.last_midnight)).otherwise(F.col(DAY) + offset)
+        )
         .where(F.col(DAY) <= span.last_midnight)
         .groupBy(key, DAY)
         .agg(
@@ -84,16 +93,24 @@ def _activity(
             *_window_changes(spec, distinct),
         )
     )
-    history = Window.partitionBy(key).orderBy(DAY).rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    history = (
+        Window.partitionBy(key)
+        .orderBy(DAY)
+        .rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    )
     fold = {c.FIRST_EVENT_AT: F.min, c.LAST_EVENT_AT: F.max}
     names = [name for name in changes.columns if name not in (key, DAY)]
-    totals = changes.select(key, DAY, *(fold.get(name, F.sum)(name).over(history).alias(name) for name in names))
+    totals = changes.select(
+        key, DAY, *(fold.get(name, F.sum)(name).over(history).alias(name) for name in names)
+    )
     if spec.has_value:
         means = {
             c.value_mean(window): F.when(values > 0, F.col(_UNITS + window) / (values * MICROS))
             for window, values in ((window, F.col(_VALUES + window)) for window in c.WINDOWS)
         }
-        totals = totals.withColumns(means).drop(*(part + window for part in (_UNITS, _VALUES) for window in c.WINDOWS))
+        totals = totals.withColumns(means).drop(
+            *(part + window for part in (_UNITS, _VALUES) for window in c.WINDOWS)
+        )
     return stamped(with_heartbeats(totals, key), key, span)
 
 
@@ -112,9 +129,15 @@ def _daily(events: DataFrame, spec: DatasetSpec, key: str) -> DataFrame:
         F.max(MOMENT).alias(c.LAST_EVENT_AT),
     )
     days = Window.partitionBy(c.USER, c.ITEM, c.TYPE).orderBy(DAY)
-    pair_days = pair_days.withColumns({_PREVIOUS: F.lag(DAY).over(days), _NEXT: F.lead(DAY).over(days)})
+    pair_days = pair_days.withColumns(
+        {_PREVIOUS: F.lag(DAY).over(days), _NEXT: F.lead(DAY).over(days)}
+    )
     previous, following = F.col(_PREVIOUS), F.col(_NEXT)
-    sums = {_EVENTS: F.sum(_EVENTS), _VALUES: F.sum(_VALUES), _UNITS: F.coalesce(F.sum(_UNITS), F.lit(0))}
+    sums = {
+        _EVENTS: F.sum(_EVENTS),
+        _VALUES: F.sum(_VALUES),
+        _UNITS: F.coalesce(F.sum(_UNITS), F.lit(0)),
+    }
     sums[c.FIRST_EVENT_AT] = F.floor(F.min(c.FIRST_EVENT_AT) / MICROS)
     sums[c.LAST_EVENT_AT] = F.floor(F.max(c.LAST_EVENT_AT) / MICROS)
     for kind in spec.event_types:

@@ -1,7 +1,7 @@
 """Features as they were: Feast's point-in-time join, in the arrays that the models take.
 
-A request at ``t`` is joined just before ``t`` (one microsecond), so no row sees the event it predicts
-nor another of the same moment.
+A request at ``t`` is joined just before ``t`` (one microsecond), so no row sees the event it
+predicts nor another of the same moment.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class PointInTime:
 
     def __init__(self, workspace: Workspace) -> None:
         if not workspace.feast_registry.is_file():
-            raise MissingStage(f"no Feast registry in {workspace.root}: run 'funnel materialize' first")
+            raise MissingStage(
+                f"no Feast registry in {workspace.root}: run 'funnel materialize' first"
+            )
         self.store = feature_store(workspace)
 
     def users(
@@ -46,7 +48,8 @@ class PointInTime:
         """Yield feature columns of requests, a slice of them at a time, in their order.
 
         Args:
-            service: name of a feature service of user views; its on-demand features are left to the reader.
+            service: name of a feature service of user views; its on-demand features are left to the
+                reader.
             users: ids ``[n]``.
             times: float64 ``[n]`` epoch seconds; each row is joined just before.
 
@@ -55,9 +58,14 @@ class PointInTime:
         table = self._join(frame, self._references(service))
         for start in range(0, len(frame), _CHUNK_ROWS):
             part = table.slice(start, _CHUNK_ROWS)
-            yield slice(start, start + len(part)), {name: part[name].to_pylist() for name in part.column_names}
+            yield (
+                slice(start, start + len(part)),
+                {name: part[name].to_pylist() for name in part.column_names},
+            )
 
-    def item_activity(self, codec: Codec, days: npt.NDArray[np.int64]) -> Iterator[tuple[int, Activity]]:
+    def item_activity(
+        self, codec: Codec, days: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[int, Activity]]:
         """Yield each day (days since the epoch, ascending) with all items' activity as of its midnight."""
         items = codec.items.values
         per_call = max(1, _ITEM_ROWS // len(items))
@@ -68,14 +76,22 @@ class PointInTime:
             frame = pd.DataFrame(
                 {
                     c.ITEM: np.tile(np.array(items, dtype=object), len(chunk)),
-                    c.EVENT_TIMESTAMP: pd.to_datetime(np.repeat(chunk * DAY_S, len(items)), unit="s", utc=True),
+                    c.EVENT_TIMESTAMP: pd.to_datetime(
+                        np.repeat(chunk * DAY_S, len(items)), unit="s", utc=True
+                    ),
                 }
             )
             table = self._join(frame, references)
-            matrix = {name: table[name].to_numpy(zero_copy_only=False).astype(np.float64) for name in names}
+            matrix = {
+                name: table[name].to_numpy(zero_copy_only=False).astype(np.float64)
+                for name in names
+            }
             for position, day in enumerate(chunk):
                 rows = slice(position * len(items), (position + 1) * len(items))
-                columns = {name: np.concatenate([[np.nan], values[rows]]) for name, values in matrix.items()}
+                columns = {
+                    name: np.concatenate([[np.nan], values[rows]])
+                    for name, values in matrix.items()
+                }
                 yield int(day), activity_from(columns, codec)
 
     def _references(self, service: str) -> list[str]:
@@ -92,9 +108,13 @@ class PointInTime:
         numbered = frame.assign(**{_ROW: np.arange(len(frame))})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Feast's own deprecations
-            found = self.store.get_historical_features(entity_df=numbered, features=references).to_arrow()
+            found = self.store.get_historical_features(
+                entity_df=numbered, features=references
+            ).to_arrow()
         if len(found) != len(frame):
-            raise RuntimeError(f"the point-in-time join returned {len(found)} rows for {len(frame)}")
+            raise RuntimeError(
+                f"the point-in-time join returned {len(found)} rows for {len(frame)}"
+            )
         return found.sort_by(_ROW).drop_columns([_ROW])
 
 
@@ -104,7 +124,9 @@ def just_before(times: Times) -> pd.Series:
     return pd.Series(micros.view("datetime64[us]")).dt.tz_localize("UTC")
 
 
-def catalogue_columns(spec: DatasetSpec, ingest: Path, events: pd.DataFrame) -> tuple[list[str], dict[str, list[Any]]]:
+def catalogue_columns(
+    spec: DatasetSpec, ingest: Path, events: pd.DataFrame
+) -> tuple[list[str], dict[str, list[Any]]]:
     """Return all item ids, sorted, and their attribute and availability columns in that order.
 
     An item that only events know can be had from its first event on; an item of the item table from

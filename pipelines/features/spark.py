@@ -48,14 +48,18 @@ class JavaMissing(RuntimeError):
 
 
 def spark_session(
-    app: str, master: str | None = None, work: Path | None = None, extra: dict[str, str] | None = None
+    app: str,
+    master: str | None = None,
+    work: Path | None = None,
+    extra: dict[str, str] | None = None,
 ) -> SparkSession:
     """Return this process's Spark session, starting it if there is none yet.
 
     Args:
         app: the name shown in Spark's lists of applications.
         master: a Spark master URL; by default ``FUNNEL_SPARK_MASTER``, else ``local[*]``.
-        work: the working folder; scratch files go to ``spark/`` below it. By default the one in use.
+        work: the working folder; scratch files go to ``spark/`` below it. By default the one in
+            use.
         extra: more settings, which win over the usual ones.
 
     Environment: ``FUNNEL_SPARK_DRIVER_MEMORY`` (default ``3g``). On a cluster ``PYSPARK_PYTHON``
@@ -93,7 +97,8 @@ def java_home(work: Path) -> Path:
 
     """
     declared, on_path = os.environ.get("JAVA_HOME"), shutil.which("java")
-    # The declared home is kept as it is: it may be our own shim, inherited, whose Java would say another home.
+    # The declared home is kept as it is: it may be our own shim, inherited, whose Java would say
+    # another home.
     if declared and _home_if_usable(os.path.join(declared, "bin", "java")):
         return Path(declared)
     if on_path and (home := _home_if_usable(on_path)):

@@ -76,8 +76,8 @@ def build_features(
 
     Returns:
         The number of rows of each table: ``user_activity``, ``item_activity``, ``user_affinity``,
-        ``user_history``, ``user_seen``, ``user_profile``, ``item_profile``, as far as ``spec`` has them,
-        ``stream_state``, ``user_recent`` and ``item_recent``.
+        ``user_history``, ``user_seen``, ``user_profile``, ``item_profile``, as far as ``spec`` has
+        them, ``stream_state``, ``user_recent`` and ``item_recent``.
 
     Raises:
         ValueError: there are no events.
@@ -138,7 +138,9 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
 
     Integers keep sums exact and independent of their order: the same log gives the same tables.
     """
-    paths = [str(ingest / file) for file in files] if files is not None else [str(ingest / "events")]
+    paths = (
+        [str(ingest / file) for file in files] if files is not None else [str(ingest / "events")]
+    )
     if not paths:
         raise ValueError(f"{ingest}: no event files")
     moment = F.unix_micros(c.TIMESTAMP)
@@ -171,7 +173,11 @@ def _span(events: DataFrame) -> Span:
 def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]) -> DataFrame:
     """Read a user or item table (columns ``key`` and ``types``); an absent file is an empty table."""
     schema = ", ".join([f"{key} string", *(f"{name} {kind}" for name, kind in types.items())])
-    return spark.read.schema(schema).parquet(str(file)) if file.exists() else spark.createDataFrame([], schema)
+    return (
+        spark.read.schema(schema).parquet(str(file))
+        if file.exists()
+        else spark.createDataFrame([], schema)
+    )
 
 
 def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span) -> DataFrame:
@@ -185,8 +191,14 @@ def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span
     labels = F.filter(labels, lambda label: label.isNotNull())
     # An item without a category counts as of none, "", so that its user's days keep their rows.
     labels = F.when(F.size(labels) > 0, labels).otherwise(F.array(F.lit(""))).alias(_LABEL)
-    liked = events.where(c.POSITIVE).groupBy(c.USER, c.ITEM, (F.col(DAY) + 1).alias(DAY)).agg(F.sum(c.WEIGHT))
-    liked = liked.toDF(c.USER, c.ITEM, DAY, c.WEIGHT).join(items.select(c.ITEM, labels), c.ITEM, "left")
+    liked = (
+        events.where(c.POSITIVE)
+        .groupBy(c.USER, c.ITEM, (F.col(DAY) + 1).alias(DAY))
+        .agg(F.sum(c.WEIGHT))
+    )
+    liked = liked.toDF(c.USER, c.ITEM, DAY, c.WEIGHT).join(
+        items.select(c.ITEM, labels), c.ITEM, "left"
+    )
     label = F.explode(F.coalesce(_LABEL, F.array(F.lit("")))).alias(_LABEL)
     gains = liked.select(c.USER, label, DAY, c.WEIGHT)
     weight = F.sum(c.WEIGHT).over(Window.partitionBy(c.USER, _LABEL).orderBy(DAY))
@@ -198,7 +210,9 @@ def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span
         .agg(
             F.sum(F.when(counted, F.col(c.WEIGHT))).alias(_UNITS),
             # Sorted by the negative weight first, then by name.
-            F.sort_array(F.collect_list(F.when(counted, F.struct(-F.col(c.WEIGHT), _LABEL)))).alias(_LABEL),
+            F.sort_array(F.collect_list(F.when(counted, F.struct(-F.col(c.WEIGHT), _LABEL)))).alias(
+                _LABEL
+            ),
         )
         .withColumn(_LABEL, F.slice(_LABEL, 1, AFFINITY_LENGTH))
     )
@@ -206,7 +220,9 @@ def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span
         c.USER,
         DAY,
         F.transform(_LABEL, lambda entry: entry[_LABEL]).alias(c.CATEGORIES),
-        F.transform(_LABEL, lambda entry: (-entry["col1"] / F.col(_UNITS)).cast("float")).alias(c.CATEGORY_SHARES),
+        F.transform(_LABEL, lambda entry: (-entry["col1"] / F.col(_UNITS)).cast("float")).alias(
+            c.CATEGORY_SHARES
+        ),
     )
     return stamped(with_heartbeats(shares, c.USER), c.USER, span)
 
@@ -215,12 +231,17 @@ def _every_day(gains: DataFrame, span: Span) -> DataFrame:
     """Sum a user's gains by label and day, with a row for each of the user's labels on each of the user's days."""
     by_user = gains.groupBy(c.USER).agg(
         F.collect_set(_LABEL).alias(_LABEL),
-        F.array_union(F.collect_set(DAY), F.array(F.lit(span.last_midnight).cast("bigint"))).alias(DAY),
+        F.array_union(F.collect_set(DAY), F.array(F.lit(span.last_midnight).cast("bigint"))).alias(
+            DAY
+        ),
         F.collect_list(F.struct(_LABEL, DAY, c.WEIGHT)).alias(_UNITS),
     )
     zero = F.lit(0).cast("bigint").alias(c.WEIGHT)
     grid = F.transform(
-        _LABEL, lambda label: F.transform(DAY, lambda day: F.struct(label.alias(_LABEL), day.alias(DAY), zero))
+        _LABEL,
+        lambda label: F.transform(
+            DAY, lambda day: F.struct(label.alias(_LABEL), day.alias(DAY), zero)
+        ),
     )
     cells = by_user.select(c.USER, F.inline(F.concat(_UNITS, F.flatten(grid))))
     return cells.groupBy(c.USER, _LABEL, DAY).agg(F.sum(c.WEIGHT).alias(c.WEIGHT))
@@ -236,7 +257,12 @@ def user_history(events: DataFrame) -> DataFrame:
     liked = events.where(c.POSITIVE).withColumns({_STAMP: F.col(MOMENT), _KIND: F.lit(0)})
     lists = _recent(liked, c.HISTORY_LENGTH, 1)
     stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
-    return lists.select(c.USER, stamp, F.col("items_0").alias(c.HISTORY_ITEMS), F.col("times_0").alias(c.HISTORY_TIMES))
+    return lists.select(
+        c.USER,
+        stamp,
+        F.col("items_0").alias(c.HISTORY_ITEMS),
+        F.col("times_0").alias(c.HISTORY_TIMES),
+    )
 
 
 def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
@@ -252,7 +278,9 @@ def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
     )
     lists = _recent(known, SEEN_LENGTH, len(kinds))
     stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
-    return lists.select(c.USER, stamp, *(F.col(f"items_{i}").alias(c.seen(kind)) for i, kind in enumerate(kinds)))
+    return lists.select(
+        c.USER, stamp, *(F.col(f"items_{i}").alias(c.seen(kind)) for i, kind in enumerate(kinds))
+    )
 
 
 def _recent(events: DataFrame, length: int, lists: int) -> DataFrame:
@@ -260,17 +288,27 @@ def _recent(events: DataFrame, length: int, lists: int) -> DataFrame:
     schema = [f"{c.USER} string", f"{_STAMP} bigint"]
     schema += [f"items_{i} array<string>, times_{i} array<bigint>" for i in range(lists)]
     ordered = events.sortWithinPartitions(c.USER, MOMENT, c.EVENT_ID)
-    rows = ordered.select(c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(MOMENT) / MICROS).alias(MOMENT))
+    rows = ordered.select(
+        c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(MOMENT) / MICROS).alias(MOMENT)
+    )
     return rows.mapInArrow(_recent_lists(length, lists), ", ".join(schema))
 
 
-def _recent_lists(length: int, lists: int) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _recent_lists(
+    length: int, lists: int
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Return the fold of ``_recent``: a closure, so that Spark ships its code to workers without this package."""
     types = [pa.string(), pa.int64(), *[pa.list_(pa.string()), pa.list_(pa.int64())] * lists]
     batch_size = 500_000
 
-    def snapshots(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, int, list[dict[str, int]]]]:
-        rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
+    def snapshots(
+        batches: Iterable[pa.RecordBatch],
+    ) -> Iterator[tuple[str, int, list[dict[str, int]]]]:
+        rows = (
+            row
+            for batch in batches
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        )
         for user, events in groupby(rows, key=itemgetter(0)):
             recent: list[dict[str, int]] = [{} for _ in range(lists)]
             for stamp, together in groupby(events, key=itemgetter(1)):
@@ -283,7 +321,10 @@ def _recent_lists(length: int, lists: int) -> Callable[[Iterable[pa.RecordBatch]
                 yield user, stamp, recent
 
     def pack(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        columns = [pa.array(column, kind) for column, kind in zip(zip(*rows, strict=True), types, strict=True)]
+        columns = [
+            pa.array(column, kind)
+            for column, kind in zip(zip(*rows, strict=True), types, strict=True)
+        ]
         names = [f"{part}_{i}" for i in range(lists) for part in ("items", "times")]
         return pa.RecordBatch.from_arrays(columns, [c.USER, _STAMP, *names])
 
@@ -291,7 +332,13 @@ def _recent_lists(length: int, lists: int) -> Callable[[Iterable[pa.RecordBatch]
         rows: list[tuple[Any, ...]] = []
         size = 0
         for user, stamp, recent in snapshots(batches):
-            rows.append((user, stamp, *(part for latest in recent for part in (list(latest), list(latest.values())))))
+            rows.append(
+                (
+                    user,
+                    stamp,
+                    *(part for latest in recent for part in (list(latest), list(latest.values()))),
+                )
+            )
             size += sum(map(len, recent))
             if size > batch_size:
                 yield pack(rows)

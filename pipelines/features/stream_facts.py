@@ -35,7 +35,10 @@ POSITION_FILE = "log_position.json"
 _KIND = "_kind"
 _ROWS_A_BATCH = 1_000
 
-ITEM_COLUMNS = [*((c.panes(window), pa.list_(pa.int64())) for window in PANE_S), (c.POSITION, pa.string())]
+ITEM_COLUMNS = [
+    *((c.panes(window), pa.list_(pa.int64())) for window in PANE_S),
+    (c.POSITION, pa.string()),
+]
 USER_COLUMNS = [
     (c.RECENT_ITEMS, pa.list_(pa.string())),
     (c.RECENT_TYPES, pa.list_(pa.string())),
@@ -72,9 +75,15 @@ def stream_state(events: DataFrame, spec: DatasetSpec, position: str) -> DataFra
     parts = []
     for prefix, column in ((USER_KEY, c.USER), (ITEM_KEY, c.ITEM)):
         rows = known.select(
-            F.concat(F.lit(prefix), column).alias(KEY), F.col(MOMENT).alias(MOMENT), c.EVENT_ID, c.ITEM, _KIND
+            F.concat(F.lit(prefix), column).alias(KEY),
+            F.col(MOMENT).alias(MOMENT),
+            c.EVENT_ID,
+            c.ITEM,
+            _KIND,
         )
-        rows = rows.repartition(KEY).sortWithinPartitions(KEY, MOMENT, c.EVENT_ID)  # so that a rerun gives the same
+        rows = rows.repartition(KEY).sortWithinPartitions(
+            KEY, MOMENT, c.EVENT_ID
+        )  # so that a rerun gives the same
         positive = [spec.events.types[kind].positive for kind in spec.event_types]
         schema = f"{KEY} string, {FACTS} string, {MOMENT} bigint"
         parts.append(rows.mapInArrow(_fold(positive, position), schema))
@@ -86,15 +95,23 @@ def no_facts(key: str, position: str = "0-0") -> Counts:
     return UserFacts(position=position) if key.startswith(USER_KEY) else Counts(position=position)
 
 
-def _fold(positive: list[bool], position: str) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _fold(
+    positive: list[bool], position: str
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def fold(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        rows = (row for batch in batches for row in zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        rows = (
+            row
+            for batch in batches
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        )
         found: list[dict[str, Any]] = []
         for key, group in groupby(rows, key=itemgetter(0)):
             events = [Happened(*row[1:]) for row in group]
             facts = no_facts(key, position)
             facts.fold(events, positive)
-            found.append({KEY: key, FACTS: dump(facts), MOMENT: max(event.micros for event in events)})
+            found.append(
+                {KEY: key, FACTS: dump(facts), MOMENT: max(event.micros for event in events)}
+            )
             if len(found) == _ROWS_A_BATCH:
                 yield pa.RecordBatch.from_pylist(found, _STATE_SCHEMA)
                 found = []
@@ -106,11 +123,17 @@ def _fold(positive: list[bool], position: str) -> Callable[[Iterable[pa.RecordBa
 _STATE_SCHEMA = pa.schema([(KEY, pa.string()), (FACTS, pa.string()), (MOMENT, pa.int64())])
 
 
-def recent_rows(spark: SparkSession, state: Path, spec: DatasetSpec, ingest: Path, users: bool) -> DataFrame:
+def recent_rows(
+    spark: SparkSession, state: Path, spec: DatasetSpec, ingest: Path, users: bool
+) -> DataFrame:
     """Return the rows of ``user_recent`` or ``item_recent``, one a key, known since its newest event."""
-    prefix, key, columns = (USER_KEY, c.USER, USER_COLUMNS) if users else (ITEM_KEY, c.ITEM, ITEM_COLUMNS)
+    prefix, key, columns = (
+        (USER_KEY, c.USER, USER_COLUMNS) if users else (ITEM_KEY, c.ITEM, ITEM_COLUMNS)
+    )
     arrow = pa.schema([(key, pa.string()), (MOMENT, pa.int64()), *columns])
-    schema = f"{key} string, {MOMENT} bigint, " + ", ".join(f"{name} {_SPARK_NAMES[kind]}" for name, kind in columns)
+    schema = f"{key} string, {MOMENT} bigint, " + ", ".join(
+        f"{name} {_SPARK_NAMES[kind]}" for name, kind in columns
+    )
     categories = main_categories(ingest, spec) if users else {}
     types, category = spec.event_types, lambda item: categories.get(item, "")
 
@@ -118,7 +141,8 @@ def recent_rows(spark: SparkSession, state: Path, spec: DatasetSpec, ingest: Pat
         for batch in batches:
             found = zip(*(column.to_pylist() for column in batch.columns), strict=True)
             rows = [
-                {key: name[1:], MOMENT: moment, **row_of(load(facts), types, category)} for name, facts, moment in found
+                {key: name[1:], MOMENT: moment, **row_of(load(facts), types, category)}
+                for name, facts, moment in found
             ]
             yield pa.RecordBatch.from_pylist(rows, arrow)
 

@@ -33,7 +33,10 @@ def csv_header(path: Path, table: Table) -> list[str]:
     """Return the column names of a CSV file (empty: the file is)."""
     if table.columns:
         return table.columns
-    with open_unpacked(path) as file, io.TextIOWrapper(file, table.encoding, errors="replace") as text:
+    with (
+        open_unpacked(path) as file,
+        io.TextIOWrapper(file, table.encoding, errors="replace") as text,
+    ):
         first = text.readline().strip("\n")
     if len(table.separator) > 1:
         return first.split(table.separator) if first else []
@@ -117,8 +120,12 @@ def _split_plain(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]
         return as_frame([pa.array([], pa.string()) for _ in wanted], wanted, []), bad
     table = pa_csv.read_csv(
         io.BytesIO(text.encode()),
-        read_options=pa_csv.ReadOptions(column_names=file.header, use_threads=False, block_size=_BLOCK_BYTES),
-        parse_options=pa_csv.ParseOptions(delimiter=separator, quote_char=False, invalid_row_handler=skip),
+        read_options=pa_csv.ReadOptions(
+            column_names=file.header, use_threads=False, block_size=_BLOCK_BYTES
+        ),
+        parse_options=pa_csv.ParseOptions(
+            delimiter=separator, quote_char=False, invalid_row_handler=skip
+        ),
         convert_options=pa_csv.ConvertOptions(
             column_types=dict.fromkeys(wanted, pa.string()),
             include_columns=wanted,
@@ -126,7 +133,11 @@ def _split_plain(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]
             null_values=[""],
         ),
     )
-    rows = numbers if numbers is not None else pd.RangeIndex(1, len(table) + len(broken) + 1) + file.skip
+    rows = (
+        numbers
+        if numbers is not None
+        else pd.RangeIndex(1, len(table) + len(broken) + 1) + file.skip
+    )
     lost = [(int(rows[row]), "broken line: wrong number of columns", line) for row, line in broken]
     frame = as_frame(table.columns, wanted, rows.delete([row for row, _ in broken]))
     return frame, bad + [row for row in lost if not file.is_blank(row[2])]
@@ -170,7 +181,8 @@ def _split_quoted(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines
 def _records(file: _Csv, lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]:
     """Yield first line, last line and fields of each row, or what is wrong with it.
 
-    A quotation mark that is never closed, or closed in the midst of a value, spoils its own line only:
+    A quotation mark that is never closed, or closed in the midst of a value, spoils its own line
+        only:
     reading goes on with the next one.
     """
     position = file.skip

@@ -33,7 +33,13 @@ from feature_repo.workspace import (
     write_atomically,
     write_json,
 )
-from pipelines.ingest.parsing import QUARANTINE_COLUMNS, parse_entities, parse_events, wanted_entities, wanted_events
+from pipelines.ingest.parsing import (
+    QUARANTINE_COLUMNS,
+    parse_entities,
+    parse_events,
+    wanted_entities,
+    wanted_events,
+)
 from pipelines.ingest.readers import RawFile, check_header, find_files, read_file
 from pipelines.ingest.tables import EVENT_SCHEMA, write_entities, write_events, write_quarantine
 from pipelines.streaming.offline import read_archive
@@ -96,7 +102,15 @@ def ingest(
     _manifest(workspace, spec)
     _check_headers(spec, folder, files)
     with ingest_lock(workspace):
-        return _ingest(spec, folder, files, workspace, shift_to_now, now or pd.Timestamp.now(tz="UTC"), progress)
+        return _ingest(
+            spec,
+            folder,
+            files,
+            workspace,
+            shift_to_now,
+            now or pd.Timestamp.now(tz="UTC"),
+            progress,
+        )
 
 
 @contextmanager
@@ -126,9 +140,13 @@ def _ingest(
     latest = now + _CLOCK_SKEW - pd.Timedelta(seconds=manifest["shift_s"] or 0)
     streamed = read_archive(workspace, manifest.get("log_position", "0-0"))
     known = _known_event_ids(workspace, manifest) if new or len(streamed) else set()
-    events, bad = _read_events(spec, folder, list(new.values()), latest, known, erased, report, progress)
+    events, bad = _read_events(
+        spec, folder, list(new.values()), latest, known, erased, report, progress
+    )
     if not manifest["batches"] and not len(events):
-        raise SpecError(f"no usable event in {[path.name for path in files]}: {dict(report.quarantined)}")
+        raise SpecError(
+            f"no usable event in {[path.name for path in files]}: {dict(report.quarantined)}"
+        )
     if manifest["shift_s"] is None:
         manifest["shift_s"] = _shift(events, now) if shift_to_now else 0
     _remove_leftovers(workspace, manifest)
@@ -139,7 +157,9 @@ def _ingest(
         manifest["batches"].append({"id": batch, "rows": len(events), "files": written})
         manifest["files"] |= {digest: _name(path, folder) for digest, path in new.items()}
     if len(streamed):
-        _add_streamed(workspace, spec, streamed, manifest, known | set(events.get(c.EVENT_ID, ())), report)
+        _add_streamed(
+            workspace, spec, streamed, manifest, known | set(events.get(c.EVENT_ID, ())), report
+        )
     for kind, (rows, rejected) in entities.items():
         write_entities(workspace.ingest, spec, kind, rows, manifest["shift_s"])
         write_quarantine(workspace.ingest, kind, rejected)
@@ -157,7 +177,9 @@ def _add_streamed(
     report: IngestReport,
 ) -> None:
     """Add the events that came through the log since the last ingest; their times are of the present already."""
-    events = streamed.select([name for name in EVENT_SCHEMA.names if name in streamed.column_names]).to_pandas()
+    events = streamed.select(
+        [name for name in EVENT_SCHEMA.names if name in streamed.column_names]
+    ).to_pandas()
     events = events[~events[c.EVENT_ID].isin(known) & events[c.TYPE].isin(spec.event_types)]
     of_erased = events[c.USER].isin(ErasedUsers(workspace).among(events[c.USER].unique()))
     report.erased += int(of_erased.sum())
@@ -204,7 +226,9 @@ def log_position(workspace: Workspace) -> str:
 def _ingested(workspace: Workspace) -> dict[str, Any]:
     path = workspace.ingest / "manifest.json"
     if not path.is_file():
-        raise MissingStage(f"no data in {workspace.root}: run 'funnel ingest' (or 'make demo') first")
+        raise MissingStage(
+            f"no data in {workspace.root}: run 'funnel ingest' (or 'make demo') first"
+        )
     manifest: dict[str, Any] = read_json(path)
     return manifest
 
@@ -212,7 +236,9 @@ def _ingested(workspace: Workspace) -> dict[str, Any]:
 def read_events(workspace: Workspace, columns: list[str] | None = None) -> pd.DataFrame:
     """Return all ingested events but those of erased users, in the order of time (ties by event id)."""
     wanted = sorted({*(columns or []), c.TIMESTAMP, c.EVENT_ID}) if columns else None
-    tables = [pq.read_table(name, columns=wanted, partitioning=None) for name in event_files(workspace)]
+    tables = [
+        pq.read_table(name, columns=wanted, partitioning=None) for name in event_files(workspace)
+    ]
     frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
     if c.USER in frame and (erased := ErasedUsers(workspace)).numbers():
         frame = frame[~frame[c.USER].isin(erased.among(frame[c.USER].unique()))]
@@ -244,11 +270,17 @@ def _new_files(files: list[Path], manifest: dict[str, Any]) -> dict[str, Path]:
 
 
 def _finish(
-    workspace: Workspace, spec: DatasetSpec, manifest: dict[str, Any], tables: dict[str, str], report: IngestReport
+    workspace: Workspace,
+    spec: DatasetSpec,
+    manifest: dict[str, Any],
+    tables: dict[str, str],
+    report: IngestReport,
 ) -> None:
     """Write what describes the tables, the manifest last: with it the run counts."""
     origin = [sorted(manifest["files"]), tables, manifest["spec"], manifest["shift_s"]]
-    version = fingerprint(*origin, *(manifest[name] for name in ("log_position", "erased") if name in manifest))
+    version = fingerprint(
+        *origin, *(manifest[name] for name in ("log_position", "erased") if name in manifest)
+    )
     report.total_events = sum(batch["rows"] for batch in manifest["batches"])
     report.data_version, report.shift_s = version, manifest["shift_s"]
     write_atomically(workspace.ingest / "dataset.json", spec.model_dump_json(indent=2) + "\n")
@@ -260,7 +292,10 @@ def _finish(
 def erased_version(manifest: dict[str, Any], erasures: Iterable[str]) -> dict[str, Any]:
     """Return a manifest that says which erasures took rows away, under a new version of the data."""
     erased = sorted({*manifest.get("erased", []), *erasures})
-    return manifest | {"erased": erased, "data_version": fingerprint(manifest["data_version"], erased)}
+    return manifest | {
+        "erased": erased,
+        "data_version": fingerprint(manifest["data_version"], erased),
+    }
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -279,7 +314,11 @@ def _check_headers(spec: DatasetSpec, folder: Path, files: list[Path]) -> None:
 
 def _known_event_ids(workspace: Workspace, manifest: dict[str, Any]) -> set[str]:
     names = [workspace.ingest / name for batch in manifest["batches"] for name in batch["files"]]
-    return {i for name in names for i in pq.read_table(name, columns=[c.EVENT_ID], partitioning=None)[0].to_pylist()}
+    return {
+        i
+        for name in names
+        for i in pq.read_table(name, columns=[c.EVENT_ID], partitioning=None)[0].to_pylist()
+    }
 
 
 def _read_events(
@@ -304,7 +343,9 @@ def _read_events(
     progress("reading events", len(files), len(files))
     events = pd.concat(good, ignore_index=True) if good else pd.DataFrame(columns=[c.TIMESTAMP])
     report.events = len(events)
-    return events, pd.concat(bad, ignore_index=True) if bad else pd.DataFrame(columns=QUARANTINE_COLUMNS)
+    return events, pd.concat(bad, ignore_index=True) if bad else pd.DataFrame(
+        columns=QUARANTINE_COLUMNS
+    )
 
 
 def _read_entities(
@@ -317,7 +358,10 @@ def _read_entities(
         if table is None:
             continue
         wanted = wanted_entities(table)
-        files = [read_file(path, table, wanted, _name(path, folder)) for path in find_files(table, folder)]
+        files = [
+            read_file(path, table, wanted, _name(path, folder))
+            for path in find_files(table, folder)
+        ]
         if kind == "users":
             files = [_without_erased(raw, table.key, erased, report) for raw in files]
         rows, rejected = parse_entities(table, files, key)
@@ -327,13 +371,19 @@ def _read_entities(
     return found
 
 
-def _without_erased(raw: RawFile, column: str, erased: ErasedUsers, report: IngestReport) -> RawFile:
+def _without_erased(
+    raw: RawFile, column: str, erased: ErasedUsers, report: IngestReport
+) -> RawFile:
     """Return a file's rows but those of erased users, so that neither tables nor quarantine get them."""
     if not erased.numbers():
         return raw
     users = raw.rows[column].astype("string[pyarrow]").str.strip()
     gone = users.isin(erased.among(users.dropna().unique())).to_numpy(dtype=bool)
-    named = raw.bad["row"].map(lambda text: bool(erased.named_in(str(text), (column,)))).to_numpy(dtype=bool)
+    named = (
+        raw.bad["row"]
+        .map(lambda text: bool(erased.named_in(str(text), (column,))))
+        .to_numpy(dtype=bool)
+    )
     report.erased += int(gone.sum() + named.sum())
     return replace(raw, rows=raw.rows[~gone], bad=raw.bad[~named])
 
@@ -342,11 +392,16 @@ def _remove_leftovers(workspace: Workspace, manifest: dict[str, Any]) -> None:
     """Remove what a killed run left: unfinished files, and whole ones that the manifest does not name."""
     batches = manifest["batches"]
     named = {name for batch in batches for name in batch["files"]}
-    named |= {f"quarantine/{name}.parquet" for name in ("users", "items", *(batch["id"] for batch in batches))}
+    named |= {
+        f"quarantine/{name}.parquet"
+        for name in ("users", "items", *(batch["id"] for batch in batches))
+    }
     for path in workspace.ingest.rglob("*"):
         unfinished = path.name.startswith(".") and path.name.endswith(TEMPORARY)
         table = path.relative_to(workspace.ingest).as_posix()
-        if unfinished or (table.startswith(("events/", "quarantine/")) and path.is_file() and table not in named):
+        if unfinished or (
+            table.startswith(("events/", "quarantine/")) and path.is_file() and table not in named
+        ):
             path.unlink()
     for folder in (workspace.ingest / "events").glob("*"):
         if not any(folder.iterdir()):

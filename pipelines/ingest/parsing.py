@@ -20,7 +20,9 @@ QUARANTINE_COLUMNS = ["file", "line", "reason", "row"]
 def wanted_events(spec: DatasetSpec) -> list[str]:
     """Return the columns of the event files that the spec names, each once."""
     e = spec.events
-    return list(dict.fromkeys(name for name in (e.user, e.item, e.timestamp, e.type, e.value, e.id) if name))
+    return list(
+        dict.fromkeys(name for name in (e.user, e.item, e.timestamp, e.type, e.value, e.id) if name)
+    )
 
 
 def wanted_entities(table: Users) -> list[str]:
@@ -52,7 +54,9 @@ def parse_events(
     return keep[~repeated].assign(**{c.EVENT_ID: fresh.astype("object")}), bad_rows(raw, why)
 
 
-def parse_entities(table: Users, files: list[RawFile], key: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def parse_entities(
+    table: Users, files: list[RawFile], key: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the good rows of a user or item table, sorted by key, and the bad ones with reasons.
 
     Of several good rows with one key the last is kept.
@@ -81,7 +85,9 @@ def bad_rows(raw: RawFile, why: pd.Series) -> pd.DataFrame:
     records = rows.where(rows.notna(), None).to_dict("records")
     texts = [json.dumps(row, default=str, ensure_ascii=False) for row in records]
     parsed = pd.DataFrame({"line": why.index, "reason": why.to_numpy(), "row": texts})
-    found = pd.concat([frame for frame in (raw.bad, parsed) if len(frame)] or [raw.bad], ignore_index=True)
+    found = pd.concat(
+        [frame for frame in (raw.bad, parsed) if len(frame)] or [raw.bad], ignore_index=True
+    )
     found.insert(0, "file", raw.name)
     return found.sort_values("line", kind="stable", ignore_index=True)[QUARANTINE_COLUMNS]
 
@@ -89,11 +95,14 @@ def bad_rows(raw: RawFile, why: pd.Series) -> pd.DataFrame:
 def parse_times(raw: pd.Series, unit: str) -> pd.Series:
     """Parse epoch numbers or ISO 8601 text to UTC; what cannot be read becomes NaT.
 
-    With ``auto``, a column is numbers if at least as many of its values are numbers as are ISO 8601 only, whatever
-    the rest is; each number is seconds, milliseconds or microseconds by its size. ISO 8601 without a zone is UTC.
+    With ``auto``, a column is numbers if at least as many of its values are numbers as are ISO 8601
+    only, whatever the rest is; each number is seconds, milliseconds or microseconds by its size.
+    ISO 8601 without a zone is UTC.
     """
     number = _number(raw)
-    if unit == "iso" or (unit == "auto" and number.notna().sum() < _iso_times(raw.where(number.isna())).notna().sum()):
+    if unit == "iso" or (
+        unit == "auto" and number.notna().sum() < _iso_times(raw.where(number.isna())).notna().sum()
+    ):
         return _iso_times(raw)
     if unit == "auto":
         scale = np.select([number.abs() < 1e11, number.abs() < 1e14], [1e6, 1e3], 1.0)
@@ -121,7 +130,9 @@ def _iso_times(raw: pd.Series) -> pd.Series:
 
 def _typed_events(spec: DatasetSpec, rows: pd.DataFrame) -> pd.DataFrame:
     e = spec.events
-    value = _text(rows[e.value]) if e.value else pd.Series(pd.NA, rows.index, dtype="string[pyarrow]")
+    value = (
+        _text(rows[e.value]) if e.value else pd.Series(pd.NA, rows.index, dtype="string[pyarrow]")
+    )
     moment = _text(rows[e.timestamp])
     frame = pd.DataFrame(
         {
@@ -142,7 +153,9 @@ def _typed_events(spec: DatasetSpec, rows: pd.DataFrame) -> pd.DataFrame:
 def _types(spec: DatasetSpec, rows: pd.DataFrame, value: pd.Series) -> pd.Series:
     types = spec.events.types
     if spec.events.type:
-        return _text(rows[spec.events.type]).replace(dict(spec.events.rename_types)).astype("object")
+        return (
+            _text(rows[spec.events.type]).replace(dict(spec.events.rename_types)).astype("object")
+        )
     chosen = pd.Series(pd.NA, index=rows.index, dtype="object")
     for name, kind in sorted(types.items(), key=lambda pair: pair[1].min_value or 0.0):
         chosen[slice(None) if kind.min_value is None else value >= kind.min_value] = name
@@ -151,8 +164,13 @@ def _types(spec: DatasetSpec, rows: pd.DataFrame, value: pd.Series) -> pd.Series
 
 def _hashed_ids(events: pd.DataFrame) -> pd.Series:
     moments = events[c.TIMESTAMP].astype("int64")
-    parts = zip(events[c.USER], events[c.ITEM], events[c.TYPE], moments, events[c.VALUE], strict=True)
-    ids = [hashlib.blake2b("\x1f".join(map(str, part)).encode(), digest_size=10).hexdigest() for part in parts]
+    parts = zip(
+        events[c.USER], events[c.ITEM], events[c.TYPE], moments, events[c.VALUE], strict=True
+    )
+    ids = [
+        hashlib.blake2b("\x1f".join(map(str, part)).encode(), digest_size=10).hexdigest()
+        for part in parts
+    ]
     return pd.Series(ids, index=events.index, dtype="object")
 
 
@@ -181,7 +199,9 @@ def _moments(table: Users) -> dict[str, str]:
 
 
 def _text(column: pd.Series) -> pd.Series:
-    if column.dtype == "object":  # from JSON: a list is no id, and its text says so in the quarantine
+    if (
+        column.dtype == "object"
+    ):  # from JSON: a list is no id, and its text says so in the quarantine
         column = column.map(lambda value: json.dumps(value) if isinstance(value, list) else value)
     text = column.astype("string[pyarrow]").str.strip()
     return text.mask(text == "")

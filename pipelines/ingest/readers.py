@@ -42,7 +42,9 @@ def find_files(table: Table, folder: Path) -> list[Path]:
     """
     files = table.find(folder)
     if not files:
-        raise SpecError(f"no file matches '{table.path}' in {folder}; check path in dataset.toml and the data folder")
+        raise SpecError(
+            f"no file matches '{table.path}' in {folder}; check path in dataset.toml and the data folder"
+        )
     return files
 
 
@@ -50,14 +52,17 @@ def check_header(path: Path, table: Table, wanted: list[str]) -> None:
     """Refuse a file without the wanted columns, before its rows are read.
 
     Raises:
-        SpecError: a wanted column is not in the file, or is there twice, or the file cannot be read.
+        SpecError: a wanted column is not in the file, or is there twice, or the file cannot be
+            read.
 
     """
     if table.file_format(path) == "jsonl":
         return  # each line has its own keys
     header = _header(path, table)
     if not header:
-        raise SpecError(f"{path.name}: the file is empty, without even a header line; remove it or fetch it again")
+        raise SpecError(
+            f"{path.name}: the file is empty, without even a header line; remove it or fetch it again"
+        )
     missing = [column for column in wanted if column not in header]
     if missing:
         raise SpecError(f"{path.name}: no column {missing}; it has {header}; check dataset.toml")
@@ -74,7 +79,9 @@ def read_file(path: Path, table: Table, wanted: list[str], name: str | None = No
 
     """
     check_header(path, table, wanted)
-    reader = {"csv": read_csv, "parquet": _read_parquet, "jsonl": _read_jsonl}[table.file_format(path)]
+    reader = {"csv": read_csv, "parquet": _read_parquet, "jsonl": _read_jsonl}[
+        table.file_format(path)
+    ]
     with _readable(path):
         rows, bad = reader(path, table, wanted)
     return RawFile(name or path.name, rows, pd.DataFrame(bad, columns=["line", "reason", "row"]))
@@ -104,7 +111,9 @@ def _read_parquet(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataF
     for name in wanted:
         column = parsed[name]
         if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-            fields[name] = pd.Series([_as_text(value) for value in column.to_pylist()], rows, dtype="object")
+            fields[name] = pd.Series(
+                [_as_text(value) for value in column.to_pylist()], rows, dtype="object"
+            )
         else:
             fields[name] = as_frame([_parquet_text(column)], [name], rows)[name]
     return pd.DataFrame(fields, index=rows), []
@@ -113,9 +122,15 @@ def _read_parquet(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataF
 def _parquet_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_timestamp(column.type):
         zone = "UTC" if column.type.tz else None
-        column = column.cast(pa.timestamp("us", tz=zone), safe=False)  # whole microseconds are enough
-    if pa.types.is_floating(column.type):  # ids and times that pandas made floats, for want of a value
-        whole = pc.fill_null(pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53)), False)
+        column = column.cast(
+            pa.timestamp("us", tz=zone), safe=False
+        )  # whole microseconds are enough
+    if pa.types.is_floating(
+        column.type
+    ):  # ids and times that pandas made floats, for want of a value
+        whole = pc.fill_null(
+            pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53)), False
+        )
         integers = pc.if_else(whole, column, None).cast(pa.int64()).cast(pa.string())
         known = pc.if_else(pc.is_nan(column), None, column).cast(pa.string())
         return pc.coalesce(integers, known)
@@ -139,7 +154,9 @@ def _read_jsonl(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataFra
     absent = [name for name in wanted if name not in met]
     if records and absent:
         raise SpecError(f"{path.name}: no line has the key {absent}; check dataset.toml")
-    return pd.DataFrame(records, columns=wanted, index=pd.Index(lines, dtype="int64"), dtype="object"), bad
+    return pd.DataFrame(
+        records, columns=wanted, index=pd.Index(lines, dtype="int64"), dtype="object"
+    ), bad
 
 
 def _json_object(line: str) -> tuple[dict[str, Any] | None, str]:

@@ -26,7 +26,10 @@ def _id_column(name: str) -> pa.Column:
     return pa.Column(
         checks=[
             pa.Check(lambda s: s.notna(), name=f"missing {name}", ignore_na=False),
-            pa.Check(lambda s: s.str.len() <= LONGEST_ID, name=f"{name} longer than {LONGEST_ID} characters"),
+            pa.Check(
+                lambda s: s.str.len() <= LONGEST_ID,
+                name=f"{name} longer than {LONGEST_ID} characters",
+            ),
         ],
         nullable=True,
     )
@@ -47,7 +50,9 @@ def events_schema(spec: DatasetSpec, latest: pd.Timestamp) -> pa.DataFrameSchema
         pa.Check(lambda d: d[given(c.TIMESTAMP)].notna(), name="missing timestamp"),
         _readable(c.TIMESTAMP, "timestamp"),
         pa.Check(lambda d: ~(d[c.TIMESTAMP] > latest), name="timestamp in the future"),
-        pa.Check(lambda d: ~(d[c.TIMESTAMP] <= pd.Timestamp(0, tz="UTC")), name="timestamp before 1970"),
+        pa.Check(
+            lambda d: ~(d[c.TIMESTAMP] <= pd.Timestamp(0, tz="UTC")), name="timestamp before 1970"
+        ),
         _is_number(c.VALUE, "bad number"),
         pa.Check(lambda d: d[c.TYPE].isin(spec.event_types), name="unknown event type"),
     ]
@@ -76,7 +81,9 @@ def reasons(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.Series:
     million rows of which a third are bad.
     """
     why = pd.Series("", index=frame.index, dtype="object")
-    checks = [(frame[name], check) for name, column in schema.columns.items() for check in column.checks]
+    checks = [
+        (frame[name], check) for name, column in schema.columns.items() for check in column.checks
+    ]
     for subject, check in checks + [(frame, check) for check in schema.checks]:
         passed = check(subject).check_output  # without the rows whose value is missing
         why[passed.index[~passed.astype("bool")]] += f"; {check.name}"

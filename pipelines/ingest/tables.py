@@ -37,7 +37,9 @@ _ARROW_TYPES: dict[AttributeKind, pa.DataType] = {
 }
 
 
-def write_events(folder: Path, spec: DatasetSpec, events: pd.DataFrame, batch: str, shift_s: int) -> list[str]:
+def write_events(
+    folder: Path, spec: DatasetSpec, events: pd.DataFrame, batch: str, shift_s: int
+) -> list[str]:
     """Write one batch of events, moved by ``shift_s`` seconds, and return the names of its files, one a month."""
     names: list[str] = []
     if not len(events):
@@ -66,17 +68,26 @@ def _write_parquet(path: Path, table: pa.Table) -> None:
 
 def write_quarantine(folder: Path, name: str, bad: pd.DataFrame) -> None:
     """Write the bad rows of one batch, or of the ``users`` or ``items``."""
-    schema = pa.schema([("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())])
+    schema = pa.schema(
+        [("file", pa.string()), ("line", pa.int64()), ("reason", pa.string()), ("row", pa.string())]
+    )
     table = pa.Table.from_pandas(bad[QUARANTINE_COLUMNS], schema, preserve_index=False)
     _write_parquet(folder / "quarantine" / f"{name}.parquet", table)
 
 
-def write_entities(folder: Path, spec: DatasetSpec, kind: str, frame: pd.DataFrame, shift_s: int) -> None:
+def write_entities(
+    folder: Path, spec: DatasetSpec, kind: str, frame: pd.DataFrame, shift_s: int
+) -> None:
     """Write the ``users`` or ``items``, their moments moved by ``shift_s`` seconds."""
     table: Users = getattr(spec, kind)
-    fields = [(frame.columns[0], pa.string())] + [(name, _ARROW_TYPES[how]) for name, how in table.attributes.items()]
+    fields = [(frame.columns[0], pa.string())] + [
+        (name, _ARROW_TYPES[how]) for name, how in table.attributes.items()
+    ]
     for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL):
         if name in frame:
             fields.append((name, pa.timestamp("us", tz="UTC")))
             frame = frame.assign(**{name: frame[name] + pd.Timedelta(seconds=shift_s)})
-    _write_parquet(folder / f"{kind}.parquet", pa.Table.from_pandas(frame, pa.schema(fields), preserve_index=False))
+    _write_parquet(
+        folder / f"{kind}.parquet",
+        pa.Table.from_pandas(frame, pa.schema(fields), preserve_index=False),
+    )

@@ -25,14 +25,16 @@ from serving.releases.release import load_release
 
 _BATCH = 64
 _PART = 4_096
-_SCHEMA = pa.schema([(c.USER, pa.string()), ("item_ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))])
+_SCHEMA = pa.schema(
+    [(c.USER, pa.string()), ("item_ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]
+)
 
 
 def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None = None) -> None:
     """Write one row a user: ``user_id``, ``item_ids`` and ``scores``, best first; the file appears when complete.
 
-    Users are done some thousand at a time; a run that was stopped goes on after the last finished part, if release,
-    ``k`` and users are the same.
+    Users are done some thousand at a time; a run that was stopped goes on after the last finished
+    part, if release, ``k`` and users are the same.
 
     Args:
         workspace: the working folder, released and materialized.
@@ -54,7 +56,9 @@ def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None 
             path = parts / f"{start:012d}.parquet"
             if not path.is_file():
                 some = users[start : start + _PART]
-                table = pa.concat_tables(lists.of(some[at : at + _BATCH]) for at in range(0, len(some), _BATCH))
+                table = pa.concat_tables(
+                    lists.of(some[at : at + _BATCH]) for at in range(0, len(some), _BATCH)
+                )
                 if redis_days is not None:
                     _to_redis(workspace, table, lists.release.id, redis_days)
                 pq.write_table(table, path.with_suffix(".tmp"))
@@ -77,7 +81,9 @@ class _Lists:
         now, codec = time.time(), self.release.codec
         found = together([one.columns for one in self._online.users(users, now)])
         batch = self.release.reader.read(found, np.full(len(users), now))
-        lists = self.release.recommender.recommend(batch, [RequestRules(self._k)] * len(users), self._items)
+        lists = self.release.recommender.recommend(
+            batch, [RequestRules(self._k)] * len(users), self._items
+        )
         rows = {
             c.USER: users,
             "item_ids": [codec.items.names(result.items) for result in lists],
@@ -91,7 +97,12 @@ def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) 
     now = round(time.time(), 3)
     with redis_client(workspace).pipeline(transaction=False) as pipe:
         for row in table.to_pylist():
-            value = {"items": row["item_ids"], "scores": row["scores"], "release": release, "at": now}
+            value = {
+                "items": row["item_ids"],
+                "scores": row["scores"],
+                "release": release,
+                "at": now,
+            }
             pipe.set(batch_key(row[c.USER]), orjson.dumps(value), ex=max(1, int(days * 86_400)))
         pipe.execute()
 

@@ -70,7 +70,9 @@ def all_events(workspace: Workspace) -> pd.DataFrame:
     ingested = read_events(workspace, [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP])
     streamed = read_archive(workspace, log_position(workspace)).to_pandas()
     ingested = pd.concat([ingested, streamed[list(ingested.columns)]], ignore_index=True)
-    return ingested.assign(**{_MICROS: ingested[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64")})
+    return ingested.assign(
+        **{_MICROS: ingested[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64")}
+    )
 
 
 def check(workspace: Workspace, now: float) -> Check:
@@ -84,7 +86,9 @@ def check(workspace: Workspace, now: float) -> Check:
         counts = _counts(events, key, spec, now)
         trends = _trends(events, now) if key == c.ITEM else {}
         for name, row in _read(store, service, key, list(groups), now):
-            expected: dict[str, Any] = {column: values.get(name, 0) for column, values in counts.items()}
+            expected: dict[str, Any] = {
+                column: values.get(name, 0) for column, values in counts.items()
+            }
             expected |= {column: values.get(name, 0.0) for column, values in trends.items()}
             if key == c.USER:
                 expected |= expected_user(groups[name], spec, categories, now)
@@ -98,13 +102,17 @@ def _read(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     features = store.get_feature_service(service)
     for start in range(0, len(names), _KEYS_A_READ):
-        rows = [{key: name, c.REQUEST_TIME: int(now)} for name in names[start : start + _KEYS_A_READ]]
+        rows = [
+            {key: name, c.REQUEST_TIME: int(now)} for name in names[start : start + _KEYS_A_READ]
+        ]
         columns = store.get_online_features(features=features, entity_rows=rows).to_dict()
         for place, row in enumerate(rows):
             yield str(row[key]), {column: values[place] for column, values in columns.items()}
 
 
-def expected_user(events: pd.DataFrame, spec: DatasetSpec, categories: dict[str, str], now: float) -> dict[str, Any]:
+def expected_user(
+    events: pd.DataFrame, spec: DatasetSpec, categories: dict[str, str], now: float
+) -> dict[str, Any]:
     """Return a user's lists and session as of a moment, from all their events in the order of time."""
     newest = events.tail(c.HISTORY_LENGTH)
     liked = events[events[c.TYPE].isin(spec.positive_types)]
@@ -127,14 +135,18 @@ def expected_user(events: pd.DataFrame, spec: DatasetSpec, categories: dict[str,
     }
 
 
-def _counts(events: pd.DataFrame, key: str, spec: DatasetSpec, now: float) -> dict[str, dict[str, int]]:
+def _counts(
+    events: pd.DataFrame, key: str, spec: DatasetSpec, now: float
+) -> dict[str, dict[str, int]]:
     """Return each count's number by user or item, of those that have any."""
     counts: dict[str, dict[str, int]] = {}
     for window, (pane, length) in _WINDOWS.items():
         start = (int(now) // pane + 1) * pane - length
         inside = events[events[_MICROS] >= start * 1_000_000]
         for kind in spec.event_types:
-            counts[c.count(kind, window)] = inside.loc[inside[c.TYPE] == kind, key].value_counts().to_dict()
+            counts[c.count(kind, window)] = (
+                inside.loc[inside[c.TYPE] == kind, key].value_counts().to_dict()
+            )
     return counts
 
 
@@ -144,7 +156,9 @@ def _trends(events: pd.DataFrame, now: float) -> dict[str, dict[str, float]]:
     for window, (pane, _) in _WINDOWS.items():
         ages = int(now) // pane - events[_MICROS] // (pane * 1_000_000)
         inside = (ages >= 0) & (ages < 60)
-        trends[c.trend(window)] = (0.5 ** (ages[inside] / 15)).groupby(events.loc[inside, c.ITEM]).sum().to_dict()
+        trends[c.trend(window)] = (
+            (0.5 ** (ages[inside] / 15)).groupby(events.loc[inside, c.ITEM]).sum().to_dict()
+        )
     return trends
 
 

@@ -1,8 +1,10 @@
 """``funnel replay``: a data set's events sent to the public API, at the pace at which they happened or faster.
 
-An event's id is ``<run>:<its own id>``. The API knows ids for a day at least, so a replay that was stopped is
-taken up by starting it again with the same run name: what it knows it answers as duplicates, and there is
-no state to keep or lose. A request that may or may not have arrived is sent again for the same reason.
+An event's id is ``<run>:<its own id>``. The API knows ids for a day at least, so a replay that was
+stopped is
+taken up by starting it again with the same run name: what it knows it answers as duplicates, and
+there is no state to keep or lose. A request that may or may not have arrived is sent again for the
+same reason.
 """
 
 from __future__ import annotations
@@ -39,8 +41,9 @@ class ReplayFailed(RuntimeError):
 class ReplayConfig:
     """Where to and how fast.
 
-    ``speed``: how many seconds of the data pass in a second, 0 as many as can be; ``batch``: at most so many
-    events a request; ``patience_s``: how long the API may be away or full before the replay ends.
+    ``speed``: how many seconds of the data pass in a second, 0 as many as can be; ``batch``: at
+    most so many events a request; ``patience_s``: how long the API may be away or full before the
+    replay ends.
     """
 
     url: str
@@ -70,7 +73,10 @@ class Tally:
     def summary(self) -> dict[str, Any]:
         """Return the numbers, rounded."""
         numbers = {name: value for name, value in asdict(self).items() if name != "reasons"}
-        return numbers | {"seconds": round(self.seconds, 3), "events_per_s": round(self.events_per_s, 1)}
+        return numbers | {
+            "seconds": round(self.seconds, 3),
+            "events_per_s": round(self.events_per_s, 1),
+        }
 
 
 def load_events(spec: DatasetSpec, folder: Path, limit: int | None = None) -> pd.DataFrame:
@@ -83,19 +89,25 @@ def load_events(spec: DatasetSpec, folder: Path, limit: int | None = None) -> pd
     latest, known = pd.Timestamp.now(tz="UTC") + pd.Timedelta(days=1), set[str]()
     frames = []
     for path in find_files(spec.events, folder):
-        events, _ = parse_events(spec, read_file(path, spec.events, wanted_events(spec)), latest, known)
+        events, _ = parse_events(
+            spec, read_file(path, spec.events, wanted_events(spec)), latest, known
+        )
         frames.append(events)
     events = pd.concat(frames, ignore_index=True)
     if events.empty:
         raise SpecError(f"no usable event in {folder}: see what 'funnel ingest' puts in quarantine")
-    return events.sort_values([c.TIMESTAMP, c.EVENT_ID], kind="stable", ignore_index=True).head(limit or len(events))
+    return events.sort_values([c.TIMESTAMP, c.EVENT_ID], kind="stable", ignore_index=True).head(
+        limit or len(events)
+    )
 
 
-def replay(events: pd.DataFrame, config: ReplayConfig, progress: Progress = lambda *_: None) -> Tally:
+def replay(
+    events: pd.DataFrame, config: ReplayConfig, progress: Progress = lambda *_: None
+) -> Tally:
     """Send events, in their order, each when it is due: at the start plus its distance from the first over the speed.
 
-    What is due by now goes in one request; an event's timestamp is the moment at which it is due, with
-    ``speed`` 0 the one at which it is sent.
+    What is due by now goes in one request; an event's timestamp is the moment at which it is due,
+    with ``speed`` 0 the one at which it is sent.
 
     Args:
         events: of ``load_events``.
@@ -155,7 +167,13 @@ def _bodies(events: pd.DataFrame, moments: np.ndarray, run: str) -> list[dict[st
     columns = (events[name].tolist() for name in (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.VALUE))
     bodies = []
     for moment, event_id, user, item, kind, value in zip(moments.tolist(), *columns, strict=True):
-        body = {"event_id": f"{run}:{event_id}", "user_id": user, "item_id": item, "type": kind, "timestamp": moment}
+        body = {
+            "event_id": f"{run}:{event_id}",
+            "user_id": user,
+            "item_id": item,
+            "type": kind,
+            "timestamp": moment,
+        }
         bodies.append(body if value != value else body | {"value": value})
     return bodies
 
@@ -173,9 +191,13 @@ def _send(client: httpx.Client, body: dict[str, Any], config: ReplayConfig) -> d
                 return dict(response.json())
             problem, wait = f"{response.status_code} {response.text[:200]}", _retry_after(response)
             if response.status_code not in _AGAIN:
-                raise ReplayFailed(f"the API refused a request ({problem}); {_how_to_go_on(config)}")
+                raise ReplayFailed(
+                    f"the API refused a request ({problem}); {_how_to_go_on(config)}"
+                )
         if time.monotonic() + wait > deadline:
-            raise ReplayFailed(f"no answer for {config.patience_s:.0f} s ({problem}); {_how_to_go_on(config)}")
+            raise ReplayFailed(
+                f"no answer for {config.patience_s:.0f} s ({problem}); {_how_to_go_on(config)}"
+            )
         time.sleep(wait)
 
 
@@ -191,7 +213,9 @@ def _how_to_go_on(config: ReplayConfig) -> str:
     return f"go on with --run {config.run}"
 
 
-def run_replay(data: str, data_dir: Path | None, config: ReplayConfig, limit: int | None) -> dict[str, Any]:
+def run_replay(
+    data: str, data_dir: Path | None, config: ReplayConfig, limit: int | None
+) -> dict[str, Any]:
     """Replay a data set's files, and return the summary.
 
     Raises:

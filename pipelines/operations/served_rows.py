@@ -1,7 +1,8 @@
 """What the server must have read: features as they were at past requests, from the offline tables and the archive.
 
-A user's streamed row is told by its log position, everything else by the moment of the request. Values
-past their TTL go by serving's own rule, and events that the row lacked come in by serving's own merge.
+A user's streamed row is told by its log position, everything else by the moment of the request.
+Values past their TTL go by serving's own rule, and events that the row lacked come in by serving's
+own merge.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Overlays:
     def at(self, user: str, position: str | None, time: float) -> list[Accepted]:
         """Return a user's overlay at a moment (epoch seconds) at which ``position`` was their newest event."""
         events = self._events.get(user, [])
-        stop = bisect_right(events, position_key(position), key=lambda event: position_key(event.position))
+        stop = bisect_right(
+            events, position_key(position), key=lambda event: position_key(event.position)
+        )
         if not stop or time - position_key(events[stop - 1].position)[0] / 1_000 > RECENT_S:
             return []
         return events[max(0, stop - RECENT_EVENTS) : stop]
@@ -100,7 +103,9 @@ class ServedUsers:
         tables[history] = newest_rows(views[history], as_of, "moment")
         return tables
 
-    def _row(self, tables: dict[str, pa.Table], row: int, request: dict[str, Any], release: Release) -> Columns | None:
+    def _row(
+        self, tables: dict[str, pa.Table], row: int, request: dict[str, Any], release: Release
+    ) -> Columns | None:
         columns: Columns = {c.USER: [request["user_id"]]}
         stamps: dict[str, list[int | None]] = {}
         for view, table in tables.items():
@@ -122,7 +127,9 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
     codec, reader = release.codec, activity_reader(store, release.codec)
     (name, view) = next(iter(reader.views.items()))
     now, items = datetime.fromisoformat(as_of), codec.items.values
-    entities = pa.table({c.ITEM: pa.array(items, pa.string()), "moment": pa.array([now] * len(items), _STAMP)})
+    entities = pa.table(
+        {c.ITEM: pa.array(items, pa.string()), "moment": pa.array([now] * len(items), _STAMP)}
+    )
     table = newest_rows(view, entities, "moment")
     columns = {feature: table[feature].to_pylist() for feature in reader.names[name]}
     reader.expire(columns, {name: _seconds(table)}, now.timestamp())

@@ -1,7 +1,8 @@
 """``funnel skew``: what the ranker saw while serving against the same features recomputed from the offline tables.
 
-Every logged vector is made again, one request at a time as it was served, by serving's own tower, retrieval and
-hydration; what they are fed comes from the offline tables and the archive of events (``served_rows.py``).
+Every logged vector is made again, one request at a time as it was served, by serving's own tower,
+retrieval and hydration; what they are fed comes from the offline tables and the archive of events
+(``served_rows.py``).
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ class Feature:
 class Skew:
     """What was compared, what differed, and what could not be compared.
 
-    ``requests`` are those compared, ``items`` their ranked items, ``values`` the features of these. Left out are
-    requests whose events are not all archived (``not_streamed_yet``), those of releases that are gone, and those
-    that were answered with items which the release does not have (``with_added_items``).
+    ``requests`` are those compared, ``items`` their ranked items, ``values`` the features of these.
+    Left out are requests whose events are not all archived (``not_streamed_yet``), those of
+    releases that are gone, and those that were answered with items which the release does not have
+    (``with_added_items``).
     """
 
     requests: int = 0
@@ -79,7 +81,8 @@ class Skew:
         Args:
             request_id: names the request as an example.
             names: the ``F`` features.
-            apart: by how much the values of the ``n`` items that were retrieved again differ, float64 ``[n, F]``.
+            apart: by how much the values of the ``n`` items that were retrieved again differ,
+                float64 ``[n, F]``.
             lost: how many items were not; their features cannot be compared.
 
         """
@@ -114,7 +117,9 @@ class Skew:
 
     def figures(self) -> dict[str, Any]:
         """Return all counts; of the features, how often those that differ do."""
-        return asdict(self) | {"features": {name: feature.differing for name, feature in self.worst()}}
+        return asdict(self) | {
+            "features": {name: feature.differing for name, feature in self.worst()}
+        }
 
 
 def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> Skew:
@@ -142,7 +147,9 @@ def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> Ske
             release = load_release(workspace.releases / str(name))
             for as_of, requests in _groups(served, "items_as_of"):
                 items = served_items(store, release, as_of)
-                for request, columns in zip(_rows(requests), users.read(requests, release), strict=True):
+                for request, columns in zip(
+                    _rows(requests), users.read(requests, release), strict=True
+                ):
                     _compare(report, request, columns, release, items)
                     progress("requests", report.requests, len(impressions))
     return report
@@ -151,7 +158,11 @@ def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> Ske
 def _groups(impressions: pa.Table, column: str) -> Iterator[tuple[str | None, pa.Table]]:
     """Yield the rows of each value of a column, in the order in which values came up."""
     for value in dict.fromkeys(impressions[column].to_pylist()):
-        mask = pc.is_null(impressions[column]) if value is None else pc.equal(impressions[column], value)
+        mask = (
+            pc.is_null(impressions[column])
+            if value is None
+            else pc.equal(impressions[column], value)
+        )
         yield value, impressions.filter(mask)
 
 
@@ -162,19 +173,27 @@ def _rows(requests: pa.Table) -> Iterator[dict[str, Any]]:
 
 
 def _compare(
-    report: Skew, request: dict[str, Any], columns: Columns | None, release: Release, items: ItemTable
+    report: Skew,
+    request: dict[str, Any],
+    columns: Columns | None,
+    release: Release,
+    items: ItemTable,
 ) -> None:
     if columns is None:
         report.miss(request["request_id"])
         return
     codec = release.codec
-    candidates, *found = recompute(release, columns, request["time"], items, logged_filters(request["filters"]))
+    candidates, *found = recompute(
+        release, columns, request["time"], items, logged_filters(request["filters"])
+    )
     ranked = sum(map(bool, request["numeric"]))  # what comes after was backfilled and has no vector
     shown = codec.items.encode(request["item_ids"][:ranked])
     again = np.isin(shown, candidates)
     place = np.searchsorted(candidates, shown[again])
     parts = []
-    for name, values, tolerance in zip(("numeric", "categorical"), found, (TOLERANCE, 0.0), strict=True):
+    for name, values, tolerance in zip(
+        ("numeric", "categorical"), found, (TOLERANCE, 0.0), strict=True
+    ):
         logged = np.array(request[name][:ranked], dtype=np.float64).reshape(ranked, values.shape[1])
         parts.append(difference(logged[again], values[place].astype(np.float64), tolerance))
     names = [*codec.numeric, *codec.categorical]
@@ -206,7 +225,9 @@ def recompute(
     users, recommender = release.reader.read(columns, np.array([time])), release.recommender
     vectors = recommender.tower(users.context)
     narrow = [recommender.filters.narrow(items, RequestRules(1, (), filters or {}), time)]
-    candidates = recommender.retriever.retrieve(vectors, users.context.history, items, users.context.time, narrow)
+    candidates = recommender.retriever.retrieve(
+        vectors, users.context.history, items, users.context.time, narrow
+    )
     numeric, categorical = recommender.hydrator.hydrate(users, vectors, candidates, items)
     order = np.argsort(candidates.item)
     return candidates.item[order], numeric[order], categorical[order]
@@ -231,7 +252,9 @@ def newest_impressions(workspace: Workspace, limit: int | None, hours: float | N
     since = 0.0 if hours is None else time.time() - hours * 3_600
     times = read_impressions(workspace.impressions, ["time"])["time"]
     if not len(times):
-        raise MissingStage(f"no impressions in {workspace.root}: run 'funnel serve' and ask it for recommendations")
+        raise MissingStage(
+            f"no impressions in {workspace.root}: run 'funnel serve' and ask it for recommendations"
+        )
     if limit and limit < len(times):
         since = max(since, times[-limit].as_py())
     found = read_impressions(workspace.impressions, since=since)
@@ -253,10 +276,14 @@ def show_skew(workspace: Workspace, limit: int | None, hours: float | None) -> N
     rows = [[name, *asdict(feature).values()] for name, feature in differing]
     if rows:
         display.table(
-            "Served and recomputed", ["feature", "compared", "differing", "largest difference", "example"], rows
+            "Served and recomputed",
+            ["feature", "compared", "differing", "largest difference", "example"],
+            rows,
         )
     else:
-        display.console.print(f"no feature differs: {report.values:,} values of {report.requests:,} requests compared")
+        display.console.print(
+            f"no feature differs: {report.values:,} values of {report.requests:,} requests compared"
+        )
     display.result(json.dumps(report.figures()))
     if differing:
         raise FeaturesSkewed(

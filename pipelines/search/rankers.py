@@ -60,8 +60,12 @@ class RankerSearch:
             raise MissingStage(f"no trained towers in {workspace.models}: run 'funnel train' first")
         split = Split.by_time(read_events(workspace)).to_dict()
         if read_json(workspace.models / "split.json") != split:
-            raise MissingStage(f"no towers of the newest data in {workspace.models}: run 'funnel train' first")
-        return fingerprint(data, split, read_json(report)["version"], asdict(self.config), asdict(self.sample))
+            raise MissingStage(
+                f"no towers of the newest data in {workspace.models}: run 'funnel train' first"
+            )
+        return fingerprint(
+            data, split, read_json(report)["version"], asdict(self.config), asdict(self.sample)
+        )
 
     def defaults(self) -> list[Params]:
         """See ``Plan``: the default of each kind that is searched."""
@@ -76,7 +80,9 @@ class RankerSearch:
         if kind == "dcn":
             return {
                 "kind": kind,
-                "dcn.structure": trial.suggest_categorical("dcn.structure", ("parallel", "stacked")),
+                "dcn.structure": trial.suggest_categorical(
+                    "dcn.structure", ("parallel", "stacked")
+                ),
                 "dcn.cross_layers": trial.suggest_int("dcn.cross_layers", 1, 4),
                 "dcn.hidden": trial.suggest_categorical("dcn.hidden", HIDDEN),
                 "dcn.embedding": trial.suggest_int("dcn.embedding", 4, 16, step=4),
@@ -87,7 +93,9 @@ class RankerSearch:
             "kind": kind,
             "trees.learning_rate": trial.suggest_float("trees.learning_rate", 0.01, 0.3, log=True),
             "trees.leaves": trial.suggest_int("trees.leaves", 8, _LARGEST_LEAVES, log=True),
-            "trees.min_rows_in_leaf": trial.suggest_int("trees.min_rows_in_leaf", 10, 1_000, log=True),
+            "trees.min_rows_in_leaf": trial.suggest_int(
+                "trees.min_rows_in_leaf", 10, 1_000, log=True
+            ),
             "trees.feature_share": trial.suggest_float("trees.feature_share", 0.2, 1.0),
             "trees.l2": trial.suggest_float("trees.l2", 1e-2, 100.0, log=True),
         }
@@ -98,7 +106,9 @@ class RankerSearch:
         for name, value in params.items():
             if name != "kind":
                 part, _, setting = name.partition(".")
-                parts[part][setting] = tuple(map(int, value.split(","))) if setting == "hidden" else value
+                parts[part][setting] = (
+                    tuple(map(int, value.split(","))) if setting == "hidden" else value
+                )
         return replace(
             self.config,
             kinds=(params["kind"],),
@@ -110,14 +120,19 @@ class RankerSearch:
         """See ``Plan``."""
         events = read_events(workspace)
         retrieval = load_retrieval(workspace.models / "retrieval")
-        sets = RankingSets(workspace, retrieval, events, Split.by_time(events), self.sample, progress)
-        return RankerRows(sets.train(), sets.calibrate(), sets.choose(), row_schema(retrieval.codec))
+        sets = RankingSets(
+            workspace, retrieval, events, Split.by_time(events), self.sample, progress
+        )
+        return RankerRows(
+            sets.train(), sets.calibrate(), sets.choose(), row_schema(retrieval.codec)
+        )
 
     def value(self, data: RankerRows, params: Params, folder: Path, report: Report) -> float:
         """See ``Plan``: what a training would say of this kind.
 
-        A kind that is judged by NDCG while it learns reports tenths of its rounds or steps. LightGBM with a
-        booster a head is judged by log loss there, which does not compare, so it is always trained to its end.
+        A kind that is judged by NDCG while it learns reports tenths of its rounds or steps.
+        LightGBM with a booster a head is judged by log loss there, which does not compare, so it is
+        always trained to its end.
         """
         best, last = 0.0, 0
 
@@ -130,5 +145,7 @@ class RankerSearch:
                     last = step
 
         config = self.settings(params)
-        found = train_rankers(data.train, data.calibrate, data.choose, data.schema, folder, config, note)
+        found = train_rankers(
+            data.train, data.calibrate, data.choose, data.schema, folder, config, note
+        )
         return found.kinds[params["kind"]].ndcg or 0.0

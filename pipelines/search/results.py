@@ -32,12 +32,15 @@ class Found:
         figure: what was maximised, on validation.
         data_version: of the data it was searched on.
         trial: number of the best trial.
-        value: its figure. As the best of many on one slice it is a little too good; the test slice was not looked at.
+        value: its figure. As the best of many on one slice it is a little too good; the test slice
+            was not looked at.
         settings: its settings.
-        default_value: the figure of the defaults (the best kind's, where there are several); None: not finished.
+        default_value: the figure of the defaults (the best kind's, where there are several); None:
+            not finished.
         default_settings: the settings of that default.
         trials: how many trials ended how.
-        importance: share of each setting in what makes a good trial (PED-ANOVA, Watanabe et al. 2023).
+        importance: share of each setting in what makes a good trial (PED-ANOVA, Watanabe et al.
+            2023).
 
     """
 
@@ -74,7 +77,9 @@ def write_result(workspace: Workspace, plan: Plan, study: SharedStudy) -> Found:
     best = max(complete, key=_value)  # of equals the first, and the defaults are the first of all
     if reason := best.user_attrs.get(FAILED):
         raise CannotLearn(f"no trial of {study.name} could learn: {reason}")
-    default = max((trial for trial in complete if trial.user_attrs.get(DEFAULT)), key=_value, default=None)
+    default = max(
+        (trial for trial in complete if trial.user_attrs.get(DEFAULT)), key=_value, default=None
+    )
     found = Found(
         study=study.name,
         figure=plan.figure,
@@ -122,9 +127,13 @@ class Tuned:
             MissingStage: nothing was searched.
 
         """
-        found = cls(read_result(workspace, TowerSearch.name), read_result(workspace, RankerSearch.name))
+        found = cls(
+            read_result(workspace, TowerSearch.name), read_result(workspace, RankerSearch.name)
+        )
         if not found.towers and not found.rankers:
-            raise MissingStage(f"no tuned settings in {workspace.tuning}: run 'funnel tune towers' first")
+            raise MissingStage(
+                f"no tuned settings in {workspace.tuning}: run 'funnel tune towers' first"
+            )
         return found
 
     @property
@@ -149,6 +158,10 @@ class Tuned:
             if found is None:
                 lines.append(f"{name}: defaults, since 'funnel tune {name}' has not been run")
             else:
-                older = "" if found.data_version == data_version(workspace) else "; searched on earlier data"
+                older = (
+                    ""
+                    if found.data_version == data_version(workspace)
+                    else "; searched on earlier data"
+                )
                 lines.append(f"{name}: tuned, {found}{older}")
         return lines

@@ -36,7 +36,8 @@ def run_search(workspace: Workspace, plan: Plan, config: SearchConfig, progress:
 
     Raises:
         MissingStage: there is nothing to search on yet.
-        SearchStopped: a process was killed or failed, or the time was over before any trial finished.
+        SearchStopped: a process was killed or failed, or the time was over before any trial
+            finished.
 
     """
     until = time.time() + 60 * config.minutes if config.minutes is not None else float("inf")
@@ -49,7 +50,9 @@ def run_search(workspace: Workspace, plan: Plan, config: SearchConfig, progress:
             else:
                 _share(job, study, progress)
         if not any(trial.state == TrialState.COMPLETE for trial in study.study.trials):
-            raise SearchStopped(f"no trial of {study.name} has finished: give more --minutes or --trials")
+            raise SearchStopped(
+                f"no trial of {study.name} has finished: give more --minutes or --trials"
+            )
         return write_result(workspace, plan, study)
 
 
@@ -81,7 +84,9 @@ def _share(job: _Job, study: SharedStudy, progress: Progress) -> None:
             worker.join()
     failed = [worker.exitcode for worker in workers if worker.exitcode]
     if failed and study.finished() < job.config.trials:  # else the others have done its part
-        raise SearchStopped(f"{len(failed)} of {len(workers)} processes failed ({failed}); run it again to go on")
+        raise SearchStopped(
+            f"{len(failed)} of {len(workers)} processes failed ({failed}); run it again to go on"
+        )
 
 
 def _work(job: _Job, progress: Progress = lambda *_: None) -> None:

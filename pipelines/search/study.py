@@ -41,7 +41,8 @@ class SearchConfig:
 class SharedStudy:
     """A study in ``tuning/studies.db``, as one of its processes sees it.
 
-    Each process holds a lock on a file of its own for as long as it lives, so a trial that is marked as
+    Each process holds a lock on a file of its own for as long as it lives, so a trial that is
+    marked as
     running whose process holds no lock any more was killed: there is no time-out to wait for.
     """
 
@@ -63,7 +64,11 @@ class SharedStudy:
                 engine_kwargs={"connect_args": {"timeout": _LOCK_WAIT_S}},
             )
             self.study = optuna.create_study(
-                storage=storage, study_name=self.name, direction="maximize", pruner=pruner, load_if_exists=True
+                storage=storage,
+                study_name=self.name,
+                direction="maximize",
+                pruner=pruner,
+                load_if_exists=True,
             )
             if not self.study.trials:
                 for params in plan.defaults():
@@ -80,18 +85,23 @@ class SharedStudy:
 
     def finished(self) -> int:
         """Return how many trials have ended by themselves."""
-        return len(self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
+        return len(
+            self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        )
 
     def next(self) -> Trial | None:
         """Return a trial to run, or None if so many have begun as are wanted."""
         with self._alone():
             self._retry_killed()
-            begun = self.finished() + len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+            begun = self.finished() + len(
+                self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            )
             if begun >= self._config.trials:
                 return None
             trial = self.study.ask()
             trial.set_user_attr(WORKER, self._worker)
-        # A sampler for each trial: what it draws depends on the trials before it, not on how often we were stopped.
+        # A sampler for each trial: what it draws depends on the trials before it, not on how often
+        # we were stopped.
         seed = self._config.seed * 100_003 + trial.number
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_STARTUP)
         return trial
@@ -104,7 +114,11 @@ class SharedStudy:
                 retries = trial.user_attrs.get(RETRY, 0)
                 params = {**trial.user_attrs.get(FIXED, {}), **trial.params}
                 if params and retries < _MOST_RETRIES:
-                    kept = {name: trial.user_attrs[name] for name in (DEFAULT,) if name in trial.user_attrs}
+                    kept = {
+                        name: trial.user_attrs[name]
+                        for name in (DEFAULT,)
+                        if name in trial.user_attrs
+                    }
                     self._enqueue(params, {RETRY: retries + 1, **kept})
 
     def _runs(self, trial: FrozenTrial) -> bool:

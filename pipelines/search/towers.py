@@ -85,5 +85,7 @@ class TowerSearch:
             report(epoch, best)
 
         build = tower_builder(data, shape)
-        _, found = train_towers(build, data.training, data.validation, config, folder, "trial", note)
+        _, found = train_towers(
+            build, data.training, data.validation, config, folder, "trial", note
+        )
         return found.recall

@@ -75,7 +75,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def to_batch(entries: Sequence[tuple[str, str]], types: Sequence[str], shards: Sequence[int]) -> pa.RecordBatch:
+def to_batch(
+    entries: Sequence[tuple[str, str]], types: Sequence[str], shards: Sequence[int]
+) -> pa.RecordBatch:
     """Return the rows of log entries (position, payload); a bad entry becomes a row under ``POISON_KEY``.
 
     ``shards`` are the numbers that the keys are spread over.
@@ -95,7 +97,10 @@ def to_batch(entries: Sequence[tuple[str, str]], types: Sequence[str], shards: S
     micros = pa.array(columns[2], pa.int64())
     arrays = [
         pa.array([shards[crc32(key.encode()) % len(shards)] for key in columns[0]], pa.int32()),
-        *(pa.array(column, field.type) for column, field in zip(columns, list(SCHEMA)[1:-1], strict=True)),
+        *(
+            pa.array(column, field.type)
+            for column, field in zip(columns, list(SCHEMA)[1:-1], strict=True)
+        ),
         micros.cast(pa.timestamp("us", tz="UTC")),
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)

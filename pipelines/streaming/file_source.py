@@ -1,7 +1,8 @@
 """A Spark streaming source over the log of files: offsets are positions, as in the Redis Stream.
 
-Spark's own source of text files goes by their times, by a listing that is not one moment's, and forgets
-what is a week old; a file that it takes after a later one would be missing from the counts. Whoever needs
+Spark's own source of text files goes by their times, by a listing that is not one moment's, and
+forgets what is a week old; a file that it takes after a later one would be missing from the counts.
+Whoever needs
 no order can read the folder with it: the files are complete, under names that never change.
 """
 

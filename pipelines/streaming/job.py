@@ -33,7 +33,9 @@ from pipelines.streaming.source import patient_client
 _FAILURES = 5
 """So many failures without a finished batch between them end the job."""
 
-_CHECKPOINT_FILES = "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
+_CHECKPOINT_FILES = (
+    "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
+)
 _STATE = "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvider"
 
 
@@ -50,7 +52,9 @@ class StreamConfig:
 class StreamJob:
     """One run of the job."""
 
-    def __init__(self, workspace: Workspace, config: StreamConfig, master: str | None = None) -> None:
+    def __init__(
+        self, workspace: Workspace, config: StreamConfig, master: str | None = None
+    ) -> None:
         self._workspace, self._config, self._master = workspace, config, master
         self._folder = workspace.root / "stream"
         self._stop = threading.Event()
@@ -64,21 +68,32 @@ class StreamJob:
             rebuild: begin a new checkpoint from the offline tables.
 
         Raises:
-            MissingStage: there are no features to start from, or they lack events that an earlier checkpoint had.
+            MissingStage: there are no features to start from, or they lack events that an earlier
+                checkpoint had.
             JobRunning: another job works on this log.
             Fenced: another job took over.
 
         """
         spec = self._workspace.spec()
         if not (self._workspace.features / STATE).is_dir():
-            raise MissingStage("no features to start from: run 'funnel features' and 'funnel materialize' first")
+            raise MissingStage(
+                "no features to start from: run 'funnel features' and 'funnel materialize' first"
+            )
         lease = Lease(self._client)
         lease.acquire()
         try:
             generation = self._generation(rebuild)
             store = feature_store(self._workspace)
             categories = main_categories(self._workspace.ingest, spec)
-            sink = Sink(self._workspace, spec, store, self._client, lease, generation["generation"], categories)
+            sink = Sink(
+                self._workspace,
+                spec,
+                store,
+                self._client,
+                lease,
+                generation["generation"],
+                categories,
+            )
             spark = stream_session(self._workspace, self._config, self._master)
             try:
                 self._supervise(spark, spec, generation, sink, lease)
@@ -110,7 +125,12 @@ class StreamJob:
         return generation
 
     def _supervise(
-        self, spark: SparkSession, spec: DatasetSpec, generation: dict[str, Any], sink: Sink, lease: Lease
+        self,
+        spark: SparkSession,
+        spec: DatasetSpec,
+        generation: dict[str, Any],
+        sink: Sink,
+        lease: Lease,
     ) -> None:
         """Keep a query running; one that failed starts again from its checkpoint, as after a crash."""
         failures, batch = 0, -1
@@ -119,14 +139,18 @@ class StreamJob:
             try:
                 while not self._stop.is_set() and not query.awaitTermination(0.5):  # type: ignore[arg-type]
                     if lease.lost:
-                        raise Fenced("another streaming job has taken over this log; this one stops")
+                        raise Fenced(
+                            "another streaming job has taken over this log; this one stops"
+                        )
                     sink.watermark_micros = watermark_micros(query)
                     if query.lastProgress and query.lastProgress["batchId"] > batch:
                         failures, batch = 0, query.lastProgress["batchId"]
                 drain(query)
             except StreamingQueryException as error:
                 if "Fenced" in str(error):
-                    raise Fenced("another streaming job has taken over this log; this one stops") from None
+                    raise Fenced(
+                        "another streaming job has taken over this log; this one stops"
+                    ) from None
                 failures += 1
                 if failures >= _FAILURES:
                     raise
@@ -147,7 +171,9 @@ class StreamJob:
             except redis.RedisError:
                 continue
 
-    def _start(self, spark: SparkSession, spec: DatasetSpec, generation: dict[str, Any], sink: Sink) -> StreamingQuery:
+    def _start(
+        self, spark: SparkSession, spec: DatasetSpec, generation: dict[str, Any], sink: Sink
+    ) -> StreamingQuery:
         shards = shard_numbers(spark, generation["partitions"])
         reading = Reading(spec.event_types, shards, generation["from"], self._config.max_entries)
         entries = log_entries(spark, self._workspace, reading)
@@ -156,7 +182,11 @@ class StreamJob:
             entries.withWatermark("event_time", f"{self._config.late_s} seconds")
             .groupBy("shard")
             .transformWithStateInPandas(
-                FoldProcessor(positive), OUTPUT, "Update", "None", self._initial_state(spark, shards).groupBy("shard")
+                FoldProcessor(positive),
+                OUTPUT,
+                "Update",
+                "None",
+                self._initial_state(spark, shards).groupBy("shard"),
             )
         )
         writer = changes.writeStream.foreachBatch(sink).outputMode("update")
@@ -174,8 +204,8 @@ class StreamJob:
 def stream_session(workspace: Workspace, config: StreamConfig, master: str | None) -> SparkSession:
     """Return a session set for small batches, with state in RocksDB.
 
-    On a local disk Spark's usual way to write checkpoint files forks ``readlink`` for each; with the
-    other one a batch takes 285 ms instead of 363 (docs/results.md).
+    On a local disk Spark's usual way to write checkpoint files forks ``readlink`` for each; with
+    the other one a batch takes 285 ms instead of 363 (docs/results.md).
     """
     settings = {
         "spark.sql.shuffle.partitions": str(config.partitions),
@@ -215,7 +245,9 @@ def drain(query: StreamingQuery, patience_s: float = 30.0) -> None:
         time.sleep(0.02)
 
 
-def run_stream(workspace: Workspace, config: StreamConfig, master: str | None, rebuild: bool) -> None:
+def run_stream(
+    workspace: Workspace, config: StreamConfig, master: str | None, rebuild: bool
+) -> None:
     """Run the job until SIGTERM or SIGINT."""
     job = StreamJob(workspace, config, master)
     for number in (signal.SIGTERM, signal.SIGINT):

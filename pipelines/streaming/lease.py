@@ -49,7 +49,9 @@ class Lease:
     def __init__(self, client: redis.Redis) -> None:
         """``client`` should wait for a Redis that is away, see ``patient_client``."""
         self._redis = client
-        self._holder = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())})
+        self._holder = json.dumps(
+            {"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}
+        )
         self._token = 0
         self._stop = threading.Event()
         self.lost = False
@@ -57,7 +59,8 @@ class Lease:
     def acquire(self) -> int:
         """Take the lease and return the fencing token, a number larger than any before.
 
-        A holder on this machine that is dead is followed at once, one elsewhere when its lease runs out.
+        A holder on this machine that is dead is followed at once, one elsewhere when its lease runs
+        out.
 
         Raises:
             JobRunning: another job holds it, and is alive.
@@ -90,7 +93,9 @@ class Lease:
     def _keep(self) -> None:
         while not self._stop.wait(_BEAT_S):
             try:
-                if not self._redis.eval(_RENEW, 2, LEASE, FENCE, self._token, self._holder, _TTL_MS):
+                if not self._redis.eval(
+                    _RENEW, 2, LEASE, FENCE, self._token, self._holder, _TTL_MS
+                ):
                     self.lost = True
                     return
             except redis.RedisError:
@@ -114,7 +119,9 @@ class Lease:
                 try:
                     pipe.watch(FENCE)  # type: ignore[no-untyped-call]
                     if int(pipe.get(FENCE) or 0) != self._token:  # type: ignore[arg-type]
-                        raise Fenced("another streaming job has taken over this log; this one stops")
+                        raise Fenced(
+                            "another streaming job has taken over this log; this one stops"
+                        )
                     pipe.multi()
                     for key, fields in rows:
                         pipe.hset(key, mapping=fields)  # type: ignore[arg-type]

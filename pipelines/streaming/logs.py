@@ -1,7 +1,7 @@
 """The reading end of the event log's adapters: each gives a streaming DataFrame of the same rows.
 
-Trimming what is finished with, and the 429 when too much waits, are the Redis Stream's own: files stay until
-somebody removes them, and a topic keeps events for as long as it is set to.
+Trimming what is finished with, and the 429 when too much waits, are the Redis Stream's own: files
+stay until somebody removes them, and a topic keeps events for as long as it is set to.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class ConnectorMissing(RuntimeError):
 class Reading:
     """How a log is read.
 
-    ``types``: the spec's event types in order; ``shards``: the numbers that keys are spread over; ``start``:
+    ``types``: the spec's event types in order; ``shards``: the numbers that keys are spread over;
+        ``start``:
     the position after which a new checkpoint begins; ``max_entries``: at most so many in a batch.
     """
 
@@ -63,7 +64,11 @@ def log_entries(spark: SparkSession, workspace: Workspace, reading: Reading) -> 
         "max_entries": str(reading.max_entries),
     }
     source = FileLogSource if isinstance(address, Path) else RedisLogSource
-    place = {"folder": str(address)} if isinstance(address, Path) else {"secret_url": redis_url(workspace)}
+    place = (
+        {"folder": str(address)}
+        if isinstance(address, Path)
+        else {"secret_url": redis_url(workspace)}
+    )
     spark.dataSource.register(source)
     return spark.readStream.format(source.name()).options(**options, **place).load()
 
@@ -79,16 +84,21 @@ def _kafka_records(spark: SparkSession, address: KafkaAddress, reading: Reading)
     try:
         return spark.readStream.format("kafka").options(**options).load()
     except AnalysisException as error:
-        if "Failed to find data source" not in str(error) and "DATA_SOURCE_NOT_FOUND" not in str(error):
+        if "Failed to find data source" not in str(error) and "DATA_SOURCE_NOT_FOUND" not in str(
+            error
+        ):
             raise
         arguments = f"--packages {CONNECTOR}:{spark.version} pyspark-shell"
-        raise ConnectorMissing(f'Spark has no Kafka connector: set PYSPARK_SUBMIT_ARGS="{arguments}"') from None
+        raise ConnectorMissing(
+            f'Spark has no Kafka connector: set PYSPARK_SUBMIT_ARGS="{arguments}"'
+        ) from None
 
 
 def kafka_rows(records: DataFrame, reading: Reading) -> DataFrame:
     """Return Kafka's records (``timestamp``, ``offset``, ``value``) as rows of ``decode.SPARK_SCHEMA``.
 
-    A position is ``<timestamp in milliseconds>-<offset>``, as the writing end has it from the broker.
+    A position is ``<timestamp in milliseconds>-<offset>``, as the writing end has it from the
+    broker.
     """
     columns = records.selectExpr("concat(unix_millis(timestamp), '-', offset) AS position", "value")
     return columns.mapInArrow(_decoder(reading), SPARK_SCHEMA)

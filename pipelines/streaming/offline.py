@@ -1,6 +1,7 @@
 """What the stream wrote, appended to the offline tables: a small file a batch, merged as they become many.
 
-A file is named by the batches that it holds, so a batch that is run again replaces its own file, and a
+A file is named by the batches that it holds, so a batch that is run again replaces its own file,
+and a
 merge that was killed leaves nothing that a later look cannot tell: a file whose batches lie within
 another's is removed.
 """
@@ -86,14 +87,17 @@ def arrival(position: str) -> datetime:
     return datetime.fromtimestamp(micros // 1_000_000, UTC).replace(microsecond=micros % 1_000_000)
 
 
-def write_part(folder: Path, part: Part, rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema) -> None:
+def write_part(
+    folder: Path, part: Part, rows: Sequence[dict[str, Any]] | pa.Table, schema: pa.Schema
+) -> None:
     """Write one file in one step; no rows, no file."""
     if not len(rows):
         return
     folder.mkdir(parents=True, exist_ok=True)
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
     temporary = folder / f".{part.name}{TEMPORARY}"
-    # No sync: after a crash of the machine the batch, whose checkpoint was not synced either, is in the log still.
+    # No sync: after a crash of the machine the batch, whose checkpoint was not synced either, is in
+    # the log still.
     pq.write_table(table, temporary, compression="zstd")
     os.replace(temporary, folder / part.name)
 
@@ -101,7 +105,11 @@ def write_part(folder: Path, part: Part, rows: Sequence[dict[str, Any]] | pa.Tab
 def parts(folder: Path) -> list[Part]:
     """Return the files of a folder in the order of batches, those within another's batches removed."""
     kept: list[Part] = []
-    found = [Part(*map(int, match.groups())) for path in folder.glob("stream-*") if (match := _NAME.match(path.name))]
+    found = [
+        Part(*map(int, match.groups()))
+        for path in folder.glob("stream-*")
+        if (match := _NAME.match(path.name))
+    ]
     for part in sorted(found, key=lambda part: (part.generation, part.first, -part.last)):
         if kept and kept[-1].generation == part.generation and part.last <= kept[-1].last:
             (folder / part.name).unlink(missing_ok=True)
@@ -113,18 +121,27 @@ def parts(folder: Path) -> list[Part]:
 def merge(folder: Path, schema: pa.Schema, below: int, generation: int) -> int:
     """Merge runs of ``MERGE`` files of batches before ``below``, and return how many files became one.
 
-    Files that were merged before are merged again with their like, so that their number stays small.
+    Files that were merged before are merged again with their like, so that their number stays
+    small.
     """
     merged = 0
     found = [part for part in parts(folder) if part.generation < generation or part.last < below]
     for width in (1, MERGE, MERGE * MERGE):
         # A batch without rows has no file, so a run is of neighbours, not of consecutive numbers.
-        run = [part for part in found if part.last - part.first < width and (width == 1 or part.last > part.first)]
+        run = [
+            part
+            for part in found
+            if part.last - part.first < width and (width == 1 or part.last > part.first)
+        ]
         run = [part for part in run if part.generation == run[0].generation]
         while len(run) >= MERGE:
             some, run = run[:MERGE], run[MERGE:]
-            table = pa.concat_tables([pq.read_table(folder / part.name, schema=schema) for part in some])
-            write_part(folder, Part(some[0].generation, some[0].first, some[-1].last), table, schema)
+            table = pa.concat_tables(
+                [pq.read_table(folder / part.name, schema=schema) for part in some]
+            )
+            write_part(
+                folder, Part(some[0].generation, some[0].first, some[-1].last), table, schema
+            )
             for part in some:
                 (folder / part.name).unlink()
             merged += len(some)
@@ -137,7 +154,9 @@ def read_archive(workspace: Workspace, after: str = "0-0") -> pa.Table:
     tables: list[pa.Table] | None = None
     while tables is None:
         with contextlib.suppress(FileNotFoundError):  # it was merged meanwhile: look again
-            tables = [pq.read_table(folder / part.name, schema=EVENT_SCHEMA) for part in parts(folder)]
+            tables = [
+                pq.read_table(folder / part.name, schema=EVENT_SCHEMA) for part in parts(folder)
+            ]
     events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *tables])
     order = [position_key(position) for position in events["position"].to_pylist()]
     wanted = sorted((key, row) for row, key in enumerate(order) if key > position_key(after))

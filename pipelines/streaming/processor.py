@@ -30,7 +30,8 @@ Entries = list[tuple[tuple[int, int], str, Happened]]
 class FoldProcessor(StatefulProcessor):
     """Folds the events of one shard of keys into their facts, which lie in a map by key.
 
-    A shard is a group to Spark, so that a batch costs one call a shard and not one a key. Facts hold
+    A shard is a group to Spark, so that a batch costs one call a shard and not one a key. Facts
+    hold
     the position that they include: an entry that is met again changes nothing.
     """
 
@@ -46,26 +47,35 @@ class FoldProcessor(StatefulProcessor):
         """Take over the facts of ingested events."""
         self._facts.put(zip(initialState[KEY], initialState[FACTS], strict=True))
 
-    def handleInputRows(self, key: Any, rows: Iterator[pd.DataFrame], timerValues: Any) -> Iterator[pd.DataFrame]:  # noqa: N802, N803, ARG002
+    def handleInputRows(
+        self, key: Any, rows: Iterator[pd.DataFrame], timerValues: Any
+    ) -> Iterator[pd.DataFrame]:  # noqa: N802, N803, ARG002
         """Fold a batch's rows and yield the entries, then the facts that they changed."""
         by_key: dict[str, Entries] = {}
         for frame in rows:
             events, poison = frame[frame["event_id"] != ""], frame[frame["key"] == POISON_KEY]
             yield _output(events[_EVENT].assign(what="event"))
             yield _output(poison.assign(what="poison", payload=poison["poison"]))
-            columns = (frame[name].tolist() for name in ("key", "position", "micros", "event_id", "item", "kind"))
+            columns = (
+                frame[name].tolist()
+                for name in ("key", "position", "micros", "event_id", "item", "kind")
+            )
             for name, position, *fields in zip(*columns, strict=True):
                 if name != POISON_KEY:
                     entry = (position_key(position), position, Happened._make(fields))
                     by_key.setdefault(name, []).append(entry)
         names = list(by_key)
         for start in range(0, len(names), _KEYS_AT_A_TIME):
-            yield self._fold({name: by_key[name] for name in names[start : start + _KEYS_AT_A_TIME]})
+            yield self._fold(
+                {name: by_key[name] for name in names[start : start + _KEYS_AT_A_TIME]}
+            )
 
     def _fold(self, by_key: dict[str, Entries]) -> pd.DataFrame:
         changed: list[tuple[str, str]] = []
         out: list[tuple[str, str, str, str]] = []
-        for (name, entries), stored in zip(by_key.items(), self._facts.get(list(by_key)), strict=True):
+        for (name, entries), stored in zip(
+            by_key.items(), self._facts.get(list(by_key)), strict=True
+        ):
             facts = load(stored) if stored else no_facts(name)
             included = position_key(facts.position)
             new = [entry for entry in entries if entry[0] > included]
@@ -74,7 +84,14 @@ class FoldProcessor(StatefulProcessor):
                 facts.fold([event for _, _, event in new], self._positive)
                 text = dump(facts)
                 changed.append((name, text))
-                out.append(("user" if name.startswith(USER_KEY) else "item", name[1:], facts.position, text))
+                out.append(
+                    (
+                        "user" if name.startswith(USER_KEY) else "item",
+                        name[1:],
+                        facts.position,
+                        text,
+                    )
+                )
         self._facts.put(changed)
         return _output(pd.DataFrame(out, columns=["what", "key", "position", "payload"]))
 

@@ -44,7 +44,8 @@ _ROWS_A_TRANSACTION = 500
 _FACTS = ["key", "payload"]
 _DEAD_LETTERS_KEPT = 100_000
 
-# A batch that is run again must not say twice what it has said: entries are numbered by their place in the log.
+# A batch that is run again must not say twice what it has said: entries are numbered by their place
+# in the log.
 _DEAD = """
 local last = redis.call('GET', KEYS[2]) or ''
 if ARGV[1] <= last then return 0 end
@@ -53,7 +54,10 @@ redis.call('SET', KEYS[2], ARGV[1])
 return 1
 """
 
-_USER_VIEWS = [RowEncoder("user_history", HISTORY_SCHEMA), RowEncoder("user_recent", USER_RECENT_SCHEMA)]
+_USER_VIEWS = [
+    RowEncoder("user_history", HISTORY_SCHEMA),
+    RowEncoder("user_recent", USER_RECENT_SCHEMA),
+]
 _ITEM_VIEWS = [RowEncoder("item_recent", ITEM_RECENT_SCHEMA)]
 
 Row = dict[str, Any]
@@ -87,8 +91,14 @@ class Sink:
     def write(self, changes: pa.Table, batch: int, started: float) -> None:
         """Write the changes of a batch (rows of ``processor.OUTPUT``), in the order in which they matter to readers."""
         events, poison = _only(changes, "event"), _only(changes, "poison").to_pylist()
-        users = [self._feature_row(c.USER, row) for row in _only(changes, "user").select(_FACTS).to_pylist()]
-        items = [self._feature_row(c.ITEM, row) for row in _only(changes, "item").select(_FACTS).to_pylist()]
+        users = [
+            self._feature_row(c.USER, row)
+            for row in _only(changes, "user").select(_FACTS).to_pylist()
+        ]
+        items = [
+            self._feature_row(c.ITEM, row)
+            for row in _only(changes, "item").select(_FACTS).to_pylist()
+        ]
         self.write_online(users, items)
         visible = time.time()
         self.write_offline(users, items, events, batch)
@@ -115,7 +125,9 @@ class Sink:
         for user in self._erased.among(row[c.USER] for row in users):
             self._redis.delete(row_key(self._config, c.USER, user))
 
-    def write_offline(self, users: list[Row], items: list[Row], events: pa.Table, batch: int) -> None:
+    def write_offline(
+        self, users: list[Row], items: list[Row], events: pa.Table, batch: int
+    ) -> None:
         """Append the same rows to the offline tables, and the events to their archive."""
         part = Part(self._generation, batch, batch)
         with tables_lock(self._workspace, exclusive=False):
@@ -123,13 +135,19 @@ class Sink:
             if self._erased.numbers():
                 users, events = self._without_erased(users, events)
             folder = self._workspace.features.resolve()
-            for table, rows in (("user_history", users), ("user_recent", users), ("item_recent", items)):
+            for table, rows in (
+                ("user_history", users),
+                ("user_recent", users),
+                ("item_recent", items),
+            ):
                 write_part(folder / table, part, rows, SCHEMAS[table])
             write_part(archive(self._workspace), part, self._archived(events), EVENT_SCHEMA)
 
     def _without_erased(self, users: list[Row], events: pa.Table) -> tuple[list[Row], pa.Table]:
         """Leave out users who were erased after their events were accepted, and these events."""
-        gone = self._erased.among(key[len(USER_KEY) :] for key in events["key"].unique().to_pylist())
+        gone = self._erased.among(
+            key[len(USER_KEY) :] for key in events["key"].unique().to_pylist()
+        )
         gone |= self._erased.among(row[c.USER] for row in users)
         keys = pa.array([USER_KEY + user for user in gone], pa.string())
         kept = events.filter(pc.invert(pc.is_in(events["key"], keys)))
@@ -143,9 +161,13 @@ class Sink:
             c.ITEM: events["item"],
             c.TYPE: pa.array(self._types).take(events["kind"]),
             c.TIMESTAMP: events["micros"].cast(pa.timestamp("us", tz="UTC")),
-            "accepted_at": pa.array(map(arrival, events["position"].to_pylist()), pa.timestamp("us", tz="UTC")),
+            "accepted_at": pa.array(
+                map(arrival, events["position"].to_pylist()), pa.timestamp("us", tz="UTC")
+            ),
         }
-        return pa.table({field.name: columns[field.name] for field in EVENT_SCHEMA}, schema=EVENT_SCHEMA)
+        return pa.table(
+            {field.name: columns[field.name] for field in EVENT_SCHEMA}, schema=EVENT_SCHEMA
+        )
 
     def write_dead_letters(self, poison: list[Row]) -> None:
         """Put entries that could not be read aside, with the reason, each once."""
@@ -157,7 +179,9 @@ class Sink:
             arguments = (order, row["position"], reason, entry, _DEAD_LETTERS_KEPT)
             self._redis.eval(_DEAD, 2, DEAD_LETTERS, f"{DEAD_LETTERS}:last", *arguments)
 
-    def _write_status(self, batch: int, events: pa.Table, poison: list[Row], started: float, visible: float) -> None:
+    def _write_status(
+        self, batch: int, events: pa.Table, poison: list[Row], started: float, visible: float
+    ) -> None:
         """Add a batch to the totals; one that was counted before is not counted again."""
         raw: bytes | None = self._redis.get(STATUS)  # type: ignore[assignment]
         status: dict[str, Any] = json.loads(raw) if raw else {"events": 0, "late": 0, "poison": 0}

@@ -29,7 +29,8 @@ local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
 return {#found, #found > 0 and found[#found][1] or ''}
 """
 
-# Ids are compared by Redis as it compares entries; an older job's commit must not take a newer one's back.
+# Ids are compared by Redis as it compares entries; an older job's commit must not take a newer
+# one's back.
 _COMMIT = """
 local function parts(id) local a, b = string.match(id or '0-0', '(%d+)-(%d+)') return tonumber(a), tonumber(b) end
 local a, b = parts(redis.call('GET', KEYS[1]) or '0-0')
@@ -67,8 +68,8 @@ class LogReader(DataSourceStreamReader):
 class LogSource(DataSource):
     """A streaming source of log entries as rows of ``decode.SPARK_SCHEMA``.
 
-    Options: ``types`` (JSON list of event types), ``shards`` (JSON list), ``from`` (the position to start
-    after), ``max_entries`` (a batch), and those of the log's place.
+    Options: ``types`` (JSON list of event types), ``shards`` (JSON list), ``from`` (the position to
+    start after), ``max_entries`` (a batch), and those of the log's place.
     """
 
     reader: type[LogReader]
@@ -131,7 +132,10 @@ class RedisLogReader(LogReader):
             entries = client.xrange(LOG, min=f"({position}", max=partition.end, count=_STEP)
             if not entries:
                 return
-            found = [(key.decode(), fields.get(b"event", b"").decode(errors="replace")) for key, fields in entries]  # type: ignore[union-attr]
+            found = [
+                (key.decode(), fields.get(b"event", b"").decode(errors="replace"))
+                for key, fields in entries
+            ]  # type: ignore[union-attr]
             position = found[-1][0]
             yield self.rows(found)
 
@@ -154,5 +158,11 @@ class RedisLogSource(LogSource):
 def patient_client(url: str) -> redis.Redis:
     """Return a client that waits about a minute for a Redis that does not answer before it gives up."""
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.02), 60)
-    errors: list[type[Exception]] = [redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError]
-    return redis.Redis.from_url(url, socket_timeout=15, socket_connect_timeout=5, retry=retry, retry_on_error=errors)
+    errors: list[type[Exception]] = [
+        redis.ConnectionError,
+        redis.TimeoutError,
+        redis.BusyLoadingError,
+    ]
+    return redis.Redis.from_url(
+        url, socket_timeout=15, socket_connect_timeout=5, retry=retry, retry_on_error=errors
+    )

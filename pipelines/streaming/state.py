@@ -1,9 +1,9 @@
 """A map of Spark's state, read and written many keys at a time.
 
-PySpark's own client makes a trip to the JVM for each key and waits for the answer: 200 µs, which bounds the
-job to a few thousand keys a second. The JVM answers in order, so here a window of requests is sent before
-the first answer is read. The messages are those of ``MapStateClient`` in PySpark 4.3, which has no call for
-many keys; whoever raises PySpark's version looks here.
+PySpark's own client makes a trip to the JVM for each key and waits for the answer: 200 µs, which
+bounds the job to a few thousand keys a second. The JVM answers in order, so here a window of
+requests is sent before the first answer is read. The messages are those of ``MapStateClient`` in
+PySpark 4.3, which has no call for many keys; whoever raises PySpark's version looks here.
 """
 
 from __future__ import annotations
@@ -31,14 +31,19 @@ class StateMap:
 
     def get(self, keys: Sequence[str]) -> Iterator[str | None]:
         """Yield the values of keys, in their order; None where there is none."""
-        calls = (messages.MapStateCall(getValue=messages.GetValue(userKey=self._key(key))) for key in keys)
+        calls = (
+            messages.MapStateCall(getValue=messages.GetValue(userKey=self._key(key)))
+            for key in keys
+        )
         for value in self._answers(calls):
             yield self._api._deserialize_from_bytes(value)[0] if value else None
 
     def put(self, values: Iterable[tuple[str, str]]) -> None:
         """Set the values of keys."""
         calls = (
-            messages.MapStateCall(updateValue=messages.UpdateValue(userKey=self._key(key), value=self._value(value)))
+            messages.MapStateCall(
+                updateValue=messages.UpdateValue(userKey=self._key(key), value=self._value(value))
+            )
             for key, value in values
         )
         for _ in self._answers(calls):
@@ -57,7 +62,9 @@ class StateMap:
                 call.stateName = self._name
                 variable = messages.StateVariableRequest(mapStateCall=call)
                 message = messages.StateRequest(stateVariableRequest=variable).SerializeToString()
-                self._api.sockfile.write(bytes(4) + len(message).to_bytes(4, "big") + message)  # version 0, then length
+                self._api.sockfile.write(
+                    bytes(4) + len(message).to_bytes(4, "big") + message
+                )  # version 0, then length
             self._api.sockfile.flush()
             answers = [self._api._receive_proto_message() for _ in window]
             for status, problem, value in answers:

@@ -22,7 +22,8 @@ def stream_status(client: redis.Redis) -> dict[str, Any]:
     """Return who runs the job, what it has done and what waits for it.
 
     ``lag_ms``: from the acceptance of the last batch's newest event to its features being readable;
-    ``pending``: entries that no finished batch has; ``oldest_pending_s``: how long the first of them waits.
+    ``pending``: entries that no finished batch has; ``oldest_pending_s``: how long the first of
+        them waits.
     """
     raw: bytes | None = client.get(STATUS)  # type: ignore[assignment]
     status: dict[str, Any] = json.loads(raw) if raw else {}
@@ -66,5 +67,7 @@ def show_status(workspace: Workspace) -> None:
     status = stream_status(redis_client(workspace))
     running = status["running"]
     who = f"process {running['pid']} on {running['host']}" if running else "no job runs"
-    display.table("Stream", ["", ""], [["job", who], *([k, v] for k, v in status.items() if k != "running")])
+    display.table(
+        "Stream", ["", ""], [["job", who], *([k, v] for k, v in status.items() if k != "running")]
+    )
     display.result(json.dumps(status))

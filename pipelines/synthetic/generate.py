@@ -1,7 +1,7 @@
 """The built-in synthetic world: its users choose among its items, and the reasons are known.
 
-``pipelines.synthetic.world`` holds these reasons; here they are drawn, lived through and written to files. A
-session's views are drawn by the Gumbel-top-k trick (Kool et al. 2019,
+``pipelines.synthetic.world`` holds these reasons; here they are drawn, lived through and written to
+files. A session's views are drawn by the Gumbel-top-k trick (Kool et al. 2019,
 https://arxiv.org/abs/1903.06059), which is a softmax choice repeated. Choices are made in float64,
 so that the last bit of a processor's ``exp`` moves no event.
 """
@@ -53,8 +53,25 @@ WORDS_BY_GENRE = {
     "travel": "Night Train Island Ferry Nomad Road Paris Market",
 }
 GENRES = list(WORDS_BY_GENRE)
-NOUNS = ["Notes", "Letters", "Atlas", "Hour", "Diary", "Guide", "Tales", "Game", "Club", "Stories", "Dream", "Album"]
-BRANDS = [a + b for a in ("Nor", "Vel", "Ka", "Tri", "Ost", "Bel", "Mir", "Sol") for b in ("dane", "vix", "ora", "una")]
+NOUNS = [
+    "Notes",
+    "Letters",
+    "Atlas",
+    "Hour",
+    "Diary",
+    "Guide",
+    "Tales",
+    "Game",
+    "Club",
+    "Stories",
+    "Dream",
+    "Album",
+]
+BRANDS = [
+    a + b
+    for a in ("Nor", "Vel", "Ka", "Tri", "Ost", "Bel", "Mir", "Sol")
+    for b in ("dane", "vix", "ora", "una")
+]
 AGE_GROUPS = ["18-24", "25-34", "35-44", "45-54", "55+"]
 COUNTRIES = ["US", "DE", "FR", "BR", "IN", "JP", "GB", "PL"]
 DEVICES = ["mobile", "desktop", "tablet"]
@@ -62,7 +79,9 @@ HOURLY_TRAFFIC = [3, 2, 1, 1, 1, 2, 4, 6, 7, 6, 5, 5, 7, 6, 5, 5, 6, 7, 9, 11, 1
 EVENT_TYPES = ["view", "like", "purchase"]
 
 MEAN_VIEWS = 5
-EVENTS_PER_SESSION = 5.5  # measured, so that events_per_user is met; sessions too close to another do not happen
+EVENTS_PER_SESSION = (
+    5.5  # measured, so that events_per_user is met; sessions too close to another do not happen
+)
 SESSION_STARTS_APART_S = 2 * 3600.0
 
 
@@ -81,7 +100,10 @@ def generate(folder: Path, config: WorldConfig = DEFAULT) -> World:
     ``config.json`` goes first and comes back last, so a run cut short is seen and made again, and
     the same configuration always gives the same bytes.
     """
-    mark, wanted = folder / "config.json", json.dumps({"version": VERSION, **asdict(config)}, indent=1)
+    mark, wanted = (
+        folder / "config.json",
+        json.dumps({"version": VERSION, **asdict(config)}, indent=1),
+    )
     complete = all((folder / name).is_file() for name in (*FILES, mark.name))
     if complete and mark.read_text(encoding="utf-8") == wanted:
         return World.load(folder / "truth.npz")
@@ -99,20 +121,31 @@ def generate(folder: Path, config: WorldConfig = DEFAULT) -> World:
 def make_world(config: WorldConfig) -> World:
     """Draw the users, the items and what they are truly like."""
     rng = config.rng("themes")
-    centroids = np.repeat(_unit(rng.normal(size=(len(GENRES), config.latent_dim))), THEMES_PER_GENRE, axis=0)
+    centroids = np.repeat(
+        _unit(rng.normal(size=(len(GENRES), config.latent_dim))), THEMES_PER_GENRE, axis=0
+    )
     themes = _unit(centroids + 0.7 * _unit(rng.normal(size=centroids.shape)))
-    rhythm = np.stack([rng.uniform(0.3, 1.7, len(GENRES)) * config.rhythm, rng.uniform(6, 24, len(GENRES))], 1)
+    rhythm = np.stack(
+        [rng.uniform(0.3, 1.7, len(GENRES)) * config.rhythm, rng.uniform(6, 24, len(GENRES))], 1
+    )
     items = _make_items(config, themes)
     pull = config.intent * items["item_vectors"] @ themes.T
     return World(
-        start=np.array(config.start), themes=themes, rhythm=rhythm, intent_pull=pull, **items, **_make_users(config)
+        start=np.array(config.start),
+        themes=themes,
+        rhythm=rhythm,
+        intent_pull=pull,
+        **items,
+        **_make_users(config),
     )
 
 
 def _make_users(config: WorldConfig) -> dict[str, Any]:
     rng, n, dim = config.rng("users"), config.users, config.latent_dim
     values = [AGE_GROUPS, COUNTRIES, DEVICES]
-    codes = np.stack([rng.choice(len(v), n, p=_shares(1 / np.arange(2, len(v) + 2))) for v in values], 1)
+    codes = np.stack(
+        [rng.choice(len(v), n, p=_shares(1 / np.arange(2, len(v) + 2))) for v in values], 1
+    )
     base = np.sqrt(0.3) * rng.normal(size=(n, dim))
     for column, variance in enumerate([0.4, 0.22, 0.08]):
         base += np.sqrt(variance) * rng.normal(size=(len(values[column]), dim))[codes[:, column]]
@@ -126,7 +159,8 @@ def _make_users(config: WorldConfig) -> dict[str, Any]:
         "activity": rng.lognormal(0, 0.8, n),
         "user_codes": codes,
         "tastes": (steps.cumsum(1) * config.taste / np.sqrt(dim)).astype(np.float32),
-        "price_tastes": 0.25 * rng.normal(size=n) + np.linspace(-0.5, 0.5, len(AGE_GROUPS))[codes[:, 0]],
+        "price_tastes": 0.25 * rng.normal(size=n)
+        + np.linspace(-0.5, 0.5, len(AGE_GROUPS))[codes[:, 0]],
     }
 
 
@@ -146,12 +180,16 @@ def _make_items(config: WorldConfig, themes: Floats) -> dict[str, Any]:
     noise = _unit(rng.normal(size=(n, config.latent_dim)))
     price = np.exp(2.7 + 0.4 * rng.normal(size=len(GENRES))[genre] + 0.5 * rng.normal(size=n))
     launched = rng.random(n) > 0.7
-    born = config.start + np.where(launched, rng.random(n) * 0.97, -rng.random(n)) * config.days * DAY
+    born = (
+        config.start + np.where(launched, rng.random(n) * 0.97, -rng.random(n)) * config.days * DAY
+    )
     first_day = np.maximum(born, config.start)
     gone = first_day + rng.uniform(0.2, 1, n) * (END - first_day)
     return {
         "item_ids": _ids("i", n),
-        "item_vectors": _unit(themes[theme] + 0.4 * member @ centroids + 0.35 * brand_vectors[brand] + 0.5 * noise),
+        "item_vectors": _unit(
+            themes[theme] + 0.4 * member @ centroids + 0.35 * brand_vectors[brand] + 0.5 * noise
+        ),
         "item_genres": member,
         "item_brands": brand,
         "titles": _titles(theme, member, rng),
@@ -162,7 +200,9 @@ def _make_items(config: WorldConfig, themes: Floats) -> dict[str, Any]:
     }
 
 
-def _titles(theme: Ints, member: npt.NDArray[np.bool_], rng: np.random.Generator) -> npt.NDArray[np.str_]:
+def _titles(
+    theme: Ints, member: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> npt.NDArray[np.str_]:
     """Return titles of a word of the theme, a word of one of the genres and a common noun."""
     words = np.array([text.split() for text in WORDS_BY_GENRE.values()])
     per_theme = words.shape[1] // THEMES_PER_GENRE
@@ -186,11 +226,17 @@ def simulate(world: World, config: WorldConfig) -> Events:
     liked = rng.random(item.shape) < _sigmoid(2.5 * keen - 2.6)
     like_time = viewed + 3 + rng.exponential(25, item.shape).astype(np.int64)
     bought = rng.random(item.shape) < _sigmoid(1.5 * keen + 2.0 * liked - 4.0)
-    buy_time = np.where(liked, like_time, viewed) + 20 + rng.exponential(400, item.shape).astype(np.int64)
+    buy_time = (
+        np.where(liked, like_time, viewed) + 20 + rng.exponential(400, item.shape).astype(np.int64)
+    )
     columns = []
-    for kind, (happened, time) in enumerate([(item >= 0, viewed), (liked, like_time), (bought, buy_time)]):
+    for kind, (happened, time) in enumerate(
+        [(item >= 0, viewed), (liked, like_time), (bought, buy_time)]
+    ):
         row, place = np.nonzero(happened & (item >= 0))
-        columns.append(np.stack([user[row], item[row, place], np.full(len(row), kind), time[row, place]]))
+        columns.append(
+            np.stack([user[row], item[row, place], np.full(len(row), kind), time[row, place]])
+        )
     log = np.concatenate(columns, axis=1)
     log = log[:, (log[3] < END) & (log[3] < world.available_until[log[1]])]
     return Events(*log[:, np.lexsort((log[2], log[1], log[0], log[3]))])
@@ -209,7 +255,9 @@ def _sessions(world: World, config: WorldConfig) -> tuple[Ints, Floats]:
     time = np.floor(np.where((usual >= joined) & (usual < END), usual, anytime))
     order = np.lexsort((time, user))
     user, time = user[order], time[order]
-    apart = np.append(True, (np.diff(user) > 0) | (np.diff(time) > SESSION_STARTS_APART_S))[: len(user)]
+    apart = np.append(True, (np.diff(user) > 0) | (np.diff(time) > SESSION_STARTS_APART_S))[
+        : len(user)
+    ]
     return user[apart], time[apart]
 
 
@@ -224,11 +272,15 @@ def _choose(world: World, config: WorldConfig, user: Ints, start: Floats) -> tup
         intents = world.intents(who, when)
         intent = np.argmax(intents - np.log(rng.standard_exponential(intents.shape)), axis=1)
         affinity = world.affinity(who, when)
-        keys = affinity + world.appeal(when) + world.intent_pull.T[intent] - REPEAT_PENALTY[seen[who]]
+        keys = (
+            affinity + world.appeal(when) + world.intent_pull.T[intent] - REPEAT_PENALTY[seen[who]]
+        )
         keys -= np.log(rng.standard_exponential(keys.shape))
         top = np.argpartition(-keys, MAX_VIEWS - 1, axis=1)[:, :MAX_VIEWS]
         top = np.take_along_axis(top, np.argsort(-np.take_along_axis(keys, top, 1), axis=1), 1)
-        valid = np.isfinite(np.take_along_axis(keys, top, 1)) & (np.arange(MAX_VIEWS) < length[rows, None])
+        valid = np.isfinite(np.take_along_axis(keys, top, 1)) & (
+            np.arange(MAX_VIEWS) < length[rows, None]
+        )
         chosen[rows] = np.where(valid, top, -1)
         liking[rows] = np.take_along_axis(affinity, top, 1)
         seen[np.broadcast_to(who[:, None], top.shape)[valid], top[valid]] += 1
@@ -246,7 +298,11 @@ def _rounds(user: Ints, size: int = 512) -> Iterator[Ints]:
 def _write_users(path: Path, world: World) -> None:
     age, country, device = world.user_codes.T
     columns = np.array(AGE_GROUPS)[age], np.array(COUNTRIES)[country], np.array(DEVICES)[device]
-    _write_csv(path, ["user_id", "age_group", "country", "device"], zip(world.user_ids, *columns, strict=True))
+    _write_csv(
+        path,
+        ["user_id", "age_group", "country", "device"],
+        zip(world.user_ids, *columns, strict=True),
+    )
 
 
 def _write_items(path: Path, world: World) -> None:
@@ -255,12 +311,17 @@ def _write_items(path: Path, world: World) -> None:
     prices = [f"{price:.2f}" for price in world.prices]
     dates = _iso(world.available_from), _iso(world.available_until)
     header = ["item_id", "title", "genre", "brand", "price", "available_from", "available_until"]
-    _write_csv(path, header, zip(world.item_ids, world.titles, genres, brands, prices, *dates, strict=True))
+    _write_csv(
+        path, header, zip(world.item_ids, world.titles, genres, brands, prices, *dates, strict=True)
+    )
 
 
 def _write_events(path: Path, world: World, events: Events) -> None:
     names = np.array(EVENT_TYPES)[events.kind]
-    values = [f"{p:.2f}" if k == 2 else "" for p, k in zip(world.prices[events.item], events.kind, strict=True)]
+    values = [
+        f"{p:.2f}" if k == 2 else ""
+        for p, k in zip(world.prices[events.item], events.kind, strict=True)
+    ]
     users, items = np.array(world.user_ids)[events.user], np.array(world.item_ids)[events.item]
     header = ["event_id", "user_id", "item_id", "event_type", "timestamp", "value"]
     ids = _ids("e", len(values))
@@ -274,7 +335,10 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[str]]) -> 
 def _iso(time: npt.NDArray[Any]) -> list[str]:
     """Return epoch seconds as ISO 8601 in UTC, and nothing for infinity."""
     known = np.where(np.isfinite(time), time, 0).astype("datetime64[s]")
-    return [str(t) for t in np.where(np.isfinite(time), np.datetime_as_string(known, timezone="UTC"), "")]
+    return [
+        str(t)
+        for t in np.where(np.isfinite(time), np.datetime_as_string(known, timezone="UTC"), "")
+    ]
 
 
 def _ids(letter: str, count: int) -> list[str]:

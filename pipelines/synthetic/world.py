@@ -3,7 +3,8 @@
 An event happens because of the user's taste (which the user's attributes hint at and which drifts
 from week to week), the item's popularity and novelty, the hour of the day and the session's intent.
 Each session draws an intent among the themes and then its items, without replacement, by a softmax
-choice repeated, with the preferences of its first moment (``pipelines.synthetic.generate`` does it).
+choice repeated, with the preferences of its first moment (``pipelines.synthetic.generate`` does
+it).
 """
 
 from __future__ import annotations
@@ -71,8 +72,14 @@ class WorldConfig:
     drift: float = 0.12
 
     def __post_init__(self) -> None:
-        if min(self.users, self.days, self.latent_dim) < 1 or self.items < MAX_VIEWS or self.events_per_user <= 0:
-            raise ValueError(f"a world needs users, days, events and at least {MAX_VIEWS} items: {self}")
+        if (
+            min(self.users, self.days, self.latent_dim) < 1
+            or self.items < MAX_VIEWS
+            or self.events_per_user <= 0
+        ):
+            raise ValueError(
+                f"a world needs users, days, events and at least {MAX_VIEWS} items: {self}"
+            )
 
     @property
     def start(self) -> float:
@@ -91,8 +98,8 @@ DEFAULT = WorldConfig()
 class World:
     """The true preferences of U users for I items with G genres and K themes in D dimensions.
 
-    All times are epoch seconds, all codes those of ``pipelines.synthetic.generate``. ``tastes`` are known at
-    W week boundaries and linear in between.
+    All times are epoch seconds, all codes those of ``pipelines.synthetic.generate``. ``tastes`` are
+    known at W week boundaries and linear in between.
     """
 
     user_ids: list[str]  # U external ids
@@ -119,7 +126,10 @@ class World:
         """Return [B, I] log-utilities that are the user's own: taste and price."""
         log_price = np.log(self.prices)
         log_price = (log_price - log_price.mean()) / log_price.std()
-        affinity: Floats = self._taste(user, time) @ self.item_vectors.T + self.price_tastes[user, None] * log_price
+        affinity: Floats = (
+            self._taste(user, time) @ self.item_vectors.T
+            + self.price_tastes[user, None] * log_price
+        )
         return affinity
 
     def appeal(self, time: Floats) -> Floats:
@@ -147,14 +157,18 @@ class World:
         return self.session_utilities(user, time, [NOTHING] * len(user))
 
     def session_utilities(
-        self, user: Ints, time: Floats, earlier: Sequence[Ints], before: Sequence[Ints] | None = None
+        self,
+        user: Ints,
+        time: Floats,
+        earlier: Sequence[Ints],
+        before: Sequence[Ints] | None = None,
     ) -> Scores:
         """Return [B, I] log-probabilities of the next view, given the earlier views of its session.
 
         The session's intent is inferred from these views by Bayes' rule and summed out, both with
         the model by which the events were drawn: softmax choices without replacement, preferences
-        as they are when the session starts. With ``before`` given, nothing that knows a user's views and
-        the true tastes can rank the next one better on average.
+        as they are when the session starts. With ``before`` given, nothing that knows a user's
+        views and the true tastes can rank the next one better on average.
 
         Args:
             user: [B] indices into ``user_ids``.
@@ -162,8 +176,8 @@ class World:
                 moment of a later view errs by minutes: hardly at all.
             earlier: B arrays of item indices viewed earlier in the session, oldest first. They are
                 not viewed again and have -inf, as have items not available at that time.
-            before: B arrays of item indices viewed in earlier sessions, one entry a view; such items
-                lose REPEAT_PENALTY. By default these views are not considered.
+            before: B arrays of item indices viewed in earlier sessions, one entry a view; such
+                items lose REPEAT_PENALTY. By default these views are not considered.
 
         """
         listed = _padded(earlier)
@@ -174,7 +188,9 @@ class World:
             logits = self.affinity(user[rows], time[rows]) + self.appeal(time[rows])
             if repeats is not None:
                 logits -= REPEAT_PENALTY[np.minimum(_counts(repeats[rows], logits.shape[1]), 2)]
-            result[rows] = self._next_view(logits, self.intents(user[rows], time[rows]), listed[rows])
+            result[rows] = self._next_view(
+                logits, self.intents(user[rows], time[rows]), listed[rows]
+            )
         return result
 
     def _next_view(self, logits: Floats, intents: Floats, earlier: Ints) -> Floats:
@@ -199,7 +215,9 @@ class World:
 
     def save(self, path: Path) -> None:
         """Write all arrays to an uncompressed ``.npz`` without pickles."""
-        arrays: dict[str, Any] = {field.name: np.asarray(getattr(self, field.name)) for field in fields(self)}
+        arrays: dict[str, Any] = {
+            field.name: np.asarray(getattr(self, field.name)) for field in fields(self)
+        }
         with BytesIO() as file:
             np.savez(file, **arrays)
             write_atomically(path, file.getvalue())
@@ -215,7 +233,9 @@ class World:
         week = np.clip((time - self.start) / WEEK, 0, self.tastes.shape[1] - 1)
         before = np.minimum(week.astype(np.int64), self.tastes.shape[1] - 2)
         part = (week - before)[:, None]
-        taste: Floats = self.tastes[user, before] * (1 - part) + self.tastes[user, before + 1] * part
+        taste: Floats = (
+            self.tastes[user, before] * (1 - part) + self.tastes[user, before + 1] * part
+        )
         return taste
 
     def _hour(self, time: Floats) -> Floats:

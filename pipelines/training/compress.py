@@ -28,15 +28,18 @@ CANDIDATES = 500
 _ROUNDS = 200
 
 
-def compress(workspace: Workspace, sample: SampleConfig | None, progress: Progress) -> dict[str, Any]:
+def compress(
+    workspace: Workspace, sample: SampleConfig | None, progress: Progress
+) -> dict[str, Any]:
     """Make students of the ranker that would be released and of the network, and int8 networks.
 
-    Each becomes a folder in ``models/ranking`` beside the kind that it was made of, for ``funnel release --ranker``;
-    ``models/ranking/compressed.json`` has the figures.
+    Each becomes a folder in ``models/ranking`` beside the kind that it was made of, for ``funnel
+    release --ranker``; ``models/ranking/compressed.json`` has the figures.
 
     Args:
         workspace: the working folder, trained.
-        sample: how many requests the sets take; None: as in training, else students learn from other rows.
+        sample: how many requests the sets take; None: as in training, else students learn from
+            other rows.
         progress: told what is done.
 
     Raises:
@@ -55,15 +58,29 @@ def compress(workspace: Workspace, sample: SampleConfig | None, progress: Progre
         rankers, settings = {kind: original}, {}
         for name, ranker, config in compressed(original, train, calibrate, report.config):
             settings[name] = config
-            rankers[name] = CalibratedRanker.fit(ranker, calibrate)  # its probabilities are not the original's
+            rankers[name] = CalibratedRanker.fit(
+                ranker, calibrate
+            )  # its probabilities are not the original's
         version = report.kinds[kind].version
-        figures = {name: measure(one, choose, report.config.ndcg_k, version, {})[0] for name, one in rankers.items()}
+        figures = {
+            name: measure(one, choose, report.config.ndcg_k, version, {})[0]
+            for name, one in rankers.items()
+        }
         for name, config in settings.items():
             save(rankers[name], folder / name, kind, figures[name], config)
         times = latencies(rankers, pairs, items, _ROUNDS)
         for name, figure in figures.items():
-            size = sum(path.stat().st_size for path in (folder / name).iterdir() if path.name != "manifest.json")
-            found[name] = {"of": kind, "bytes": size, "ms": times[name], "speed": times[kind] / times[name]}
+            size = sum(
+                path.stat().st_size
+                for path in (folder / name).iterdir()
+                if path.name != "manifest.json"
+            )
+            found[name] = {
+                "of": kind,
+                "bytes": size,
+                "ms": times[name],
+                "speed": times[kind] / times[name],
+            }
             found[name] |= asdict(figure)
     result = {"ndcg_k": report.config.ndcg_k, "candidates": CANDIDATES, "rankers": found}
     write_json(folder / REPORT, result)
@@ -89,11 +106,16 @@ def compressed(
         yield f"{kind}-int8-static", static_int8(original.ranker, train), config
 
 
-def save(ranker: CalibratedRanker, folder: Path, of: str, report: KindReport, config: RankerConfig) -> None:
+def save(
+    ranker: CalibratedRanker, folder: Path, of: str, report: KindReport, config: RankerConfig
+) -> None:
     """Write a ranker in one step, with the version of what it was made of and its settings."""
     with staged_folder(folder) as staging:
         ranker.save(staging)
-        write_json(staging / "manifest.json", {"of": of, "report": asdict(report), "config": asdict(config)})
+        write_json(
+            staging / "manifest.json",
+            {"of": of, "report": asdict(report), "config": asdict(config)},
+        )
 
 
 def show(result: dict[str, Any]) -> None:
@@ -102,8 +124,24 @@ def show(result: dict[str, Any]) -> None:
     for name, one in result["rankers"].items():
         head = next(iter(one["heads"].values()))
         title = name if name == one["of"] else f"  {name}"
-        rows.append([title, one["bytes"], one["ms"], f"{one['speed']:.2f}", one["ndcg"], head["auc"], head["log_loss"]])
-    columns = ["", "bytes", f"ms for {result['candidates']}", "times as fast", f"NDCG@{result['ndcg_k']}"]
+        rows.append(
+            [
+                title,
+                one["bytes"],
+                one["ms"],
+                f"{one['speed']:.2f}",
+                one["ndcg"],
+                head["auc"],
+                head["log_loss"],
+            ]
+        )
+    columns = [
+        "",
+        "bytes",
+        f"ms for {result['candidates']}",
+        "times as fast",
+        f"NDCG@{result['ndcg_k']}",
+    ]
     first = next(iter(next(iter(result["rankers"].values()))["heads"]))
     table("Compressed rankers on validation", [*columns, f"AUC {first}", "log loss"], rows)
 

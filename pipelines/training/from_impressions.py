@@ -70,11 +70,15 @@ class ImpressionRows:
 def logged_events(workspace: Workspace) -> pd.DataFrame:
     """Return the events that were accepted while serving, in order of time, each ``event_id`` once.
 
-    Columns: user, item, type, timestamp (datetime64[us, UTC]), event id and ``request_id`` (None: not
-    said). Of events with the same id the one accepted first counts.
+    Columns: user, item, type, timestamp (datetime64[us, UTC]), event id and ``request_id`` (None:
+    not said). Of events with the same id the one accepted first counts.
     """
-    events: pd.DataFrame = read_archive(workspace).select(_LOGGED).to_pandas()  # in the order of the log
-    return events.drop_duplicates(c.EVENT_ID).sort_values([c.TIMESTAMP, c.EVENT_ID], ignore_index=True)
+    events: pd.DataFrame = (
+        read_archive(workspace).select(_LOGGED).to_pandas()
+    )  # in the order of the log
+    return events.drop_duplicates(c.EVENT_ID).sort_values(
+        [c.TIMESTAMP, c.EVENT_ID], ignore_index=True
+    )
 
 
 def attribute(
@@ -82,9 +86,10 @@ def attribute(
 ) -> npt.NDArray[np.bool_]:
     """Return which shown item was followed by which event: bool ``[n, T]``, items in the table's order.
 
-    An event counts if it came after the request and no later than ``attribution_s`` after it. One with a
-    ``request_id`` belongs to that request alone; one without belongs to the latest request that showed
-    its user the item before. An event thus labels one shown item or none, and a repeated one nothing more.
+    An event counts if it came after the request and no later than ``attribution_s`` after it. One
+    with a ``request_id`` belongs to that request alone; one without belongs to the latest request
+    that showed its user the item before. An event thus labels one shown item or none, and a
+    repeated one nothing more.
 
     Args:
         impressions: rows of ``IMPRESSION_SCHEMA`` in order of time; vectors are not looked at.
@@ -105,9 +110,16 @@ def attribute(
     pair = [c.USER, c.ITEM]
     told = did[named].merge(shown, on=[REQUEST_ID, *pair])
     latest = pd.merge_asof(
-        did[~named].drop(columns=REQUEST_ID), shown, left_on="at", right_on="time", by=pair, allow_exact_matches=False
+        did[~named].drop(columns=REQUEST_ID),
+        shown,
+        left_on="at",
+        right_on="time",
+        by=pair,
+        allow_exact_matches=False,
     )
-    found = pd.concat([part[["at", "time", "row", "head"]].astype(np.float64) for part in (told, latest)])
+    found = pd.concat(
+        [part[["at", "time", "row", "head"]].astype(np.float64) for part in (told, latest)]
+    )
     found = found[(found["time"] < found["at"]) & (found["at"] <= found["time"] + attribution_s)]
     labels[found["row"].to_numpy(dtype=np.int64), found["head"].to_numpy(dtype=np.int64)] = True
     return labels
@@ -117,7 +129,9 @@ def _shown(impressions: pa.Table) -> pd.DataFrame:
     """Return one row per shown item, in the table's order."""
     lengths = pc.list_value_length(impressions["item_ids"]).to_numpy()
     columns = {
-        name: np.repeat(impressions[name].to_numpy(), lengths)  # strings come as objects, as those of events
+        name: np.repeat(
+            impressions[name].to_numpy(), lengths
+        )  # strings come as objects, as those of events
         for name in (REQUEST_ID, c.USER, "time")
     }
     items = pc.list_flatten(impressions["item_ids"]).to_numpy()
@@ -165,7 +179,9 @@ def impression_rows(
     return ImpressionRows(data, times[request], position.astype(np.int64), score)
 
 
-def _vectors(column: pa.ChunkedArray, width: int, dtype: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+def _vectors(
+    column: pa.ChunkedArray, width: int, dtype: Any
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """Return the vectors of all items ``[m, width]`` and which items have one, bool ``[n]``."""
     vectors = pc.list_flatten(column)
     present = pc.list_value_length(vectors).to_numpy() > 0
@@ -203,8 +219,9 @@ def train_from_impressions(
 ) -> RankerReport:
     """Train every kind of ranker in ``models/ranking`` on what was served, as ``funnel release`` expects it.
 
-    The report has the click rate of every position. With ``ipw`` what was taken up weighs as much as its position is
-    seldom looked at (``pipelines.training.position_bias``), in training, in what says when to stop, and in validation.
+    The report has the click rate of every position. With ``ipw`` what was taken up weighs as much
+    as its position is seldom looked at (``pipelines.training.position_bias``), in training, in what
+    says when to stop, and in validation.
 
     Raises:
         MissingStage: there is no candidate generator.
@@ -229,7 +246,9 @@ def train_from_impressions(
     data = replace(rows.data, weight=bias.weights(rows.position, clicked)) if ipw else rows.data
     train, calibrate, choose = (data.take(part) for part in parts)
     folder = workspace.models / "ranking"
-    return train_rankers(train, calibrate, choose, schema, folder, config, log, positions=bias.table())
+    return train_rankers(
+        train, calibrate, choose, schema, folder, config, log, positions=bias.table()
+    )
 
 
 def _served_by(impressions: pa.Table, releases: set[str]) -> npt.NDArray[np.bool_]:

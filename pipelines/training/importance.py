@@ -18,10 +18,13 @@ from serving.releases.release import load_release
 _SEED = 11
 
 
-def importance(workspace: Workspace, requests: int, repeats: int, k: int, progress: Progress) -> dict[str, Any]:
+def importance(
+    workspace: Workspace, requests: int, repeats: int, k: int, progress: Progress
+) -> dict[str, Any]:
     """Measure the current release's ranker on requests that rankers are chosen by, and keep the result.
 
-    It is written to ``releases/importance-<id>.json``, beside the release: a release's own files are what was released.
+    It is written to ``releases/importance-<id>.json``, beside the release: a release's own files
+    are what was released.
 
     Args:
         workspace: the working folder.
@@ -37,7 +40,9 @@ def importance(workspace: Workspace, requests: int, repeats: int, k: int, progre
     """
     release = load_release(current_release(workspace))
     split, sample = Split(**release.manifest["split"]), SampleConfig(choose_requests=requests)
-    data = RankingSets(workspace, release.retrieval, read_events(workspace), split, sample, progress).choose()
+    data = RankingSets(
+        workspace, release.retrieval, read_events(workspace), split, sample, progress
+    ).choose()
     ranker = release.recommender.ranker
 
     def tell(done: int, total: int) -> None:
@@ -60,12 +65,21 @@ def importance(workspace: Workspace, requests: int, repeats: int, k: int, progre
 def show(result: dict[str, Any], k: int) -> None:
     """Print the columns, the most important first, and the calibration of every head."""
     rows = [
-        [one["name"], one["drop"], one["spread"], one["permuted"], "" if one["gain"] is None else one["gain"]]
+        [
+            one["name"],
+            one["drop"],
+            one["spread"],
+            one["permuted"],
+            "" if one["gain"] is None else one["gain"],
+        ]
         for one in result["features"]
     ]
     title = f"Features of {result['ranker']}, NDCG@{k} {result[f'ndcg@{k}']:.4f}"
     table(title, ["", f"drop of NDCG@{k}", "spread", "permuted", "gain"], rows)
     for head, stages in result["calibration"].items():
         pairs = zip(stages["raw"], stages["calibrated"], strict=True)
-        bins = [[raw["rows"], raw["predicted"], raw["rate"], fit["predicted"], fit["rate"]] for raw, fit in pairs]
+        bins = [
+            [raw["rows"], raw["predicted"], raw["rate"], fit["predicted"], fit["rate"]]
+            for raw, fit in pairs
+        ]
         table(f"Calibration: {head}", ["rows", "raw", "rate", "calibrated", "rate "], bins)

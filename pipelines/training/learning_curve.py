@@ -28,7 +28,8 @@ def learning_curve(
 ) -> dict[str, Any]:
     """Train kinds on growing shares of the training requests and compare them on the same validation requests.
 
-    Points are kept in ``models/learning-curve`` and not trained again as long as data and settings are the same.
+    Points are kept in ``models/learning-curve`` and not trained again as long as data and settings
+    are the same.
 
     Args:
         workspace: the working folder, trained.
@@ -43,14 +44,24 @@ def learning_curve(
     sets = trained_sets(workspace, sample, progress)
     report = RankerReport.load(workspace.models / "ranking")
     kinds = kinds or (report.best,)
-    parts, schema = (sets.train(), sets.calibrate(), sets.choose()), row_schema(sets.retrieval.codec)
+    parts, schema = (
+        (sets.train(), sets.calibrate(), sets.choose()),
+        row_schema(sets.retrieval.codec),
+    )
     config, folder = replace(report.config, kinds=kinds), workspace.models / "learning-curve"
 
     def tell(number: int) -> Log:
-        return lambda kind, _: progress(f"{kind} on {SHARES[number]} of the requests", number, len(SHARES))
+        return lambda kind, _: progress(
+            f"{kind} on {SHARES[number]} of the requests", number, len(SHARES)
+        )
 
     points = curve(*parts, schema, folder, config, tell)
-    return {"ndcg_k": config.ndcg_k, "kinds": list(kinds), "points": points, "validation_rows": len(parts[2])}
+    return {
+        "ndcg_k": config.ndcg_k,
+        "kinds": list(kinds),
+        "points": points,
+        "validation_rows": len(parts[2]),
+    }
 
 
 def curve(
@@ -80,21 +91,39 @@ def curve(
         place = folder / f"{share.numerator}-{share.denominator}"
         report = train_rankers(part, calibrate, choose, schema, place, config, log(number))
         ndcg = {kind: figures.ndcg for kind, figures in report.kinds.items()}
-        points.append({"share": float(share), "requests": len(part.group_sizes()), "rows": len(part), "ndcg": ndcg})
+        points.append(
+            {
+                "share": float(share),
+                "requests": len(part.group_sizes()),
+                "rows": len(part),
+                "ndcg": ndcg,
+            }
+        )
     return points
 
 
 def share_of_requests(data: RankingData, share: Fraction, seed: int) -> RankingData:
     """Return the rows of a share of the requests, drawn at random; a smaller share is a part of a larger one."""
     requests = np.unique(data.request)
-    drawn = np.random.default_rng(seed).permutation(requests)[: max(1, round(share * len(requests)))]
+    drawn = np.random.default_rng(seed).permutation(requests)[
+        : max(1, round(share * len(requests)))
+    ]
     return data.take(np.flatnonzero(np.isin(data.request, drawn)))
 
 
 def show(result: dict[str, Any]) -> None:
     """Print a row for each share."""
     rows = [
-        [f"{point['share']:.3g}", point["requests"], point["rows"], *(point["ndcg"][kind] for kind in result["kinds"])]
+        [
+            f"{point['share']:.3g}",
+            point["requests"],
+            point["rows"],
+            *(point["ndcg"][kind] for kind in result["kinds"]),
+        ]
         for point in result["points"]
     ]
-    table(f"NDCG@{result['ndcg_k']} on validation", ["share", "requests", "rows", *result["kinds"]], rows)
+    table(
+        f"NDCG@{result['ndcg_k']} on validation",
+        ["share", "requests", "rows", *result["kinds"]],
+        rows,
+    )

@@ -63,9 +63,15 @@ class Journal:
         time = epoch_seconds(events[c.TIMESTAMP])
         item = codec.items.encode(events[c.ITEM].tolist())
         self._positive = np.array([name in codec.spec.positive_types for name in self.types])
-        kind = events[c.TYPE].map({name: n for n, name in enumerate(self.types)}).to_numpy(dtype=np.int64)
+        kind = (
+            events[c.TYPE]
+            .map({name: n for n, name in enumerate(self.types)})
+            .to_numpy(dtype=np.int64)
+        )
         rows = events.groupby(c.USER, sort=False).indices
-        self._of_user = {user: (time[where], item[where], kind[where]) for user, where in rows.items()}
+        self._of_user = {
+            user: (time[where], item[where], kind[where]) for user, where in rows.items()
+        }
 
     def between(self, user: str, start: float, stop: float) -> Past:
         """Return a user's events in ``[start, stop)``, oldest first."""
@@ -113,16 +119,22 @@ def replay_columns(
             start = end
 
 
-def users_at(reader: UserReader, columns: Columns, requests: Requests, journal: Journal) -> UserBatch:
+def users_at(
+    reader: UserReader, columns: Columns, requests: Requests, journal: Journal
+) -> UserBatch:
     """Return the users of requests with these features and with all that they had seen by then."""
     pairs = zip(requests.user, requests.time, strict=True)
-    return replace(reader.read(columns, requests.time), seen=[journal.seen(user, time) for user, time in pairs])
+    return replace(
+        reader.read(columns, requests.time), seen=[journal.seen(user, time) for user, time in pairs]
+    )
 
 
 class _day_tables:  # noqa: N801 - used as a function
     """The item table of each day, days asked for in ascending order."""
 
-    def __init__(self, features: PointInTime, codec: Codec, items: ItemTable, days: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, features: PointInTime, codec: Codec, items: ItemTable, days: npt.NDArray[np.int64]
+    ) -> None:
         self._stream: Iterator[tuple[int, Activity]] = features.item_activity(codec, days)
         self._items = items
         self._day = -1

@@ -23,9 +23,11 @@ class PositionBias:
     """The examination model: an item is taken up if its position is looked at and it is relevant.
 
     Attributes:
-        shown: int64 ``[K]``, how often each position was shown; the last one stands for all after it.
+        shown: int64 ``[K]``, how often each position was shown; the last one stands for all after
+            it.
         clicked: int64 ``[K]``, how often what it showed was taken up.
-        propensity: float64 ``[K]``, the chance that it is looked at; that of the most looked-at position is 1.
+        propensity: float64 ``[K]``, the chance that it is looked at; that of the most looked-at
+            position is 1.
 
     """
 
@@ -37,11 +39,11 @@ class PositionBias:
     def estimate(cls, position: Ids, score: Floats, clicked: npt.NDArray[np.bool_]) -> PositionBias:
         """Estimate propensities by regression-EM, the score that ranked the items being the only regressor, in 20 bins.
 
-        Wang et al. (2018), "Position bias estimation for unbiased learning to rank in personal search". Served lists
-        are in order of the score, without random places, so click rates by position alone would hold the ranker's
-        merit for the position's. The assumption instead: of items with about the same score, relevance does not depend
-        on where they were shown. Requests differ in how good their candidates are, so that one score comes at many
-        positions.
+        Wang et al. (2018), "Position bias estimation for unbiased learning to rank in personal
+        search". Served lists are in order of the score, without random places, so click rates by
+        position alone would hold the ranker's merit for the position's. The assumption instead: of
+        items with about the same score, relevance does not depend on where they were shown.
+        Requests differ in how good their candidates are, so that one score comes at many positions.
 
         Args:
             position: 0 the best, int64 ``[n]``, n at least 1.
@@ -58,22 +60,31 @@ class PositionBias:
         np.add.at(cells, (clicked.astype(np.int64), place, group), 1.0)
         shown, taken = cells.sum(axis=0), cells[1]
         propensity = _examined(shown, taken)
-        return cls(shown.sum(axis=1).astype(np.int64), taken.sum(axis=1).astype(np.int64), propensity)
+        return cls(
+            shown.sum(axis=1).astype(np.int64), taken.sum(axis=1).astype(np.int64), propensity
+        )
 
     def weights(self, position: Ids, clicked: npt.NDArray[np.bool_]) -> Floats:
         """Return inverse propensities of clicks, at most ``MOST``, and 1 for all else: float32 ``[n]``.
 
-        After Joachims et al. (2017, "Unbiased learning-to-rank with biased feedback"): a click at a place that is
-        looked at half as often stands for two.
+        After Joachims et al. (2017, "Unbiased learning-to-rank with biased feedback"): a click at a
+        place that is looked at half as often stands for two.
         """
         propensity = self.propensity[np.minimum(position, len(self.propensity) - 1)]
         return np.where(clicked, 1.0 / np.maximum(propensity, 1.0 / MOST), 1.0).astype(np.float32)
 
     def table(self) -> list[dict[str, float]]:
         """Return each position's figures, JSON-ready."""
-        columns = zip(self.shown.tolist(), self.clicked.tolist(), self.propensity.tolist(), strict=True)
+        columns = zip(
+            self.shown.tolist(), self.clicked.tolist(), self.propensity.tolist(), strict=True
+        )
         return [
-            {"position": number, "shown": shown, "click_rate": clicked / max(shown, 1), "propensity": propensity}
+            {
+                "position": number,
+                "shown": shown,
+                "click_rate": clicked / max(shown, 1),
+                "propensity": propensity,
+            }
             for number, (shown, clicked, propensity) in enumerate(columns)
         ]
 
@@ -81,8 +92,8 @@ class PositionBias:
 def _examined(shown: Doubles, taken: Doubles) -> Doubles:
     """Return the likeliest examination of each position, ``[K]``, of counts ``[K, bins]``.
 
-    EM of ``P(click) = looked_at[position] * relevant[bin]``: what was not taken up may have been either not looked at
-    or not relevant.
+    EM of ``P(click) = looked_at[position] * relevant[bin]``: what was not taken up may have been
+    either not looked at or not relevant.
     """
     looked_at, relevant = np.full(shown.shape[0], 0.5), np.full(shown.shape[1], 0.5)
     for _ in range(_ROUNDS):

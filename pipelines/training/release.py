@@ -1,6 +1,7 @@
 """Packs trained models into a release, and says which release is served: the one that ``releases/current`` points at.
 
-Each time the pointer moves, a line of ``releases/history.jsonl`` says when, from where, where to and by what.
+Each time the pointer moves, a line of ``releases/history.jsonl`` says when, from where, where to
+and by what.
 """
 
 from __future__ import annotations
@@ -57,16 +58,19 @@ class ReleaseInfo:
     problem: str | None
 
 
-def make_release(workspace: Workspace, rules_file: Path | None = None, ranker: str | None = None) -> Path:
+def make_release(
+    workspace: Workspace, rules_file: Path | None = None, ranker: str | None = None
+) -> Path:
     """Pack the models of a workspace, check the result, and make it the current release.
 
-    Equal models and rules give the same release, so a second call changes nothing; one that was damaged since is
-    put right.
+    Equal models and rules give the same release, so a second call changes nothing; one that was
+    damaged since is put right.
 
     Args:
         workspace: the working folder, trained.
         rules_file: filter rules; by default the ones that ship with Funnel.
-        ranker: name of a folder in ``models/ranking``; by default the ranker that was chosen in training.
+        ranker: name of a folder in ``models/ranking``; by default the ranker that was chosen in
+            training.
 
     Raises:
         MissingStage: nothing is trained yet, or not this ranker.
@@ -111,7 +115,9 @@ def make_release(workspace: Workspace, rules_file: Path | None = None, ranker: s
 
 def _named_ranker(ranking: Path, name: str, report: dict[str, Any]) -> dict[str, Any]:
     """Return the manifest of a named ranker; one that was made of a kind must be of its present training."""
-    manifests = {path.parent.name: read_json(path) for path in sorted(ranking.glob("[!.]*/manifest.json"))}
+    manifests = {
+        path.parent.name: read_json(path) for path in sorted(ranking.glob("[!.]*/manifest.json"))
+    }
     versions = {kind: figures["version"] for kind, figures in report["kinds"].items()}
     known = [
         of
@@ -150,7 +156,11 @@ def code_version() -> str:
     """Return the installed version and, in a checkout, the commit."""
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=PROJECT_ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return version("funnel-recommender")
@@ -178,23 +188,29 @@ def promote(workspace: Workspace, release_id: str) -> Path:
 def rollback(workspace: Workspace) -> Path:
     """Serve the release that was served before the current one.
 
-    Twice in a row goes further back, as an undo does: who rolls back has seen that the newer one is bad, and must
-    not get it again by rolling back from the next. The way forward is ``promote``. Releases that were deleted
-    since are passed over.
+    Twice in a row goes further back, as an undo does: who rolls back has seen that the newer one is
+    bad, and must not get it again by rolling back from the next. The way forward is ``promote``.
+    Releases that were deleted since are passed over.
 
     Raises:
         MissingStage: there is no release at all.
         UnknownRelease: none was served before.
-        BadRelease: that one cannot be served; the current release stays, and any other can be promoted.
+        BadRelease: that one cannot be served; the current release stays, and any other can be
+            promoted.
 
     """
     with _pointer(workspace):
         current = _pointed_at(workspace) or current_release(workspace)
-        folders = [(workspace.releases / name).resolve() for name in _served_before(workspace, current.name)]
+        folders = [
+            (workspace.releases / name).resolve()
+            for name in _served_before(workspace, current.name)
+        ]
         # An id may be a link to the release that took its place.
         earlier = [folder for folder in folders if folder.is_dir() and folder != current]
         if not earlier:
-            raise UnknownRelease(f"no release was served before {current.name}: promote one, see 'funnel release list'")
+            raise UnknownRelease(
+                f"no release was served before {current.name}: promote one, see 'funnel release list'"
+            )
         _promote(workspace, earlier[-1], "rollback")
     return earlier[-1]
 
@@ -213,14 +229,24 @@ def find_release(workspace: Workspace, release_id: str) -> Path:
         UnknownRelease: there is no such release, or several.
 
     """
-    links = [path for path in workspace.releases.glob("[!.]*") if path.is_symlink() and path.name != "current"]
+    links = [
+        path
+        for path in workspace.releases.glob("[!.]*")
+        if path.is_symlink() and path.name != "current"
+    ]
     named = [*_folders(workspace), *links]
     exact = [path for path in named if path.name == release_id]
-    found = {path.resolve() for path in exact or named if release_id and path.name.startswith(release_id)}
+    found = {
+        path.resolve() for path in exact or named if release_id and path.name.startswith(release_id)
+    }
     if len(found) != 1:
         known = ", ".join(sorted(path.name for path in found)) or "none"
-        several = f"several releases begin with '{release_id}'" if found else f"no release '{release_id}'"
-        raise UnknownRelease(f"{several} in {workspace.releases} ({known}): see 'funnel release list'")
+        several = (
+            f"several releases begin with '{release_id}'" if found else f"no release '{release_id}'"
+        )
+        raise UnknownRelease(
+            f"{several} in {workspace.releases} ({known}): see 'funnel release list'"
+        )
     return found.pop()
 
 
@@ -244,7 +270,12 @@ def _promote(workspace: Workspace, folder: Path, by: Cause) -> None:
     link_atomically(workspace.releases / "current", workspace.releases / folder.name)
     if previous == folder.resolve():
         return
-    entry = {"time": _now(), "release": folder.name, "previous": previous.name if previous else None, "by": by}
+    entry = {
+        "time": _now(),
+        "release": folder.name,
+        "previous": previous.name if previous else None,
+        "by": by,
+    }
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     write_atomically(path, f"{before}{json.dumps(entry)}\n")
 
@@ -258,7 +289,8 @@ def _served_before(workspace: Workspace, current: str) -> list[str]:
     """Return what was served before, oldest first, without what was rolled back from."""
     way: list[str] = []
     for entry in [*_history(workspace), {"previous": current, "release": current, "by": "promote"}]:
-        # The pointer may have been moved by hand, or by a run that was killed before it could say so.
+        # The pointer may have been moved by hand, or by a run that was killed before it could say
+        # so.
         for name in (entry["previous"], entry["release"]):
             if entry["by"] == "rollback" and name == entry["release"] and name in way:
                 del way[len(way) - way[::-1].index(name) :]
@@ -289,7 +321,11 @@ def _pointer(workspace: Workspace) -> Iterator[None]:
 
 
 def _folders(workspace: Workspace) -> list[Path]:
-    return [path.resolve() for path in workspace.releases.glob("[!.]*") if path.is_dir() and not path.is_symlink()]
+    return [
+        path.resolve()
+        for path in workspace.releases.glob("[!.]*")
+        if path.is_dir() and not path.is_symlink()
+    ]
 
 
 def _describe(folder: Path, current: bool) -> ReleaseInfo:

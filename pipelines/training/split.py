@@ -54,7 +54,9 @@ class Split:
 
 def too_few_events(what: str) -> SpecError:
     """Return the error that says that a part of the time line has nothing to learn from or to be judged by."""
-    return SpecError(f"{what}: too few positive events, or too few different moments; bring more events, finer times")
+    return SpecError(
+        f"{what}: too few positive events, or too few different moments; bring more events, finer times"
+    )
 
 
 def epoch_seconds(moments: pd.Series) -> np.ndarray[Any, np.dtype[np.float64]]:

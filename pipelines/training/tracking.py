@@ -39,10 +39,13 @@ def track(workspace: Workspace, name: str, tags: dict[str, str] | None = None) -
     from mlflow import MlflowClient
 
     workspace.tracking.mkdir(parents=True, exist_ok=True)
-    # MLflow lays out a new database in a hundred steps, which two processes at once would both begin.
+    # MLflow lays out a new database in a hundred steps, which two processes at once would both
+    # begin.
     with (workspace.tracking / ".lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        client = MlflowClient(tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}")
+        client = MlflowClient(
+            tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}"
+        )
         experiment = client.get_experiment_by_name("funnel")
         identity = experiment.experiment_id if experiment else client.create_experiment("funnel")
     run = client.create_run(identity, run_name=name, tags=tags).info.run_id

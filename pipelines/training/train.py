@@ -39,13 +39,17 @@ def train(
     Args:
         workspace: the working folder, features applied.
         progress: told each step.
-        towers: how the towers are trained; by default as the release was that a warm start goes on from.
+        towers: how the towers are trained; by default as the release was that a warm start goes on
+            from.
         sample: how many requests the rankers learn from.
-        rankers: which kinds are trained, and how; by default the release's kind as it was, for a warm start.
+        rankers: which kinds are trained, and how; by default the release's kind as it was, for a
+            warm start.
         shape: of the towers.
-        warm: go on from the current release, on what is new, as this says; by default all is learned anew.
+        warm: go on from the current release, on what is new, as this says; by default all is
+            learned anew.
         say: told what a person should know of a warm start.
-        shares: how many candidates each source may propose; by default as in the release to go on from.
+        shares: how many candidates each source may propose; by default as in the release to go on
+            from.
 
     Returns:
         the table of rankers, with the best one's name.
@@ -58,7 +62,11 @@ def train(
     """
     base = Base.of(workspace) if warm else None
     if warm and base:
-        towers, rankers, shape = warm.towers(towers or base.config), rankers or base.rankers, base.shape
+        towers, rankers, shape = (
+            warm.towers(towers or base.config),
+            rankers or base.rankers,
+            base.shape,
+        )
         shares = shares or base.shares
         say(f"towers: go on from release {base.folder.name}")
     towers, shape = towers or TrainConfig(), shape or TowerShape()
@@ -101,7 +109,9 @@ def train_served(
         return train_from_impressions(workspace, rankers, attribution_s, log, progress, ipw=ipw)
 
 
-def _noting(run: Tracker, rankers: RankerConfig, progress: Progress, say: Say = lambda _: None) -> Log:
+def _noting(
+    run: Tracker, rankers: RankerConfig, progress: Progress, say: Say = lambda _: None
+) -> Log:
     trained: set[str] = set()
 
     def note(kind: str, metrics: dict[str, float]) -> None:
@@ -109,7 +119,11 @@ def _noting(run: Tracker, rankers: RankerConfig, progress: Progress, say: Say = 
             trained.add(kind)
             progress(f"rankers: {kind} trained", len(trained), len(rankers.kinds))
         if "continued" in metrics:
-            how = "goes on from the release's" if metrics["continued"] else "trained anew: the release's cannot go on"
+            how = (
+                "goes on from the release's"
+                if metrics["continued"]
+                else "trained anew: the release's cannot go on"
+            )
             say(f"rankers: {kind} {how}")
         run.metrics({f"{kind}_{name}": value for name, value in metrics.items()})
 

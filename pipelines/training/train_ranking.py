@@ -107,26 +107,50 @@ class RankingSets:
     def train(self) -> RankingData:
         """Return rows to learn from, at most so many negatives a request."""
         return self._build(
-            "train", self.split.ranker, self.split.calibrate, self.sample.train_requests, self.sample.negatives
+            "train",
+            self.split.ranker,
+            self.split.calibrate,
+            self.sample.train_requests,
+            self.sample.negatives,
         )
 
     def calibrate(self) -> RankingData:
         """Return rows that say when to stop, and that probabilities are calibrated on."""
-        return self._build("calibrate", self.split.calibrate, self.split.choose, self.sample.calibrate_requests, None)
+        return self._build(
+            "calibrate",
+            self.split.calibrate,
+            self.split.choose,
+            self.sample.calibrate_requests,
+            None,
+        )
 
     def choose(self) -> RankingData:
         """Return rows that models are compared by: every candidate of so many requests that ended well, and others.
 
-        Orders are judged by requests that ended well, probabilities by all, since all are asked for.
+        Orders are judged by requests that ended well, probabilities by all, since all are asked
+        for.
         """
-        return self._build("choose", self.split.choose, self.split.test, self.sample.choose_requests, None, wanted=True)
+        return self._build(
+            "choose",
+            self.split.choose,
+            self.split.test,
+            self.sample.choose_requests,
+            None,
+            wanted=True,
+        )
 
     def test(self, requests: int) -> RankingData:
         """Return rows like those of ``choose``, of the time after all of these."""
         return self._build("test", self.split.test, np.inf, requests, None, wanted=True)
 
     def _build(
-        self, name: str, start: float, stop: float, count: int, negatives: int | None, wanted: bool = False
+        self,
+        name: str,
+        start: float,
+        stop: float,
+        count: int,
+        negatives: int | None,
+        wanted: bool = False,
     ) -> RankingData:
         """Return the rows of sampled requests in ``[start, stop)``; ``negatives`` None keeps every candidate.
 
@@ -135,7 +159,11 @@ class RankingSets:
         rows = np.flatnonzero((self.time >= start) & (self.time < stop) & self.first)
         generator = np.random.default_rng([self.sample.seed, len(name)])
         rows = generator.permutation(rows)
-        counted = self.events[c.POSITIVE].to_numpy()[rows] if wanted else np.ones(len(rows), dtype=np.bool_)
+        counted = (
+            self.events[c.POSITIVE].to_numpy()[rows]
+            if wanted
+            else np.ones(len(rows), dtype=np.bool_)
+        )
         if not counted.any():
             raise too_few_events(f"ranking rows: {name}")
         rows = np.sort(rows[np.cumsum(counted) <= count])
@@ -143,23 +171,33 @@ class RankingSets:
         owner = pd.factorize(requests.user)[0].astype(np.int64)
         parts = []
         done = 0
-        past = replay(requests, self.features, self.retrieval.codec, self.retrieval.items, self.journal)
+        past = replay(
+            requests, self.features, self.retrieval.codec, self.retrieval.items, self.journal
+        )
         for places, users, items in past:
             vectors = self.retrieval.tower(users.context)
             time = users.context.time
             narrow = [self.filters.narrow(items, RequestRules(1), float(t)) for t in time]
-            found = self.retrieval.retriever.retrieve(vectors, users.context.history, items, time, narrow)
+            found = self.retrieval.retriever.retrieve(
+                vectors, users.context.history, items, time, narrow
+            )
             allowed = self._allowed(found, requests[places], users.seen, items)
             labels, ambiguous = next_labels(self.journal, requests[places], found, stop)
             keep: npt.NDArray[np.bool_] = allowed & ~ambiguous
             if negatives is not None:
                 keep &= _sampled(found, labels, negatives, generator)
             numeric, categorical = self.hydrator.hydrate(users, vectors, found, items)
-            parts.append((numeric[keep], categorical[keep], labels[keep], places[found.request[keep]]))
+            parts.append(
+                (numeric[keep], categorical[keep], labels[keep], places[found.request[keep]])
+            )
             done += len(places)
             self.progress(f"ranking rows: {name}", done, len(requests))
-        numeric, categorical, labels, request = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return RankingData(numeric, categorical, labels, request.astype(np.int64), user=owner[request])
+        numeric, categorical, labels, request = (
+            np.concatenate(column) for column in zip(*parts, strict=True)
+        )
+        return RankingData(
+            numeric, categorical, labels, request.astype(np.int64), user=owner[request]
+        )
 
     @staticmethod
     def _allowed(
@@ -174,7 +212,9 @@ class RankingSets:
         return allowed
 
 
-def trained_sets(workspace: Workspace, sample: SampleConfig | None, progress: Progress) -> RankingSets:
+def trained_sets(
+    workspace: Workspace, sample: SampleConfig | None, progress: Progress
+) -> RankingSets:
     """Return what builds the sets of the models that are trained, released or not; ``sample`` None: those of training.
 
     Raises:
@@ -185,7 +225,9 @@ def trained_sets(workspace: Workspace, sample: SampleConfig | None, progress: Pr
         raise MissingStage(f"no trained models in {workspace.models}: run 'funnel train' first")
     if sample is None:
         if not (workspace.models / SAMPLE).is_file():
-            raise MissingStage(f"{workspace.models} is of an earlier version: run 'funnel train' again")
+            raise MissingStage(
+                f"{workspace.models} is of an earlier version: run 'funnel train' again"
+            )
         sample = SampleConfig(**read_json(workspace.models / SAMPLE))
     retrieval = load_retrieval(workspace.models / "retrieval")
     split = Split(**read_json(workspace.models / "split.json"))
@@ -214,7 +256,10 @@ def next_labels(
 
 
 def _sampled(
-    found: Candidates, labels: npt.NDArray[np.float32], negatives: int, generator: np.random.Generator
+    found: Candidates,
+    labels: npt.NDArray[np.float32],
+    negatives: int,
+    generator: np.random.Generator,
 ) -> npt.NDArray[np.bool_]:
     """Keep every positive and at most so many other candidates of each request."""
     positive = np.asarray(labels.any(axis=1))
@@ -222,5 +267,10 @@ def _sampled(
     draw[positive] = -1.0
     keep = np.zeros(len(positive), dtype=np.bool_)
     for first, last in zip(found.offsets[:-1], found.offsets[1:], strict=True):
-        keep[first + np.argsort(draw[first:last], kind="stable")[: negatives + int(positive[first:last].sum())]] = True
+        keep[
+            first
+            + np.argsort(draw[first:last], kind="stable")[
+                : negatives + int(positive[first:last].sum())
+            ]
+        ] = True
     return keep

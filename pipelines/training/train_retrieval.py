@@ -77,7 +77,8 @@ def train_retrieval(
         progress: told each step.
         shares: how many candidates each source may propose.
         shape: sizes and dropout of the towers.
-        base: the release to begin from, with its shape; by default untrained towers learn from all events.
+        base: the release to begin from, with its shape; by default untrained towers learn from all
+            events.
 
     Returns:
         the folder.
@@ -88,7 +89,12 @@ def train_retrieval(
     """
     final, shares, shape = workspace.models / "retrieval", shares or Shares(), shape or TowerShape()
     shape = base.shape if base else shape
-    settings = (asdict(config), asdict(shape), shares.model_dump(), *([base.folder.name] if base else []))
+    settings = (
+        asdict(config),
+        asdict(shape),
+        shares.model_dump(),
+        *([base.folder.name] if base else []),
+    )
     version = fingerprint(FORMAT, data_version(workspace), split.to_dict(), *settings)
     if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
         return final
@@ -112,7 +118,10 @@ def train_retrieval(
             folder / "report.json",
             {
                 "version": version,
-                "towers": {**report.to_dict(), "validation": f"recall@{report.recall_at} over the whole catalogue"},
+                "towers": {
+                    **report.to_dict(),
+                    "validation": f"recall@{report.recall_at} over the whole catalogue",
+                },
                 "index": index_report,
                 "examples": len(data.training),
                 "settings": asdict(config),
@@ -138,10 +147,20 @@ def tower_data(
     learned = base.examples(known, split, seed) if base else known
     codec, items = fit_codec(workspace.spec(), workspace, events, known, features, split, base)
     progress("reading histories point in time", 0, 1)
-    later = (time >= split.ranker) & (time < split.calibrate) & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+    later = (
+        (time >= split.ranker)
+        & (time < split.calibrate)
+        & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+    )
     met = np.zeros(len(items), dtype=np.bool_)
     met[codec.items.encode(known.loc[known[c.POSITIVE], c.ITEM].tolist())] = True
-    return TowerData(codec, items, examples(codec, features, learned), examples(codec, features, events[later]), met)
+    return TowerData(
+        codec,
+        items,
+        examples(codec, features, learned),
+        examples(codec, features, events[later]),
+        met,
+    )
 
 
 def fit_codec(
@@ -155,27 +174,39 @@ def fit_codec(
 ) -> tuple[Codec, ItemTable]:
     """Fit vocabularies on what was known when the towers were trained; the catalogue has every item.
 
-    Codes of attributes and categories that ``base`` has keep their meaning, since its weights hang on them.
+    Codes of attributes and categories that ``base`` has keep their meaning, since its weights hang
+    on them.
     """
     ids, columns = catalogue_columns(spec, workspace.ingest, events)
     users = sorted(known.loc[known[c.POSITIVE], c.USER].unique())
-    old = [row for row, start in enumerate(columns[c.AVAILABLE_FROM]) if start is None or start < split.ranker]
+    old = [
+        row
+        for row, start in enumerate(columns[c.AVAILABLE_FROM])
+        if start is None or start < split.ranker
+    ]
     item_attributes = AttributeEncoder.fit(
-        spec.item_attributes, {name: [columns[name][row] for row in old] for name in spec.item_attributes}
+        spec.item_attributes,
+        {name: [columns[name][row] for row in old] for name in spec.item_attributes},
     )
     categories = Vocabulary(())
     if spec.category:
         kind = spec.item_attributes[spec.category]
-        categories = Vocabulary.fit(part for row in old for part in parts(kind, columns[spec.category][row]))
+        categories = Vocabulary.fit(
+            part for row in old for part in parts(kind, columns[spec.category][row])
+        )
     user_table = _user_attributes(spec, workspace, set(users))
     user_attributes = AttributeEncoder.fit(spec.user_attributes, user_table)
     if base:
         item_attributes = base.codec.item_attributes.grown(item_attributes)
         categories = base.codec.categories.grown(categories)
         user_attributes = base.codec.user_attributes.grown(user_attributes)
-    codec = Codec(spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes)
+    codec = Codec(
+        spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes
+    )
     end = events[c.TIMESTAMP].max() + pd.Timedelta(days=1)
-    _, activity = next(iter(features.item_activity(codec, np.array([int(end.timestamp()) // DAY_S]))))
+    _, activity = next(
+        iter(features.item_activity(codec, np.array([int(end.timestamp()) // DAY_S])))
+    )
     columns |= {name: activity.counts[1:, n].tolist() for n, name in enumerate(codec.item_activity)}
     columns |= {
         c.FIRST_EVENT_AT: activity.first_event_at[1:].tolist(), c.LAST_EVENT_AT: activity.last_event_at[1:].tolist()
@@ -183,7 +214,9 @@ def fit_codec(
     return codec, build_items(codec, columns)
 
 
-def _user_attributes(spec: DatasetSpec, workspace: Workspace, users: set[str]) -> dict[str, list[Any]]:
+def _user_attributes(
+    spec: DatasetSpec, workspace: Workspace, users: set[str]
+) -> dict[str, list[Any]]:
     if not spec.user_attributes:
         return {}
     table = pq.read_table(workspace.ingest / "users.parquet").to_pylist()
@@ -223,18 +256,25 @@ def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]
     return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(data.met))
 
 
-def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame, shares: Shares) -> dict[str, Any]:
+def _write(
+    folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame, shares: Shares
+) -> dict[str, Any]:
     codec, items = data.codec, data.items
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")
     export_item_tower(towers, folder / "item_tower.onnx")
-    save_file({name: value.contiguous() for name, value in towers.state_dict().items()}, folder / "towers.safetensors")
+    save_file(
+        {name: value.contiguous() for name, value in towers.state_dict().items()},
+        folder / "towers.safetensors",
+    )
     np.save(folder / "item_vectors.npy", with_spare(unit))
     np.save(folder / "raw_item_vectors.npy", with_spare(raw))
     session = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
     index, report = build_index(unit[1:], session(data.validation.context[:_QUERIES]))
     save_index(index, folder / "index.faiss")
-    positive = known[known[c.POSITIVE]].sort_values([c.USER, c.TIMESTAMP, c.EVENT_ID], kind="stable")
+    positive = known[known[c.POSITIVE]].sort_values(
+        [c.USER, c.TIMESTAMP, c.EVENT_ID], kind="stable"
+    )
     near, similarity = neighbours(
         positive[c.USER].astype("category").cat.codes.to_numpy(dtype=np.int64),
         codec.items.encode(positive[c.ITEM].tolist()),

@@ -43,7 +43,10 @@ class WarmStartConfig:
 
     def towers(self, config: TrainConfig) -> TrainConfig:
         """Return how the towers are trained."""
-        epochs, rate = min(self.epochs, config.epochs), min(self.learning_rate, config.learning_rate)
+        epochs, rate = (
+            min(self.epochs, config.epochs),
+            min(self.learning_rate, config.learning_rate),
+        )
         return replace(config, epochs=epochs, learning_rate=rate)
 
     def ranker(self, base: Base) -> Start:
@@ -97,19 +100,27 @@ class Base:
             raise MissingStage(
                 f"release {folder.name} is of an earlier version: run 'funnel train' without --warm-start"
             )
-        report, kind = metrics["retrieval"], str(read_json(folder / "ranker" / "model.json")["kind"])
-        shape = TowerShape(**{field.name: report["sizes"][field.name] for field in fields(TowerShape)})
+        report, kind = (
+            metrics["retrieval"],
+            str(read_json(folder / "ranker" / "model.json")["kind"]),
+        )
+        shape = TowerShape(
+            **{field.name: report["sizes"][field.name] for field in fields(TowerShape)}
+        )
         config = TrainConfig(**report["settings"] | {"device": None})
         shares = Shares.model_validate(read_json(folder / "shares.json"))
         rankers = replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,))
-        return cls(folder, codec, shape, config, shares, rankers, float(manifest["split"]["ranker"]))
+        return cls(
+            folder, codec, shape, config, shares, rankers, float(manifest["split"]["ranker"])
+        )
 
     def examples(self, known: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:
         """Return the events to learn from: those since the release's cut, and as many older ones.
 
-        Towers that see only new events forget what they knew of users and items that are not among them
-        (McCloskey and Cohen 1989). Rehearsing a random sample of the old, as large as the new part, is the
-        simplest cure and a strong one (Rolnick et al., "Experience replay for continual learning", NeurIPS 2019).
+        Towers that see only new events forget what they knew of users and items that are not among
+        them (McCloskey and Cohen 1989). Rehearsing a random sample of the old, as large as the new
+        part, is the simplest cure and a strong one (Rolnick et al., "Experience replay for
+        continual learning", NeurIPS 2019).
 
         Args:
             known: all events before ``split.ranker``, in order of time.
@@ -133,7 +144,9 @@ class Base:
 
     def begin(self, towers: TwoTowers, codec: Codec) -> None:
         """Give towers of a grown ``codec`` the release's weights; rows of what it did not know stay as they are."""
-        weights = load_file(self.folder / "towers.safetensors", device=str(towers.log_temperature.device))
+        weights = load_file(
+            self.folder / "towers.safetensors", device=str(towers.log_temperature.device)
+        )
         rows = table_rows(self.codec, codec)
         state: dict[str, Tensor] = towers.state_dict()
         for name, value in weights.items():

@@ -26,7 +26,9 @@ _SHOWN = 5
 _USERS = 3
 
 
-def run_demo(data: str, data_dir: Path | None, home: Path | None, serve: bool, host: str, port: int) -> None:
+def run_demo(
+    data: str, data_dir: Path | None, home: Path | None, serve: bool, host: str, port: int
+) -> None:
     """Run every stage on a data set, show what came out and, unless told otherwise, serve it."""
     workspace = stages.run_ingest(data, data_dir, home, shift_to_now=True)
     stages.run_features(workspace)
@@ -37,10 +39,27 @@ def run_demo(data: str, data_dir: Path | None, home: Path | None, serve: bool, h
     users = show_recommendations(workspace)
     display.result(json.dumps(figures))
     if serve:
-        # A process of its own: this one holds what training and Spark needed, and its libraries are set for them.
-        options = ["--home", str(workspace.root), "--host", host, "--port", str(port), "--user", users[0]]
+        # A process of its own: this one holds what training and Spark needed, and its libraries are
+        # set for them.
+        options = [
+            "--home",
+            str(workspace.root),
+            "--host",
+            host,
+            "--port",
+            str(port),
+            "--user",
+            users[0],
+        ]
         os.execv(
-            sys.executable, [sys.executable, "-c", "from pipelines.commands.cli import main; main()", "serve", *options]
+            sys.executable,
+            [
+                sys.executable,
+                "-c",
+                "from pipelines.commands.cli import main; main()",
+                "serve",
+                *options,
+            ],
         )
     else:
         display.console.print("Serve it with [bold]funnel serve[/].")
@@ -81,7 +100,9 @@ def _name(engine: Engine, item_id: str) -> str:
 
 def run_server(workspace: Workspace, host: str, port: int, user: str, workers: int) -> None:
     """Serve the current release until interrupted."""
-    key = ' -H "Authorization: Bearer $FUNNEL_KEY"' if (workspace.root / "keys.json").exists() else ""
+    key = (
+        ' -H "Authorization: Bearer $FUNNEL_KEY"' if (workspace.root / "keys.json").exists() else ""
+    )
     body = json.dumps({"user_id": user, "k": _SHOWN})
     call = f"curl -s http://{host}:{port}/v1/recommendations{key} -H 'content-type: application/json' -d '{body}'"
 

@@ -49,7 +49,9 @@ def find_spec(data: str) -> DatasetSpec:
         return load_spec(SPECS / f"{data}.toml")
     if data.endswith(".toml"):
         return load_spec(Path(data))
-    raise SpecError(f"unknown data set '{data}': choose from {known_specs()}, or give the path of a dataset.toml")
+    raise SpecError(
+        f"unknown data set '{data}': choose from {known_specs()}, or give the path of a dataset.toml"
+    )
 
 
 def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
@@ -62,7 +64,9 @@ def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
     return Workspace(root)
 
 
-def run_ingest(data: str, data_dir: Path | None, home: Path | None, shift_to_now: bool) -> Workspace:
+def run_ingest(
+    data: str, data_dir: Path | None, home: Path | None, shift_to_now: bool
+) -> Workspace:
     """Ingest a data set (the built-in one is generated first) and print the report."""
     from pipelines.ingest.ingest import ingest
 
@@ -80,9 +84,19 @@ def run_ingest(data: str, data_dir: Path | None, home: Path | None, shift_to_now
             generate(data_dir)
     with display.stage("Ingest") as progress:
         report = ingest(spec, data_dir, workspace, shift_to_now=shift_to_now, progress=progress)
-    rows = [["new files", report.files], ["new events", report.events], ["all events", report.total_events]]
-    rows += [["users", report.users], ["items", report.items], ["shifted by days", report.shift_s // 86_400]]
-    rows += [[f"quarantined: {reason}", count] for reason, count in sorted(report.quarantined.items())]
+    rows = [
+        ["new files", report.files],
+        ["new events", report.events],
+        ["all events", report.total_events],
+    ]
+    rows += [
+        ["users", report.users],
+        ["items", report.items],
+        ["shifted by days", report.shift_s // 86_400],
+    ]
+    rows += [
+        [f"quarantined: {reason}", count] for reason, count in sorted(report.quarantined.items())
+    ]
     display.table("Ingest", ["", "rows"], rows)
     return workspace
 
@@ -94,7 +108,11 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
     spec = workspace.spec()
     version = fingerprint(data_version(workspace), FEATURES_VERSION)
     final = workspace.root / "features" / version
-    if final.is_dir() and workspace.features.is_dir() and workspace.features.resolve() == final.resolve():
+    if (
+        final.is_dir()
+        and workspace.features.is_dir()
+        and workspace.features.resolve() == final.resolve()
+    ):
         display.console.print("[green]Features[/]: up to date")
         return final
     from pipelines.features.spark import spark_session
@@ -108,7 +126,9 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
             with staged_folder(final) as folder:
                 files = event_files(workspace)
                 say: Callable[[str], None] = lambda what: progress(what, 0, 1)  # noqa: E731
-                build_features(spark, spec, workspace.ingest, folder, files, say, log_position(workspace))
+                build_features(
+                    spark, spec, workspace.ingest, folder, files, say, log_position(workspace)
+                )
         finally:
             spark.stop()
     with tables_lock(workspace, exclusive=True):
@@ -156,12 +176,12 @@ def run_train(
 ) -> None:
     """Train towers, index and rankers, and print the rankers' table.
 
-    With ``attribution_hours`` only the rankers are trained, from what was served and the events that
-    followed within that time; with ``ipw`` weighted against the bias of positions. With ``tuned`` the
-    settings are those that ``funnel tune`` found. With ``warm_start`` the training goes on from the
-    current release. Without ``logq`` the towers' loss is not corrected for how negatives are drawn.
-    ``seed`` is of all that is drawn, samples of requests included; ``shares`` says how many candidates
-    each source may propose.
+    With ``attribution_hours`` only the rankers are trained, from what was served and the events
+    that followed within that time; with ``ipw`` weighted against the bias of positions. With
+    ``tuned`` the settings are those that ``funnel tune`` found. With ``warm_start`` the training
+    goes on from the current release. Without ``logq`` the towers' loss is not corrected for how
+    negatives are drawn. ``seed`` is of all that is drawn, samples of requests included; ``shares``
+    says how many candidates each source may propose.
 
     Raises:
         MissingStage: there are no data, nothing was tuned, or there is no release.
@@ -187,12 +207,25 @@ def run_train(
         config = replace(config or TrainConfig(), logq=False)
     sample = None
     if seed is not None:
-        config, rankers = replace(config or TrainConfig(), seed=seed), replace(rankers or RankerConfig(), seed=seed)
+        config, rankers = (
+            replace(config or TrainConfig(), seed=seed),
+            replace(rankers or RankerConfig(), seed=seed),
+        )
         sample = SampleConfig(seed=seed)
     with display.stage("Train") as progress:
         if attribution_hours is None:
             warm = WarmStartConfig() if warm_start else None
-            report = train(workspace, progress, config, sample, rankers, shape, warm, display.console.print, shares)
+            report = train(
+                workspace,
+                progress,
+                config,
+                sample,
+                rankers,
+                shape,
+                warm,
+                display.console.print,
+                shares,
+            )
         else:
             report = train_served(workspace, attribution_hours * 3_600, progress, rankers, ipw=ipw)
     _show_rankers(report)
@@ -206,11 +239,20 @@ def _show_rankers(report: RankerReport) -> None:
         first = figures.heads[head]
         below, error = report.behind[kind]
         behind = f"{below:.4f} ± {error:.4f}"
-        rows.append([name, figures.ndcg or 0.0, behind, first.auc or 0.0, first.log_loss, first.ece])
+        rows.append(
+            [name, figures.ndcg or 0.0, behind, first.auc or 0.0, first.log_loss, first.ece]
+        )
     if report.positions:
-        shown = [[one["position"], one["shown"], one["click_rate"], one["propensity"]] for one in report.positions]
+        shown = [
+            [one["position"], one["shown"], one["click_rate"], one["propensity"]]
+            for one in report.positions
+        ]
         display.table("Positions (0: the best)", ["", "shown", "click rate", "examined"], shown)
-    display.table("Rankers on validation", ["", "NDCG@10", "below the best", f"AUC {head}", "log loss", "ECE"], rows)
+    display.table(
+        "Rankers on validation",
+        ["", "NDCG@10", "below the best", f"AUC {head}", "log loss", "ECE"],
+        rows,
+    )
 
 
 def run_release(workspace: Workspace, rules: Path | None, ranker: str | None = None) -> Path:
@@ -242,7 +284,10 @@ def run_evaluate(
     from pipelines.evaluation.report import show
     from pipelines.training.release import current_release, find_release
 
-    folder, other = current_release(workspace), find_release(workspace, against) if against else None
+    folder, other = (
+        current_release(workspace),
+        find_release(workspace, against) if against else None,
+    )
     with display.stage("Evaluate") as progress:
         figures = evaluate(
             workspace, folder, progress, limit,

@@ -20,7 +20,8 @@ class Importance:
 
     Attributes:
         name: of the column.
-        drop: how much NDCG@k falls when the column is permuted, mean over repeats; below 0: it does harm.
+        drop: how much NDCG@k falls when the column is permuted, mean over repeats; below 0: it does
+            harm.
         spread: standard deviation of the drop over repeats.
         permuted: ``within`` requests, or ``across`` them.
         gain: share of the gain of all splits, of boosters; else None.
@@ -44,10 +45,12 @@ def permutation_importance(
 ) -> tuple[float, list[Importance]]:
     """Return NDCG@k as it is, and every column's importance, the largest drop first (Breiman 2001; Fisher et al. 2019).
 
-    A column of items or pairs is permuted among the candidates of its request. Across requests, a row could get a
-    value that no candidate of that request can have, and the drop would count the user's level as well, which moves all
-    candidates alike. A column that has one value in every request (of the user or the moment) would stay what it is
-    within requests: each request gets the value of another one. Such a column can only matter together with others.
+    A column of items or pairs is permuted among the candidates of its request. Across requests, a
+    row could get a value that no candidate of that request can have, and the drop would count the
+    user's level as well, which moves all candidates alike. A column that has one value in every
+    request (of the user or the moment) would stay what it is
+    within requests: each request gets the value of another one. Such a column can only matter
+        together with others.
 
     Columns that say nearly the same cover for each other: each alone looks unimportant.
 
@@ -70,7 +73,11 @@ def permutation_importance(
         return ndcg_at_k(gains, ranker.score(data.numeric, data.categorical)[0], data.request, k)
 
     base = ndcg()
-    starts, sizes, random = group_starts(data.request), data.group_sizes(), np.random.default_rng(seed)
+    starts, sizes, random = (
+        group_starts(data.request),
+        data.group_sizes(),
+        np.random.default_rng(seed),
+    )
     within = [np.lexsort((random.random(len(data)), data.request)) for _ in range(repeats)]
     across = [np.repeat(starts[random.permutation(len(starts))], sizes) for _ in range(repeats)]
     shares = ranker.ranker.gain() if isinstance(ranker.ranker, TreeRanker) else {}
@@ -84,7 +91,9 @@ def permutation_importance(
             column[:] = kept[order]
             drops[repeat] = base - ndcg()
         column[:] = kept
-        found.append(Importance(name, float(drops.mean()), float(drops.std(ddof=1)), level, shares.get(name)))
+        found.append(
+            Importance(name, float(drops.mean()), float(drops.std(ddof=1)), level, shares.get(name))
+        )
         progress(number + 1, len(names))
     return base, sorted(found, key=lambda one: -one.drop)
 
@@ -109,7 +118,9 @@ def _column(data: RankingData, number: int) -> npt.NDArray[np.float32] | npt.NDA
 
 
 def _is_of_request(
-    column: npt.NDArray[np.float32] | npt.NDArray[np.int32], starts: npt.NDArray[np.intp], sizes: npt.NDArray[np.int64]
+    column: npt.NDArray[np.float32] | npt.NDArray[np.int32],
+    starts: npt.NDArray[np.intp],
+    sizes: npt.NDArray[np.int64],
 ) -> bool:
     first = np.repeat(column[starts], sizes)
     return bool(((column == first) | (np.isnan(column) & np.isnan(first))).all())

@@ -14,13 +14,16 @@ from ranking.rows import CROSS, ITEM_AGES, ItemRows, PairRows
 _WARM_UP = 5
 
 
-def one_request(data: RankingData, size: int, item_columns: tuple[int, int]) -> tuple[PairRows, ItemRows]:
+def one_request(
+    data: RankingData, size: int, item_columns: tuple[int, int]
+) -> tuple[PairRows, ItemRows]:
     """Take joined rows apart into one request of ``size`` candidates, as a server has it before it ranks.
 
     Args:
         data: rows; the first request is repeated until it has the size.
         size: how many candidates.
-        item_columns: how many of the last numeric and of the last categorical columns are the item's.
+        item_columns: how many of the last numeric and of the last categorical columns are the
+            item's.
 
     """
     rows = np.resize(np.flatnonzero(data.request == data.request[0]), size)
@@ -37,8 +40,9 @@ def latencies(
 ) -> dict[str, float]:
     """Return the median milliseconds of processor time that each ranker takes for one request, as it is served.
 
-    Time on the processor is what the wall clock shows on a machine with nothing else to do; inference has one thread
-    there (``FUNNEL_THREADS``). All rankers take turns in every round, so that full caches slow all of them alike.
+    Time on the processor is what the wall clock shows on a machine with nothing else to do;
+    inference has one thread there (``FUNNEL_THREADS``). All rankers take turns in every round, so
+    that full caches slow all of them alike.
     """
     score = {name: ranker.for_items(items) for name, ranker in rankers.items()}
     taken: dict[str, list[float]] = {name: [] for name in rankers}

@@ -68,7 +68,9 @@ def save_description(folder: Path, kind: str, schema: RowSchema, **settings: Any
     write_json(folder / "schema.json", schema.to_dict())
 
 
-def largest(names: Sequence[str], values: npt.NDArray[np.floating], top: int | None) -> Contributions:
+def largest(
+    names: Sequence[str], values: npt.NDArray[np.floating], top: int | None
+) -> Contributions:
     """Return names with their values, largest absolute value first."""
     order = np.argsort(-np.abs(values), kind="stable")[:top]
     return [(names[column], float(values[column])) for column in order]

@@ -53,7 +53,11 @@ def check_booster(text: str, columns: int) -> None:
 
     """
     fields = _fields(text.partition("\n\n")[0])
-    expected = {"num_class": "1", "num_tree_per_iteration": "1", "max_feature_idx": str(columns - 1)}
+    expected = {
+        "num_class": "1",
+        "num_tree_per_iteration": "1",
+        "max_feature_idx": str(columns - 1),
+    }
     for name, value in expected.items():
         if fields.get(name) != value:
             raise ValueError(f"a booster has {name}={fields.get(name)}, not {value}")
@@ -94,7 +98,11 @@ def _numbers(fields: dict[str, str], name: str, size: int | None = None) -> Doub
 
 def _is_sound(tree: dict[str, str], columns: int) -> bool:
     leaves, categories = (int(_numbers(tree, name, 1)[0]) for name in ("num_leaves", "num_cat"))
-    if leaves < 1 or tree.get("is_linear") != "0" or not np.isfinite(_numbers(tree, "leaf_value", leaves)).all():
+    if (
+        leaves < 1
+        or tree.get("is_linear") != "0"
+        or not np.isfinite(_numbers(tree, "leaf_value", leaves)).all()
+    ):
         return False
     if leaves == 1:
         return True
@@ -118,7 +126,9 @@ def _leads_to_leaves(left: Doubles, right: Doubles) -> bool:
     """
     children, nodes = np.concatenate([left, right]), np.arange(len(left))
     every = np.concatenate([np.arange(-len(left) - 1, 0), nodes[1:]])
-    return np.array_equal(np.sort(children), every) and bool(((children < 0) | (children > np.tile(nodes, 2))).all())
+    return np.array_equal(np.sort(children), every) and bool(
+        ((children < 0) | (children > np.tile(nodes, 2))).all()
+    )
 
 
 def _are_sets(borders: Doubles, tree: dict[str, str]) -> bool:

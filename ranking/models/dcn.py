@@ -30,7 +30,8 @@ class DcnRanker:
         schema: columns of a row.
         transform: what is done to numeric columns first.
         graph: the ONNX model. Inputs ``numeric`` float32 [n, F'], ``buckets`` int32 [n, F] and, if
-            there are categorical columns, ``categorical`` int32 [n, C]; output ``logits`` float32 [n, T].
+            there are categorical columns, ``categorical`` int32 [n, C]; output ``logits`` float32
+            [n, T].
 
     """
 
@@ -58,7 +59,9 @@ class DcnRanker:
         codes = self.schema.known_codes(categorical)
         return self._named(self.transform(numeric), self.transform.buckets(numeric), codes)
 
-    def _named(self, numeric: Floats, buckets: Codes, categorical: Codes) -> dict[str, Floats | Codes]:
+    def _named(
+        self, numeric: Floats, buckets: Codes, categorical: Codes
+    ) -> dict[str, Floats | Codes]:
         inputs: dict[str, Floats | Codes] = {"numeric": numeric, "buckets": buckets}
         return inputs | {"categorical": categorical} if self.schema.categorical else inputs
 
@@ -72,7 +75,8 @@ class DcnRanker:
     def for_items(self, items: ItemRows) -> PairScorer:
         """See ``Ranker.for_items``: what the network reads of an item is made once, of a user once a request.
 
-        Of a catalogue so large that this would keep requests waiting, and take gigabytes, rows are made as offline.
+        Of a catalogue so large that this would keep requests waiting, and take gigabytes, rows are
+        made as offline.
         """
         if len(items.numeric) > _MOST_PREPARED:
             return lambda pairs: self.predict(*pairs.join(items))
@@ -88,11 +92,20 @@ class DcnRanker:
             # As the transform has it: the standardised columns of all parts, then their indicators.
             standard = [part[:, :width] for part, width in zip(values, widths, strict=True)]
             indicators = [part[:, width:] for part, width in zip(values, widths, strict=True)]
-            buckets = [of_pair.buckets(pairs.pair), np.tile(of_user.buckets(user), size), item_buckets[pairs.item]]
+            buckets = [
+                of_pair.buckets(pairs.pair),
+                np.tile(of_user.buckets(user), size),
+                item_buckets[pairs.item],
+            ]
             codes = [np.tile(pairs.user_categorical, size), items.categorical[pairs.item]]
-            numeric, bucketed = np.concatenate(standard + indicators, axis=1), np.concatenate(buckets, axis=1)
+            numeric, bucketed = (
+                np.concatenate(standard + indicators, axis=1),
+                np.concatenate(buckets, axis=1),
+            )
             categorical = self.schema.known_codes(np.concatenate(codes, axis=1))
-            return sigmoid(self._run(self._named(numeric, bucketed, categorical))).astype(np.float32)
+            return sigmoid(self._run(self._named(numeric, bucketed, categorical))).astype(
+                np.float32
+            )
 
         return score
 
@@ -122,5 +135,7 @@ class DcnRanker:
         """Return the ranker saved in ``folder``."""
         transform = RowTransform.from_dict(read_json(folder / "transform.json"))
         ranker = cls(schema, transform, (folder / "network.onnx").read_bytes())
-        _ = ranker._session  # made now, so that a broken file is found at start and not by a request
+        _ = (
+            ranker._session
+        )  # made now, so that a broken file is found at start and not by a request
         return ranker

@@ -1,9 +1,9 @@
 """LightGBM's trees over one request's candidates: the same sums as LightGBM's own, in a fraction of the time.
 
-LightGBM makes (column, value) pairs of every row and walks down each tree, a branch a node. Here, as in V-QuickScorer
-(Lucchese et al., SIGIR 2016), every node is asked once for all rows: where its condition fails it strikes out the
-leaves on its left, and the first leaf that is left of a tree is where the row ends. A node that asks about the user
-is asked once a request.
+LightGBM makes (column, value) pairs of every row and walks down each tree, a branch a node. Here,
+as in V-QuickScorer (Lucchese et al., SIGIR 2016), every node is asked once for all rows: where its
+condition fails it strikes out the leaves on its left, and the first leaf that is left of a tree is
+where the row ends. A node that asks about the user is asked once a request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ MOST_LEAVES = 64
 _TREES_TOGETHER = 32  # their bits of 500 rows fit into a core's own cache
 _BY_CATEGORY, _DEFAULT_LEFT = 1, 2
 _MISSING, _ZERO_IS_MISSING, _NAN_IS_MISSING = 12, 4, 8
-_DE_BRUIJN = 0x03F79D71B4CB0A89  # multiplied by a single bit, its upper six bits tell which one it was
+_DE_BRUIJN = (
+    0x03F79D71B4CB0A89  # multiplied by a single bit, its upper six bits tell which one it was
+)
 _FIRST = np.zeros(64, dtype=np.int64)
 _FIRST[[(_DE_BRUIJN << place) % (1 << 64) >> 58 for place in range(64)]] = np.arange(64)
 
@@ -38,7 +40,8 @@ class Forest:
     """The inner nodes of all trees, ordered by block of trees and by column, and their leaves from left to right.
 
     Attributes:
-        blocks: int64 ``[B + 1]``, where each block of ``_TREES_TOGETHER`` trees begins among the nodes.
+        blocks: int64 ``[B + 1]``, where each block of ``_TREES_TOGETHER`` trees begins among the
+            nodes.
         tree: int32 ``[nodes]``.
         column: int32 ``[nodes]``, a categorical one after all numeric ones.
         threshold: float32 ``[nodes]``; a row goes left where its value is not above it.
@@ -118,7 +121,9 @@ def _from_left_to_right(tree: Tree) -> tuple[list[int], dict[int, tuple[int, int
     left: dict[int, tuple[int, int]] = {}
     if not len(tree.left_child):
         return [0], left
-    waiting: list[tuple[int, int]] = [(0, -1)]  # a node, and where its left side began once that is done
+    waiting: list[tuple[int, int]] = [
+        (0, -1)
+    ]  # a node, and where its left side began once that is done
     while waiting:
         node, begin = waiting.pop()
         if node < 0:
@@ -139,13 +144,19 @@ def _condition(tree: Tree, node: int, words: list[int]) -> tuple[int, float, boo
     if kind & _BY_CATEGORY:
         begin, end = tree.cat_boundaries[int(threshold) : int(threshold) + 2].astype(np.int64)
         halves, start = tree.cat_threshold[begin:end].astype(np.uint64).tolist(), len(words)
-        words += [low | high << 32 for low, high in zip(halves[::2], [*halves[1::2], 0], strict=False)]
+        words += [
+            low | high << 32 for low, high in zip(halves[::2], [*halves[1::2], 0], strict=False)
+        ]
         return column, 0.0, False, start, len(words)
     if kind & _MISSING == _ZERO_IS_MISSING:
         raise NotAForest("zero means missing to a tree")
     # A tree that met no missing value in training reads one as 0.
-    missing_left = bool(kind & _DEFAULT_LEFT) if kind & _MISSING == _NAN_IS_MISSING else threshold >= 0.0
-    near = np.float32(threshold)  # float32 values compare with the nearest one that is not above as with the threshold
+    missing_left = (
+        bool(kind & _DEFAULT_LEFT) if kind & _MISSING == _NAN_IS_MISSING else threshold >= 0.0
+    )
+    near = np.float32(
+        threshold
+    )  # float32 values compare with the nearest one that is not above as with the threshold
     below = float(np.nextafter(near, np.float32(-np.inf)) if float(near) > threshold else near)
     return column, below, missing_left, 0, 0
 
@@ -179,7 +190,11 @@ def _score(
     every, one = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)
     paired, of_user, count = pair.shape[1], len(user_numeric), len(item)
     numeric = paired + of_user + item_numeric.shape[1]
-    values, codes, left = np.empty(count, np.float32), np.empty(count, np.int64), np.empty(count, np.uint64)
+    values, codes, left = (
+        np.empty(count, np.float32),
+        np.empty(count, np.int64),
+        np.empty(count, np.uint64),
+    )
     alive = np.empty((_TREES_TOGETHER, count), np.uint64)
     for block in range(len(blocks) - 1):
         first = block * _TREES_TOGETHER
@@ -199,7 +214,11 @@ def _score(
                 if of != last:
                     last = of
                     for row in range(count):
-                        values[row] = pair[row, of] if of < paired else item_numeric[item[row], of - paired - of_user]
+                        values[row] = (
+                            pair[row, of]
+                            if of < paired
+                            else item_numeric[item[row], of - paired - of_user]
+                        )
                 if missing_left[node]:
                     for row in range(count):
                         bits[row] &= kept if values[row] > limit else every
@@ -211,20 +230,29 @@ def _score(
             begin, end = categories[node]
             if of < len(user_categorical):
                 code = _known(user_categorical[of], cardinalities[of])
-                if code >> 6 >= end - begin or not (words[begin + (code >> 6)] >> np.uint64(code & 63)) & one:
+                if (
+                    code >> 6 >= end - begin
+                    or not (words[begin + (code >> 6)] >> np.uint64(code & 63)) & one
+                ):
                     for row in range(count):
                         bits[row] &= kept
                 continue
             if of + numeric != last:
                 last = of + numeric
                 for row in range(count):
-                    codes[row] = _known(item_categorical[item[row], of - len(user_categorical)], cardinalities[of])
+                    codes[row] = _known(
+                        item_categorical[item[row], of - len(user_categorical)], cardinalities[of]
+                    )
             left[:] = 0
             for word in range(begin, end):
                 among, start = words[word], (word - begin) << 6
                 for row in range(count):
                     place = np.uint64(codes[row] - start)
-                    left[row] |= (among >> (place & np.uint64(63))) & one if place < np.uint64(64) else np.uint64(0)
+                    left[row] |= (
+                        (among >> (place & np.uint64(63))) & one
+                        if place < np.uint64(64)
+                        else np.uint64(0)
+                    )
             for row in range(count):
                 bits[row] &= kept | (np.uint64(0) - left[row])
         for number in range(together):

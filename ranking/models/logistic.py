@@ -82,10 +82,14 @@ class LogisticRanker(PredictsJoined):
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
         """See ``Ranker.explain``: weight times value; a missing indicator counts for its column."""
         linear = self.transform(numeric[None, :])[0] * (self.weights @ self.schema.weights)
-        values = np.bincount(self.transform.sources, weights=linear, minlength=len(self.schema.numeric))
+        values = np.bincount(
+            self.transform.sources, weights=linear, minlength=len(self.schema.numeric)
+        )
         slots = self.slots(self.schema.known_codes(categorical[None, :]))[0]
         names = self.schema.numeric + self.schema.categorical
-        return largest(names, np.r_[values, self.category_weights[slots] @ self.schema.weights], top)
+        return largest(
+            names, np.r_[values, self.category_weights[slots] @ self.schema.weights], top
+        )
 
     def save(self, folder: Path) -> None:
         """See ``Ranker.save``."""
@@ -104,11 +108,22 @@ class LogisticRanker(PredictsJoined):
         slots = Slots(schema.cardinalities, read_json(folder / "model.json")["hash_size"])
         transform = RowTransform.from_dict(read_json(folder / "transform.json"))
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
-            return cls(schema, transform, slots, arrays["weights"], arrays["category_weights"], arrays["intercept"])
+            return cls(
+                schema,
+                transform,
+                slots,
+                arrays["weights"],
+                arrays["category_weights"],
+                arrays["intercept"],
+            )
 
 
 def fit_logistic(
-    train: RankingData, transform: RowTransform, schema: RowSchema, config: LogisticConfig, guard: Guard
+    train: RankingData,
+    transform: RowTransform,
+    schema: RowSchema,
+    config: LogisticConfig,
+    guard: Guard,
 ) -> LogisticRanker:
     """Fit one L2-regularised regression per head.
 
@@ -126,13 +141,18 @@ def fit_logistic(
     coefficients = np.stack([weights for weights, _ in fits], axis=1).astype(np.float32)
     width = len(transform.sources)
     intercept = np.array([value for _, value in fits], dtype=np.float32)
-    return LogisticRanker(schema, transform, slots, coefficients[:width], coefficients[width:], intercept)
+    return LogisticRanker(
+        schema, transform, slots, coefficients[:width], coefficients[width:], intercept
+    )
 
 
-def overfit_logistic(batch: RankingData, transform: RowTransform, schema: RowSchema) -> tuple[float, float]:
+def overfit_logistic(
+    batch: RankingData, transform: RowTransform, schema: RowSchema
+) -> tuple[float, float]:
     """Learn some rows by heart, almost without regularisation; return the loss summed over heads before and after.
 
-    A linear model can give any labels to as many rows as its columns have independent directions, and to no more in
+    A linear model can give any labels to as many rows as its columns have independent directions,
+    and to no more in
     general: of the batch, half as many are taken.
     """
     slots = Slots(schema.cardinalities, LogisticConfig.hash_size)
@@ -171,10 +191,14 @@ def _fit_head(
     if positives in (0.0, n):
         return np.zeros(design.shape[1]), float(np.log((positives + 0.5) / (n - positives + 0.5)))
     model = LogisticRegression(
-        C=config.regularisation, class_weight=config.class_weight, max_iter=config.max_iterations, tol=1e-3
+        C=config.regularisation,
+        class_weight=config.class_weight,
+        max_iter=config.max_iterations,
+        tol=1e-3,
     )
     with warnings.catch_warnings():
-        # A fit cut short by max_iterations is a little more regularised, which is no reason to stop.
+        # A fit cut short by max_iterations is a little more regularised, which is no reason to
+        # stop.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(design, labels, sample_weight=weight)
     return model.coef_[0], float(model.intercept_[0])

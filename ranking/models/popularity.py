@@ -35,7 +35,9 @@ class PopularityRanker(PredictsJoined):
 
     def predict(self, numeric: Floats, categorical: Codes) -> Floats:  # noqa: ARG002
         """See ``Ranker.predict``."""
-        return sigmoid(np.outer(self._evidence(numeric), self.slope) + self.intercept).astype(np.float32)
+        return sigmoid(np.outer(self._evidence(numeric), self.slope) + self.intercept).astype(
+            np.float32
+        )
 
     def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:  # noqa: ARG002
         """See ``Ranker.explain``: the count is the only column."""
@@ -44,7 +46,14 @@ class PopularityRanker(PredictsJoined):
 
     def save(self, folder: Path) -> None:
         """See ``Ranker.save``."""
-        save_description(folder, self.kind, self.schema, column=self.column, slope=self.slope, intercept=self.intercept)
+        save_description(
+            folder,
+            self.kind,
+            self.schema,
+            column=self.column,
+            slope=self.slope,
+            intercept=self.intercept,
+        )
 
     @classmethod
     def load(cls, folder: Path, schema: RowSchema) -> PopularityRanker:
@@ -62,7 +71,9 @@ def _log_count(values: Floats) -> Doubles:
     return np.log1p(np.maximum(counts, 0.0))
 
 
-def fit_popularity(train: RankingData, schema: RowSchema, config: PopularityConfig) -> PopularityRanker:
+def fit_popularity(
+    train: RankingData, schema: RowSchema, config: PopularityConfig
+) -> PopularityRanker:
     """Fit one sigmoid per head to the count."""
     column = schema.numeric.index(config.feature) if config.feature in schema.numeric else 0
     evidence = _log_count(train.numeric[:, column])

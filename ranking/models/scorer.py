@@ -50,7 +50,9 @@ class CalibratedRanker:
         ranker = load(folder)
         calibration = Calibration.from_dict(read_json(folder / "calibration.json"))
         if len(calibration.heads) != len(ranker.schema.heads):
-            raise ValueError(f"{folder}: {len(calibration.heads)} calibrations for heads {ranker.schema.heads}")
+            raise ValueError(
+                f"{folder}: {len(calibration.heads)} calibrations for heads {ranker.schema.heads}"
+            )
         return cls(ranker, calibration)
 
     def save(self, folder: Path) -> None:
@@ -91,16 +93,21 @@ class CalibratedRanker:
         probabilities = self.calibration(raw)
         return self.schema.score(probabilities), probabilities.astype(np.float32)
 
-    def calibration_curves(self, data: RankingData, bins: int = 15) -> dict[str, dict[str, list[dict[str, float]]]]:
+    def calibration_curves(
+        self, data: RankingData, bins: int = 15
+    ) -> dict[str, dict[str, list[dict[str, float]]]]:
         """Return each head's calibration curve before (``raw``) and after (``calibrated``) calibration.
 
-        A curve is a list of bins of equal mass, the least probable first, each with ``rows``, ``predicted`` (mean
-        probability) and ``rate`` (share of positive labels).
+        A curve is a list of bins of equal mass, the least probable first, each with ``rows``,
+        ``predicted`` (mean probability) and ``rate`` (share of positive labels).
         """
         raw = self.ranker.predict(data.numeric, data.categorical)
         stages: dict[str, npt.NDArray[Any]] = {"raw": raw, "calibrated": self.calibration(raw)}
         return {
-            head: {stage: _curve(data.labels[:, column], p[:, column], bins) for stage, p in stages.items()}
+            head: {
+                stage: _curve(data.labels[:, column], p[:, column], bins)
+                for stage, p in stages.items()
+            }
             for column, head in enumerate(self.schema.heads)
         }
 
@@ -115,6 +122,8 @@ class CalibratedRanker:
         return self.ranker.explain(numeric, categorical, top)
 
 
-def _curve(labels: Floats, probabilities: npt.NDArray[np.floating], bins: int) -> list[dict[str, float]]:
+def _curve(
+    labels: Floats, probabilities: npt.NDArray[np.floating], bins: int
+) -> list[dict[str, float]]:
     columns = zip(*calibration_curve(labels, probabilities, bins), strict=True)
     return [{"rows": int(n), "predicted": float(p), "rate": float(rate)} for n, p, rate in columns]

@@ -77,16 +77,23 @@ class TreeRanker:
     def predict(self, numeric: Floats, categorical: Codes) -> Floats:
         """See ``Ranker.predict``."""
         if not len(numeric):
-            return np.empty((0, len(self.schema.heads)), dtype=np.float32)  # LightGBM refuses zero rows
+            return np.empty(
+                (0, len(self.schema.heads)), dtype=np.float32
+            )  # LightGBM refuses zero rows
         matrix = _matrix(numeric, categorical, self.schema)
         return self._probabilities([_raw(booster, matrix) for booster in self.boosters])
 
     def for_items(self, items: ItemRows) -> PairScorer:
         """See ``Ranker.for_items``: trees of up to 64 leaves need no joined table and give the same to the bit."""
-        forests, cardinalities = self._forests, np.asarray(self.schema.cardinalities, dtype=np.int32)
+        forests, cardinalities = (
+            self._forests,
+            np.asarray(self.schema.cardinalities, dtype=np.int32),
+        )
         if forests is None:
             return lambda rows: self.predict(*rows.join(items))
-        return lambda rows: self._probabilities([forest(rows, items, cardinalities) for forest in forests])
+        return lambda rows: self._probabilities(
+            [forest(rows, items, cardinalities) for forest in forests]
+        )
 
     @cached_property
     def _forests(self) -> list[Forest] | None:
@@ -105,8 +112,12 @@ class TreeRanker:
         """
         rows = _matrix(numeric[None, :], categorical[None, :], self.schema)
         # The last column is the expected value, which belongs to no feature.
-        parts = [booster.predict(rows, pred_contrib=True, num_threads=1) for booster in self.boosters]
-        by_head = np.broadcast_to(np.concatenate(parts)[:, :-1], (len(self.schema.heads), rows.shape[1]))
+        parts = [
+            booster.predict(rows, pred_contrib=True, num_threads=1) for booster in self.boosters
+        ]
+        by_head = np.broadcast_to(
+            np.concatenate(parts)[:, :-1], (len(self.schema.heads), rows.shape[1])
+        )
         values = (self.schema.weights * self.slope) @ by_head
         return largest(self.schema.numeric + self.schema.categorical, values, top)
 
@@ -114,7 +125,9 @@ class TreeRanker:
         """Return each column's share of what all splits gained in training, the mean over boosters."""
         gains = np.stack([booster.feature_importance("gain") for booster in self.boosters])
         shares = (gains / np.maximum(gains.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
-        return dict(zip(self.schema.numeric + self.schema.categorical, shares.tolist(), strict=True))
+        return dict(
+            zip(self.schema.numeric + self.schema.categorical, shares.tolist(), strict=True)
+        )
 
     def save(self, folder: Path) -> None:
         """See ``Ranker.save``: each booster as LightGBM's own text."""
@@ -127,15 +140,22 @@ class TreeRanker:
             intercept=self.intercept,
         )
         for number, booster in enumerate(self.boosters):
-            (folder / f"booster_{number}.txt").write_text(booster.model_to_string(), encoding="utf-8")
+            (folder / f"booster_{number}.txt").write_text(
+                booster.model_to_string(), encoding="utf-8"
+            )
 
     @classmethod
     def load(cls, folder: Path, schema: RowSchema) -> TreeRanker:
         """Return the ranker saved in ``folder``."""
         values = read_json(folder / "model.json")
-        texts = [(folder / f"booster_{n}.txt").read_text(encoding="utf-8") for n in range(values["boosters"])]
+        texts = [
+            (folder / f"booster_{n}.txt").read_text(encoding="utf-8")
+            for n in range(values["boosters"])
+        ]
         boosters = tuple(lightgbm.Booster(model_str=text) for text in texts)
-        return cls(values["kind"], schema, boosters, tuple(values["slope"]), tuple(values["intercept"]))
+        return cls(
+            values["kind"], schema, boosters, tuple(values["slope"]), tuple(values["intercept"])
+        )
 
 
 def fit_lightgbm(
@@ -150,12 +170,15 @@ def fit_lightgbm(
 ) -> TreeRanker:
     """Train a booster per head; ``watch``, held-out rows, says when to stop.
 
-    Labels of ``train`` may lie between 0 and 1: probabilities that another model gave. With ``earlier``, of this
-    kind and heads, its trees stay and the rounds are added to them.
+    Labels of ``train`` may lie between 0 and 1: probabilities that another model gave. With
+    ``earlier``, of this kind and heads, its trees stay and the rounds are added to them.
     """
     data, held_out = _datasets(train, watch, schema, config)
     soft = not np.isin(train.labels, (0.0, 1.0)).all()
-    goal = {"objective": "cross_entropy" if soft else "binary", "metric": "cross_entropy" if soft else "binary_logloss"}
+    goal = {
+        "objective": "cross_entropy" if soft else "binary",
+        "metric": "cross_entropy" if soft else "binary_logloss",
+    }
     boosters = []
     for column, head in enumerate(schema.heads):
         if earlier:  # what the earlier trees say of the rows is kept in the data set
@@ -166,7 +189,11 @@ def fit_lightgbm(
         data.set_label(np.ascontiguousarray(train.labels[:, column]))
         held_out.set_label(np.ascontiguousarray(watch.labels[:, column]))
         start = earlier.boosters[column] if earlier else None
-        boosters.append(_boost({**_parameters(config, seed), **goal}, data, held_out, config, guard, start=start))
+        boosters.append(
+            _boost(
+                {**_parameters(config, seed), **goal}, data, held_out, config, guard, start=start
+            )
+        )
         log("lightgbm", {f"{head}_trees": float(boosters[-1].num_trees())})
     ones, zeros = (1.0,) * len(boosters), (0.0,) * len(boosters)
     return TreeRanker("lightgbm", schema, tuple(boosters), ones, zeros)
@@ -185,14 +212,17 @@ def fit_lambdarank(
 ) -> TreeRanker:
     """Train one booster for NDCG@k; the gain of a row is its weighted label, 0 for rows without any.
 
-    With ``earlier``, of this kind, its trees stay and the rounds are added to them. Each head's sigmoid is fitted
+    With ``earlier``, of this kind, its trees stay and the rounds are added to them. Each head's
+    sigmoid is fitted
     on ``watch``: on rows that the trees have seen, scores are too sure.
     """
     worth, watch_worth = (_levels(part.worth(schema)) for part in (train, watch))
     gains = np.unique(np.r_[np.float32(0.0), worth, watch_worth])
     data, held_out = _datasets(train, watch, schema, config)
     for rows, of, gain in ((data, train, worth), (held_out, watch, watch_worth)):
-        rows.set_label(np.searchsorted(gains, gain)).set_group(of.group_sizes()).set_weight(_row_weights(of))
+        rows.set_label(np.searchsorted(gains, gain)).set_group(of.group_sizes()).set_weight(
+            _row_weights(of)
+        )
     parameters = {
         **_parameters(config, seed),
         "objective": "lambdarank",
@@ -206,7 +236,10 @@ def fit_lambdarank(
 
     def report(done: float, ndcg: float) -> None:
         # LightGBM counts a request without any gain as 1; what other kinds report leaves it out.
-        log("lambdarank", {"done": done, "watch_ndcg": (ndcg - empty) / (1 - empty) if empty < 1 else 0.0})
+        log(
+            "lambdarank",
+            {"done": done, "watch_ndcg": (ndcg - empty) / (1 - empty) if empty < 1 else 0.0},
+        )
 
     start = earlier.boosters[0] if earlier else None
     booster = _boost(parameters, data, held_out, config, guard, report, start)
@@ -254,7 +287,12 @@ def _datasets(
     data = lightgbm.Dataset(
         _matrix(train.numeric, train.categorical, schema),
         categorical_feature=list(range(width, width + len(schema.categorical))),
-        params={"max_bin": config.bins, "verbosity": -1, "num_threads": config.threads, "force_row_wise": True},
+        params={
+            "max_bin": config.bins,
+            "verbosity": -1,
+            "num_threads": config.threads,
+            "force_row_wise": True,
+        },
         free_raw_data=True,
     )
     return data, data.create_valid(_matrix(watch.numeric, watch.categorical, schema))
@@ -296,7 +334,12 @@ def _boost(
 
     callbacks = [note, lightgbm.early_stopping(config.patience, verbose=False)]
     booster = lightgbm.train(
-        parameters, data, config.rounds, valid_sets=[held_out], callbacks=callbacks, init_model=start
+        parameters,
+        data,
+        config.rounds,
+        valid_sets=[held_out],
+        callbacks=callbacks,
+        init_model=start,
     )
     # Read back from its own text, so that what is measured now is what will be served.
     return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=booster.best_iteration))

@@ -42,7 +42,9 @@ class _Rows:
     weight: Tensor
 
     @classmethod
-    def of(cls, data: RankingData, transform: RowTransform, schema: RowSchema, device: torch.device) -> _Rows:
+    def of(
+        cls, data: RankingData, transform: RowTransform, schema: RowSchema, device: torch.device
+    ) -> _Rows:
         arrays = (
             transform(data.numeric),
             transform.buckets(data.numeric),
@@ -74,8 +76,8 @@ def fit_dcn(
 ) -> DcnRanker:
     """Train on ``train``, stop by ``watch`` (held-out rows), export.
 
-    The same seed, data, thread count and CPU give the same bytes. CUDA is used where there is any. With
-    ``earlier`` its weights are trained on, behind its transform.
+    The same seed, data, thread count and CPU give the same bytes. CUDA is used where there is any.
+    With ``earlier`` its weights are trained on, behind its transform.
 
     Raises:
         CannotContinue: the earlier network has another shape.
@@ -135,45 +137,70 @@ def load_weights(network: DcnNetwork, schema: RowSchema, earlier: DcnRanker) -> 
 
     """
     graph = onnx.load_from_string(earlier.graph).graph
-    weights = {part.name: torch.from_numpy(numpy_helper.to_array(part).copy()) for part in graph.initializer}
+    weights = {
+        part.name: torch.from_numpy(numpy_helper.to_array(part).copy())
+        for part in graph.initializer
+    }
     table = "category.table.weight"
     if table in weights:
         columns = torch.split(weights[table], list(earlier.schema.cardinalities))
         grown = zip(columns, schema.cardinalities, strict=True)
         weights[table] = torch.cat(
-            [torch.cat([column, column[:1].expand(size - len(column), -1)]) for column, size in grown]
+            [
+                torch.cat([column, column[:1].expand(size - len(column), -1)])
+                for column, size in grown
+            ]
         )
     for name, value in network.named_parameters():
         if name not in weights or weights[name].shape != value.shape:
             raise CannotContinue(f"the network's {name} has another shape, or is no float")
-    network.load_state_dict({**network.state_dict(), **{name: weights[name] for name, _ in network.named_parameters()}})
+    network.load_state_dict(
+        {**network.state_dict(), **{name: weights[name] for name, _ in network.named_parameters()}}
+    )
 
 
-def probabilities(network: DcnNetwork, data: RankingData, transform: RowTransform, schema: RowSchema) -> Floats:
+def probabilities(
+    network: DcnNetwork, data: RankingData, transform: RowTransform, schema: RowSchema
+) -> Floats:
     """Return the probabilities that a trained network gives, float32 [n, T], without the export of a graph."""
     rows = _Rows.of(data, transform, schema, torch.device("cpu"))
     return _probabilities(network, rows).astype(np.float32)
 
 
 def overfit_dcn(
-    batch: RankingData, transform: RowTransform, schema: RowSchema, config: DcnConfig, seed: int, guard: Guard
+    batch: RankingData,
+    transform: RowTransform,
+    schema: RowSchema,
+    config: DcnConfig,
+    seed: int,
+    guard: Guard,
 ) -> tuple[float, float]:
     """Learn a few rows by heart; return the loss before and after."""
     with _reproducible(seed, config.threads) as device:
         rows = _Rows.of(batch, transform, schema, device)
         network, loss = _untrained(rows, transform, schema, config)
         optimiser = torch.optim.AdamW(network.parameters(), lr=_OVERFIT_RATE, weight_decay=0.0)
-        losses = [_step(network, optimiser, rows, loss, config, guard) for _ in range(_OVERFIT_STEPS)]
+        losses = [
+            _step(network, optimiser, rows, loss, config, guard) for _ in range(_OVERFIT_STEPS)
+        ]
     return losses[0], losses[-1]
 
 
-def _untrained(rows: _Rows, transform: RowTransform, schema: RowSchema, config: DcnConfig) -> tuple[DcnNetwork, _Loss]:
+def _untrained(
+    rows: _Rows, transform: RowTransform, schema: RowSchema, config: DcnConfig
+) -> tuple[DcnNetwork, _Loss]:
     device = rows.labels.device
     network = DcnNetwork(
-        rows.numeric.shape[1], transform.bucket_counts, schema.cardinalities, len(schema.heads), config
+        rows.numeric.shape[1],
+        transform.bucket_counts,
+        schema.cardinalities,
+        len(schema.heads),
+        config,
     ).to(device)
     rates = rows.labels.double().mean(dim=0).cpu().numpy().clip(1e-6, 1 - 1e-6)
-    with torch.no_grad():  # start at the base rate, else the first steps only learn that labels are rare
+    with (
+        torch.no_grad()
+    ):  # start at the base rate, else the first steps only learn that labels are rare
         network.head.bias.copy_(torch.from_numpy(logit(rates)))
     return network, _loss(config, torch.from_numpy(rates).float().to(device))
 
@@ -192,7 +219,9 @@ def _optimise(
     per_epoch = math.ceil(len(rows) / config.batch)
     steps = max(config.epochs * per_epoch, config.min_steps)
     between = max(per_epoch, _LEAST_STEPS_BETWEEN_CHECKS)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
     warm_up = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
@@ -214,7 +243,12 @@ def _optimise(
 
 
 def _step(
-    network: DcnNetwork, optimiser: torch.optim.Optimizer, batch: _Rows, loss: _Loss, config: DcnConfig, guard: Guard
+    network: DcnNetwork,
+    optimiser: torch.optim.Optimizer,
+    batch: _Rows,
+    loss: _Loss,
+    config: DcnConfig,
+    guard: Guard,
 ) -> float:
     """Learn from one batch and return its loss; nothing is learnt from one that the guard refuses."""
     optimiser.zero_grad(set_to_none=True)
@@ -243,12 +277,15 @@ def _batches(rows: _Rows, config: DcnConfig, seed: int) -> Iterator[_Rows]:
 def _loss(config: DcnConfig, rates: Tensor) -> _Loss:
     """Return the loss of logits and labels [n, T] and weights [n]: summed over heads, mean over rows.
 
-    Class weights and focal loss (Lin et al. 2017) bend probabilities on purpose; calibration straightens them.
+    Class weights and focal loss (Lin et al. 2017) bend probabilities on purpose; calibration
+    straightens them.
     """
     weight = (1 - rates) / rates if config.positive_weight == "balanced" else None
 
     def loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        entropy = functional.binary_cross_entropy_with_logits(logits, labels, pos_weight=weight, reduction="none")
+        entropy = functional.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weight, reduction="none"
+        )
         if config.loss == "focal":
             p = torch.sigmoid(logits)
             entropy = entropy * (labels - p).abs() ** config.focal_gamma
@@ -263,12 +300,19 @@ def _logits(network: DcnNetwork, rows: _Rows) -> Tensor:
 
 
 def _judge(
-    network: DcnNetwork, watched: _Rows, watch: RankingData, schema: RowSchema, config: DcnConfig, k: int
+    network: DcnNetwork,
+    watched: _Rows,
+    watch: RankingData,
+    schema: RowSchema,
+    config: DcnConfig,
+    k: int,
 ) -> float:
     """Return what early stopping maximises: NDCG@k, or the negative log loss summed over heads."""
     p = _probabilities(network, watched)
     if config.monitor == "ndcg":
-        quality = ndcg_at_k(watch.wanted(schema), schema.score(p), watch.request, k, watch.request_weights())
+        quality = ndcg_at_k(
+            watch.wanted(schema), schema.score(p), watch.request, k, watch.request_weights()
+        )
         if not math.isnan(quality):
             return quality
     labels: Floats = watch.labels

@@ -21,19 +21,24 @@ SOFT = 0.5
 
 def student_config(config: RankerConfig) -> RankerConfig:
     """Return settings for a quarter of the trees with half of the leaves, or a network of one narrow layer a side."""
-    trees = replace(config.trees, rounds=config.trees.rounds // 4, leaves=max(2, config.trees.leaves // 2))
+    trees = replace(
+        config.trees, rounds=config.trees.rounds // 4, leaves=max(2, config.trees.leaves // 2)
+    )
     # The fewer the trees, the longer their steps.
     trees = replace(trees, learning_rate=min(0.3, 3 * config.trees.learning_rate))
-    dcn = replace(config.dcn, cross_layers=1, hidden=(32,), embedding=max(1, config.dcn.embedding // 2))
+    dcn = replace(
+        config.dcn, cross_layers=1, hidden=(32,), embedding=max(1, config.dcn.embedding // 2)
+    )
     return replace(config, trees=trees, dcn=dcn)
 
 
 def distil(teacher: CalibratedRanker, task: Task, log: Log) -> Ranker:
     """Train a ranker of the teacher's kind on targets between its probabilities and the labels (Hinton et al. 2015).
 
-    The teacher was calibrated on all candidates, the training rows have fewer negatives: its log-odds are moved, head
-    by head, until their mean probability is the training rows' rate, as after any sampling of one class (He et al.
-    2014, "Practical lessons from predicting clicks on ads at Facebook").
+    The teacher was calibrated on all candidates, the training rows have fewer negatives: its
+    log-odds are moved, head by head, until their mean probability is the training rows' rate, as
+    after any sampling of one class (He et al. 2014, "Practical lessons from predicting clicks on
+    ads at Facebook").
 
     Args:
         teacher: whose probabilities are learnt.
@@ -43,9 +48,16 @@ def distil(teacher: CalibratedRanker, task: Task, log: Log) -> Ranker:
     """
     _, p = teacher.score(task.train.numeric, task.train.categorical)
     hard = task.train.labels
-    soft = np.stack([at_rate(p[:, head], float(hard[:, head].mean())) for head in range(hard.shape[1])], axis=1)
+    soft = np.stack(
+        [at_rate(p[:, head], float(hard[:, head].mean())) for head in range(hard.shape[1])], axis=1
+    )
     targets = (SOFT * soft + (1 - SOFT) * hard).astype(np.float32)
-    return fit(teacher.kind, replace(task, train=replace(task.train, labels=targets)), Guard("student"), log)
+    return fit(
+        teacher.kind,
+        replace(task, train=replace(task.train, labels=targets)),
+        Guard("student"),
+        log,
+    )
 
 
 def at_rate(p: Floats, rate: float) -> Doubles:

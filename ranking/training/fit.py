@@ -57,7 +57,9 @@ def fit(kind: str, task: Task, guard: Guard, log: Log, earlier: Any = None) -> R
         case "lightgbm":
             from ranking.models.trees import fit_lightgbm
 
-            return fit_lightgbm(train, watch, schema, config.trees, config.seed, guard, log, earlier)
+            return fit_lightgbm(
+                train, watch, schema, config.trees, config.seed, guard, log, earlier
+            )
         case "lambdarank":
             from ranking.models.trees import fit_lambdarank
 

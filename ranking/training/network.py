@@ -37,7 +37,9 @@ class CodeEmbedding(nn.Module):
         super().__init__()
         self.table = nn.Embedding(sum(sizes), width)
         nn.init.normal_(self.table.weight, std=0.05)
-        starts = torch.tensor([sum(sizes[:column]) for column in range(len(sizes))], dtype=torch.int32)
+        starts = torch.tensor(
+            [sum(sizes[:column]) for column in range(len(sizes))], dtype=torch.int32
+        )
         self.register_buffer("starts", starts)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -63,13 +65,22 @@ class DcnNetwork(nn.Module):
     """
 
     def __init__(
-        self, width: int, bucket_counts: Sequence[int], cardinalities: Sequence[int], heads: int, config: DcnConfig
+        self,
+        width: int,
+        bucket_counts: Sequence[int],
+        cardinalities: Sequence[int],
+        heads: int,
+        config: DcnConfig,
     ) -> None:
         super().__init__()
         self.stacked = config.structure == "stacked"
         self.bucket = CodeEmbedding(bucket_counts, config.bucket_embedding)
         self.category = CodeEmbedding(cardinalities, config.embedding) if cardinalities else None
-        total = width + len(bucket_counts) * config.bucket_embedding + len(cardinalities) * config.embedding
+        total = (
+            width
+            + len(bucket_counts) * config.bucket_embedding
+            + len(cardinalities) * config.embedding
+        )
         self.cross = CrossNetwork(total, config.cross_layers)
         layers: list[nn.Module] = []
         for before, after in pairwise((total, *config.hidden)):
@@ -78,7 +89,9 @@ class DcnNetwork(nn.Module):
         deep_width = config.hidden[-1] if config.hidden else total
         self.head = nn.Linear(deep_width if self.stacked else total + deep_width, heads)
 
-    def forward(self, numeric: Tensor, buckets: Tensor, categorical: Tensor | None = None) -> Tensor:
+    def forward(
+        self, numeric: Tensor, buckets: Tensor, categorical: Tensor | None = None
+    ) -> Tensor:
         """Return logits [n, T] of float32 [n, F'], int32 [n, F] and int32 [n, C]."""
         parts = [numeric, self.bucket(buckets)]
         if self.category is not None:
@@ -107,7 +120,9 @@ def export_onnx(network: DcnNetwork, width: int) -> bytes:
         example["categorical"] = torch.zeros(3, len(network.category.starts), dtype=torch.int32)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
-    logger.setLevel(logging.ERROR)  # otherwise it tells that torchvision is not installed, four times
+    logger.setLevel(
+        logging.ERROR
+    )  # otherwise it tells that torchvision is not installed, four times
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -127,7 +142,15 @@ def export_onnx(network: DcnNetwork, width: int) -> bytes:
     model = program.model_proto
     # Metadata holds stack traces with the paths of the machine that exported.
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
         del part.metadata_props[:]
     exported: bytes = model.SerializeToString(deterministic=True)
     return exported

@@ -9,7 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 from ranking.data import Codes, Floats, RankingData
 from ranking.models.dcn import DcnRanker
@@ -32,14 +38,23 @@ def static_int8(ranker: DcnRanker, rows: RankingData) -> DcnRanker:
 
     """
     reader = _Batches(ranker, rows.spread(_CALIBRATION_ROWS))
-    settings = {"quant_format": QuantFormat.QDQ, "activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    return _quantised(ranker, lambda given, made: quantize_static(given, made, reader, per_channel=True, **settings))
+    settings = {
+        "quant_format": QuantFormat.QDQ,
+        "activation_type": QuantType.QUInt8,
+        "weight_type": QuantType.QInt8,
+    }
+    return _quantised(
+        ranker,
+        lambda given, made: quantize_static(given, made, reader, per_channel=True, **settings),
+    )
 
 
 def _quantised(ranker: DcnRanker, quantise: Callable[[Path, Path], None]) -> DcnRanker:
     root = logging.getLogger()
     level = root.level
-    root.setLevel(logging.ERROR)  # the quantiser asks for a preparation that changes nothing in this graph
+    root.setLevel(
+        logging.ERROR
+    )  # the quantiser asks for a preparation that changes nothing in this graph
     try:
         with tempfile.TemporaryDirectory() as folder:
             given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"

@@ -28,8 +28,8 @@ def check_kind(
 ) -> dict[str, float]:
     """Run the checks that a kind has to pass, on a few thousand rows, and return their figures.
 
-    Popularity passes without: it has one slope, which cannot fail. Without rows of both classes there is nothing to
-    check.
+    Popularity passes without: it has one slope, which cannot fail. Without rows of both classes
+    there is nothing to check.
 
     Raises:
         CannotLearn: a check failed.
@@ -52,7 +52,9 @@ def _overfit(
 
         guard = Guard("dcn, one batch")
         settings = replace(config.dcn, threads=1)
-        before, after = overfit_dcn(replace(batch, weight=None), transform, schema, settings, config.seed, guard)
+        before, after = overfit_dcn(
+            replace(batch, weight=None), transform, schema, settings, config.seed, guard
+        )
     else:
         from ranking.models.logistic import overfit_logistic
 
@@ -61,11 +63,14 @@ def _overfit(
     return {"one_batch_loss_before": before, "one_batch_loss_after": after}
 
 
-def _shuffled(kind: str, train: RankingData, schema: RowSchema, config: RankerConfig) -> dict[str, float]:
+def _shuffled(
+    kind: str, train: RankingData, schema: RowSchema, config: RankerConfig
+) -> dict[str, float]:
     """Learn a third of some rows, stop by another, and order the last; every third's labels shuffled by themselves.
 
-    Held-out labels that are shuffled apart from all that was learnt make every order of positives and negatives
-    equally likely, so the AUC is .5 with the standard error of Mann and Whitney (1947), whatever the model does.
+    Held-out labels that are shuffled apart from all that was learnt make every order of positives
+    and negatives equally likely, so the AUC is .5 with the standard error of Mann and Whitney
+    (1947), whatever the model does.
     """
     learn, stop, held_out = _shuffled_parts(train, config.seed)
     p = _predicted(kind, learn, stop, held_out, schema, _small(config))
@@ -86,7 +91,8 @@ def chance_tolerance(positives: int, negatives: int) -> float:
 def _shuffled_parts(train: RankingData, seed: int) -> list[RankingData]:
     random = np.random.default_rng(seed)
     rows = train.take(random.permutation(train.balanced_rows(_SHUFFLED)))
-    # Requests fall apart in a sample, and mean nothing to labels that are shuffled: any groups will do.
+    # Requests fall apart in a sample, and mean nothing to labels that are shuffled: any groups will
+    # do.
     rows = replace(rows, request=np.arange(len(rows), dtype=np.int64) // _GROUP, weight=None)
     thirds = np.array_split(np.arange(len(rows)), 3)
     parts = [rows.take(third) for third in thirds]
@@ -94,7 +100,12 @@ def _shuffled_parts(train: RankingData, seed: int) -> list[RankingData]:
 
 
 def _predicted(
-    kind: str, learn: RankingData, stop: RankingData, held_out: RankingData, schema: RowSchema, config: RankerConfig
+    kind: str,
+    learn: RankingData,
+    stop: RankingData,
+    held_out: RankingData,
+    schema: RowSchema,
+    config: RankerConfig,
 ) -> Floats:
     transform, guard = RowTransform.fit(learn.numeric), Guard(f"{kind}, shuffled labels")
     if kind != "dcn":
@@ -110,9 +121,13 @@ def _predicted(
 def _small(config: RankerConfig) -> RankerConfig:
     """Return settings that are done in a second or two."""
     # One thread: several would spend more time on waiting for each other.
-    trees = replace(config.trees, rounds=min(20, config.trees.rounds), min_rows_in_leaf=20, threads=1)
+    trees = replace(
+        config.trees, rounds=min(20, config.trees.rounds), min_rows_in_leaf=20, threads=1
+    )
     dcn = replace(config.dcn, epochs=1, min_steps=30, batch=256, monitor="log_loss", threads=1)
-    return replace(config, trees=trees, dcn=dcn, logistic=replace(config.logistic, max_iterations=30))
+    return replace(
+        config, trees=trees, dcn=dcn, logistic=replace(config.logistic, max_iterations=30)
+    )
 
 
 def _silent(*_: object) -> None:

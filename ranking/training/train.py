@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from feature_repo.sanity import Guard
-from feature_repo.workspace import MissingStage, file_hash, fingerprint, read_json, staged_folder, write_json
+from feature_repo.workspace import (
+    MissingStage,
+    file_hash,
+    fingerprint,
+    read_json,
+    staged_folder,
+    write_json,
+)
 from ranking.config import RankerConfig, Start
 from ranking.data import Doubles, RankingData, RowSchema
 from ranking.metrics import auc, difference, ece, log_loss, mean_known, ndcg_at_k, ndcg_per_request
@@ -55,7 +62,8 @@ class KindReport:
 
     Attributes:
         version: fingerprint of data and settings.
-        ndcg: NDCG@k of the score, a row whose item was wanted gaining 1: what kinds are compared by.
+        ndcg: NDCG@k of the score, a row whose item was wanted gaining 1: what kinds are compared
+            by.
         weighted_ndcg: the same with the weighted label as gain.
         heads: figures per head.
         sanity: figures of ``ranking.training.sanity``'s checks, and what the training's guard saw.
@@ -83,8 +91,10 @@ class RankerReport:
         best: the kind to serve.
         config: the settings of a training anew.
         kinds: figures of every kind.
-        behind: how far each kind's NDCG is below the highest, and the standard error of that, over users.
-        positions: of impressions that were learnt from, how often each place was shown and taken up; else None.
+        behind: how far each kind's NDCG is below the highest, and the standard error of that, over
+            users.
+        positions: of impressions that were learnt from, how often each place was shown and taken
+            up; else None.
 
     """
 
@@ -165,8 +175,8 @@ def train_rankers(
         folder: where models go.
         config: which kinds, and their settings.
         log: called with a kind and its figures (steps, trees, validation figures, seconds).
-        start: an earlier ranker. One of its kind goes on from it, for less than ``config`` says; where that cannot
-            be, it is trained anew. ``log`` is told ``continued``, 1 or 0.
+        start: an earlier ranker. One of its kind goes on from it, for less than ``config`` says;
+            where that cannot be, it is trained anew. ``log`` is told ``continued``, 1 or 0.
         positions: goes into the report.
 
     Raises:
@@ -182,9 +192,13 @@ def train_rankers(
     kinds = {kind: report for kind, (report, _) in trained.items()}
     best = max(kinds, key=lambda kind: kinds[kind].ndcg or 0.0)
     of = validate.request_users(), validate.request_weights()
-    behind = {kind: list(difference(trained[best][1], ndcg, *of)) for kind, (_, ndcg) in trained.items()}
+    behind = {
+        kind: list(difference(trained[best][1], ndcg, *of)) for kind, (_, ndcg) in trained.items()
+    }
     most = config.tolerance * (kinds[best].ndcg or 0.0)
-    report = RankerReport(choose(behind, config.standard_errors, most), config, kinds, behind, positions)
+    report = RankerReport(
+        choose(behind, config.standard_errors, most), config, kinds, behind, positions
+    )
     write_json(folder / "report.json", asdict(report))
     return report
 
@@ -192,8 +206,9 @@ def train_rankers(
 def choose(behind: dict[str, list[float]], standard_errors: float, most: float) -> str:
     """Return the kind that is cheapest to serve among those that are not clearly worse than the best.
 
-    Breiman et al. (1984, "Classification and Regression Trees", 3.4.3) choose the simplest within one standard error;
-    differences here are paired, and two standard errors are what chance stays within in 95 of 100 samples.
+    Breiman et al. (1984, "Classification and Regression Trees", 3.4.3) choose the simplest within
+    one standard error; differences here are paired, and two standard errors are what chance stays
+    within in 95 of 100 samples.
 
     Args:
         behind: of each kind, how far it is below the best, and the standard error of that.
@@ -202,14 +217,18 @@ def choose(behind: dict[str, list[float]], standard_errors: float, most: float) 
 
     """
     near = [
-        kind for kind in COSTS if kind in behind and behind[kind][0] <= min(standard_errors * behind[kind][1], most)
+        kind
+        for kind in COSTS
+        if kind in behind and behind[kind][0] <= min(standard_errors * behind[kind][1], most)
     ]
     return next(kind for kind in near if kind != BASELINE or behind[kind][0] == 0.0)
 
 
 def _train_kind(job: _Job, kind: str, folder: Path) -> tuple[KindReport, Doubles]:
     """Return the report of one kind, and its NDCG of each validation request, float64 [R]."""
-    version = fingerprint(_REVISION, kind, job.data_version, job.config.part(kind), *job.start_version)
+    version = fingerprint(
+        _REVISION, kind, job.data_version, job.config.part(kind), *job.start_version
+    )
     finished = _finished(folder, version)
     if finished:
         job.log(kind, {"resumed": 1.0})
@@ -241,7 +260,10 @@ def _finished(folder: Path, version: str) -> tuple[KindReport, Doubles] | None:
     manifest = read_json(folder / _MANIFEST)
     report = KindReport.from_dict(manifest["report"])
     files: dict[str, str] = manifest["files"]
-    whole = all((folder / name).is_file() and file_hash(folder / name) == seen for name, seen in files.items())
+    whole = all(
+        (folder / name).is_file() and file_hash(folder / name) == seen
+        for name, seen in files.items()
+    )
     if not whole or report.version != version:
         return None
     with np.load(folder / VALIDATION) as arrays:
@@ -255,7 +277,9 @@ def _continue(job: _Job, kind: str, task: Task, guard: Guard) -> Ranker:
     try:
         if earlier.kind != kind or not job.schema.extends(earlier.schema):
             raise CannotContinue("another kind or other columns")
-        ranker = fit(kind, replace(task, config=job.start.shorten(job.config)), guard, job.log, earlier)
+        ranker = fit(
+            kind, replace(task, config=job.start.shorten(job.config)), guard, job.log, earlier
+        )
     except CannotContinue:
         job.log(kind, {"continued": 0.0})
         return fit(kind, task, guard, job.log)
@@ -284,7 +308,9 @@ def measure(
     ndcg = ndcg_per_request(data.wanted(schema), score, data.request, k)
     weights = data.request_weights()
     weighted = ndcg_at_k(data.worth(schema), score, data.request, k, weights)
-    return KindReport(version, _known(mean_known(ndcg, weights)), _known(weighted), heads, sanity), ndcg
+    return KindReport(
+        version, _known(mean_known(ndcg, weights)), _known(weighted), heads, sanity
+    ), ndcg
 
 
 def _known(value: float) -> float | None:
@@ -295,5 +321,9 @@ def _known(value: float) -> float | None:
 def _figures(report: KindReport, k: int) -> dict[str, float]:
     figures = {f"ndcg@{k}": report.ndcg, f"weighted_ndcg@{k}": report.weighted_ndcg}
     for name, head in report.heads.items():
-        figures |= {f"{name}_auc": head.auc, f"{name}_log_loss": head.log_loss, f"{name}_ece": head.ece}
+        figures |= {
+            f"{name}_auc": head.auc,
+            f"{name}_log_loss": head.log_loss,
+            f"{name}_ece": head.ece,
+        }
     return {name: value for name, value in (figures | report.sanity).items() if value is not None}

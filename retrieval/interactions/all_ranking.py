@@ -31,7 +31,8 @@ def recall_and_ndcg(
         chunk: users ranked at once.
 
     Returns:
-        Recall@k, hits / items wanted; NDCG@k, with the ideal list's DCG of min(items wanted, k) hits.
+        Recall@k, hits / items wanted; NDCG@k, with the ideal list's DCG of min(items wanted, k)
+        hits.
 
     """
     rows = np.flatnonzero(np.diff(wanted.indptr)) if rows is None else rows
@@ -55,4 +56,6 @@ def recall_and_ndcg(
 
 def _places(matrix: sparse.csr_matrix, device: torch.device) -> tuple[Tensor, Tensor]:
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
-    return torch.from_numpy(row).to(device), torch.from_numpy(matrix.indices.astype(np.int64)).to(device)
+    return torch.from_numpy(row).to(device), torch.from_numpy(matrix.indices.astype(np.int64)).to(
+        device
+    )

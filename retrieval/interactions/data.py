@@ -1,6 +1,7 @@
 """Who took what, without times: the text layout of LightGCN and what is compared on it.
 
-A folder holds ``train.txt``, ``test.txt`` and, perhaps, ``valid.txt``; each line is ``user item item ...``.
+A folder holds ``train.txt``, ``test.txt`` and, perhaps, ``valid.txt``; each line is ``user item
+item ...``.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _LARGEST_END = 0.3
 class Interactions:
     """Three parts of the same users and items, each a 0/1 float32 CSR matrix ``[users, items]``.
 
-    ``places``, such a matrix, has the place of each item of ``train.txt`` from the end of its line, 1 for the last;
-    None where the order of lines says nothing.
+    ``places``, such a matrix, has the place of each item of ``train.txt`` from the end of its line,
+    1 for the last; None where the order of lines says nothing.
     """
 
     train: sparse.csr_matrix
@@ -63,12 +64,17 @@ def read_interactions(folder: Path, seed: int = 0) -> Interactions:
     """Read a folder; ids become codes. Without ``valid.txt`` a tenth of each user's train items take its place.
 
     Raises:
-        SpecError: a file is missing or empty, an id is no whole number, or a user in train or valid has no item.
+        SpecError: a file is missing or empty, an id is no whole number, or a user in train or valid
+            has no item.
 
     """
     pairs = {name: _read(folder / f"{name}.txt", name != "test") for name in ("train", "test")}
     given = (folder / "valid.txt").is_file()
-    pairs["valid"] = _read(folder / "valid.txt", True) if given else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    pairs["valid"] = (
+        _read(folder / "valid.txt", True)
+        if given
+        else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    )
     order = ("train", "valid", "test")
     users, user = np.unique(np.concatenate([pairs[name][0] for name in order]), return_inverse=True)
     items, item = np.unique(np.concatenate([pairs[name][1] for name in order]), return_inverse=True)
@@ -82,11 +88,15 @@ def read_interactions(folder: Path, seed: int = 0) -> Interactions:
     if not given:
         train, valid = hold_out(train, seed)
     if not valid.nnz:
-        raise SpecError(f"{folder}: nothing to validate on: give a valid.txt, or users with at least two train items")
+        raise SpecError(
+            f"{folder}: nothing to validate on: give a valid.txt, or users with at least two train items"
+        )
     return Interactions(train, valid, test, places)
 
 
-def hold_out(matrix: sparse.csr_matrix, seed: int, share: float = 0.1) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+def hold_out(
+    matrix: sparse.csr_matrix, seed: int, share: float = 0.1
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Split off ``share`` of each user's items, at least one where there are two, at random."""
     degree = np.diff(matrix.indptr)
     row = np.repeat(np.arange(matrix.shape[0]), degree)
@@ -95,7 +105,9 @@ def hold_out(matrix: sparse.csr_matrix, seed: int, share: float = 0.1) -> tuple[
     rank[order] = np.arange(matrix.nnz) - np.repeat(matrix.indptr[:-1], degree)
     taken = np.where(degree > 1, np.maximum(1, np.rint(share * degree)), 0).astype(np.int64)
     out = rank < taken[row]
-    rest, held = (_matrix(row[chosen], matrix.indices[chosen], matrix.shape) for chosen in (~out, out))
+    rest, held = (
+        _matrix(row[chosen], matrix.indices[chosen], matrix.shape) for chosen in (~out, out)
+    )
     return rest, held
 
 
@@ -105,12 +117,17 @@ def _places(user: Codes, item: Codes, shape: tuple[int, int]) -> sparse.csr_matr
     user, item = user[order], item[order]
     count = np.bincount(user, minlength=shape[0])
     shuffled = item[np.lexsort((np.random.default_rng(0).random(len(user)), user))]
-    if not _recurring(user, item) > _RECURRING * _recurring(user, shuffled) or _ascending(user, item) > _SORTED:
+    if (
+        not _recurring(user, item) > _RECURRING * _recurring(user, shuffled)
+        or _ascending(user, item) > _SORTED
+    ):
         return None
     place = np.cumsum(count)[user] - np.arange(len(user))
     newest = np.unique(np.stack([user, item])[:, ::-1], axis=1, return_index=True)[1]
     kept = len(user) - 1 - newest
-    return sparse.csr_matrix((place[kept].astype(np.float32), (user[kept], item[kept])), shape=shape)
+    return sparse.csr_matrix(
+        (place[kept].astype(np.float32), (user[kept], item[kept])), shape=shape
+    )
 
 
 def _recurring(user: Codes, item: Codes) -> int:
@@ -128,7 +145,9 @@ def _ascending(user: Codes, item: Codes) -> float:
 
 def _read(path: Path, items_needed: bool) -> tuple[Codes, Codes]:
     if not path.is_file():
-        raise SpecError(f"{path} is missing: the folder needs train.txt and test.txt with lines 'user item item ...'")
+        raise SpecError(
+            f"{path} is missing: the folder needs train.txt and test.txt with lines 'user item item ...'"
+        )
     rows: list[list[int]] = []
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
@@ -139,9 +158,13 @@ def _read(path: Path, items_needed: bool) -> tuple[Codes, Codes]:
                     f"{path}, line {number}: '{line.strip()[:60]}' is not whole numbers 'user item item ...'"
                 ) from None
             if any(not 0 <= value < 2**63 for value in row):
-                raise SpecError(f"{path}, line {number}: an id is negative or too large; ids are 0 to 2^63 - 1")
+                raise SpecError(
+                    f"{path}, line {number}: an id is negative or too large; ids are 0 to 2^63 - 1"
+                )
             if len(row) == 1 and items_needed:
-                raise SpecError(f"{path}, line {number}: user {row[0]} has no items; leave the line out")
+                raise SpecError(
+                    f"{path}, line {number}: user {row[0]} has no items; leave the line out"
+                )
             if len(row) > 1:
                 rows.append(row)
     if not rows:
@@ -151,7 +174,9 @@ def _read(path: Path, items_needed: bool) -> tuple[Codes, Codes]:
 
 
 def _matrix(rows: Codes, columns: Codes, shape: tuple[int, int]) -> sparse.csr_matrix:
-    return _binary(sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape))
+    return _binary(
+        sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    )
 
 
 def _binary(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

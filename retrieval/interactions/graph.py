@@ -44,9 +44,13 @@ class SparseProduct:
         return product
 
 
-def degrees(interactions: sparse.csr_matrix) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def degrees(
+    interactions: sparse.csr_matrix,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return how many interactions each user and each item has; 1 where there is none, to divide by."""
-    users, items = (np.asarray(interactions.sum(axis=axis), dtype=np.float64).ravel() for axis in (1, 0))
+    users, items = (
+        np.asarray(interactions.sum(axis=axis), dtype=np.float64).ravel() for axis in (1, 0)
+    )
     return np.maximum(users, 1), np.maximum(items, 1)
 
 
@@ -60,11 +64,13 @@ def normalised(interactions: sparse.csr_matrix) -> sparse.csr_matrix:
 def right_factors(product: SparseProduct, dimension: int, seed: int, rounds: int = 5) -> Tensor:
     """Return the right singular vectors of the ``dimension`` largest singular values, float32 ``[m, dimension]``.
 
-    Randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011). Columns beyond the
-    size of the matrix are zero.
+    Randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011). Columns beyond
+    the size of the matrix are zero.
     """
     rank = min(dimension + 16, *product.shape)
-    basis = torch.randn(product.shape[1], rank, generator=torch.Generator().manual_seed(seed)).to(product.device)
+    basis = torch.randn(product.shape[1], rank, generator=torch.Generator().manual_seed(seed)).to(
+        product.device
+    )
     for _ in range(rounds):
         basis, _ = torch.linalg.qr(product.transposed(product(basis)))
     # The eigenvectors of the small matrix turn the basis into singular vectors, the largest last.
@@ -79,4 +85,6 @@ def _tensor(matrix: sparse.csr_matrix, device: torch.device) -> Tensor:
     values = torch.from_numpy(matrix.data.astype(np.float32))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(rows, columns, values, size=matrix.shape, device=device, check_invariants=False)
+        return torch.sparse_csr_tensor(
+            rows, columns, values, size=matrix.shape, device=device, check_invariants=False
+        )

@@ -5,10 +5,12 @@ direction; the last coordinate of an item's vector is its popularity. A dot prod
 
     cos(user, item) / temperature + popularity * log(interactions of the item)
 
-Training begins at the singular vectors of the degree-normalised interactions, which are already good,
-and goes on with a softmax over items drawn uniformly (Wu et al., "On the Effectiveness of Sampled
-Softmax Loss for Item Recommendation", TOIS 2024), all items of a user at once. Where it is known in what order
-a user took them, the newer ones weigh more in the finished user: people go on with what they do now.
+Training begins at the singular vectors of the degree-normalised interactions, which are already
+good, and goes on with a softmax over items drawn uniformly (Wu et al., "On the Effectiveness of
+Sampled Softmax Loss for Item Recommendation", TOIS 2024), all items of a user at once. Where it is
+known in what order
+a user took them, the newer ones weigh more in the finished user: people go on with what they do
+    now.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ from retrieval.interactions.graph import SparseProduct, degrees, normalised, rig
 class CollaborativeConfig:
     """How the vectors are made: ``dimension`` coordinates, popularity's included.
 
-    Training explains what is taken with the full ``popularity``; finished vectors have the share ``kept``. A user's
-    n-th item from the newest weighs n to the power -``recency`` in the finished user, and 1 in training.
-    ``activity`` is the power of a user's number of items in its weight. The vectors are the mean of the
-    embeddings over about the last ``averaged`` of the epochs.
+    Training explains what is taken with the full ``popularity``; finished vectors have the share
+    ``kept``. A user's n-th item from the newest weighs n to the power -``recency`` in the finished
+    user, and 1 in training. ``activity`` is the power of a user's number of items in its weight.
+    The vectors are the mean of the embeddings over about the last ``averaged`` of the epochs.
     """
 
     dimension: int = 256
@@ -59,18 +61,24 @@ class _LogPartition(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
         half = left.is_cuda or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        left, right = (factor.to(torch.bfloat16 if half else torch.float32) for factor in (left, right))
+        left, right = (
+            factor.to(torch.bfloat16 if half else torch.float32) for factor in (left, right)
+        )
         logits = left @ right.T
         shares = logits.softmax(dim=1)
         ctx.save_for_backward(left, right, shares)
         likeliest = logits.max(dim=1, keepdim=True)
-        return (likeliest.values.float() - shares.gather(1, likeliest.indices).float().log()).squeeze(1)
+        return (
+            likeliest.values.float() - shares.gather(1, likeliest.indices).float().log()
+        ).squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         left, right, shares = ctx.saved_tensors
         weight = gradients[0].unsqueeze(1)
-        return (shares @ right).float() * weight, (shares.T @ (left * weight.to(left.dtype))).float()
+        return (shares @ right).float() * weight, (
+            shares.T @ (left * weight.to(left.dtype))
+        ).float()
 
 
 class Collaborative:
@@ -89,7 +97,8 @@ class Collaborative:
         """
         self.config, self.device, self.epoch, self._taken = config, start.device, 0, interactions
         self._places = places
-        # Embeddings are directions: the shorter one is, the larger its gradient, and Adam steps alike for all.
+        # Embeddings are directions: the shorter one is, the larger its gradient, and Adam steps
+        # alike for all.
         self._guard = Guard("collaborative towers", exploded=math.inf)
         _, popularity = degrees(interactions)
         taken = torch.from_numpy(popularity).float().to(self.device).unsqueeze(1)
@@ -120,7 +129,9 @@ class Collaborative:
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             found = float(loss.detach())
-            self._guard(found, float(torch.nn.utils.get_total_norm([table.grad for table in self._tables])))
+            self._guard(
+                found, float(torch.nn.utils.get_total_norm([table.grad for table in self._tables]))
+            )
             self._optimizer.step()
             yield found
         self.epoch += 1
@@ -146,15 +157,23 @@ class Collaborative:
         number = np.diff(taken.indptr)
         left = self._users(taken, items, users.index_select(0, self._codes(batch)))
         right = self._items(items)
-        own = SparseProduct(sparse.csr_matrix(sparse.diags(1 / np.maximum(number, 1)) @ taken), self.device)
+        own = SparseProduct(
+            sparse.csr_matrix(sparse.diags(1 / np.maximum(number, 1)) @ taken), self.device
+        )
         partition: Tensor = _LogPartition.apply(left, right.index_select(0, self._codes(negatives)))  # type: ignore[no-untyped-call]
         losses = partition - (left * own(right)).sum(1)
-        weights = torch.from_numpy(np.where(number, number**self.config.activity, 0)).float().to(self.device)
+        weights = (
+            torch.from_numpy(np.where(number, number**self.config.activity, 0))
+            .float()
+            .to(self.device)
+        )
         return (losses * weights).sum() / weights.sum().clamp(min=1)
 
     def _users(self, taken: sparse.csr_matrix, items: Tensor, own: Tensor) -> Tensor:
         pooled = SparseProduct(taken, self.device)(items)
-        return F.pad(F.normalize(pooled + own, eps=1e-9) / self.config.temperature, (0, 1), value=1.0)
+        return F.pad(
+            F.normalize(pooled + own, eps=1e-9) / self.config.temperature, (0, 1), value=1.0
+        )
 
     def _items(self, items: Tensor) -> Tensor:
         return torch.cat([F.normalize(items, eps=1e-9), self._prior], dim=1)
@@ -168,13 +187,16 @@ def _with_popularity(items: Tensor, kept: float) -> Tensor:
     return torch.cat([items[:, :-1], kept * items[:, -1:]], dim=1)
 
 
-def by_recency(taken: sparse.csr_matrix, places: sparse.csr_matrix, power: float) -> sparse.csr_matrix:
+def by_recency(
+    taken: sparse.csr_matrix, places: sparse.csr_matrix, power: float
+) -> sparse.csr_matrix:
     """Weigh what each user took by place from the newest, to the power -``power``; a row's weights sum to its items.
 
     Args:
         taken: 0/1 CSR ``[users, items]``.
-        places: CSR ``[users, items]``, numbers from 1 that grow towards the oldest; only those of ``taken`` count, the
-            least of a row as 1. An item without a place has its user's mean weight, 1.
+        places: CSR ``[users, items]``, numbers from 1 that grow towards the oldest; only those of
+            ``taken`` count, the least of a row as 1. An item without a place has its user's mean
+            weight, 1.
         power: 0 weighs all alike.
 
     """
@@ -196,5 +218,7 @@ def item_factors(interactions: sparse.csr_matrix, dimension: int, device: torch.
 
 def spectral_vectors(interactions: sparse.csr_matrix, factors: Tensor) -> tuple[Tensor, Tensor]:
     """Return untrained vectors of users and items, the projection of what each user took on ``factors``."""
-    scale = torch.from_numpy(degrees(interactions)[1] ** 0.5).float().to(factors.device).unsqueeze(1)
+    scale = (
+        torch.from_numpy(degrees(interactions)[1] ** 0.5).float().to(factors.device).unsqueeze(1)
+    )
     return SparseProduct(interactions, factors.device)(factors / scale), factors * scale

@@ -21,7 +21,12 @@ Window = tuple[Integers, Integers]
 
 
 def windows(
-    sequences: Sequences, held: int, window: int, batch_items: int, generator: np.random.Generator, latest: bool = False
+    sequences: Sequences,
+    held: int,
+    window: int,
+    batch_items: int,
+    generator: np.random.Generator,
+    latest: bool = False,
 ) -> list[Window]:
     """Take from every user one stretch of at most ``window`` + 1 training items, and batch stretches of like length.
 
@@ -37,7 +42,9 @@ def windows(
     first, end = sequences.start[:-1], sequences.training_ends(held)
     size = np.minimum(end - first, window + 1)
     room = end - first - size
-    begin = first + (room if latest else (generator.random(len(room)) * (room + 1)).astype(np.int64))
+    begin = first + (
+        room if latest else (generator.random(len(room)) * (room + 1)).astype(np.int64)
+    )
     order = np.argsort(-size * np.exp(generator.normal(0.0, 0.05, len(size))))
     order = order[size[order] >= 2]
     cuts, longest = [0], 0
@@ -55,7 +62,9 @@ def inputs_and_targets(sequences: Sequences, batch: Window) -> tuple[Tensor, Ten
     begin, size = batch
     filled = _filled(sequences, begin, size)
     targets = filled[:, 1:]
-    return torch.from_numpy(np.where(targets > 0, filled[:, :-1], 0)), torch.from_numpy(targets.copy())
+    return torch.from_numpy(np.where(targets > 0, filled[:, :-1], 0)), torch.from_numpy(
+        targets.copy()
+    )
 
 
 def _filled(sequences: Sequences, begin: Integers, size: Integers) -> Integers:
@@ -76,7 +85,9 @@ def encode(tower: SequenceTower, sequences: Sequences, users: Integers, back: in
     order = np.argsort(size, kind="stable")
     for start in range(0, len(order), _USERS):
         rows = order[start : start + _USERS]
-        histories = torch.from_numpy(_filled(sequences, end[rows] - size[rows], size[rows])).to(device)
+        histories = torch.from_numpy(_filled(sequences, end[rows] - size[rows], size[rows])).to(
+            device
+        )
         last = torch.from_numpy(size[rows] - 1).to(device)
         vectors[torch.from_numpy(rows).to(device)] = tower(histories)[
             torch.arange(len(rows), device=device), last
@@ -95,7 +106,9 @@ def places(users: Tensor, items: Tensor, wanted: Integers) -> Integers:
         wanted: codes from 1, int64 ``[n]``.
 
     """
-    return places_by_score((users[part] @ items.T for part in parts(len(users), len(items))), wanted, None)[0]
+    return places_by_score(
+        (users[part] @ items.T for part in parts(len(users), len(items))), wanted, None
+    )[0]
 
 
 def parts(users: int, items: int) -> list[slice]:
@@ -110,12 +123,13 @@ def places_by_score(
     """Return the wanted items' places among all items, and among those that are not in the history.
 
     Args:
-        scores: of the first users, of the next, and so on, float32 ``[n, catalogue + 1]`` each; they are changed.
+        scores: of the first users, of the next, and so on, float32 ``[n, catalogue + 1]`` each;
+            they are changed.
         wanted: codes from 1, int64, of all users.
         histories: codes, of each user; None: none.
 
-    Equals share the middle of their places: scores that are all the same, or NaN, put nothing first. The place
-    of a wanted item that is in the history, and so not among the unseen, is -1.
+    Equals share the middle of their places: scores that are all the same, or NaN, put nothing
+    first. The place of a wanted item that is in the history, and so not among the unseen, is -1.
 
     """
     everything, unseen, start = [], [], 0

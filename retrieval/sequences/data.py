@@ -1,6 +1,7 @@
 """Sequences: each user's items in the order in which they were taken up, from a text file of ``user item`` lines.
 
-The layout of SASRec's data sets (Kang and McAuley, "Self-attentive sequential recommendation", ICDM 2018).
+The layout of SASRec's data sets (Kang and McAuley, "Self-attentive sequential recommendation", ICDM
+2018).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MIN_ITEMS = 3
 class Sequences:
     """Users' items in order, one user after the other.
 
-    ``items`` int64 ``[rows]`` has codes from 1 (0 is no item); user ``u`` has ``items[start[u]:start[u + 1]]``.
+    ``items`` int64 ``[rows]`` has codes from 1 (0 is no item); user ``u`` has
+    ``items[start[u]:start[u + 1]]``.
     """
 
     items: Integers
@@ -74,7 +76,8 @@ def read_sequences(path: Path) -> Sequences:
     """Read a file of ``user item`` lines in time order, or the only ``.txt`` file of a folder.
 
     Raises:
-        SpecError: no such file, no rows, a row without exactly two columns, or users with too few items.
+        SpecError: no such file, no rows, a row without exactly two columns, or users with too few
+            items.
 
     """
     file = sequence_file(path)
@@ -92,14 +95,18 @@ def read_sequences(path: Path) -> Sequences:
             users.append(pair[0])
             items.append(pair[1])
     if not users:
-        raise SpecError(f"{file} has no rows; write one 'user item' line per interaction, in time order")
+        raise SpecError(
+            f"{file} has no rows; write one 'user item' line per interaction, in time order"
+        )
     sequences = from_pairs(users, items)
     if not len(sequences.testable):
         raise SpecError(
             f"{file}: no user has {MIN_ITEMS} items, so there is nothing to hold out; give longer sequences"
         )
     if (sequences.training_ends(2) - sequences.start[:-1]).max() < 2:
-        raise SpecError(f"{file}: no user has two items besides those held out, to learn from; give longer sequences")
+        raise SpecError(
+            f"{file}: no user has two items besides those held out, to learn from; give longer sequences"
+        )
     return sequences
 
 
@@ -117,7 +124,9 @@ def sequence_file(path: Path) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise SpecError(f"there is no {path}; give a file of 'user item' lines in time order, or its folder")
+        raise SpecError(
+            f"there is no {path}; give a file of 'user item' lines in time order, or its folder"
+        )
     found = sorted(path.glob("*.txt"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:5]) or "none"

@@ -1,6 +1,7 @@
 """Softmax over the whole catalogue, or over a sample of a large one, with its gradient worked out as it goes.
 
-The logits of a batch would be hundreds of megabytes; they are made and used up in chunks that stay in the cache.
+The logits of a batch would be hundreds of megabytes; they are made and used up in chunks that stay
+in the cache.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ _NEVER = -1e9
 class SoftmaxLoss:
     """Cross-entropy of the next item: exact up to ``exact`` items, else over in-batch and uniform negatives.
 
-    Sampled logits have the log of the probability that the item is in the sample subtracted, but for each
-    example's own item, whose inclusion is certain (Khrylchenko et al., "Correcting the LogQ correction", RecSys 2025).
+    Sampled logits have the log of the probability that the item is in the sample subtracted, but
+    for each example's own item, whose inclusion is certain (Khrylchenko et al., "Correcting the
+    LogQ correction", RecSys 2025).
     """
 
-    def __init__(self, counts: Tensor, generator: torch.Generator, exact: int, sampled: int) -> None:
+    def __init__(
+        self, counts: Tensor, generator: torch.Generator, exact: int, sampled: int
+    ) -> None:
         """Take how often each code is a target, ``[catalogue + 1]``; code 0 is no item."""
         self._share = counts.double() / counts.sum()
         self._generator, self._sampled = generator, sampled
@@ -35,12 +39,16 @@ class SoftmaxLoss:
             return _sum(vectors, table, targets, correction) / len(targets)
         catalogue = len(self._share) - 1
         shape = (self._sampled,)
-        drawn = torch.randint(1, catalogue + 1, shape, generator=self._generator, device=table.device)
+        drawn = torch.randint(
+            1, catalogue + 1, shape, generator=self._generator, device=table.device
+        )
         rows, places = torch.unique(torch.cat([targets, drawn]), return_inverse=True)
         included = -torch.expm1(-(len(targets) * self._share[rows] + self._sampled / catalogue))
         filled = -len(rows) % 64
         rows = torch.cat([rows, rows.new_zeros(filled)])
-        correction = torch.cat([-included.log(), included.new_full((filled,), _NEVER)]).to(table.dtype)
+        correction = torch.cat([-included.log(), included.new_full((filled,), _NEVER)]).to(
+            table.dtype
+        )
         return _sum(vectors, table[rows], places[: len(targets)], correction) / len(targets)
 
 
@@ -51,7 +59,9 @@ def _sum(vectors: Tensor, table: Tensor, targets: Tensor, correction: Tensor) ->
 
 class _ChunkedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, table: Tensor, targets: Tensor, correction: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, vectors: Tensor, table: Tensor, targets: Tensor, correction: Tensor
+    ) -> Tensor:
         items, corrections = table.to(vectors.dtype), correction.to(vectors.dtype)
         own = correction[targets].to(vectors.dtype)
         by_vectors, by_table = torch.empty_like(vectors), torch.zeros_like(table)

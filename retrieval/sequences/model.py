@@ -1,8 +1,9 @@
 """The user's side of a sequential two-tower model: a causal transformer over the items of the history.
 
-Self-attention as in SASRec (Kang and McAuley, ICDM 2018) with blocks that have proved better since: norms
-before each part, a learned bias by distance in place of absolute positions (as in T5, Raffel et al., JMLR
-2020), SwiGLU (Shazeer, 2020), and one table of items for what goes in and what is scored.
+Self-attention as in SASRec (Kang and McAuley, ICDM 2018) with blocks that have proved better since:
+norms before each part, a learned bias by distance in place of absolute positions (as in T5, Raffel
+et al., JMLR 2020), SwiGLU (Shazeer, 2020), and one table of items for what goes in and what is
+scored.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class SequenceTower(nn.Module):
         self.config = config
         rows = math.ceil((config.items + 1) / _ROWS) * _ROWS
         self.items = _normal(generator, rows, config.width)
-        self.scale = nn.Parameter(torch.full((), 0.5 * math.sqrt(config.width), device=generator.device))
+        self.scale = nn.Parameter(
+            torch.full((), 0.5 * math.sqrt(config.width), device=generator.device)
+        )
         self.dropout = Dropout(config.dropout, generator)
         self.blocks = nn.ModuleList(_Block(config, generator) for _ in range(config.layers))
         self.norm = _Norm(config.width, generator)
@@ -111,7 +114,9 @@ class _Block(nn.Module):
         split = _linear(inputs, self.queries_keys_values).view(batch, length, 3, self.heads, size)
         queries, keys, values = split.permute(2, 0, 3, 1, 4).reshape(3, -1, length, size)
         bias = self.bias[:, distance.clamp(min=0)].masked_fill(distance < 0, -1e9)
-        scores = torch.bmm(queries * size**-0.5, keys.transpose(1, 2)).view(batch, self.heads, length, length)
+        scores = torch.bmm(queries * size**-0.5, keys.transpose(1, 2)).view(
+            batch, self.heads, length, length
+        )
         weights = (scores + bias.to(scores.dtype)).softmax(dim=-1).view(-1, length, length)
         found = torch.bmm(weights, values).view(batch, self.heads, length, size)
         return _linear(found.transpose(1, 2).reshape(batch, length, width), self.attended)
@@ -132,6 +137,8 @@ def _linear(values: Tensor, weight: Tensor) -> Tensor:
     return F.linear(values, weight.to(values.dtype))
 
 
-def _normal(generator: torch.Generator, rows: int, columns: int, scale: float = 1.0) -> nn.Parameter:
+def _normal(
+    generator: torch.Generator, rows: int, columns: int, scale: float = 1.0
+) -> nn.Parameter:
     drawn = torch.randn(rows, columns, generator=generator, device=generator.device)
     return nn.Parameter(drawn * (scale / math.sqrt(columns)))

@@ -22,7 +22,9 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Of users' vectors ``[n, D]``, the table of items and the next items' codes ``[n]``."""
 
 
-def check_sequences(build: Callable[[], SequenceTower], loss: Loss, histories: Tensor, targets: Tensor) -> None:
+def check_sequences(
+    build: Callable[[], SequenceTower], loss: Loss, histories: Tensor, targets: Tensor
+) -> None:
     """Train towers of their own for a moment.
 
     Args:
@@ -48,7 +50,9 @@ def check_sequences(build: Callable[[], SequenceTower], loss: Loss, histories: T
         items = targets[part][known[part]]
         order = torch.randperm(len(items), generator=generator).to(items.device)
         dealt[part][known[part]] = items[order]
-    tower, _ = _learned(build(), loss, histories[:half], dealt[:half], "sequence tower, shuffled items")
+    tower, _ = _learned(
+        build(), loss, histories[:half], dealt[:half], "sequence tower, shuffled items"
+    )
     tower.eval()
     with torch.no_grad():
         users = tower(histories[half:])[known[half:]].float()
@@ -64,7 +68,9 @@ def _last_of_distinct(histories: Tensor, targets: Tensor) -> Tensor:
     shown = torch.where(places <= last[:, None], histories, 0)
     groups = torch.unique(shown, dim=0, return_inverse=True)[1]
     rows = torch.arange(len(histories), device=histories.device)
-    first = rows.new_full((len(rows),), len(rows)).scatter_reduce(0, groups, rows, "amin")[: int(groups.max()) + 1]
+    first = rows.new_full((len(rows),), len(rows)).scatter_reduce(0, groups, rows, "amin")[
+        : int(groups.max()) + 1
+    ]
     only = torch.zeros_like(targets)
     only[first, last[first]] = targets[first, last[first]]
     return only

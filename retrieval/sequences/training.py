@@ -1,8 +1,8 @@
 """Training of the sequential two-tower model: towers side by side, stopped on validation, then shown its items too.
 
-Towers trained apart, each on its own thread, are laid end to end: the dot product of joined vectors is the sum
-of their scores, an ensemble that still is one vector a user and one an item. A run that was killed goes on
-after its last finished epoch, and ends with the same bits unless time ran out.
+Towers trained apart, each on its own thread, are laid end to end: the dot product of joined vectors
+is the sum of their scores, an ensemble that still is one vector a user and one an item. A run that
+was killed goes on after its last finished epoch, and ends with the same bits unless time ran out.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ class SequenceConfig:
 class SequenceVectors:
     """What came out: vectors, and each tower's chosen epoch and its NDCG@10 on validation.
 
-    ``items`` float32 ``[catalogue + 1, D]``, row 0 is no item; ``users`` float32 ``[n, D]``, testable users just
-    before their last item. ``seconds_before`` were used by a run that was killed.
+    ``items`` float32 ``[catalogue + 1, D]``, row 0 is no item; ``users`` float32 ``[n, D]``,
+    testable users just before their last item. ``seconds_before`` were used by a run that was
+    killed.
     """
 
     items: Tensor
@@ -97,17 +98,20 @@ def train_sequences(
         sequences: all items, those of validation and test among them.
         config: settings.
         folder: of checkpoints, for these data and settings only.
-        progress: told each tower's epoch and best NDCG@10, and how many thousandths of the training are done.
+        progress: told each tower's epoch and best NDCG@10, and how many thousandths of the training
+            are done.
 
     Raises:
-        CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or gradient was not
-            finite or exploded.
+        CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or
+            gradient was not finite or exploded.
 
     """
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, torch.get_num_threads() // config.towers)
     runs = [_Run(sequences, config, folder, number, progress) for number in range(config.towers)]
-    with ThreadPoolExecutor(config.towers, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ThreadPoolExecutor(
+        config.towers, initializer=torch.set_num_threads, initargs=(threads,)
+    ) as pool:
         parts = list(pool.map(_Run.finish, runs))
     items, users = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
     chosen, best = [run.state["best_epoch"] for run in runs], [run.state["best"] for run in runs]
@@ -119,9 +123,19 @@ class _Run:
     """One tower's training. ``state`` is what a checkpoint holds beside the optimizer's."""
 
     def __init__(
-        self, sequences: Sequences, config: SequenceConfig, folder: Path, number: int, progress: Progress
+        self,
+        sequences: Sequences,
+        config: SequenceConfig,
+        folder: Path,
+        number: int,
+        progress: Progress,
     ) -> None:
-        self.sequences, self.config, self.number, self.progress = sequences, config, number, progress
+        self.sequences, self.config, self.number, self.progress = (
+            sequences,
+            config,
+            number,
+            progress,
+        )
         self.checkpoint = folder / f"tower-{number}.pt"
         self.generator = torch.Generator(pick_device(config.device))
         self._reseed(0)
@@ -129,7 +143,13 @@ class _Run:
         self.tower = self._untrained()
         self.optimizer = self._optimizer(config.learning_rate)
         average = {name: value.clone() for name, value in self.tower.state_dict().items()}
-        self.state: dict[str, Any] = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "best_epoch": 0}
+        self.state: dict[str, Any] = {
+            "epoch": 0,
+            "step": 0,
+            "seconds": 0.0,
+            "best": -1.0,
+            "best_epoch": 0,
+        }
         self.state |= {"tower": self.tower.state_dict(), "average": average, "best_tower": average}
         users = np.random.default_rng(config.seed).permutation(sequences.testable)
         self.validation = np.sort(users[: config.validation_users])
@@ -138,7 +158,9 @@ class _Run:
     def finish(self) -> tuple[Tensor, Tensor]:
         """Train to the end, and return this tower's part of the vectors of items and of users."""
         if self.checkpoint.is_file():
-            saved = torch.load(self.checkpoint, weights_only=True, map_location=self.generator.device)
+            saved = torch.load(
+                self.checkpoint, weights_only=True, map_location=self.generator.device
+            )
             self.optimizer.load_state_dict(saved.pop("optimizer"))
             self.tower.load_state_dict(saved["tower"])
             self.state = saved
@@ -159,13 +181,19 @@ class _Run:
     def _check(self) -> None:
         """Hold a tower of these settings to what every training is held to."""
         first = self._windows(VALIDATION, latest=True)[0]
-        batch = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, first))
+        batch = (
+            part.to(self.generator.device) for part in inputs_and_targets(self.sequences, first)
+        )
         check_sequences(self._untrained, self._loss(VALIDATION), *batch)
 
     def _more(self) -> bool:
         state, config = self.state, self.config
         late = state["seconds"] >= _REFIT_FROM * config.minutes * 60
-        return state["epoch"] < config.epochs and state["epoch"] - state["best_epoch"] < config.patience and not late
+        return (
+            state["epoch"] < config.epochs
+            and state["epoch"] - state["best_epoch"] < config.patience
+            and not late
+        )
 
     def _epoch(self) -> None:
         state, config, began = self.state, self.config, time.monotonic() - self.state["seconds"]
@@ -190,7 +218,9 @@ class _Run:
     def _step(self, batch: Window, loss: SoftmaxLoss, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        histories, targets = (part.to(self.generator.device) for part in inputs_and_targets(self.sequences, batch))
+        histories, targets = (
+            part.to(self.generator.device) for part in inputs_and_targets(self.sequences, batch)
+        )
         known = targets > 0
         value = loss(self.tower(histories)[known], self.tower.items, targets[known])
         descend(value, self.tower, self.optimizer, CLIP, self.guard)
@@ -207,7 +237,9 @@ class _Run:
         current = {name: value.clone() for name, value in self.tower.state_dict().items()}
         self.tower.load_state_dict(state["average"])
         users = encode(self.tower, self.sequences, self.validation, VALIDATION)
-        found = places(users, self.tower.items.detach()[: self.sequences.catalogue + 1], self.wanted)
+        found = places(
+            users, self.tower.items.detach()[: self.sequences.catalogue + 1], self.wanted
+        )
         ndcg = float(np.where(found < 10, 1 / np.log2(found + 2.0), 0.0).mean())
         if ndcg > state["best"]:
             best = {name: value.clone() for name, value in state["average"].items()}
@@ -237,10 +269,14 @@ class _Run:
     def _loss(self, held: int) -> SoftmaxLoss:
         counts = self.sequences.training_counts(held)
         popularity = torch.from_numpy(counts).to(self.generator.device)
-        return SoftmaxLoss(popularity, self.generator, self.config.exact_items, self.config.negatives)
+        return SoftmaxLoss(
+            popularity, self.generator, self.config.exact_items, self.config.negatives
+        )
 
     def _optimizer(self, rate: float) -> torch.optim.Optimizer:
-        matrices = [p for name, p in self.tower.named_parameters() if p.ndim == 2 and name != "items"]
+        matrices = [
+            p for name, p in self.tower.named_parameters() if p.ndim == 2 and name != "items"
+        ]
         others = [p for name, p in self.tower.named_parameters() if p.ndim != 2 or name == "items"]
         groups = [
             {"params": matrices, "weight_decay": self.config.weight_decay},
@@ -255,14 +291,16 @@ class _Run:
         self.generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
     def _tell(self, done: float) -> None:
-        said = (
-            f"tower {self.number + 1}, epoch {self.state['epoch'] + 1}, best NDCG@10 {max(self.state['best'], 0):.4f}"
-        )
+        said = f"tower {self.number + 1}, epoch {self.state['epoch'] + 1}, best NDCG@10 {max(self.state['best'], 0):.4f}"
         self.progress(said, int(1_000 * done), 1_000)
 
     def _save(self) -> None:
         temporary = self.checkpoint.with_suffix(".part")
-        torch.save(self.state | {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()}, temporary)
+        torch.save(
+            self.state
+            | {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()},
+            temporary,
+        )
         os.replace(temporary, self.checkpoint)
 
 

@@ -23,9 +23,9 @@ def gap_buckets(seconds: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 class UserContext:
     """``n`` users at the moments of their requests.
 
-    ``user`` int32 ``[n]`` (0: unknown), ``attributes`` int32 ``[n, L]``, ``numbers`` float32 ``[n, M]``
-    (standardised), ``history`` int32 ``[n, H]`` item codes newest first (0: none), ``ages`` float32
-    ``[n, H]`` seconds since each, ``time`` float64 ``[n]`` epoch seconds.
+    ``user`` int32 ``[n]`` (0: unknown), ``attributes`` int32 ``[n, L]``, ``numbers`` float32 ``[n,
+    M]`` (standardised), ``history`` int32 ``[n, H]`` item codes newest first (0: none), ``ages``
+    float32 ``[n, H]`` seconds since each, ``time`` float64 ``[n]`` epoch seconds.
     """
 
     user: Codes
@@ -57,4 +57,6 @@ class UserContext:
 
 def concatenate(parts: list[UserContext]) -> UserContext:
     """Join contexts end to end."""
-    return UserContext(*(np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(UserContext)))
+    return UserContext(
+        *(np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(UserContext))
+    )

@@ -34,6 +34,8 @@ class Examples:
 
 def user_inputs(context: UserContext, table: Tensor, history: Tensor) -> UserInputs:
     """Return tensors on the device of ``table``, the raw vectors that ``history`` (int64 ``[n, H]``) points into."""
-    tensors = {name: torch.from_numpy(array).to(table.device) for name, array in context.arrays().items()}
+    tensors = {
+        name: torch.from_numpy(array).to(table.device) for name, array in context.arrays().items()
+    }
     # An embedding look-up, not indexing: its gradient is a sum per row, ten times faster on a CPU.
     return UserInputs(clicked=F.embedding(history, table), **tensors)

@@ -33,7 +33,8 @@ def export_user_tower(towers: TwoTowers, path: Path) -> None:
 def export_item_tower(towers: TwoTowers, path: Path) -> None:
     """Write to ``path`` what the item tower says of items that it has never met: raw vectors from attributes alone.
 
-    Its inputs are ``attributes`` int64 ``[n, L]`` and ``numbers`` float32 ``[n, M]`` (standardised).
+    Its inputs are ``attributes`` int64 ``[n, L]`` and ``numbers`` float32 ``[n, M]``
+    (standardised).
     """
     width = towers.items.item_attributes.shape[1]
     inputs = (torch.zeros(2, width, dtype=torch.int64), torch.zeros(2, towers.config.item_numbers))
@@ -50,7 +51,9 @@ class _Described(nn.Module):
 
 def _export(tower: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which nobody needs here
+    logging.getLogger("torch.onnx").setLevel(
+        logging.ERROR
+    )  # it misses torchvision, which nobody needs here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecation chatter
         program = torch.onnx.export(
@@ -65,7 +68,13 @@ def _export(tower: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], 
     assert program is not None
     model = program.model_proto
     # Metadata holds stack traces with the paths of the machine that exported.
-    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+    ):
         del part.metadata_props[:]
     for value in (*model.graph.input, *model.graph.output):
         del value.metadata_props[:]

@@ -28,7 +28,8 @@ def sampled_softmax(
         items: unit vectors ``[B + U, D]``: first each example's own item (the others' in-batch
             negatives), then items drawn uniformly from the catalogue.
         codes: int64 ``[B + U]``, which items those are.
-        popularity: float32 ``[B + U]``, probability that an example's item is this one; None: no correction.
+        popularity: float32 ``[B + U]``, probability that an example's item is this one; None: no
+            correction.
         catalogue: number of items that the uniform negatives are drawn from.
         temperature: scalar.
         weights: float32 ``[B]``, weight of each example.
@@ -42,7 +43,9 @@ def sampled_softmax(
     if popularity is None:
         wrong = scores
     else:
-        wrong = scores - torch.log(batch * popularity + (len(codes) - batch) / catalogue).unsqueeze(0)
+        wrong = scores - torch.log(batch * popularity + (len(codes) - batch) / catalogue).unsqueeze(
+            0
+        )
     wrong = wrong.masked_fill(codes[:batch].unsqueeze(1) == codes.unsqueeze(0), float("-inf"))
     logits = torch.cat([right, wrong], dim=1)
     target = torch.zeros(batch, dtype=torch.int64, device=logits.device)

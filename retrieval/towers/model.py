@@ -1,12 +1,12 @@
 """The two towers: one vector per user from what is known of the user, one per item.
 
-The item tower adds an id embedding, the mean of its attributes' embeddings and a linear layer of its numbers,
-so a new item has a vector from its attributes alone. The user tower pools the items of the history by
-attention with learned weights per position from the newest, and adds attributes and the moment of the
-request, so a new user is served from attributes and first clicks. Vectors have length one; their dot product
-is a cosine. After Yi et al., "Sampling-bias-corrected neural modeling for large corpus item recommendations"
-(RecSys 2019), and Covington et al., "Deep neural networks for YouTube recommendations" (RecSys 2016), for the
-pooled history.
+The item tower adds an id embedding, the mean of its attributes' embeddings and a linear layer of
+its numbers, so a new item has a vector from its attributes alone. The user tower pools the items of
+the history by attention with learned weights per position from the newest, and adds attributes and
+the moment of the request, so a new user is served from attributes and first clicks. Vectors have
+length one; their dot product is a cosine. After Yi et al., "Sampling-bias-corrected neural modeling
+for large corpus item recommendations" (RecSys 2019), and Covington et al., "Deep neural networks
+for YouTube recommendations" (RecSys 2016), for the pooled history.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class UserInputs:
 
     ``user`` int64 ``[B]`` (0: unknown), ``attributes`` int64 ``[B, L]`` (0: none), ``numbers``
     float32 ``[B, M]``, ``clicked`` float32 ``[B, H, D]`` raw vectors of the history's items, newest
-    first, ``present`` float32 ``[B, H]`` (0: no such item), ``gaps`` int64 ``[B, H]`` log2 buckets of
-    each one's age, ``hour`` int64 ``[B]`` and ``weekday`` int64 ``[B]``.
+    first, ``present`` float32 ``[B, H]`` (0: no such item), ``gaps`` int64 ``[B, H]`` log2 buckets
+    of each one's age, ``hour`` int64 ``[B]`` and ``weekday`` int64 ``[B]``.
     """
 
     user: Tensor
@@ -76,21 +76,37 @@ class UserInputs:
         return tuple(getattr(self, name) for name in USER_INPUT_NAMES)
 
 
-USER_INPUT_NAMES = ("user", "attributes", "numbers", "clicked", "present", "gaps", "hour", "weekday")
+USER_INPUT_NAMES = (
+    "user",
+    "attributes",
+    "numbers",
+    "clicked",
+    "present",
+    "gaps",
+    "hour",
+    "weekday",
+)
 
 
 class ItemTower(nn.Module):
     """Item codes and attributes to vectors; its unnormalised output also stands for an item in a history."""
 
-    def __init__(self, config: TowerConfig, attributes: Tensor, numbers: Tensor, has_id: Tensor) -> None:
+    def __init__(
+        self, config: TowerConfig, attributes: Tensor, numbers: Tensor, has_id: Tensor
+    ) -> None:
         """Keep the attributes of all items: ``attributes`` int64 ``[items, L]``, ``numbers`` float32 ``[items, M]``.
 
-        ``has_id`` bool ``[items]`` tells which items were met in training; the others have no id embedding.
+        ``has_id`` bool ``[items]`` tells which items were met in training; the others have no id
+        embedding.
         """
         super().__init__()
         self.ids = _embedding(config.items, config.dimension)
         self.attribute_table = _embedding(config.item_attributes, config.dimension)
-        self.numbers = nn.Linear(config.item_numbers, config.dimension, bias=False) if config.item_numbers else None
+        self.numbers = (
+            nn.Linear(config.item_numbers, config.dimension, bias=False)
+            if config.item_numbers
+            else None
+        )
         self.id_dropout = config.item_id_dropout
         self.register_buffer("item_attributes", attributes, persistent=False)
         self.register_buffer("item_numbers", numbers, persistent=False)
@@ -126,7 +142,9 @@ class UserTower(nn.Module):
         size = config.dimension
         self.ids = _embedding(config.users, size)
         self.attribute_table = _embedding(config.user_attributes, size)
-        self.numbers = nn.Linear(config.user_numbers, size, bias=False) if config.user_numbers else None
+        self.numbers = (
+            nn.Linear(config.user_numbers, size, bias=False) if config.user_numbers else None
+        )
         self.positions = nn.Parameter(torch.zeros(config.history, config.heads))
         self.gaps = _embedding(GAP_BUCKETS, config.heads)
         self.hours = _embedding(24, size)
@@ -171,7 +189,9 @@ class UserTower(nn.Module):
 class TwoTowers(nn.Module):
     """Both towers and the temperature of their softmax."""
 
-    def __init__(self, config: TowerConfig, attributes: Tensor, numbers: Tensor, has_id: Tensor) -> None:
+    def __init__(
+        self, config: TowerConfig, attributes: Tensor, numbers: Tensor, has_id: Tensor
+    ) -> None:
         super().__init__()
         self.config = config
         self.items = ItemTower(config, attributes, numbers, has_id)

@@ -58,8 +58,8 @@ class Checks:
     def shuffled_items(self) -> list[float]:
         """Learn 1,000 examples whose items were shuffled, and order 1,000 others, shuffled by themselves.
 
-        The AUC is how often a user's item scores above another example's. Items that were dealt out at random make
-        every pairing equally likely, so it is .5 whatever the towers do.
+        The AUC is how often a user's item scores above another example's. Items that were dealt out
+        at random make every pairing equally likely, so it is .5 whatever the towers do.
 
         Returns:
             the AUC and the tolerance, four standard errors; nothing if there are too few examples.
@@ -73,7 +73,9 @@ class Checks:
         half = len(sample) // 2
         if half < 2:
             return []
-        learn, held_out = (shuffled(part, random) for part in (sample[:half], sample[half : 2 * half]))
+        learn, held_out = (
+            shuffled(part, random) for part in (sample[:half], sample[half : 2 * half])
+        )
         batches = [learn[random.permutation(half)[:256]] for _ in range(_SHUFFLED_STEPS)]
         towers, _ = self._learn(batches, "towers, shuffled items")
         found, tolerance = paired_auc(towers, held_out), chance_tolerance(half)
@@ -103,7 +105,9 @@ def paired_auc(towers: TwoTowers, examples: Examples) -> float:
     """
     towers.eval()
     raw = towers.raw_items()
-    items = F.normalize(raw, dim=-1, eps=1e-6)[torch.from_numpy(examples.item.astype(np.int64)).to(raw.device)]
+    items = F.normalize(raw, dim=-1, eps=1e-6)[
+        torch.from_numpy(examples.item.astype(np.int64)).to(raw.device)
+    ]
     history = torch.from_numpy(examples.context.history.astype(np.int64)).to(raw.device)
     return own_first(towers.users(*user_inputs(examples.context, raw, history).tensors()), items)
 
@@ -126,6 +130,7 @@ def own_first(users: Tensor, items: Tensor) -> float:
 def chance_tolerance(n: int) -> float:
     """Return four standard errors of ``own_first`` over ``n`` users whose items were dealt out at random.
 
-    Its variance is at most ``1 / (12 (n - 1))`` (of a sum over a random permutation, Hoeffding 1951).
+    Its variance is at most ``1 / (12 (n - 1))`` (of a sum over a random permutation, Hoeffding
+    1951).
     """
     return _STANDARD_ERRORS * math.sqrt(1 / (12 * (n - 1)))

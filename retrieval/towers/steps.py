@@ -54,7 +54,11 @@ class Steps:
     logq: bool = True
 
     def __call__(
-        self, towers: TwoTowers, optimizer: torch.optim.Optimizer, batch: Examples, generator: np.random.Generator
+        self,
+        towers: TwoTowers,
+        optimizer: torch.optim.Optimizer,
+        batch: Examples,
+        generator: np.random.Generator,
     ) -> tuple[float, float]:
         """Learn from a batch; return its loss and the norm of its gradient before clipping.
 
@@ -68,16 +72,24 @@ class Steps:
             loss = self._loss(towers, batch, uniform, catalogue)
         return descend(loss, towers, optimizer, self.clip, self.guard)
 
-    def _loss(self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int) -> Tensor:
+    def _loss(
+        self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int
+    ) -> Tensor:
         device = self.popularity.device
         scored = np.concatenate([batch.item, uniform])
-        needed, places = np.unique(np.concatenate([batch.context.history.ravel(), scored]), return_inverse=True)
+        needed, places = np.unique(
+            np.concatenate([batch.context.history.ravel(), scored]), return_inverse=True
+        )
         table = towers.items(torch.from_numpy(needed.astype(np.int64)).to(device))
-        history = torch.from_numpy(places[: batch.context.history.size].reshape(batch.context.history.shape))
+        history = torch.from_numpy(
+            places[: batch.context.history.size].reshape(batch.context.history.shape)
+        )
         users = towers.users(*user_inputs(batch.context, table, history.to(device)).tensors())
         own = torch.from_numpy(places[batch.context.history.size :]).to(device)
         codes = torch.from_numpy(scored.astype(np.int64)).to(device)
         items = F.normalize(F.embedding(own, table), dim=-1, eps=1e-6)
         weights = torch.from_numpy(batch.weight).to(device)
         popularity = self.popularity[codes] if self.logq else None
-        return sampled_softmax(users, items, codes, popularity, catalogue, towers.temperature(), weights)
+        return sampled_softmax(
+            users, items, codes, popularity, catalogue, towers.temperature(), weights
+        )

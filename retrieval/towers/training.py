@@ -1,7 +1,9 @@
 """Training of the two towers: resumable, seeded, stopped early on a validation slice of time.
 
-A run that is killed and started again continues after its last finished epoch and ends with the same
-bits as an undisturbed one: every epoch draws its shuffling, negatives and dropout from its own seed.
+A run that is killed and started again continues after its last finished epoch and ends with the
+same
+bits as an undisturbed one: every epoch draws its shuffling, negatives and dropout from its own
+    seed.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ _REVISION = 3
 class TrainConfig:
     """How to train. ``logq`` corrects the sampler's bias; ``device`` None takes CUDA where there is one.
 
-    Training stops by recall@``recall_at`` on validation; None: of 100 items, of a small catalogue a quarter, since
-    nearly all would be among so many from the first epoch on.
+    Training stops by recall@``recall_at`` on validation; None: of 100 items, of a small catalogue a
+    quarter, since nearly all would be among so many from the first epoch on.
     """
 
     epochs: int = 20
@@ -110,11 +112,19 @@ def train_towers(
         begin: gives untrained towers the weights to start from, if not the drawn ones.
 
     Raises:
-        CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or gradient was not
-            finite or exploded.
+        CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or
+            gradient was not finite or exploded.
 
     """
-    run = _Run(build, training, validation, config, folder, fingerprint(_REVISION, version, asdict(config)), begin)
+    run = _Run(
+        build,
+        training,
+        validation,
+        config,
+        folder,
+        fingerprint(_REVISION, version, asdict(config)),
+        begin,
+    )
     return run.finish(log, progress)
 
 
@@ -130,17 +140,25 @@ class _Run:
         begin: Begin,
     ) -> None:
         self.config, self.training, self.folder, self.version = config, training, folder, version
-        self.device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch.device(
+            config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self.build = build
         torch.manual_seed(config.seed)
         self.towers = build().to(self.device)
         begin(self.towers)
         counts = np.bincount(training.item, minlength=self.towers.config.items).astype(np.float64)
-        self.popularity = torch.from_numpy((counts / counts.sum()).astype(np.float32)).to(self.device)
-        rows = np.random.default_rng(config.seed).permutation(len(validation))[: config.validation_sample]
+        self.popularity = torch.from_numpy((counts / counts.sum()).astype(np.float32)).to(
+            self.device
+        )
+        rows = np.random.default_rng(config.seed).permutation(len(validation))[
+            : config.validation_sample
+        ]
         self.validation = validation[np.sort(rows)]
         self.recall_at = config.recall_at or min(RECALL_AT, max(1, self.towers.config.items // 4))
-        self.step = Steps(self.popularity, config.uniform_negatives, config.clip, Guard("towers"), config.logq)
+        self.step = Steps(
+            self.popularity, config.uniform_negatives, config.clip, Guard("towers"), config.logq
+        )
 
     def finish(self, log: Log, progress: Progress) -> tuple[TwoTowers, TrainReport]:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +167,9 @@ class _Run:
             self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
             return self.towers.eval(), TrainReport(**report)
         optimizer = torch.optim.AdamW(
-            self.towers.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+            self.towers.parameters(),
+            lr=self.config.learning_rate,
+            weight_decay=self.config.weight_decay,
         )
         state = self._resume(optimizer)
         if not state["one_batch"]:
@@ -164,7 +184,12 @@ class _Run:
             log(state["epoch"], metrics)
         self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
         report = TrainReport(
-            state["best_epoch"], state["best"], self.recall_at, state["curve"], state["one_batch"], state["shuffled"]
+            state["best_epoch"],
+            state["best"],
+            self.recall_at,
+            state["curve"],
+            state["one_batch"],
+            state["shuffled"],
         )
         write_json(done, {**report.to_dict(), "version": self.version})
         return self.towers.eval(), report
@@ -188,23 +213,36 @@ class _Run:
         }
         return {"version": self.version, **fresh}
 
-    def _note(self, state: dict[str, Any], metrics: dict[str, float], optimizer: torch.optim.Optimizer) -> None:
+    def _note(
+        self, state: dict[str, Any], metrics: dict[str, float], optimizer: torch.optim.Optimizer
+    ) -> None:
         state["epoch"] += 1
         state["curve"].append(metrics)
         if metrics["recall"] > state["best"]:
             state |= {"best": metrics["recall"], "best_epoch": state["epoch"], "since_best": 0}
-            _replace(self.folder / "best.safetensors", lambda path: save_file(self.towers.state_dict(), path))
+            _replace(
+                self.folder / "best.safetensors",
+                lambda path: save_file(self.towers.state_dict(), path),
+            )
         else:
             state["since_best"] += 1
-        saved = {"towers": self.towers.state_dict(), "optimizer": optimizer.state_dict(), "state": state}
+        saved = {
+            "towers": self.towers.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "state": state,
+        }
         _replace(self.folder / "checkpoint.pt", lambda path: torch.save(saved, path))
 
-    def _epoch(self, epoch: int, optimizer: torch.optim.Optimizer, progress: Progress) -> dict[str, float]:
+    def _epoch(
+        self, epoch: int, optimizer: torch.optim.Optimizer, progress: Progress
+    ) -> dict[str, float]:
         config = self.config
         generator = np.random.default_rng([config.seed, epoch])
         torch.manual_seed(config.seed * 1_000 + epoch)
         order = generator.permutation(len(self.training))
-        batches = [order[start : start + config.batch] for start in range(0, len(order), config.batch)]
+        batches = [
+            order[start : start + config.batch] for start in range(0, len(order), config.batch)
+        ]
         losses, norms = [], []
         self.towers.train()
         for step, rows in enumerate(batches):

@@ -24,25 +24,38 @@ def described(model: type[BaseModel], release: Release, required: bool = True) -
             return part
         if "$ref" in part:
             return resolve(definitions[part["$ref"].rpartition("/")[2]])
-        return {name: known[name] if name in known else resolve(value) for name, value in part.items()}
+        return {
+            name: known[name] if name in known else resolve(value) for name, value in part.items()
+        }
 
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": resolve(schema)}}}}
+    return {
+        "requestBody": {
+            "required": required,
+            "content": {"application/json": {"schema": resolve(schema)}},
+        }
+    }
 
 
 def _filters(release: Release) -> dict[str, Any]:
     values = {"type": "array", "items": {"type": "string"}, "maxItems": 1_000}
     number = {"type": "number"}
     conditions = {
-        name: {"min": number, "max": number} if kind == "numeric" else {"in": values, "not_in": values}
+        name: {"min": number, "max": number}
+        if kind == "numeric"
+        else {"in": values, "not_in": values}
         for name, kind in release.codec.spec.item_attributes.items()
         if kind != "text"
     }
     rules = {
-        name: {"type": "object", "properties": of, "additionalProperties": False} for name, of in conditions.items()
+        name: {"type": "object", "properties": of, "additionalProperties": False}
+        for name, of in conditions.items()
     }
     return {"type": "object", "properties": rules, "additionalProperties": False, "default": {}}
 
 
 def _attributes(release: Release) -> dict[str, Any]:
-    properties = {name: values(kind).json_schema() for name, kind in release.codec.spec.item_attributes.items()}
+    properties = {
+        name: values(kind).json_schema()
+        for name, kind in release.codec.spec.item_attributes.items()
+    }
     return {"type": "object", "properties": properties, "additionalProperties": False}

@@ -33,7 +33,8 @@ class BatchRequest(_Strict):
     requests: list[RecommendationRequest] = Field(min_length=1, max_length=1_000)
 
 
-# Responses are plain dictionaries: making and checking models of twenty items takes longer than ranking them.
+# Responses are plain dictionaries: making and checking models of twenty items takes longer than
+# ranking them.
 class RecommendedItem(TypedDict):
     """One recommended item."""
 
@@ -70,7 +71,10 @@ _MOMENT = {
     "anyOf": [
         {"type": "number"},
         # Not all that is accepted: no zones, and no days that some month does not have.
-        {"type": "string", "pattern": "^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$"},
+        {
+            "type": "string",
+            "pattern": "^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$",
+        },
         {"type": "null"},
     ]
 }
@@ -84,7 +88,9 @@ def _epoch(moment: Any) -> Any:
 
 
 Moment = Annotated[
-    Annotated[float, Field(strict=True, allow_inf_nan=False)] | None, BeforeValidator(_epoch), WithJsonSchema(_MOMENT)
+    Annotated[float, Field(strict=True, allow_inf_nan=False)] | None,
+    BeforeValidator(_epoch),
+    WithJsonSchema(_MOMENT),
 ]
 """Epoch seconds or ISO 8601 (without a zone: UTC); read as epoch seconds."""
 

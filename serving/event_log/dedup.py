@@ -1,8 +1,9 @@
 """What Redis knows of events whose log is elsewhere: which ids it has met, and what users did a moment ago.
 
-The Redis Stream does all of it and the log in one script (``redis_stream.py``). With a log outside of Redis
-there are moments between the steps at which a process can be killed, so an id is marked for good only when
-its event is in the log. Before that a mark may say that somebody is *writing* it; such a mark goes by itself.
+The Redis Stream does all of it and the log in one script (``redis_stream.py``). With a log outside
+of Redis there are moments between the steps at which a process can be killed, so an id is marked
+for good only when its event is in the log. Before that a mark may say that somebody is *writing*
+it; such a mark goes by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ from typing import Any
 from feature_repo.events.log_names import encode, recent_key
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
-from serving.event_log.redis_stream import ID_SHARDS, LUA_IDS, RECENT_EVENTS, RECENT_S, id_digest, redis_answering
+from serving.event_log.redis_stream import (
+    ID_SHARDS,
+    LUA_IDS,
+    RECENT_EVENTS,
+    RECENT_S,
+    id_digest,
+    redis_answering,
+)
 from serving.online.features import OnlineStoreUnavailable
 
 HELD_S = 60
@@ -39,7 +47,8 @@ return unseen
 """
 )
 
-# ARGV: how many overlay entries a user keeps and for how many seconds, then five values of each event.
+# ARGV: how many overlay entries a user keeps and for how many seconds, then five values of each
+# event.
 _SETTLE = (
     LUA_IDS
     + """
@@ -90,8 +99,8 @@ class Marks:
         """Return the entries whose ids are not marked for good, marked as being written by the caller.
 
         Raises:
-            OnlineStoreUnavailable: also if one of them is being written already, by another request or
-                by one that was killed less than ``HELD_S`` seconds ago; nothing is marked then.
+            OnlineStoreUnavailable: also if one of them is being written already, by another request
+                or by one that was killed less than ``HELD_S`` seconds ago; nothing is marked then.
 
         """
         return self._look(entries, HELD_S)

@@ -39,7 +39,9 @@ SETTLED = "funnel:files:settled"
 
 _KNOWN_MS = 86_400_000  # ids are known for a day at least, so older files need no marks
 _DELIVERY_MS = 5_000
-_REPORT_S = 10.0  # the client reports every message within its delivery time; more is a client that hangs
+_REPORT_S = (
+    10.0  # the client reports every message within its delivery time; more is a client that hangs
+)
 _LOG_APPEND_TIME = 2  # confluent_kafka.TIMESTAMP_LOG_APPEND_TIME
 
 _log = logging.getLogger(__name__)
@@ -52,10 +54,10 @@ class KafkaMissing(RuntimeError):
 class FileLog:
     """Files of JSON lines; an append is one file, synced, and seen by readers when it is whole.
 
-    Appends go one at a time, for all processes that share the folder, and the folder's lock is held from
-    the look for repeats to the marks. So files that are newer than the last mark were left by a process that
-    was killed, or that lost Redis, and the next append marks them before it does anything else. Nothing is
-    trimmed and the log is never full until the disk is.
+    Appends go one at a time, for all processes that share the folder, and the folder's lock is held
+    from the look for repeats to the marks. So files that are newer than the last mark were left by
+    a process that was killed, or that lost Redis, and the next append marks them before it does
+    anything else. Nothing is trimmed and the log is never full until the disk is.
     """
 
     def __init__(self, workspace: Workspace, folder: Path) -> None:
@@ -65,7 +67,8 @@ class FileLog:
         """Append checked events; when it returns they are synced and their users' next requests see them.
 
         Raises:
-            OnlineStoreUnavailable: Redis or the folder did not take them; repeating the call is safe.
+            OnlineStoreUnavailable: Redis or the folder did not take them; repeating the call is
+                safe.
 
         """
         if not events:
@@ -122,16 +125,19 @@ class Producer(Protocol):
 class KafkaLog:
     """A Kafka topic: written by all replicas in sync, keyed by user.
 
-    The topic has one partition and the brokers' time (``message.timestamp.type=LogAppendTime``): an entry's
-    position is ``<timestamp>-<offset>``, and the stream takes what is behind a key's position for included
-    already. A partition orders a user's events; an item's come from all users.
+    The topic has one partition and the brokers' time (``message.timestamp.type=LogAppendTime``): an
+    entry's position is ``<timestamp>-<offset>``, and the stream takes what is behind a key's
+    position for included already. A partition orders a user's events; an item's come from all
+    users.
 
-    An event's id is marked as being written before it is sent and for good when the broker has it, so that
-    no kill makes a retry a repeat of nothing. How long events are kept is the topic's matter: there is no
-    bound here, and no LogFull for want of room.
+    An event's id is marked as being written before it is sent and for good when the broker has it,
+    so that no kill makes a retry a repeat of nothing. How long events are kept is the topic's
+    matter: there is no bound here, and no LogFull for want of room.
     """
 
-    def __init__(self, workspace: Workspace, address: KafkaAddress, producer: Producer | None = None) -> None:
+    def __init__(
+        self, workspace: Workspace, address: KafkaAddress, producer: Producer | None = None
+    ) -> None:
         """``producer``: by default a client of the address.
 
         Raises:
@@ -157,7 +163,8 @@ class KafkaLog:
         Their users' next requests see them, unless Redis went away in that moment.
 
         Raises:
-            OnlineStoreUnavailable: Redis or Kafka did not answer, or took a part; repeating the call is safe.
+            OnlineStoreUnavailable: Redis or Kafka did not answer, or took a part; repeating the
+                call is safe.
             LogFull: Redis has no memory left; nothing was appended.
 
         """
@@ -173,7 +180,9 @@ class KafkaLog:
             # What is in the log is accepted: a retry would double it.
             _log.warning("%d events are in Kafka and not marked in Redis: %s", len(written), error)
         if len(written) < len(new):
-            raise OnlineStoreUnavailable(f"Kafka did not take {len(new) - len(written)} events: {reason}")
+            raise OnlineStoreUnavailable(
+                f"Kafka did not take {len(new) - len(written)} events: {reason}"
+            )
         return Appended(len(new), len(events) - len(new))
 
     def _write(self, entries: Sequence[Entry]) -> tuple[list[tuple[Entry, str]], list[Entry], str]:
@@ -210,14 +219,19 @@ class KafkaLog:
         kind, milliseconds = message.timestamp()
         if kind != _LOG_APPEND_TIME and not self._warned:
             self._warned = True
-            _log.warning("topic %s has its senders' time; set message.timestamp.type=LogAppendTime", self._topic)
+            _log.warning(
+                "topic %s has its senders' time; set message.timestamp.type=LogAppendTime",
+                self._topic,
+            )
         return f"{milliseconds}-{message.offset()}"
 
     def _check_topic(self) -> None:
         if self._checked:
             return
         try:
-            topic = self._producer.list_topics(self._topic, _DELIVERY_MS / 1_000).topics[self._topic]
+            topic = self._producer.list_topics(self._topic, _DELIVERY_MS / 1_000).topics[
+                self._topic
+            ]
         except self._failures as error:
             raise OnlineStoreUnavailable(f"Kafka does not answer: {error}") from error
         if topic.error is not None:
@@ -233,4 +247,6 @@ def _client() -> Any:
     try:
         return importlib.import_module("confluent_kafka")
     except ImportError:
-        raise KafkaMissing("FUNNEL_EVENT_LOG names Kafka, whose client is missing: pip install '.[kafka]'") from None
+        raise KafkaMissing(
+            "FUNNEL_EVENT_LOG names Kafka, whose client is missing: pip install '.[kafka]'"
+        ) from None

@@ -97,8 +97,8 @@ class EventLog(Protocol):
 class RedisStreamLog:
     """The default: a Redis Stream, bounded, never trimmed past what the streaming job has committed.
 
-    Durable means written and synced where Redis runs with ``appendonly yes`` and ``appendfsync always``,
-    as the embedded one does; ``durable`` says whether the server is set so.
+    Durable means written and synced where Redis runs with ``appendonly yes`` and ``appendfsync
+    always``, as the embedded one does; ``durable`` says whether the server is set so.
     """
 
     def __init__(self, workspace: Workspace, max_events: int | None = None) -> None:
@@ -151,7 +151,9 @@ def redis_answering() -> Iterator[None]:
 
 def id_digest(event_id: str) -> int:
     """Return a signed 64-bit digest of an event id: what is kept to know repeats (a chance of 1e-5 in 10 million)."""
-    return int.from_bytes(hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big", signed=True
+    )
 
 
 def open_log(workspace: Workspace) -> EventLog:
@@ -167,4 +169,6 @@ def open_log(workspace: Workspace) -> EventLog:
         return RedisStreamLog(workspace)
     from serving.event_log.files_and_kafka import FileLog, KafkaLog
 
-    return FileLog(workspace, address) if isinstance(address, Path) else KafkaLog(workspace, address)
+    return (
+        FileLog(workspace, address) if isinstance(address, Path) else KafkaLog(workspace, address)
+    )

@@ -34,9 +34,9 @@ class LogState:
 class StreamState:
     """The streaming job, seen from the store.
 
-    ``running``: somebody holds the lease; None: no job was ever started. ``lag_s``: how long the oldest event waits
-    that no finished batch has, 0.0 if none does (where the log is not in Redis: the last batch's lag). ``log``: None
-    where the log is not in Redis.
+    ``running``: somebody holds the lease; None: no job was ever started. ``lag_s``: how long the
+    oldest event waits that no finished batch has, 0.0 if none does (where the log is not in Redis:
+    the last batch's lag). ``log``: None where the log is not in Redis.
     """
 
     running: bool | None
@@ -71,7 +71,9 @@ def read_state(client: redis.Redis, now: float) -> StreamState:
         late=status.get("late", 0),
         poison=status.get("poison", 0),
         dead_letters=dead,
-        log=LogState(entries, int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS))) if in_redis else None,
+        log=LogState(entries, int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS)))
+        if in_redis
+        else None,
     )
 
 
@@ -107,14 +109,20 @@ class StreamWatch:
     def collect(self) -> Iterable[Metric]:
         """Yield the state as Prometheus metrics."""
         state = self.look()
-        yield GaugeMetricFamily("funnel_online_store_up", "1: the online store answers", float(state is not None))
+        yield GaugeMetricFamily(
+            "funnel_online_store_up", "1: the online store answers", float(state is not None)
+        )
         if state is None:
             return
         if state.running is not None:
-            yield GaugeMetricFamily("funnel_stream_running", "1: a streaming job holds the lease", float(state.running))
+            yield GaugeMetricFamily(
+                "funnel_stream_running", "1: a streaming job holds the lease", float(state.running)
+            )
         if state.lag_s is not None:
             yield GaugeMetricFamily(
-                "funnel_stream_lag_seconds", "How long the oldest event waits that is not in the features", state.lag_s
+                "funnel_stream_lag_seconds",
+                "How long the oldest event waits that is not in the features",
+                state.lag_s,
             )
         handled = CounterMetricFamily(
             "funnel_stream_events", "Events that the job has taken, and those of them that were late or unreadable",
@@ -123,7 +131,13 @@ class StreamWatch:
         for kind, count in (("all", state.events), ("late", state.late), ("poison", state.poison)):
             handled.add_metric([kind], count)
         yield handled
-        yield GaugeMetricFamily("funnel_dead_letters", "Entries that could not be read", state.dead_letters)
+        yield GaugeMetricFamily(
+            "funnel_dead_letters", "Entries that could not be read", state.dead_letters
+        )
         if state.log:
-            yield GaugeMetricFamily("funnel_log_entries", "Entries of the event log, done or not", state.log.entries)
-            yield GaugeMetricFamily("funnel_log_limit", "Entries that the event log may hold", state.log.limit)
+            yield GaugeMetricFamily(
+                "funnel_log_entries", "Entries of the event log, done or not", state.log.entries
+            )
+            yield GaugeMetricFamily(
+                "funnel_log_limit", "Entries that the event log may hold", state.log.limit
+            )

@@ -37,7 +37,8 @@ def guard(host: str, keys_file: Path) -> KeyRing | None:
     """Return the keys to ask for when listening on ``host``; None: everybody is let in.
 
     Raises:
-        NoKeys: there are none, others than this machine can reach the host, and ``FUNNEL_OPEN`` is not ``yes``.
+        NoKeys: there are none, others than this machine can reach the host, and ``FUNNEL_OPEN`` is
+            not ``yes``.
         BadKeys: the file is damaged.
 
     """
@@ -103,12 +104,19 @@ class Access:
     """Middleware that passes a request on or answers it; without keys it looks at sizes only."""
 
     def __init__(
-        self, app: ASGIApp, keys: KeyRing | None, origins: Collection[str] = (), max_body: int = MAX_BODY
+        self,
+        app: ASGIApp,
+        keys: KeyRing | None,
+        origins: Collection[str] = (),
+        max_body: int = MAX_BODY,
     ) -> None:
         """``origins``: those of web pages that may call from a browser; ``max_body``: bytes of a request's body."""
         self._app, self._keys, self._max_body = app, keys, max_body
         self._rates = Rates()
-        self._headers, self._docs_headers = ResponseHeaders(POLICY, origins), ResponseHeaders(DOCS_POLICY, origins)
+        self._headers, self._docs_headers = (
+            ResponseHeaders(POLICY, origins),
+            ResponseHeaders(DOCS_POLICY, origins),
+        )
 
     async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -117,12 +125,17 @@ class Access:
         elif scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1008})  # the API has none: one added later is not left open
+            await send(
+                {"type": "websocket.close", "code": 1008}
+            )  # the API has none: one added later is not left open
 
     async def _http(self, scope: Connection, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"].removeprefix(scope.get("root_path", ""))
         read = {name: value for name, value in scope["headers"] if name in _READ}
-        headers, origin = self._docs_headers if path == _DOCS else self._headers, read.get(b"origin")
+        headers, origin = (
+            self._docs_headers if path == _DOCS else self._headers,
+            read.get(b"origin"),
+        )
         exchange = _Exchange(receive, send, headers.to(origin), self._max_body)
         if method == "OPTIONS" and _PREFLIGHT_FOR in read and headers.allow(origin):
             await exchange.answer(204, PREFLIGHT)  # a browser sends no key with it
@@ -131,7 +144,8 @@ class Access:
             self._admit(method, path, read)
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
-            # What was raised in receive may come back in the wrapping of a framework, for example as a group.
+            # What was raised in receive may come back in the wrapping of a framework, for example
+            # as a group.
             refused = error if isinstance(error, _Refused) else exchange.refused
             await exchange.refuse(refused or _failed(scope))
             if refused is None:
@@ -144,14 +158,20 @@ class Access:
         if length.isdigit() and (len(length) > _LONGEST_NUMBER or int(length) > self._max_body):
             raise _too_large(self._max_body)
 
-    def _check_key(self, keys: KeyRing, method: str, path: str, read: Mapping[bytes, bytes]) -> None:
+    def _check_key(
+        self, keys: KeyRing, method: str, path: str, read: Mapping[bytes, bytes]
+    ) -> None:
         key = keys.find(_presented(read))
         if key is None:
             detail = "send one as 'Authorization: Bearer ...' or 'X-API-Key: ...'"
-            raise _Refused(401, "a valid API key is needed", detail, (b"www-authenticate", b"Bearer"))
+            raise _Refused(
+                401, "a valid API key is needed", detail, (b"www-authenticate", b"Bearer")
+            )
         if wait := self._rates.wait(key, time.monotonic()):
             detail = f"this key may send {key.rate_limit:g} a second"
-            raise _Refused(429, "too many requests", detail, (b"retry-after", str(math.ceil(wait)).encode()))
+            raise _Refused(
+                429, "too many requests", detail, (b"retry-after", str(math.ceil(wait)).encode())
+            )
         scope = needed(method, path)
         if scope is not None and scope not in key.scopes and Scope.ADMIN not in key.scopes:
             raise _Refused(403, "this API key may not do that", f"the scope '{scope}' is needed")
@@ -166,7 +186,11 @@ def _presented(read: Mapping[bytes, bytes]) -> str:
 
 def _failed(scope: Connection) -> _Refused:
     name = scope.get("state", {}).get("request_id")
-    return _Refused(500, "the server failed", "its log says why" + (f", under the request id {name}" if name else ""))
+    return _Refused(
+        500,
+        "the server failed",
+        "its log says why" + (f", under the request id {name}" if name else ""),
+    )
 
 
 def _too_large(limit: int) -> _Refused:
@@ -197,7 +221,9 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         """Pass a part of the response on."""
         if self.refused is not None:
-            await self.refuse(self.refused)  # frameworks make an answer of their own of the exception in receive
+            await self.refuse(
+                self.refused
+            )  # frameworks make an answer of their own of the exception in receive
             return
         if message["type"] == "http.response.start":
             self._started = True
@@ -213,5 +239,7 @@ class _Exchange:
     async def answer(self, status: int, headers: Headers, body: bytes = b"") -> None:
         """Send a whole response."""
         self._started = True
-        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]})
+        await self._send(
+            {"type": "http.response.start", "status": status, "headers": [*headers, *self._headers]}
+        )
         await self._send({"type": "http.response.body", "body": body})

@@ -21,8 +21,9 @@ _Work = tuple["asyncio.Future[Any]", contextvars.Context, Callable[..., Any], tu
 class Turns:
     """Runs short work in the event loop's own thread, one piece at a time, in the order in which it came.
 
-    A thread beside the loop would fight with it for the interpreter, and cost two wake-ups a request. Between two
-    pieces the loop turns, so that it can refuse what comes while too many wait.
+    A thread beside the loop would fight with it for the interpreter, and cost two wake-ups a
+    request. Between two pieces the loop turns, so that it can refuse what comes while too many
+    wait.
     """
 
     def __init__(self, most: int) -> None:
@@ -61,7 +62,10 @@ class Aside:
 
     def __init__(self, most: int) -> None:
         """``most``: pieces that may wait or be worked on."""
-        set_threads = (faiss.omp_set_num_threads, (inference_threads(),))  # each thread has a number of its own
+        set_threads = (
+            faiss.omp_set_num_threads,
+            (inference_threads(),),
+        )  # each thread has a number of its own
         self._pool = ThreadPoolExecutor(1, "aside", *set_threads)
         self._most, self._under_way = most, 0
 
@@ -75,7 +79,9 @@ class Aside:
         self._under_way += 1
         context = contextvars.copy_context()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, context.run, work, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, context.run, work, *arguments
+            )
         finally:
             self._under_way -= 1
 

@@ -54,7 +54,11 @@ from serving.settings import ServeSettings
 
 _RECALL_S, _CHANGES_S, _ASIDE = 30.0, 0.5, 8
 _PROBLEMS: dict[int | str, dict[str, Any]] = dict.fromkeys(
-    ("4XX", "5XX"), {"description": "Problem details (RFC 9457)", "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}}}
+    ("4XX", "5XX"),
+    {
+        "description": "Problem details (RFC 9457)",
+        "content": {MEDIA_TYPE: {"schema": PROBLEM_SCHEMA}},
+    },
 )
 RECOMMEND, BATCH = "/v1/recommendations", "/v1/recommendations:batch"
 
@@ -92,7 +96,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = app.state.engine = Engine(release, workspace, settings=settings, metrics=metrics, counters=counters)
+        engine = app.state.engine = Engine(
+            release, workspace, settings=settings, metrics=metrics, counters=counters
+        )
         refresh = Every(settings.refresh_s, engine.refresh_items, "refresh")
         changes = Every(_CHANGES_S, engine.refresh_changes, "changes")
         recall = Every(_RECALL_S, engine.measure_recall, "recall")
@@ -113,13 +119,19 @@ def create_app(
         if tracing:
             tracing.close()
 
-    app = FastAPI(title="Funnel", lifespan=lifespan, docs_url="/docs", redoc_url=None, responses=_PROBLEMS)
+    app = FastAPI(
+        title="Funnel", lifespan=lifespan, docs_url="/docs", redoc_url=None, responses=_PROBLEMS
+    )
     app.state.draining, app.state.metrics, app.state.stream = False, metrics, stream
     app.state.queues = {}
     add_errors(app)
-    _add_recommendations(app, settings, described(RecommendationRequest, release), described(BatchRequest, release))
+    _add_recommendations(
+        app, settings, described(RecommendationRequest, release), described(BatchRequest, release)
+    )
     app.add_middleware(Access, keys=keys, origins=allowed_origins())
-    app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)  # outside of what it is to see the answers of
+    app.add_middleware(
+        Telemetry, metrics=metrics, tracing=tracing
+    )  # outside of what it is to see the answers of
     app.add_middleware(Gate, state=app.state)
     _add_routes(app, described(NewItem, release, required=False))
     _add_operations(app)
@@ -142,16 +154,22 @@ def _counted(workspace: Workspace, metrics: Metrics) -> Callable[[Path], Release
 class Gate:
     """The outermost middleware: refuses what cannot be taken before anything is done for it, and drains at the end.
 
-    A refusal costs a tenth of a request that goes through the others, so that many of them do not keep a server
-    from answering those that it has accepted. Once the process is to end, every answer closes its connection, so
-    that none is cut in use.
+    A refusal costs a tenth of a request that goes through the others, so that many of them do not
+    keep a server from answering those that it has accepted. Once the process is to end, every
+    answer closes its connection, so that none is cut in use.
     """
 
     def __init__(self, app: ASGIApp, state: Any) -> None:
         self._app, self._state = app, state
-        self._full = problem(503, "too many requests at once", "nothing was done for this one; send it again")
+        self._full = problem(
+            503, "too many requests at once", "nothing was done for this one; send it again"
+        )
         length = str(len(self._full)).encode()
-        own = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", length), (b"retry-after", b"1")]
+        own = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", length),
+            (b"retry-after", b"1"),
+        ]
         self._headers = [*own, *ResponseHeaders(POLICY, ()).to(None)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -170,12 +188,18 @@ class Gate:
 class Shortcut:
     """The innermost middleware: takes one route's requests past FastAPI's routing, which takes as long as a stage."""
 
-    def __init__(self, app: ASGIApp, route: Any, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+    def __init__(
+        self, app: ASGIApp, route: Any, endpoint: Callable[[Request], Awaitable[Response]]
+    ) -> None:
         self._app, self._route, self._endpoint = app, route, endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or scope["path"] != self._route.path or scope["method"] != "POST":
+        if (
+            scope["type"] != "http"
+            or scope["path"] != self._route.path
+            or scope["method"] != "POST"
+        ):
             await self._app(scope, receive, send)
             return
         scope["route"] = self._route
@@ -199,17 +223,23 @@ def _closing(send: Send) -> Send:
     return last
 
 
-def _add_recommendations(app: FastAPI, settings: ServeSettings, one: dict[str, Any], many: dict[str, Any]) -> None:
+def _add_recommendations(
+    app: FastAPI, settings: ServeSettings, one: dict[str, Any], many: dict[str, Any]
+) -> None:
     """Add the routes that are to be fast: FastAPI describes them, but neither reads bodies nor checks answers."""
 
     async def recommendations(request: Request) -> Response:
         deadline = Deadline(settings.deadline_ms / 1_000, perf_counter())
         asked = RecommendationRequest.model_validate_json(await request.body())
         state = request.app.state
-        queue = state.queues[BATCH if asked.explain else RECOMMEND]  # explaining takes longer than recommending
+        queue = state.queues[
+            BATCH if asked.explain else RECOMMEND
+        ]  # explaining takes longer than recommending
         return _json(await queue.run(_recommended, state.engine, asked, deadline))
 
-    app.post(RECOMMEND, responses={200: {"model": RecommendationResponse}}, openapi_extra=one)(recommendations)
+    app.post(RECOMMEND, responses={200: {"model": RecommendationResponse}}, openapi_extra=one)(
+        recommendations
+    )
     app.add_middleware(Shortcut, route=app.router.routes[-1], endpoint=recommendations)
 
     @app.post(BATCH, responses={200: {"model": BatchResponse}}, openapi_extra=many)
@@ -237,7 +267,9 @@ def _add_routes(app: FastAPI, item: dict[str, Any]) -> None:
         return engine.accept(request.events)
 
     @app.get("/v1/items/{item_id:path}/similar")
-    def similar(item_id: str, engine: UsesEngine, k: Annotated[int, Query(ge=1, le=500)] = 20) -> SimilarResponse:
+    def similar(
+        item_id: str, engine: UsesEngine, k: Annotated[int, Query(ge=1, le=500)] = 20
+    ) -> SimilarResponse:
         return engine.similar(item_id, k)
 
     @app.delete("/v1/items/{item_id:path}", status_code=202)
@@ -246,19 +278,27 @@ def _add_routes(app: FastAPI, item: dict[str, Any]) -> None:
 
     @app.put("/v1/items/{item_id:path}", status_code=202, openapi_extra=item)
     async def put_item(
-        item_id: Annotated[str, PathPart(min_length=1, max_length=256)], request: Request, engine: UsesEngine
+        item_id: Annotated[str, PathPart(min_length=1, max_length=256)],
+        request: Request,
+        engine: UsesEngine,
     ) -> ItemChange:
         body = await request.body()
         if not body:
-            return ItemChange(item_id=item_id, changed=await run_in_threadpool(engine.restore_item, item_id))
+            return ItemChange(
+                item_id=item_id, changed=await run_in_threadpool(engine.restore_item, item_id)
+            )
         added = NewItem.model_validate_json(body)
-        return ItemChange(item_id=item_id, changed=await run_in_threadpool(engine.add_item, item_id, added))
+        return ItemChange(
+            item_id=item_id, changed=await run_in_threadpool(engine.add_item, item_id, added)
+        )
 
     @app.get("/v1/users/{user_id:path}/features")
     def user_features(user_id: str, engine: UsesEngine) -> UserFeaturesResponse:
         found = engine.user_features(user_id)
         return UserFeaturesResponse(
-            user_id=user_id, known=found.known, features={name: values[0] for name, values in found.columns.items()}
+            user_id=user_id,
+            known=found.known,
+            features={name: values[0] for name, values in found.columns.items()},
         )
 
     @app.delete("/v1/users/{user_id:path}", status_code=202)

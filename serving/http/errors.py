@@ -40,7 +40,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def no_route(_: Request, error: HTTPException) -> Response:
-        answer = _problem(error.status_code, str(error.detail).lower(), "see /openapi.json for what there is")
+        answer = _problem(
+            error.status_code, str(error.detail).lower(), "see /openapi.json for what there is"
+        )
         answer.headers.update(error.headers or {})
         return answer
 
@@ -73,4 +75,6 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(OnlineStoreUnavailable)
     async def no_store(_: Request, error: OnlineStoreUnavailable) -> Response:
-        return _problem(503, "the online store does not answer", f"try again soon ({error})", retry_after_s=1)
+        return _problem(
+            503, "the online store does not answer", f"try again soon ({error})", retry_after_s=1
+        )

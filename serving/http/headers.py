@@ -20,7 +20,8 @@ _ALWAYS = [
 POLICY = b"default-src 'none'; frame-ancestors 'none'"
 """Content security policy of data: a browser loads nothing for it."""
 
-# The page has its own script and styles in its text, hence 'unsafe-inline'; the hosts are those of FastAPI's page.
+# The page has its own script and styles in its text, hence 'unsafe-inline'; the hosts are those of
+# FastAPI's page.
 DOCS_POLICY = (
     b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
     b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com; "
@@ -47,10 +48,16 @@ def allowed_origins() -> list[str]:
         BadOrigin: one of them is not ``http(s)://host[:port]``.
 
     """
-    origins = [part.strip() for part in os.environ.get("FUNNEL_CORS_ORIGINS", "").split(",") if part.strip()]
+    origins = [
+        part.strip()
+        for part in os.environ.get("FUNNEL_CORS_ORIGINS", "").split(",")
+        if part.strip()
+    ]
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
-            raise BadOrigin(f"FUNNEL_CORS_ORIGINS: '{origin}' is not of the form https://host or https://host:port")
+            raise BadOrigin(
+                f"FUNNEL_CORS_ORIGINS: '{origin}' is not of the form https://host or https://host:port"
+            )
     return origins
 
 

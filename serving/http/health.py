@@ -44,7 +44,8 @@ def readiness(
 ) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status, and what is ready and what is lost.
 
-    A loss does not make it 503: every request can still be answered, and with all servers out at once none would be.
+    A loss does not make it 503: every request can still be answered, and with all servers out at
+    once none would be.
 
     Args:
         engine: None until it is made.

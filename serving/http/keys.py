@@ -52,7 +52,8 @@ class Key(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
-    # A slow, salted hash protects what people choose; nobody guesses 256 random bits, however fast the hash.
+    # A slow, salted hash protects what people choose; nobody guesses 256 random bits, however fast
+    # the hash.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$", repr=False)]
     name: Annotated[str, Field(min_length=1, max_length=100)]
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)]
@@ -165,7 +166,11 @@ class KeyRing:
         key_id, _, secret = rest.partition("_")
         key = self._keys.get(key_id)
         same = hmac.compare_digest(_hash(secret), key.sha256 if key else _NOBODY)
-        return key if key and same and prefix == _PREFIX and not key.expired(datetime.now(UTC)) else None
+        return (
+            key
+            if key and same and prefix == _PREFIX and not key.expired(datetime.now(UTC))
+            else None
+        )
 
     def _follow(self) -> None:
         """Read the file again if it is another one; one that cannot be read changes nothing."""
@@ -198,7 +203,11 @@ _NOBODY = _hash(secrets.token_urlsafe(32))
 
 
 def _add(
-    keys: dict[str, Key], name: str, scopes: Iterable[Scope], expires_at: datetime | None, rate_limit: float | None
+    keys: dict[str, Key],
+    name: str,
+    scopes: Iterable[Scope],
+    expires_at: datetime | None,
+    rate_limit: float | None,
 ) -> Created:
     key_id = secrets.token_hex(4)
     while key_id in keys:
@@ -234,7 +243,8 @@ def _editing(path: Path) -> Iterator[dict[str, Key]]:
 
 
 def _write(path: Path, keys: Iterable[Key]) -> None:
-    # The mask is the whole process's; keys are changed by the command line, which does nothing else meanwhile.
+    # The mask is the whole process's; keys are changed by the command line, which does nothing else
+    # meanwhile.
     mask = os.umask(0o077)
     try:
         write_json(path, {"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]})

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines: logged at DEBUG, never traced."""
 
-_ASKS_FOR_TRACING = ("FUNNEL_OTEL", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_ASKS_FOR_TRACING = (
+    "FUNNEL_OTEL",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+)
 _HEADER = b"x-request-id"
 _VISIBLE = re.compile(rb"[\x21-\x7e]{1,128}")
 _GONE = 499  # nginx's number for a client that did not wait for the answer
@@ -48,7 +52,9 @@ def start_tracing() -> Tracing | None:
     try:
         from serving.observability.tracing import Tracing
     except ImportError as error:
-        raise TracingMissing(f"tracing needs: pip install '.[otel]' -c constraints.txt ({error})") from None
+        raise TracingMissing(
+            f"tracing needs: pip install '.[otel]' -c constraints.txt ({error})"
+        ) from None
     return Tracing()
 
 
@@ -69,8 +75,13 @@ class _Exchange:
 
     async def fail(self) -> None:
         """Answer with problem details (RFC 9457), which say nothing of the error."""
-        body = problem(500, "the server failed", f"its log says why, under the request id {self.id.decode()}")
-        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        body = problem(
+            500, "the server failed", f"its log says why, under the request id {self.id.decode()}"
+        )
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", str(len(body)).encode()),
+        ]
         await self.send({"type": "http.response.start", "status": 500, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
@@ -78,8 +89,9 @@ class _Exchange:
 class Telemetry:
     """ASGI middleware; to be the outermost, so that it sees what the others answer.
 
-    A request's id is the caller's ``X-Request-Id`` if that is up to 128 visible ASCII characters, else a new one. It
-    is in the answer's headers, in ``request.state.request_id`` and in every log line that the request causes.
+    A request's id is the caller's ``X-Request-Id`` if that is up to 128 visible ASCII characters,
+    else a new one. It is in the answer's headers, in ``request.state.request_id`` and in every log
+    line that the request causes.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
@@ -92,13 +104,17 @@ class Telemetry:
             return
         exchange = _Exchange(_id(scope), send)
         scope.setdefault("state", {})["request_id"] = name = exchange.id.decode()
-        request_id.set(name)  # never taken back: the server runs each request in a context of its own
+        request_id.set(
+            name
+        )  # never taken back: the server runs each request in a context of its own
         if self._tracing is None or scope["path"] in PROBES:
             await self._answer(scope, receive, exchange)
         else:
             await self._traced(self._tracing, scope, receive, exchange)
 
-    async def _traced(self, tracing: Tracing, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
+    async def _traced(
+        self, tracing: Tracing, scope: Scope, receive: Receive, exchange: _Exchange
+    ) -> None:
         from serving.observability.tracing import answered, hexadecimal
 
         with tracing.request(scope, exchange.id.decode()) as span:
@@ -116,7 +132,9 @@ class Telemetry:
         try:
             await self._app(scope, receive, exchange.send)
         except Exception:
-            if exchange.status:  # half an answer is out: only a broken connection can tell the client
+            if (
+                exchange.status
+            ):  # half an answer is out: only a broken connection can tell the client
                 exchange.status = 500
                 raise
             _log.exception("a request failed")
@@ -143,7 +161,15 @@ def _endpoint(scope: Scope) -> str:
     return path
 
 
-def _log_access(level: int, method: str, endpoint: str, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
+def _log_access(
+    level: int, method: str, endpoint: str, status: int, seconds: float, notes: Mapping[str, Any]
+) -> None:
     """Write the access line: no path, body, header or user id, since logs outlive a user's wish to be forgotten."""
-    facts = {"method": method, "endpoint": endpoint, "status": status, "ms": round(seconds * 1_000, 3), **notes}
+    facts = {
+        "method": method,
+        "endpoint": endpoint,
+        "status": status,
+        "ms": round(seconds * 1_000, 3),
+        **notes,
+    }
     _access.log(level, "request", extra={"facts": facts})

@@ -18,7 +18,8 @@ from serving.releases.delta import AddedItem
 
 _ADDED, _VERSION = "funnel:items:added", "funnel:items:added:version"
 
-# An item that is added is one that is to be shown, so a removal ends with it. What it was first added at stays.
+# An item that is added is one that is to be shown, so a removal ends with it. What it was first
+# added at stays.
 _ADD = """
 local changed = redis.call('SREM', KEYS[3], ARGV[1])
 if changed == 1 then redis.call('INCR', KEYS[4]) end
@@ -90,7 +91,8 @@ class AddedItems:
     def changed(self) -> dict[str, AddedItem] | None:
         """Return all added items, oldest first, if they are others than when this was last asked.
 
-        None: the same, or Redis does not say. A Redis that was emptied takes nothing away until the next start.
+        None: the same, or Redis does not say. A Redis that was emptied takes nothing away until the
+        next start.
         """
         try:
             version: bytes | None = self._redis.get(_VERSION)  # type: ignore[assignment]
@@ -101,7 +103,9 @@ class AddedItems:
             return None
         self._seen = version
         dated = sorted((*value.split(b"|", 1), item) for item, value in found.items())
-        return {item.decode(errors="surrogateescape"): _read(since, body) for since, body, item in dated}
+        return {
+            item.decode(errors="surrogateescape"): _read(since, body) for since, body, item in dated
+        }
 
 
 def _read(since: bytes, body: bytes) -> AddedItem:

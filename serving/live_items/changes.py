@@ -33,7 +33,9 @@ class ItemChanges:
 
     def over(self, loaded: Release) -> Release:
         """Return a release, as it was loaded, with the added items."""
-        return with_added(loaded, {name: item for name, item in self._items.items() if name not in self._gone})
+        return with_added(
+            loaded, {name: item for name, item in self._items.items() if name not in self._gone}
+        )
 
     def tidy(self, loaded: Release, now: float) -> None:
         """Let go of what was added long ago and has been removed, or is in the release: what is kept is read whole.
@@ -41,7 +43,9 @@ class ItemChanges:
         Whoever goes back to a release of before that time goes back to its items.
         """
         old = [name for name, item in self._items.items() if item.added_at < now - KEPT_S]
-        self._added.forget([name for name in old if name in self._gone or loaded.codec.items.code(name)])
+        self._added.forget(
+            [name for name in old if name in self._gone or loaded.codec.items.code(name)]
+        )
 
     def remaining(self, release: Release, items: ItemTable) -> ItemTable:
         """Return a release's item table without the removed items."""
@@ -87,4 +91,6 @@ class ItemChanges:
             raise BadItem("; ".join(f"{name}: {what}" for name, what in problems.items()))
         if not loaded.retrieval.delta.has_place(item_id):
             raise NoSpareRow(loaded.retrieval.delta.spare)
-        return self._added.add(item_id, item.attributes, item.available_from, item.available_until, time.time())
+        return self._added.add(
+            item_id, item.attributes, item.available_from, item.available_until, time.time()
+        )

@@ -48,7 +48,8 @@ class RemovedItems:
     def changed(self) -> set[str] | None:
         """Return the ids if they are others than when this was last asked; None: the same, or Redis does not say.
 
-        A Redis that knows of no removal ever was emptied: what is removed stays removed until the next start.
+        A Redis that knows of no removal ever was emptied: what is removed stays removed until the
+        next start.
         """
         try:
             version: bytes | None = self._redis.get(REMOVED_VERSION)  # type: ignore[assignment]

@@ -44,7 +44,9 @@ class _Shown:
                 yield _age(metric) if metric.name == _AS_OF else metric
         yield GaugeMetricFamily(f"{PREFIX}workers", "Processes that serve", len(pids))
         memory = "Resident memory of all workers; what they share counts for each"
-        yield GaugeMetricFamily(f"{PREFIX}resident_memory_bytes", memory, sum(map(resident_memory, pids)))
+        yield GaugeMetricFamily(
+            f"{PREFIX}resident_memory_bytes", memory, sum(map(resident_memory, pids))
+        )
 
 
 def _age(as_of: Metric) -> Metric:

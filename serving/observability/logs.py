@@ -46,12 +46,20 @@ def note(**facts: Any) -> None:
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
     """Return what a line says beside its message; a record carries its own facts as ``extra={"facts": {...}}``."""
-    facts = {"request_id": request_id.get(), "trace_id": trace_id.get(), **getattr(record, "facts", {})}
+    facts = {
+        "request_id": request_id.get(),
+        "trace_id": trace_id.get(),
+        **getattr(record, "facts", {}),
+    }
     return {name: value for name, value in facts.items() if value != ""}
 
 
 def _moment(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (
+        datetime.fromtimestamp(record.created, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
+    )
 
 
 class JsonFormatter(logging.Formatter):
@@ -84,8 +92,8 @@ class TextFormatter(logging.Formatter):
 def setup_logging(stream: TextIO | None = None) -> None:
     """Send all loggers' lines to one place, standard error unless told otherwise, as the environment says.
 
-    ``FUNNEL_LOG``: ``json`` or ``text`` with a line for each request, ``off`` for nothing at all; unset: warnings
-    and errors as text. ``FUNNEL_LOG_LEVEL``: another least level than that.
+    ``FUNNEL_LOG``: ``json`` or ``text`` with a line for each request, ``off`` for nothing at all;
+    unset: warnings and errors as text. ``FUNNEL_LOG_LEVEL``: another least level than that.
 
     Raises:
         BadLogSetting: a variable has a value that means nothing.

@@ -34,13 +34,45 @@ BreakerState = Literal["closed", "half_open", "open"]
 _BREAKER: dict[BreakerState, float] = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 _REQUEST_BUCKETS = [
-    *(0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05),
+    *(
+        0.001,
+        0.002,
+        0.003,
+        0.004,
+        0.005,
+        0.0075,
+        0.01,
+        0.0125,
+        0.015,
+        0.02,
+        0.025,
+        0.03,
+        0.04,
+        0.05,
+    ),
     *(0.075, 0.1, 0.25, 0.5, 1.0, 2.5),
 ]
-_STAGE_BUCKETS = [0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
+_STAGE_BUCKETS = [
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+]
 _AGE_BUCKETS = [0.25, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400, 604_800, 2_592_000]
 _CANDIDATE_BUCKETS = [0, 1, 5, 10, 20, 30, 50, 100, 200, 350, 500, 1_000]
-_PROPOSED = np.array([[bits >> place & 1 for place in range(len(SOURCES))] for bits in range(1 << len(SOURCES))])
+_PROPOSED = np.array(
+    [[bits >> place & 1 for place in range(len(SOURCES))] for bits in range(1 << len(SOURCES))]
+)
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -55,7 +87,9 @@ class Children(dict[Any, M], Generic[M]):
             self[value]
 
     def __missing__(self, value: Any) -> M:
-        child = self[value] = self._metric.labels(*value) if isinstance(value, tuple) else self._metric.labels(value)
+        child = self[value] = (
+            self._metric.labels(*value) if isinstance(value, tuple) else self._metric.labels(value)
+        )
         return child
 
 
@@ -107,13 +141,21 @@ class Metrics:
         self._state()
 
     def _requests(self) -> None:
-        self.requests = self._counter("requests_total", "Requests by endpoint and status", "endpoint", "status")
-        self.request_seconds = self._histogram("request_seconds", "Time of requests", "endpoint", _REQUEST_BUCKETS)
-        self.seconds = self._histogram("stage_seconds", "Time of each stage", "stage", _STAGE_BUCKETS)
+        self.requests = self._counter(
+            "requests_total", "Requests by endpoint and status", "endpoint", "status"
+        )
+        self.request_seconds = self._histogram(
+            "request_seconds", "Time of requests", "endpoint", _REQUEST_BUCKETS
+        )
+        self.seconds = self._histogram(
+            "stage_seconds", "Time of each stage", "stage", _STAGE_BUCKETS
+        )
         self.in_flight = self._gauge("in_flight", "Requests under way", "livesum")
         self.shed = self._counter("shed_total", "Requests refused because too many were under way")
         self.events = self._counter("events_total", "Events by outcome", "outcome")
-        self.impressions = self._counter("impressions_total", "Logged responses by outcome", "outcome")
+        self.impressions = self._counter(
+            "impressions_total", "Logged responses by outcome", "outcome"
+        )
         self._answers, self._times = Children(self.requests), Children(self.request_seconds)
         self._stages = Children(self.seconds, STAGES)
         Children(self.events, ("accepted", "duplicate", "rejected"))
@@ -121,24 +163,50 @@ class Metrics:
     def _quality(self) -> None:
         self.degraded = self._counter("degraded_total", "Losses of quality", "reason")
         self.age = self._histogram(
-            "feature_age_seconds", "Age of the rows read from the online store", "view", _AGE_BUCKETS
+            "feature_age_seconds",
+            "Age of the rows read from the online store",
+            "view",
+            _AGE_BUCKETS,
         )
-        self.candidates = self._histogram("candidates", "Candidates of a request", "source", _CANDIDATE_BUCKETS)
+        self.candidates = self._histogram(
+            "candidates", "Candidates of a request", "source", _CANDIDATE_BUCKETS
+        )
         self.shown = self._counter(
-            "shown_total", "Shown items; one that n sources proposed counts as 1/n for each", "source"
+            "shown_total",
+            "Shown items; one that n sources proposed counts as 1/n for each",
+            "source",
         )
-        self._losses, self._ages = Children(self.degraded, get_args(Degradation)), Children(self.age)
-        self._sources, self._shown = Children(self.candidates, SOURCES), Children(self.shown, SOURCES)
+        self._losses, self._ages = (
+            Children(self.degraded, get_args(Degradation)),
+            Children(self.age),
+        )
+        self._sources, self._shown = (
+            Children(self.candidates, SOURCES),
+            Children(self.shown, SOURCES),
+        )
 
     def _state(self) -> None:
-        self.release = self._gauge("release_info", "1: the release being served", "livemax", "release")
-        self.refused = self._counter("release_refused_total", "Releases that were not taken into service")
-        self.breaker_state = self._gauge(
-            "breaker_state", "State of a circuit breaker: 0 closed, 1 half open, 2 open", "livemax", "breaker"
+        self.release = self._gauge(
+            "release_info", "1: the release being served", "livemax", "release"
         )
-        self.index_recall = self._gauge("index_recall", "Recall of the index against exact search", "livemin")
-        self.items_as_of = self._gauge("items_as_of_seconds", "Moment of the item counters in use", "livemin")
-        self.spare_rows = self._gauge("spare_rows", "Items that can still be added to the release", "livemin")
+        self.refused = self._counter(
+            "release_refused_total", "Releases that were not taken into service"
+        )
+        self.breaker_state = self._gauge(
+            "breaker_state",
+            "State of a circuit breaker: 0 closed, 1 half open, 2 open",
+            "livemax",
+            "breaker",
+        )
+        self.index_recall = self._gauge(
+            "index_recall", "Recall of the index against exact search", "livemin"
+        )
+        self.items_as_of = self._gauge(
+            "items_as_of_seconds", "Moment of the item counters in use", "livemin"
+        )
+        self.spare_rows = self._gauge(
+            "spare_rows", "Items that can still be added to the release", "livemin"
+        )
         for gauge in (self.index_recall, self.items_as_of, self.spare_rows):
             gauge.set(UNKNOWN)
         self._breakers = Children(self.breaker_state)
@@ -150,9 +218,13 @@ class Metrics:
     def _histogram(self, name: str, what: str, label: str, buckets: Sequence[float]) -> Histogram:
         return Histogram(f"{PREFIX}{name}", what, [label], registry=self.registry, buckets=buckets)
 
-    def _gauge(self, name: str, what: str, workers: Literal["livemax", "livemin", "livesum"], *labels: str) -> Gauge:
+    def _gauge(
+        self, name: str, what: str, workers: Literal["livemax", "livemin", "livesum"], *labels: str
+    ) -> Gauge:
         """``workers``: what the gauges of several workers come to."""
-        return Gauge(f"{PREFIX}{name}", what, labels, registry=self.registry, multiprocess_mode=workers)
+        return Gauge(
+            f"{PREFIX}{name}", what, labels, registry=self.registry, multiprocess_mode=workers
+        )
 
     def stage(self, name: str) -> Stage:
         """Time a block as a stage; where there is tracing it is a span too."""

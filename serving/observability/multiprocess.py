@@ -1,9 +1,11 @@
 """Several server processes behind one port: where each keeps its numbers for the one that is asked for all of them.
 
-Prometheus asks one address and any worker may answer. So each keeps its numbers in a file that the others can
-read (the client library's multiprocess mode): counters and histograms are summed, and stay when their worker dies;
-of gauges each says what several come to, over the workers that live. An observation costs about 1 µs more than in
-one process; a thread that wrote or fetched texts would stop requests for milliseconds.
+Prometheus asks one address and any worker may answer. So each keeps its numbers in a file that the
+others can
+read (the client library's multiprocess mode): counters and histograms are summed, and stay when
+their worker dies; of gauges each says what several come to, over the workers that live. An
+observation costs about 1 µs more than in one process; a thread that wrote or fetched texts would
+stop requests for milliseconds.
 """
 
 from __future__ import annotations
@@ -23,14 +25,18 @@ from feature_repo.system import lives
 
 _OURS = "FUNNEL_METRICS_DIR"
 _LIBRARYS = "PROMETHEUS_MULTIPROC_DIR"
-_MEMORY = Path("/dev/shm")  # a disk would write the numbers back every few seconds, and may make a request wait
+_MEMORY = Path(
+    "/dev/shm"
+)  # a disk would write the numbers back every few seconds, and may make a request wait
 
 
 @contextmanager
 def shared_by_workers() -> Iterator[Path]:
     """Let workers that are started within the block add up what they measure; yields the folder of the numbers."""
     parent = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="funnel-metrics-", dir=parent, ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="funnel-metrics-", dir=parent, ignore_cleanup_errors=True
+    ) as folder:
         os.environ[_OURS] = folder
         try:
             yield Path(folder)
@@ -47,8 +53,9 @@ def shared_folder() -> Path | None:
 def choose_numbers() -> None:
     """Make metrics that are made from now on keep their numbers in the shared folder, or in memory if there is none.
 
-    Feast, when it is imported, turns the multiprocess mode on for the whole process, in a folder of its own on a
-    disk; whose import came first must not decide how long an observation takes and who sees it.
+    Feast, when it is imported, turns the multiprocess mode on for the whole process, in a folder of
+    its own on a disk; whose import came first must not decide how long an observation takes and who
+    sees it.
     """
     folder = shared_folder()
     values.ValueClass = values.MutexValue if folder is None else _shared_numbers(str(folder))

@@ -21,8 +21,9 @@ _PROPAGATED = (b"traceparent", b"tracestate")
 class Tracing:
     """Spans of one app, sent to a collector by OTLP over HTTP.
 
-    OpenTelemetry's own variables say where to, which share and how: ``OTEL_EXPORTER_OTLP_ENDPOINT``,
-    ``OTEL_TRACES_SAMPLER``, ``OTEL_SERVICE_NAME`` and the others of its specification.
+    OpenTelemetry's own variables say where to, which share and how:
+    ``OTEL_EXPORTER_OTLP_ENDPOINT``, ``OTEL_TRACES_SAMPLER``, ``OTEL_SERVICE_NAME`` and the others
+    of its specification.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,11 @@ class Tracing:
     @contextmanager
     def request(self, scope: MutableMapping[str, Any], request_id: str) -> Iterator[Span]:
         """Open the span of a request, in the caller's trace if it names one."""
-        carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _PROPAGATED}
+        carrier = {
+            name.decode(): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in _PROPAGATED
+        }
         with self._tracer.start_as_current_span(
             scope["method"],
             context=self._propagator.extract(carrier),
@@ -49,7 +54,9 @@ class Tracing:
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
         """Open a span of the current trace; of an error it keeps the type, as messages may hold user ids."""
-        with self._tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False) as span:
+        with self._tracer.start_as_current_span(
+            name, record_exception=False, set_status_on_exception=False
+        ) as span:
             try:
                 yield
             except Exception as error:

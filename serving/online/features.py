@@ -40,9 +40,9 @@ class OnlineStoreUnavailable(RuntimeError):
 class UserFeatures:
     """One user's feature row.
 
-    ``known`` is False if the store has nothing of them, ``position`` the newest log entry that the row
-    includes, ``row_position`` that of the row as it was stored, before the overlay was merged into it,
-    ``stale`` the views whose values were too old and count as missing.
+    ``known`` is False if the store has nothing of them, ``position`` the newest log entry that the
+    row includes, ``row_position`` that of the row as it was stored, before the overlay was merged
+    into it, ``stale`` the views whose values were too old and count as missing.
     """
 
     columns: dict[str, list[Any]]
@@ -55,18 +55,32 @@ class UserFeatures:
 class Reader:
     """Feast's online read of some features, with each view's TTL enforced, which Feast leaves to its callers."""
 
-    def __init__(self, store: FeatureStore, features: FeatureService | list[str], observe_age: ObserveAge) -> None:
+    def __init__(
+        self, store: FeatureStore, features: FeatureService | list[str], observe_age: ObserveAge
+    ) -> None:
         """Find out the views behind a feature service or some ``view:feature``, and the features of each."""
         self._store, self._features, self._observe_age = store, features, observe_age
         if isinstance(features, FeatureService):
-            pairs = [(view.name, field.name) for view in features.feature_view_projections for field in view.features]
+            pairs = [
+                (view.name, field.name)
+                for view in features.feature_view_projections
+                for field in view.features
+            ]
         else:
-            pairs = [(view, name) for view, _, name in (reference.partition(":") for reference in features)]
-        views = {view.name: view for view in (*store.list_feature_views(), *store.list_stream_feature_views())}
+            pairs = [
+                (view, name)
+                for view, _, name in (reference.partition(":") for reference in features)
+            ]
+        views = {
+            view.name: view
+            for view in (*store.list_feature_views(), *store.list_stream_feature_views())
+        }
         self.views = {view: views[view] for view, _ in pairs if view in views}
         self.names = {view: [name for owner, name in pairs if owner == view] for view in self.views}
 
-    def read(self, rows: list[dict[str, Any]], now: float) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
+    def read(
+        self, rows: list[dict[str, Any]], now: float
+    ) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
         """Return feature columns of some entities, and for each entity the views that were past their TTL.
 
         Raises:
@@ -93,12 +107,16 @@ class Reader:
         for view, names in self.names.items():
             moments = enumerate(response.proto.results[place[names[0]]].event_timestamps)
             stamps[view] = [
-                None if stamp.seconds == 0 and all(columns[name][row] is None for name in names) else stamp.seconds
+                None
+                if stamp.seconds == 0 and all(columns[name][row] is None for name in names)
+                else stamp.seconds
                 for row, stamp in moments
             ]
         return columns, stamps
 
-    def expire(self, columns: dict[str, list[Any]], stamps: Stamps, now: float) -> list[tuple[str, ...]]:
+    def expire(
+        self, columns: dict[str, list[Any]], stamps: Stamps, now: float
+    ) -> list[tuple[str, ...]]:
         """Take values out of ``columns`` that are past their view's TTL, and return each entity's such views."""
         stale: list[tuple[str, ...]] = [() for _ in next(iter(columns.values()))]
         for view, names in self.names.items():
@@ -120,9 +138,13 @@ def activity_features(codec: Codec) -> list[str]:
     return [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
 
 
-def activity_reader(store: FeatureStore, codec: Codec, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
+def activity_reader(
+    store: FeatureStore, codec: Codec, observe_age: ObserveAge = lambda _view, _age: None
+) -> Reader:
     """Return the reader of items' activity."""
-    return Reader(store, [f"item_activity:{name}" for name in activity_features(codec)], observe_age)
+    return Reader(
+        store, [f"item_activity:{name}" for name in activity_features(codec)], observe_age
+    )
 
 
 def user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
@@ -130,10 +152,14 @@ def user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _ag
     return Reader(store, store.get_feature_service(ONLINE_USERS), observe_age)
 
 
-def whole_user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
+def whole_user_reader(
+    store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None
+) -> Reader:
     """Return the reader of all that is known of users, with what no model reads."""
     views = user_reader(store).names | {"user_recent": list(USER_RECENT_SCHEMA)}
-    return Reader(store, [f"{view}:{name}" for view, names in views.items() for name in names], observe_age)
+    return Reader(
+        store, [f"{view}:{name}" for view, names in views.items() for name in names], observe_age
+    )
 
 
 class OnlineFeatures:
@@ -150,13 +176,19 @@ class OnlineFeatures:
         self._codec = codec = items.codec
         self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
-        self._users, self._whole = (make(self._store, observe_age) for make in (user_reader, whole_user_reader))
+        self._users, self._whole = (
+            make(self._store, observe_age) for make in (user_reader, whole_user_reader)
+        )
         self.row_reader, self._whole_row = (
-            RowReader(self._store.config, c.USER, reader.names) for reader in (self._users, self._whole)
+            RowReader(self._store.config, c.USER, reader.names)
+            for reader in (self._users, self._whole)
         )
         self._items = activity_reader(self._store, codec, observe_age)
         self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
-        self._redis, self._many = redis_client(workspace, timeout_s), redis_client(workspace, _TIMEOUT_S)
+        self._redis, self._many = (
+            redis_client(workspace, timeout_s),
+            redis_client(workspace, _TIMEOUT_S),
+        )
         self._read = PipelinedReads(self._redis)
 
     def over(self, items: ItemTable) -> OnlineFeatures:
@@ -174,7 +206,9 @@ class OnlineFeatures:
         """
         return self.users([user_id], now, whole=whole)[0]
 
-    def users(self, user_ids: Sequence[str], now: float, *, whole: bool = False) -> list[UserFeatures]:
+    def users(
+        self, user_ids: Sequence[str], now: float, *, whole: bool = False
+    ) -> list[UserFeatures]:
         """Return many users' features with every accepted event in them, streamed or not, in one trip to Redis.
 
         Args:
@@ -189,7 +223,8 @@ class OnlineFeatures:
         reader, row = (self._whole, self._whole_row) if whole else (self._users, self.row_reader)
         commands: list[tuple[Any, ...]] = []
         for user_id in user_ids:
-            # The overlay first: what the stream takes from it in between is in the row as well, and counts once.
+            # The overlay first: what the stream takes from it in between is in the row as well, and
+            # counts once.
             commands.append(("LRANGE", recent_key(user_id), 0, -1))
             commands.append(("HMGET", row.key(user_id), *row.fields))
         try:
@@ -197,7 +232,10 @@ class OnlineFeatures:
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
         rows = zip(user_ids, found[::2], found[1::2], strict=True)
-        return [self._features(user_id, entries, row.decode(values), reader, now) for user_id, entries, values in rows]
+        return [
+            self._features(user_id, entries, row.decode(values), reader, now)
+            for user_id, entries, values in rows
+        ]
 
     def _features(
         self,
@@ -214,7 +252,9 @@ class OnlineFeatures:
         columns[c.USER] = [user_id]
         stale = reader.expire(columns, {view: [stamp] for view, stamp in stamps.items()}, now)[0]
         position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
-        return UserFeatures(columns, known or bool(entries) or bool(stale), position, row_position, stale)
+        return UserFeatures(
+            columns, known or bool(entries) or bool(stale), position, row_position, stale
+        )
 
     def item_activity(self, now: float) -> Activity:
         """Return all items' activity as it stands in the online store; what is past its TTL is missing.
@@ -225,9 +265,12 @@ class OnlineFeatures:
         """
         ids = self._codec.items.values
         parts = [
-            self._activity(ids[start : start + _ITEMS_PER_READ], now) for start in range(0, len(ids), _ITEMS_PER_READ)
+            self._activity(ids[start : start + _ITEMS_PER_READ], now)
+            for start in range(0, len(ids), _ITEMS_PER_READ)
         ]
-        columns = {name: [None, *(value for part in parts for value in part[name])] for name in parts[0]}
+        columns = {
+            name: [None, *(value for part in parts for value in part[name])] for name in parts[0]
+        }
         return activity_from(columns, self._codec)
 
     def _activity(self, ids: Sequence[str], now: float) -> dict[str, list[Any]]:
@@ -253,7 +296,13 @@ class OnlineFeatures:
 
 def no_features(user_id: str, codec: Codec) -> dict[str, list[Any]]:
     """Return the feature row of a user of whom nothing is known."""
-    names = [c.HISTORY_ITEMS, c.HISTORY_TIMES, *codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+    names = [
+        c.HISTORY_ITEMS,
+        c.HISTORY_TIMES,
+        *codec.user_activity,
+        c.FIRST_EVENT_AT,
+        c.LAST_EVENT_AT,
+    ]
     return {c.USER: [user_id], **{name: [None] for name in names}}
 
 

@@ -32,19 +32,24 @@ def parse_overlay(entries: Sequence[bytes]) -> list[Accepted]:
         position, _, payload = entry.decode().partition("|")
         event = json.loads(payload)
         micros = event_micros(event["timestamp"], position)
-        accepted.append(Accepted(position, event["event_id"], event["item_id"], event["type"], micros))
+        accepted.append(
+            Accepted(position, event["event_id"], event["item_id"], event["type"], micros)
+        )
     return accepted
 
 
 def merge_overlay(
-    columns: Columns, accepted: Sequence[Accepted], spec: DatasetSpec, category: Callable[[str], str]
+    columns: Columns,
+    accepted: Sequence[Accepted],
+    spec: DatasetSpec,
+    category: Callable[[str], str],
 ) -> str | None:
     """Merge a user's overlay into the one feature row in ``columns``, and return the newest position it includes.
 
-    The history and seen lists take every event, since what they hold already changes nothing. Counts take
-    those that are newer than the row's position. An item that comes again moves to its new time's place;
-    events of one microsecond are in the order of their ids, as where the stream folds them.
-    ``category`` tells the main category of an item.
+    The history and seen lists take every event, since what they hold already changes nothing.
+    Counts take those that are newer than the row's position. An item that comes again moves to its
+    new time's place; events of one microsecond are in the order of their ids, as where the stream
+    folds them. ``category`` tells the main category of an item.
     """
     known = [event for event in accepted if event.type in spec.events.types]
     known.sort(key=lambda event: (event.micros, event.event_id))
@@ -81,17 +86,26 @@ def _merge_history(columns: Columns, events: Sequence[Accepted]) -> None:
 
 
 def _merge_recent(
-    columns: Columns, fresh: Sequence[Accepted], spec: DatasetSpec, newest: str, category: Callable[[str], str]
+    columns: Columns,
+    fresh: Sequence[Accepted],
+    spec: DatasetSpec,
+    newest: str,
+    category: Callable[[str], str],
 ) -> None:
     types = spec.event_types
-    counts = Counts(panes_of({name: values[0] for name, values in columns.items()}, len(types)), newest)
+    counts = Counts(
+        panes_of({name: values[0] for name, values in columns.items()}, len(types)), newest
+    )
     for event in fresh:
         counts.add(event.micros, types.index(event.type), len(types))
     for name, value in count_row(counts).items():
         columns[name][0] = value
     names = (c.RECENT_ITEMS, c.RECENT_TYPES, c.RECENT_TIMES, c.RECENT_CATEGORIES)
     lists = [columns[name][0] if columns[name][0] is not None else [] for name in names]
-    rows = [*zip(*lists, strict=True), *((e.item, e.type, e.micros // MICROS, category(e.item)) for e in fresh)]
+    rows = [
+        *zip(*lists, strict=True),
+        *((e.item, e.type, e.micros // MICROS, category(e.item)) for e in fresh),
+    ]
     rows = sorted(rows, key=lambda row: row[2])[-c.HISTORY_LENGTH :]
     for name, values in zip(names, zip(*rows, strict=True), strict=True):
         columns[name][0] = list(values)

@@ -1,7 +1,7 @@
 """Connections for several workers that listen on one socket, spread evenly.
 
-Whoever wakes up first would take all that wait, and keep them: clients hold their connections. So a worker waits a
-moment before it accepts, the longer the more it has; one that has fewer is quicker.
+Whoever wakes up first would take all that wait, and keep them: clients hold their connections. So a
+worker waits a moment before it accepts, the longer the more it has; one that has fewer is quicker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ Protocols = Callable[[], asyncio.BaseProtocol]
 class FairListener:
     """Accepts connections of a listening socket, one at a time."""
 
-    def __init__(self, listening: socket.socket, protocols: Protocols, connections: Callable[[], int]) -> None:
+    def __init__(
+        self, listening: socket.socket, protocols: Protocols, connections: Callable[[], int]
+    ) -> None:
         """``protocols`` makes a connection's protocol; ``connections`` tells how many this process has."""
         self._socket, self._protocols, self._connections = listening, protocols, connections
         self._loop = asyncio.get_running_loop()
@@ -59,7 +61,9 @@ class FairListener:
             self._loop.call_later(_BROKEN_S, self._listen)
         else:
             connection.setblocking(False)
-            task = self._loop.create_task(self._loop.connect_accepted_socket(self._protocols, connection))
+            task = self._loop.create_task(
+                self._loop.connect_accepted_socket(self._protocols, connection)
+            )
             self._starting.add(task)
             task.add_done_callback(self._started)
             self._listen()

@@ -1,7 +1,8 @@
 """``funnel serve``: a parent that loads the release once, and workers forked from it that answer requests.
 
-What the parent has loaded is in the workers' memory without being copied. A worker that dies is replaced; on SIGHUP
-all are replaced, one after the other; on SIGTERM each finishes what it has begun.
+What the parent has loaded is in the workers' memory without being copied. A worker that dies is
+replaced; on SIGHUP all are replaced, one after the other; on SIGTERM each finishes what it has
+begun.
 """
 
 from __future__ import annotations
@@ -160,7 +161,9 @@ class _Worker:
 class Supervisor:
     """Keeps workers running on one listening socket."""
 
-    def __init__(self, count: int, work: Callable[[Callable[[], None]], None], beside: Callable[[], None]) -> None:
+    def __init__(
+        self, count: int, work: Callable[[Callable[[], None]], None], beside: Callable[[], None]
+    ) -> None:
         """``work`` is run by each worker and calls its argument when it is ready, ``beside`` by one process more."""
         self._count, self._work, self._beside = count, work, beside
         self._workers: list[_Worker] = []
@@ -250,12 +253,18 @@ class Supervisor:
             if not pid:
                 return
             known = {one.pid for one in self._workers} | {self._helper.pid if self._helper else 0}
-            if self._stopping or pid not in known:  # whoever became this program may have left children of its own
+            if (
+                self._stopping or pid not in known
+            ):  # whoever became this program may have left children of its own
                 continue
-            _log.error("process %d of the server ended (status %d); another takes its place", pid, status)
+            _log.error(
+                "process %d of the server ended (status %d); another takes its place", pid, status
+            )
             if self._helper and pid == self._helper.pid:
                 self._helper = self._fork(lambda _: self._beside())
-            self._workers = [one if one.pid != pid else self._fork(self._work) for one in self._workers]
+            self._workers = [
+                one if one.pid != pid else self._fork(self._work) for one in self._workers
+            ]
 
     def _replace_all(self) -> None:
         for place, old in enumerate(self._workers):

@@ -33,8 +33,8 @@ RECENT = 10
 class Shares(BaseModel):
     """How many candidates each source may propose.
 
-    By default those that pay on the data sets of docs/results.md: what is co-visited, popular or trending and belongs
-    on top is found by the towers too.
+    By default those that pay on the data sets of docs/results.md: what is co-visited, popular or
+    trending and belongs on top is found by the towers too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,16 +58,18 @@ class Shares(BaseModel):
             return cls.model_validate(pairs)
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"{wrong} (write source=number; sources: {', '.join(cls.model_fields)})") from None
+            raise ValueError(
+                f"{wrong} (write source=number; sources: {', '.join(cls.model_fields)})"
+            ) from None
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Candidates of ``B`` requests end to end: request ``b`` has rows ``offsets[b]:offsets[b + 1]``.
 
-    ``item`` int32 ``[n]`` codes, ``sources`` uint8 ``[n]`` bits, ``tower_rank`` float32 ``[n]`` place
-    among the tower's candidates (NaN: not among them), ``similar`` float32 ``[n, 2]`` co-visitation
-    with the recent items and with the newest one.
+    ``item`` int32 ``[n]`` codes, ``sources`` uint8 ``[n]`` bits, ``tower_rank`` float32 ``[n]``
+    place among the tower's candidates (NaN: not among them), ``similar`` float32 ``[n, 2]``
+    co-visitation with the recent items and with the newest one.
     """
 
     item: Codes
@@ -112,7 +114,9 @@ class Narrow:
 class Retriever:
     """All candidate sources of a release."""
 
-    def __init__(self, index: faiss.Index, neighbours: Codes, similarities: Floats, shares: Shares) -> None:
+    def __init__(
+        self, index: faiss.Index, neighbours: Codes, similarities: Floats, shares: Shares
+    ) -> None:
         self.index = index
         self.neighbours = np.asarray(neighbours)  # views without the costs of np.memmap's indexing
         self.similarities = np.asarray(similarities)
@@ -152,23 +156,38 @@ class Retriever:
             narrow: the items that a request's tower candidates are to be among; None: among all.
 
         """
-        near = self._nearest(np.ascontiguousarray(vectors, dtype=np.float32), narrow or [None] * len(vectors))
-        parts = [self._merge(near[b], history[b], self._static(items, float(time[b]))) for b in range(len(vectors))]
+        near = self._nearest(
+            np.ascontiguousarray(vectors, dtype=np.float32), narrow or [None] * len(vectors)
+        )
+        parts = [
+            self._merge(near[b], history[b], self._static(items, float(time[b])))
+            for b in range(len(vectors))
+        ]
         sizes = np.cumsum([0, *(len(part[0]) for part in parts)])
-        item, sources, rank, similar = (np.concatenate(column) for column in zip(*parts, strict=True))
+        item, sources, rank, similar = (
+            np.concatenate(column) for column in zip(*parts, strict=True)
+        )
         return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
 
-    def _nearest(self, vectors: Floats, narrow: Sequence[Narrow | None]) -> list[npt.NDArray[np.int64]]:
+    def _nearest(
+        self, vectors: Floats, narrow: Sequence[Narrow | None]
+    ) -> list[npt.NDArray[np.int64]]:
         """Return the codes nearest to each user vector, best first; 0 where FAISS found fewer than were asked for."""
         if not any(narrow):
             return list(self.nearest(vectors, self.shares.two_tower)[1])
         pairs = zip(vectors, narrow, strict=True)
-        return [self.nearest(vector[None, :], self.shares.two_tower, among)[1][0] for vector, among in pairs]
+        return [
+            self.nearest(vector[None, :], self.shares.two_tower, among)[1][0]
+            for vector, among in pairs
+        ]
 
-    def nearest(self, vectors: Floats, count: int, among: Narrow | None = None) -> tuple[Floats, npt.NDArray[np.int64]]:
+    def nearest(
+        self, vectors: Floats, count: int, among: Narrow | None = None
+    ) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Return cosines and codes of the items nearest to unit vectors ``[B, D]``, best first, ``[B, count]`` each.
 
-        They are fewer if there are fewer items; a code is 0 where too few were found ``among`` some.
+        They are fewer if there are fewer items; a code is 0 where too few were found ``among``
+        some.
         """
         parameters = among.parameters(self.index) if among else None
         cosines, rows = self.index.search(vectors, min(count, self.index.ntotal), params=parameters)
@@ -199,13 +218,19 @@ class Retriever:
             if len(known) >= _STATES_KEPT:
                 known.clear()
             lists = static_lists(items, self.shares, time)
-            bits = [np.full(len(codes), 1 << SOURCES.index(name), np.uint8) for name, codes in lists.items()]
+            bits = [
+                np.full(len(codes), 1 << SOURCES.index(name), np.uint8)
+                for name, codes in lists.items()
+            ]
             known[state] = np.concatenate(list(lists.values())), np.concatenate(bits)
         found: tuple[Codes, npt.NDArray[np.uint8]] = known[state]
         return found
 
     def _merge(
-        self, tower: npt.NDArray[np.int64], history: Codes, static: tuple[Codes, npt.NDArray[np.uint8]]
+        self,
+        tower: npt.NDArray[np.int64],
+        history: Codes,
+        static: tuple[Codes, npt.NDArray[np.uint8]],
     ) -> tuple[Codes, npt.NDArray[np.uint8], Floats, Floats]:
         """Return items in the order in which the sources first propose them, with their bits and scores."""
         recent = history[:RECENT]
@@ -215,7 +240,9 @@ class Retriever:
         item, bits = np.empty(size, np.int32), np.empty(size, np.uint8)
         rank, similar = np.empty(size, np.float32), np.empty((size, 2), np.float32)
         most, place = self.shares.similar, self._desk.place
-        count = _union(tower, near, weight, self._recency, most, *static, place, item, bits, rank, similar)
+        count = _union(
+            tower, near, weight, self._recency, most, *static, place, item, bits, rank, similar
+        )
         return item[:count], bits[:count], rank[:count], similar[:count]
 
 
@@ -261,7 +288,8 @@ def _union(
         similar: float32 ``[., 2]``, likewise.
 
     """
-    # First every co-visited item with its two sums; of those that are not proposed in the end the scores may count.
+    # First every co-visited item with its two sums; of those that are not proposed in the end the
+    # scores may count.
     pool, score, last = np.empty(near.size, np.int32), np.zeros(near.size), np.zeros(near.size)
     found = 0
     for one in range(near.shape[0]):
@@ -281,9 +309,17 @@ def _union(
         place[pool[number]] = -number - 1  # below 0: not among the candidates yet
     count = 0
     for source in range(3):
-        length = len(tower) if source == 0 else min(most_similar, found) if source == 1 else len(static)
+        length = (
+            len(tower) if source == 0 else min(most_similar, found) if source == 1 else len(static)
+        )
         for number in range(length):
-            code = tower[number] if source == 0 else pool[best[number]] if source == 1 else static[number]
+            code = (
+                tower[number]
+                if source == 0
+                else pool[best[number]]
+                if source == 1
+                else static[number]
+            )
             bit = static_bits[number] if source == 2 else np.uint8(1 << source)
             if code == 0:
                 continue
@@ -307,12 +343,19 @@ def _union(
 def static_lists(items: ItemTable, shares: Shares, time: float) -> dict[str, Codes]:
     """Return the sources that are the same for everybody: popular, trending and new items that can be had."""
     available = items.available(time)
-    popular, trending = items.count(c.events("30d")), items.count(c.events("7d")) + 1e-3 * items.count(c.events("30d"))
-    begin = np.where(np.isfinite(items.available_from), items.available_from, items.activity.first_event_at)
+    popular, trending = (
+        items.count(c.events("30d")),
+        items.count(c.events("7d")) + 1e-3 * items.count(c.events("30d")),
+    )
+    begin = np.where(
+        np.isfinite(items.available_from), items.available_from, items.activity.first_event_at
+    )
     begin = np.where(np.isfinite(begin), begin, -np.inf)
     return {
         "popular": top(np.where(available, popular, -np.inf), shares.popular),
-        "trending": top(np.where(available, trending * np.exp(trend(items)), -np.inf), shares.trending),
+        "trending": top(
+            np.where(available, trending * np.exp(trend(items)), -np.inf), shares.trending
+        ),
         "new": top(np.where(available, begin, -np.inf), shares.new),
     }
 

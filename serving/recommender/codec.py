@@ -37,7 +37,13 @@ class Codec:
     def user_numeric(self) -> tuple[str, ...]:
         """Numeric ranking features of a user, in column order."""
         ages = tuple(name for name in OUTPUTS if name.startswith("user_"))
-        return (*self.user_activity, *ages, "history_length", "history_gap_days", *self.user_attributes.numeric)
+        return (
+            *self.user_activity,
+            *ages,
+            "history_length",
+            "history_gap_days",
+            *self.user_attributes.numeric,
+        )
 
     @property
     def item_numeric(self) -> tuple[str, ...]:
@@ -54,7 +60,9 @@ class Codec:
         """Categorical columns of the ranker's rows and their cardinalities."""
         columns = dict(MOMENT)
         for owner, encoder in (("user", self.user_attributes), ("item", self.item_attributes)):
-            columns |= {f"{owner}_{name}": len(encoder.vocabularies[name]) for name in ranked(encoder)}
+            columns |= {
+                f"{owner}_{name}": len(encoder.vocabularies[name]) for name in ranked(encoder)
+            }
         return columns
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,11 +97,20 @@ class Codec:
 
 
 def _ordered_spec(raw: dict[str, Any], order: dict[str, list[str]]) -> DatasetSpec:
-    ordered = {**raw, "events": {**raw["events"], "types": _in_order(raw["events"]["types"], order.get("types", []))}}
+    ordered = {
+        **raw,
+        "events": {
+            **raw["events"],
+            "types": _in_order(raw["events"]["types"], order.get("types", [])),
+        },
+    }
     for table in ("users", "items"):
         if raw.get(table):
             names = order.get(f"{table.removesuffix('s')}_attributes", [])
-            ordered[table] = {**raw[table], "attributes": _in_order(raw[table]["attributes"], names)}
+            ordered[table] = {
+                **raw[table],
+                "attributes": _in_order(raw[table]["attributes"], names),
+            }
     return DatasetSpec.model_validate(ordered)
 
 

@@ -39,7 +39,8 @@ class FilterRules(BaseModel):
         """Read and check a rules file.
 
         Raises:
-            SpecError: not TOML, a field that does not exist or has a wrong value, an unknown event type.
+            SpecError: not TOML, a field that does not exist or has a wrong value, an unknown event
+                type.
 
         """
         try:
@@ -49,9 +50,13 @@ class FilterRules(BaseModel):
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
             raise SpecError(f"{path}: {'; '.join(problems)}") from None
-        unknown = set(rules.exclude_seen) - set(event_types) if rules.exclude_seen != "all" else set()
+        unknown = (
+            set(rules.exclude_seen) - set(event_types) if rules.exclude_seen != "all" else set()
+        )
         if unknown:
-            raise SpecError(f"{path}: exclude_seen names {sorted(unknown)}; the event types are {event_types}")
+            raise SpecError(
+                f"{path}: exclude_seen names {sorted(unknown)}; the event types are {event_types}"
+            )
         return rules
 
 
@@ -106,17 +111,30 @@ class Filters:
             kind = kinds.get(name)
             if kind is None or kind == "text":
                 usable = sorted(n for n, k in kinds.items() if k != "text")
-                raise UnknownAttribute(f"items have no attribute '{name}' to filter by; they have {usable}")
+                raise UnknownAttribute(
+                    f"items have no attribute '{name}' to filter by; they have {usable}"
+                )
             by_range = rule.at_least is not None or rule.at_most is not None
             by_value = rule.any_of is not None or rule.none_of is not None
             if (by_range and kind != "numeric") or (by_value and kind == "numeric"):
-                raise UnknownAttribute(f"'{name}' is {kind}: use {'min/max' if kind == 'numeric' else 'in/not_in'}")
+                raise UnknownAttribute(
+                    f"'{name}' is {kind}: use {'min/max' if kind == 'numeric' else 'in/not_in'}"
+                )
 
     def removals(
-        self, items: ItemTable, request: RequestRules, seen: dict[str, Codes], time: float, codes: Codes | None = None
+        self,
+        items: ItemTable,
+        request: RequestRules,
+        seen: dict[str, Codes],
+        time: float,
+        codes: Codes | None = None,
     ) -> dict[Reason, Mask]:
         """Return, by reason, which items the request may not show: of ``codes`` ``[n]``, or of all ``N``; bool."""
-        met = [of for kind, of in seen.items() if self.rules.exclude_seen == "all" or kind in self.rules.exclude_seen]
+        met = [
+            of
+            for kind, of in seen.items()
+            if self.rules.exclude_seen == "all" or kind in self.rules.exclude_seen
+        ]
         masks: dict[Reason, Mask] = {
             "unavailable": ~items.available(time, codes),
             "seen": self._marks.among(np.concatenate(met) if met else _NOWHERE, codes),
@@ -163,7 +181,11 @@ class Filters:
         if items.codec.spec.item_attributes[name] == "numeric":
             # Without a bound every item fits, also one that has no value.
             bounded = rule.at_least is not None or rule.at_most is not None
-            return column.between(rule.at_least, rule.at_most) if bounded else np.ones(len(items), dtype=np.bool_)
+            return (
+                column.between(rule.at_least, rule.at_most)
+                if bounded
+                else np.ones(len(items), dtype=np.bool_)
+            )
         fits = np.ones(len(items), dtype=np.bool_)
         if rule.any_of is not None:
             fits[:] = False
@@ -237,9 +259,11 @@ def choose(
         taken: how many of each category are chosen already; updated.
 
     Returns:
-        places in ``codes`` of the chosen items, in their final order, and how many the quota passed over.
+        places in ``codes`` of the chosen items, in their final order, and how many the quota passed
+        over.
 
-    With ``diversity`` d > 0 each choice maximises (1 - d) x score (scaled to 0..1) - d x the highest
+    With ``diversity`` d > 0 each choice maximises (1 - d) x score (scaled to 0..1) - d x the
+    highest
     cosine to what is chosen: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
 
     """
@@ -250,10 +274,18 @@ def choose(
     taken = Counter() if taken is None else taken
     chosen: list[int] = []
     over_quota = 0
-    order = _most_diverse(codes, scores, vectors, rules.diversity, chosen) if rules.diversity else range(len(codes))
+    order = (
+        _most_diverse(codes, scores, vectors, rules.diversity, chosen)
+        if rules.diversity
+        else range(len(codes))
+    )
     for place in order:
         category = int(items.categories[codes[place], 0])
-        if rules.max_per_category is not None and category and taken[category] >= rules.max_per_category:
+        if (
+            rules.max_per_category is not None
+            and category
+            and taken[category] >= rules.max_per_category
+        ):
             over_quota += 1
             continue
         taken[category] += 1
@@ -263,7 +295,9 @@ def choose(
     return chosen, over_quota
 
 
-def _most_diverse(codes: Codes, scores: Floats, vectors: Floats, diversity: float, chosen: list[int]) -> Iterator[int]:
+def _most_diverse(
+    codes: Codes, scores: Floats, vectors: Floats, diversity: float, chosen: list[int]
+) -> Iterator[int]:
     """Yield places of ``codes``, each the best beside what the caller has put into ``chosen`` by then."""
     spread = float(scores.max() - scores.min()) or 1.0
     gain = (1.0 - diversity) * (scores - scores.min()) / spread

@@ -34,11 +34,16 @@ class Hydrator:
 
         ``vectors`` float32 ``[B, D]`` are the users' unit vectors.
         """
-        pairs = [self.pairs(users, row, vectors[row], candidates, items).join(items.rows) for row in range(len(users))]
+        pairs = [
+            self.pairs(users, row, vectors[row], candidates, items).join(items.rows)
+            for row in range(len(users))
+        ]
         numeric, categorical = zip(*pairs, strict=True)
         return np.concatenate(numeric), np.concatenate(categorical)
 
-    def pairs(self, users: UserBatch, row: int, vector: Floats, candidates: Candidates, items: ItemTable) -> PairRows:
+    def pairs(
+        self, users: UserBatch, row: int, vector: Floats, candidates: Candidates, items: ItemTable
+    ) -> PairRows:
         """Return the candidates of one request beside its user; ``vector`` float32 ``[D]`` is the user's."""
         rows, catalogue = candidates.rows(row), items.rows
         item, recent = candidates.item[rows], users.context.history[row, :RECENT]
@@ -56,7 +61,8 @@ class Hydrator:
 @compiled
 def _cosines(vectors: Floats, item: Codes, user: Floats, recent: Floats, pair: Floats) -> None:
     """Write the cosines of items ``[n]`` with the user, with the newest item, the newest ones and the nearest one."""
-    # Memory is waited for once here, for many rows at a time; between products it would be waited for at every row.
+    # Memory is waited for once here, for many rows at a time; between products it would be waited
+    # for at every row.
     for row in range(len(item)):
         pair[row, 0] = 0.0
         for place in range(0, vectors.shape[1], _LINE):
@@ -93,4 +99,7 @@ def _lookups(
         for place in range(categories.shape[1]):
             share += shares[categories[code, place]]
         pair[row, 7] = share
-        pair[row, 8], pair[row, 9] = (time - first[code]) / SECONDS_PER_DAY, (time - last[code]) / SECONDS_PER_DAY
+        pair[row, 8], pair[row, 9] = (
+            (time - first[code]) / SECONDS_PER_DAY,
+            (time - last[code]) / SECONDS_PER_DAY,
+        )

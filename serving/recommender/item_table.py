@@ -37,8 +37,8 @@ ATTRIBUTE_TYPES = {
 class Activity:
     """Items' counts as of a moment: ``counts`` float32 ``[N, F]`` and event times, epoch seconds, NaN: none.
 
-    ``numeric`` float32 ``[N, F + M]``: the counts with the numbers of the attributes beside them, if they lie so
-    in memory (in a file that processes share); None: they do not.
+    ``numeric`` float32 ``[N, F + M]``: the counts with the numbers of the attributes beside them,
+    if they lie so in memory (in a file that processes share); None: they do not.
     """
 
     counts: Floats
@@ -51,7 +51,9 @@ class Activity:
         missing = size - len(self.counts)
         if missing <= 0:
             numeric = None if self.numeric is None else self.numeric[:size]
-            return Activity(self.counts[:size], self.first_event_at[:size], self.last_event_at[:size], numeric)
+            return Activity(
+                self.counts[:size], self.first_event_at[:size], self.last_event_at[:size], numeric
+            )
         counts = np.full((missing, self.counts.shape[1]), np.nan, dtype=np.float32)
         never = np.full(missing, np.nan)
         return Activity(
@@ -81,24 +83,33 @@ class RawColumn(Sequence[Any]):
     def between(self, least: float | None, most: float | None) -> npt.NDArray[np.bool_]:
         """Return which values of a numeric attribute are in a range, bool ``[N]``; a missing one never is.
 
-        The values are compared as given: the models' float32 cannot tell 16,777,216 from 16,777,217.
+        The values are compared as given: the models' float32 cannot tell 16,777,216 from
+        16,777,217.
         """
         fits = ~np.isnan(self._numbers)
         if least is not None:
             fits &= self._numbers >= least
         if most is not None:
             fits &= self._numbers <= most
-        before = np.zeros(1, dtype=np.bool_) if self._before is None else self._before.between(least, most)
+        before = (
+            np.zeros(1, dtype=np.bool_)
+            if self._before is None
+            else self._before.between(least, most)
+        )
         return np.concatenate([before, fits])
 
     def having(self, value: str) -> Codes:
         """Return the codes of the items that have a value, int32 ``[n]``; those of a list have each of its values."""
         codes = self._by_value.get(value, _NOWHERE)
-        return codes if self._before is None else np.concatenate([self._before.having(value), codes])
+        return (
+            codes if self._before is None else np.concatenate([self._before.having(value), codes])
+        )
 
     @cached_property
     def _numbers(self) -> Times:
-        return np.asarray(self.values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+        return np.asarray(
+            self.values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64
+        )
 
     @cached_property
     def _by_value(self) -> dict[str, Codes]:
@@ -120,9 +131,9 @@ class RawColumn(Sequence[Any]):
 class ItemTable:
     """All items of a release.
 
-    ``encoded`` has ``N`` rows; ``categories`` int32 ``[N, G]`` category codes (0: none) of which the
-    first is the item's main one; ``raw`` holds each attribute as given, for rules and for people;
-    the last ``added`` rows are of items that came after the release.
+    ``encoded`` has ``N`` rows; ``categories`` int32 ``[N, G]`` category codes (0: none) of which
+    the first is the item's main one; ``raw`` holds each attribute as given, for rules and for
+    people; the last ``added`` rows are of items that came after the release.
     """
 
     codec: Codec
@@ -142,7 +153,9 @@ class ItemTable:
         activity = activity.upto(len(self))
         if self.added and activity.numeric is not None:
             # Whoever wrote the file knew of no added items.
-            activity.numeric[-self.added :, activity.counts.shape[1] :] = self.encoded.numbers[-self.added :]
+            activity.numeric[-self.added :, activity.counts.shape[1] :] = self.encoded.numbers[
+                -self.added :
+            ]
         return self._changed(activity=activity)
 
     def without(self, codes: Codes, whole: ItemTable) -> ItemTable:
@@ -168,7 +181,9 @@ class ItemTable:
         """Return the table with the items that ``codec`` and ``raw`` have more, whose rows stand in ``whole``."""
         start, size = len(self), len(codec.items)
         made = replace(whole.upto(size), codec=codec, raw=raw, added=size - start)
-        times = np.sort(np.concatenate([whole.available_from[start:size], whole.available_until[start:size]]))
+        times = np.sort(
+            np.concatenate([whole.available_from[start:size], whole.available_until[start:size]])
+        )
         made.__dict__["categorical"] = whole.categorical[:size]
         # To sort the times of a million items again takes longer than all the rest.
         made.__dict__["_turns"] = np.insert(self._turns, np.searchsorted(self._turns, times), times)
@@ -191,8 +206,12 @@ class ItemTable:
         """The ranker's view."""
         numeric = self.activity.numeric
         if numeric is None:
-            numeric = np.concatenate([self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32)
-        return ItemRows(numeric, self.categorical, self.activity.first_event_at, self.activity.last_event_at)
+            numeric = np.concatenate(
+                [self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32
+            )
+        return ItemRows(
+            numeric, self.categorical, self.activity.first_event_at, self.activity.last_event_at
+        )
 
     def available(self, time: float, codes: Codes | None = None) -> npt.NDArray[np.bool_]:
         """Return which items can be had at a moment (epoch seconds): of ``codes`` ``[n]``, or of all; row 0 never."""
@@ -226,7 +245,9 @@ class ItemTable:
         return np.nan_to_num(self.activity.counts[:, self.codec.item_activity.index(name)], nan=0.0)
 
 
-def activity_from(columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], codec: Codec) -> Activity:
+def activity_from(
+    columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], codec: Codec
+) -> Activity:
     """Return activity from feature columns that have one value per item code, row 0 included."""
 
     def numbers(name: str) -> Times:
@@ -250,7 +271,9 @@ def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable
         values = columns.get(name)
         if values is None:
             return np.full(size, missing)
-        return np.array([missing, *(missing if v is None or v != v else v for v in values)], dtype=np.float64)
+        return np.array(
+            [missing, *(missing if v is None or v != v else v for v in values)], dtype=np.float64
+        )
 
     activity = activity_from({name: [None, *values] for name, values in columns.items()}, codec)
     return ItemTable(
@@ -263,7 +286,10 @@ def _categories(codec: Codec, raw: Mapping[str, Sequence[Any]], size: int) -> Co
     name = codec.spec.category
     if name is None:
         return np.zeros((size, 1), dtype=np.int32)
-    lists = [[value] if isinstance(value, str) else list(value if value is not None else ()) for value in raw[name]]
+    lists = [
+        [value] if isinstance(value, str) else list(value if value is not None else ())
+        for value in raw[name]
+    ]
     width = max(1, max(map(len, lists)))
     codes = np.zeros((size, width), dtype=np.int32)
     for row, values in enumerate(lists):

@@ -71,7 +71,8 @@ class Recommendation:
 class Ranked:
     """Candidates with what the ranker saw and said: everything that ``explain`` and the impression log can tell.
 
-    ``pairs``: by request; ``scores`` float32 ``[n]`` and ``probabilities`` float32 ``[n, T]``: of all candidates.
+    ``pairs``: by request; ``scores`` float32 ``[n]`` and ``probabilities`` float32 ``[n, T]``: of
+    all candidates.
     """
 
     candidates: Candidates
@@ -79,7 +80,9 @@ class Ranked:
     scores: Floats
     probabilities: Floats
 
-    def rows(self, request: int, rows: npt.NDArray[np.int64], items: ItemTable) -> tuple[Floats, Codes]:
+    def rows(
+        self, request: int, rows: npt.NDArray[np.int64], items: ItemTable
+    ) -> tuple[Floats, Codes]:
         """Return the ranker's inputs, numeric and categorical, of some of a request's candidates.
 
         Args:
@@ -97,7 +100,9 @@ class UserTowerSession:
     def __init__(self, model: bytes, raw_items: Floats) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
         self._raw = np.asarray(raw_items)
 
     def over(self, raw_items: Floats) -> UserTowerSession:
@@ -134,13 +139,17 @@ class Recommender:
         self._cost = Cost()
         self._prepared: tuple[ItemTable, Callable[[PairRows], tuple[Floats, Floats]]] | None = None
 
-    def over(self, tower: UserTowerSession, vectors: Floats, retriever: Retriever, items: ItemTable) -> Recommender:
+    def over(
+        self, tower: UserTowerSession, vectors: Floats, retriever: Retriever, items: ItemTable
+    ) -> Recommender:
         """Return the same funnel over more items."""
         made = Recommender(tower, vectors, retriever, self.ranker, self.rules, items)
         made._cost = self._cost
         return made
 
-    def recommend(self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable) -> list[Recommendation]:
+    def recommend(
+        self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable
+    ) -> list[Recommendation]:
         """Return one list per request; ``items`` is the item table as of the requests."""
         return self.recommend_ranked(users, requests, items)[0]
 
@@ -154,20 +163,27 @@ class Recommender:
     ) -> tuple[list[Recommendation], Ranked, Floats]:
         """Like ``recommend``, with the ranked candidates and the user vectors behind it.
 
-        ``deadline``: ranking is left out where it would not end in time; ``watch`` times the stages.
+        ``deadline``: ranking is left out where it would not end in time; ``watch`` times the
+        stages.
         """
         watch = watch or _unwatched
         time = users.context.time
         with watch("tower"):
             vectors = self.tower(users.context)
         with watch("retrieve"):
-            narrow = [self.filters.narrow(items, request, float(t)) for request, t in zip(requests, time, strict=True)]
-            candidates = self.retriever.retrieve(vectors, users.context.history, items, time, narrow)
+            narrow = [
+                self.filters.narrow(items, request, float(t))
+                for request, t in zip(requests, time, strict=True)
+            ]
+            candidates = self.retriever.retrieve(
+                vectors, users.context.history, items, time, narrow
+            )
         with watch("rank"):
             ranked, lost = self.rank(users, vectors, candidates, items, deadline)
         with watch("filter"):
             lists = [
-                self._filter(row, users, vectors, request, ranked, items, lost) for row, request in enumerate(requests)
+                self._filter(row, users, vectors, request, ranked, items, lost)
+                for row, request in enumerate(requests)
             ]
         return lists, ranked, vectors
 
@@ -180,14 +196,19 @@ class Recommender:
         deadline: Deadline = NEVER,
     ) -> tuple[Ranked, Degradation | None]:
         """Score candidates; if the ranker breaks or has no time, their order is the towers' and the loss is named."""
-        pairs = [self.hydrator.pairs(users, row, vectors[row], candidates, items) for row in range(len(users))]
+        pairs = [
+            self.hydrator.pairs(users, row, vectors[row], candidates, items)
+            for row in range(len(users))
+        ]
         lost: Degradation = "ranker_skipped"
         if deadline is NEVER or self._cost.fits(deadline):
             start = perf_counter()
             try:
                 scorer = self._scorer(items)
                 found = [scorer(pair) for pair in pairs]
-                scores, probabilities = (np.concatenate(parts) for parts in zip(*found, strict=True))
+                scores, probabilities = (
+                    np.concatenate(parts) for parts in zip(*found, strict=True)
+                )
                 if np.isfinite(scores).all():
                     if deadline is not NEVER:
                         self._cost.took(perf_counter() - start)
@@ -195,21 +216,38 @@ class Recommender:
             except Exception as error:  # noqa: BLE001 - whatever broke, the request can still be answered
                 _log.warning("the ranker failed: %s: %s", type(error).__name__, error)
             lost = "ranker_unavailable"
-        empty = np.zeros((len(candidates.item), len(items.codec.spec.event_types)), dtype=np.float32)
-        return Ranked(candidates, pairs, np.concatenate([pair.pair[:, 0] for pair in pairs]), empty), lost
+        empty = np.zeros(
+            (len(candidates.item), len(items.codec.spec.event_types)), dtype=np.float32
+        )
+        return Ranked(
+            candidates, pairs, np.concatenate([pair.pair[:, 0] for pair in pairs]), empty
+        ), lost
 
-    def popular(self, users: UserBatch, row: int, request: RequestRules, items: ItemTable) -> Recommendation:
+    def popular(
+        self, users: UserBatch, row: int, request: RequestRules, items: ItemTable
+    ) -> Recommendation:
         """Return popular items, those of the user's categories first: what is left when candidates cannot be made."""
         seen, time = users.seen[row], float(users.context.time[row])
-        banned = np.logical_or.reduce(list(self.filters.removals(items, request, seen, time).values()))
+        banned = np.logical_or.reduce(
+            list(self.filters.removals(items, request, seen, time).values())
+        )
         worth = np.log1p(items.count(c.events("30d")))
         worth = worth * (1.0 + 4.0 * users.category_shares[row][items.categories].max(axis=1))
         codes = top(np.where(banned, -np.inf, worth), max(200, 2 * request.k))
         scores = worth[codes].astype(np.float32)
         chosen, _ = choose(request.k, codes, scores, items, self.vectors, self.rules)
-        result = Recommendation(codes[chosen], scores[chosen], [["popular"] for _ in chosen], ["retrieval_unavailable"])
+        result = Recommendation(
+            codes[chosen], scores[chosen], [["popular"] for _ in chosen], ["retrieval_unavailable"]
+        )
         if len(chosen) < request.k:
-            self._backfill(result, request, banned, None, items, Counter(items.categories[codes[chosen], 0].tolist()))
+            self._backfill(
+                result,
+                request,
+                banned,
+                None,
+                items,
+                Counter(items.categories[codes[chosen], 0].tolist()),
+            )
         return result
 
     def prepare(self, items: ItemTable, time: float | None = None) -> None:
@@ -239,16 +277,22 @@ class Recommender:
         span, time = ranked.candidates.rows(row), float(users.context.time[row])
         codes, scores = ranked.candidates.item[span], ranked.scores[span]
         masks = self.filters.removals(items, request, users.seen[row], time, codes)
-        removed: dict[str, int] = {reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()}
+        removed: dict[str, int] = {
+            reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()
+        }
         places = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
         order = places[np.argsort(-scores[places], kind="stable")]
         taken: Counter[int] = Counter()
-        chosen, over = choose(request.k, codes[order], scores[order], items, self.vectors, self.rules, taken)
+        chosen, over = choose(
+            request.k, codes[order], scores[order], items, self.vectors, self.rules, taken
+        )
         rows = order[chosen] + span.start
         if over:
             removed["category_quota"] = over
         sources = [_SOURCE_NAMES[bits] for bits in ranked.candidates.sources[rows]]
-        result = Recommendation(codes[order[chosen]], ranked.scores[rows], sources, [], removed, rows)
+        result = Recommendation(
+            codes[order[chosen]], ranked.scores[rows], sources, [], removed, rows
+        )
         if len(rows) < request.k:
             everything = self.filters.removals(items, request, users.seen[row], time)
             banned = np.logical_or.reduce(list(everything.values()))
@@ -274,10 +318,16 @@ class Recommender:
         codes = np.flatnonzero(~banned).astype(np.int32)
         if not len(codes):
             return
-        near = np.zeros(len(codes), dtype=np.float32) if vector is None else self.vectors[codes] @ vector
+        near = (
+            np.zeros(len(codes), dtype=np.float32)
+            if vector is None
+            else self.vectors[codes] @ vector
+        )
         order = np.lexsort((codes, -near))
         missing = request.k - len(result.items)
-        chosen, _ = choose(missing, codes[order], near[order], items, self.vectors, self.rules, taken)
+        chosen, _ = choose(
+            missing, codes[order], near[order], items, self.vectors, self.rules, taken
+        )
         extra = codes[order[chosen]]
         if not len(extra):
             return
@@ -294,6 +344,7 @@ def _unwatched(_: str) -> AbstractContextManager[None]:
 
 
 _SOURCE_NAMES = [
-    [name for position, name in enumerate(SOURCES) if bits >> position & 1] for bits in range(1 << len(SOURCES))
+    [name for position, name in enumerate(SOURCES) if bits >> position & 1]
+    for bits in range(1 << len(SOURCES))
 ]
 """Names of the sources by every pattern of their bits."""

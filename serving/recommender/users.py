@@ -24,7 +24,8 @@ Columns = Mapping[str, Sequence[Any]]
 class UserBatch:
     """``B`` requests' users: the towers' view, the ranker's view, and what the filters need.
 
-    ``category_shares`` float32 ``[B, categories]``; ``seen[b]``: codes of the items met, by event type.
+    ``category_shares`` float32 ``[B, categories]``; ``seen[b]``: codes of the items met, by event
+    type.
     """
 
     context: UserContext
@@ -48,7 +49,9 @@ class UserReader:
         """Return the user tower's view of ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds)."""
         return self._context(columns, time, self.codec.user_attributes.encode(columns, len(time)))
 
-    def _context(self, columns: Columns, time: npt.NDArray[np.float64], attributes: Encoded) -> UserContext:
+    def _context(
+        self, columns: Columns, time: npt.NDArray[np.float64], attributes: Encoded
+    ) -> UserContext:
         codec, size = self.codec, len(time)
         history = np.zeros((size, c.HISTORY_LENGTH), dtype=np.int32)
         ages = np.zeros((size, c.HISTORY_LENGTH), dtype=np.float32)
@@ -59,7 +62,9 @@ class UserReader:
                 continue
             codes = [code(item) for item in reversed(items[-c.HISTORY_LENGTH :])]
             history[row, : len(codes)] = codes
-            ages[row, : len(codes)] = time[row] - np.asarray(times[-c.HISTORY_LENGTH :], dtype=np.float64)[::-1]
+            ages[row, : len(codes)] = (
+                time[row] - np.asarray(times[-c.HISTORY_LENGTH :], dtype=np.float64)[::-1]
+            )
         return UserContext(
             codec.users.encode(columns[c.USER]),
             attributes.codes,
@@ -103,10 +108,15 @@ class UserReader:
         return shares
 
     def _seen(self, columns: Columns) -> list[dict[str, Codes]]:
-        by_type = {t: columns[c.seen(t)] for t in self.codec.spec.event_types if c.seen(t) in columns}
+        by_type = {
+            t: columns[c.seen(t)] for t in self.codec.spec.event_types if c.seen(t) in columns
+        }
         size = len(columns[c.USER])
         return [
-            {t: self.codec.items.encode(lists[row] if lists[row] is not None else ()) for t, lists in by_type.items()}
+            {
+                t: self.codec.items.encode(lists[row] if lists[row] is not None else ())
+                for t, lists in by_type.items()
+            }
             for row in range(size)
         ]
 

@@ -55,7 +55,8 @@ def read_array(path: Path, dtype: type[Any]) -> npt.NDArray[Any]:
     """Return an array ``[n, m]`` of this type, mapped into memory as ``map_rows`` does.
 
     Raises:
-        Damaged: it is no array or a pickle, of another shape or type, or has values that are no numbers.
+        Damaged: it is no array or a pickle, of another shape or type, or has values that are no
+            numbers.
 
     """
     with naming(path.name):
@@ -77,10 +78,15 @@ def read_index(path: Path, dimension: int) -> faiss.Index:
     """
     with naming(path.name), _bounded(path.stat().st_size):
         index = load_index(path)
-    if not isinstance(index, (faiss.IndexFlat, *_INVERTED)) or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+    if (
+        not isinstance(index, (faiss.IndexFlat, *_INVERTED))
+        or index.metric_type != faiss.METRIC_INNER_PRODUCT
+    ):
         raise Damaged(f"{path.name} is no index by inner product ({type(index).__name__})")
     if index.d != dimension or not index.is_trained:
-        raise Damaged(f"{path.name} has vectors of {index.d} dimensions, the items' have {dimension}")
+        raise Damaged(
+            f"{path.name} has vectors of {index.d} dimensions, the items' have {dimension}"
+        )
     if isinstance(index, _INVERTED) and not _lists_are_whole(index):
         raise Damaged(f"{path.name} does not list every item once")
     return index
@@ -115,7 +121,8 @@ def read_items(folder: Path, codec: Codec) -> ItemTable:
     """Return the item table, spare rows and all.
 
     Raises:
-        Damaged: its rows are other items than the codec's, or in another order, or its parts do not fit each other.
+        Damaged: its rows are other items than the codec's, or in another order, or its parts do not
+            fit each other.
 
     """
     with naming(ATTRIBUTES), pa.memory_map(str(folder / ATTRIBUTES)) as file:
@@ -140,5 +147,7 @@ def read_ranker(folder: Path) -> CalibratedRanker:
         schema = RowSchema.from_dict(parts["schema.json"])
         for path in sorted(folder.glob("booster_*.txt")):
             with naming(f"{folder.name}/{path.name}"):
-                check_booster(path.read_text(encoding="utf-8"), len(schema.numeric) + len(schema.categorical))
+                check_booster(
+                    path.read_text(encoding="utf-8"), len(schema.numeric) + len(schema.categorical)
+                )
         return CalibratedRanker.load(folder)

@@ -68,7 +68,9 @@ class ItemTowerSession:
     def __init__(self, model: bytes) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
-        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
 
     def __call__(self, attributes: Codes, numbers: Floats) -> Floats:
         """Return raw vectors float32 ``[n, D]`` from codes int32 ``[n, L]`` and standardised numbers ``[n, M]``."""
@@ -90,8 +92,8 @@ class Rows:
 class Delta:
     """Which items stand in the spare rows of a loaded release; each process has its own.
 
-    An item keeps its row: requests under way read arrays that end before rows which are written later. When an item
-    is changed, its row is, and a request under way may see some of either.
+    An item keeps its row: requests under way read arrays that end before rows which are written
+    later. When an item is changed, its row is, and a request under way may see some of either.
     """
 
     def __init__(self, rows: Rows, tower: ItemTowerSession) -> None:
@@ -129,8 +131,14 @@ class Delta:
         new = [name for name in changed if name not in self._codes]
         left = self.left
         if len(new) > left:
-            _log.error("%d added items wait for a new release: there are no more than %d", len(new) - left, self.spare)
-        self._codes |= {name: code for code, name in enumerate(new[:left], start=self._first + len(self._codes))}
+            _log.error(
+                "%d added items wait for a new release: there are no more than %d",
+                len(new) - left,
+                self.spare,
+            )
+        self._codes |= {
+            name: code for code, name in enumerate(new[:left], start=self._first + len(self._codes))
+        }
         changed = {name: item for name, item in changed.items() if name in self._codes}
         if changed:
             self._known |= changed
@@ -143,7 +151,10 @@ class Delta:
         codec = replace(whole.codec, items=LongerVocabulary(whole.codec.items, names))
         raw = {
             name: RawColumn(
-                pa.array([self._attributes[item].get(name) for item in names], ATTRIBUTE_TYPES[kind]), whole.raw[name]
+                pa.array(
+                    [self._attributes[item].get(name) for item in names], ATTRIBUTE_TYPES[kind]
+                ),
+                whole.raw[name],
             )
             for name, kind in codec.spec.item_attributes.items()
         }
@@ -153,11 +164,14 @@ class Delta:
         rows, whole = self.rows, self.rows.items
         # What another release's data set calls otherwise counts as missing.
         self._attributes |= {
-            name: _fitting(item.attributes, whole.codec.spec.item_attributes) for name, item in items.items()
+            name: _fitting(item.attributes, whole.codec.spec.item_attributes)
+            for name, item in items.items()
         }
         table = self._encoded(items)
         codes, encoded = np.array([self._codes[name] for name in items]), table.encoded[1:]
-        rows.raw[codes] = self.tower(encoded.codes, whole.codec.item_attributes.standardise(encoded.numbers))
+        rows.raw[codes] = self.tower(
+            encoded.codes, whole.codec.item_attributes.standardise(encoded.numbers)
+        )
         rows.vectors[codes] = _unit(rows.raw[codes])
         whole.encoded.codes[codes], whole.encoded.first[codes] = encoded.codes, encoded.first
         whole.encoded.numbers[codes] = encoded.numbers
@@ -165,13 +179,17 @@ class Delta:
         width = min(whole.categories.shape[1], table.categories.shape[1])
         whole.categories[codes] = 0
         whole.categories[codes, :width] = table.categories[1:, :width]
-        whole.available_from[codes], whole.available_until[codes] = table.available_from[1:], table.available_until[1:]
+        whole.available_from[codes], whole.available_until[codes] = (
+            table.available_from[1:],
+            table.available_until[1:],
+        )
 
     def _encoded(self, items: Mapping[str, AddedItem]) -> ItemTable:
         """Return a table of these items only, as a release would have them."""
         codec = replace(self.rows.items.codec, items=Vocabulary(items))
         columns: dict[str, list[Any]] = {
-            name: [self._attributes[item].get(name) for item in items] for name in codec.spec.item_attributes
+            name: [self._attributes[item].get(name) for item in items]
+            for name in codec.spec.item_attributes
         }
         unknown = (*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
         columns |= {name: [None] * len(items) for name in unknown}
@@ -186,4 +204,6 @@ def _fitting(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) 
 
 
 def _unit(raw: Floats) -> Floats:
-    return np.asarray(raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-6), dtype=np.float32)
+    return np.asarray(
+        raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-6), dtype=np.float32
+    )

@@ -1,7 +1,8 @@
 """The item table as files of a release: arrays that processes map into memory and share, read in no time.
 
-Every array with a row for each item has spare rows at its end, for items that are added before the next release. A
-process that writes one gets its own copy of that page of memory only, and indexes one array as before.
+Every array with a row for each item has spare rows at its end, for items that are added before the
+next release. A process that writes one gets its own copy of that page of memory only, and indexes
+one array as before.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _ARRAYS = ("codes", "first", "categories", "numeric", "times")
 SPARE_ROWS = 1_024
 
 
-def with_spare(array: npt.NDArray[Any], fill: float = 0, rows: int = SPARE_ROWS) -> npt.NDArray[Any]:
+def with_spare(
+    array: npt.NDArray[Any], fill: float = 0, rows: int = SPARE_ROWS
+) -> npt.NDArray[Any]:
     """Return an array ``[N, ...]`` with spare rows behind its own."""
     return np.concatenate([array, np.full((rows, *array.shape[1:]), fill, dtype=array.dtype)])
 
@@ -37,13 +40,21 @@ def map_rows(path: Path) -> npt.NDArray[Any]:
 def save_items(table: ItemTable, folder: Path) -> None:
     """Write a table into a folder.
 
-    ``items.arrow`` has one row per item: its id and its attributes as given. The arrays have a row for item 0 too:
-    ``codes``, ``first`` and ``categories`` int32, ``numeric`` float32 (counts, then the attributes' numbers),
-    ``times`` float64 ``[4, N]``: available from and until (infinite: always), first and last event (NaN: none).
-    Spare rows are of items that can never be had.
+    ``items.arrow`` has one row per item: its id and its attributes as given. The arrays have a row
+    for item 0 too: ``codes``, ``first`` and ``categories`` int32, ``numeric`` float32 (counts, then
+    the attributes' numbers), ``times`` float64 ``[4, N]``: available from and until (infinite:
+    always), first and last event (NaN: none). Spare rows are of items that can never be had.
     """
-    raw = pa.table({c.ITEM: table.codec.items.values, **{name: column.values for name, column in table.raw.items()}})
-    with pa.OSFile(str(folder / ATTRIBUTES), "wb") as file, pa.ipc.new_file(file, raw.schema) as writer:
+    raw = pa.table(
+        {
+            c.ITEM: table.codec.items.values,
+            **{name: column.values for name, column in table.raw.items()},
+        }
+    )
+    with (
+        pa.OSFile(str(folder / ATTRIBUTES), "wb") as file,
+        pa.ipc.new_file(file, raw.schema) as writer,
+    ):
         writer.write_table(raw.combine_chunks())
     activity = table.activity
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -72,7 +83,9 @@ def load_items(folder: Path, codec: Codec) -> ItemTable:
 
     """
     raw = pa.ipc.open_file(pa.memory_map(str(folder / ATTRIBUTES))).read_all()
-    found: dict[str, npt.NDArray[Any]] = {name: map_rows(_file(folder, name)).view(np.ndarray) for name in _ARRAYS}
+    found: dict[str, npt.NDArray[Any]] = {
+        name: map_rows(_file(folder, name)).view(np.ndarray) for name in _ARRAYS
+    }
     size, counts = max(len(found["codes"]), len(codec.items)), len(codec.item_activity)
     shapes = {
         "codes": (size, codec.item_attributes.width),
@@ -84,13 +97,18 @@ def load_items(folder: Path, codec: Codec) -> ItemTable:
     for name, shape in shapes.items():
         if found[name].shape != shape:
             raise ValueError(f"items.{name} has shape {found[name].shape}, not {shape}")
-    if len(raw) != len(codec.items) - 1 or raw.column_names != [c.ITEM, *codec.spec.item_attributes]:
+    if len(raw) != len(codec.items) - 1 or raw.column_names != [
+        c.ITEM,
+        *codec.spec.item_attributes,
+    ]:
         raise ValueError(f"{ATTRIBUTES} does not fit the codec")
     columns = {name: RawColumn(raw[name].combine_chunks()) for name in codec.spec.item_attributes}
     return _table(codec, columns, found, counts)
 
 
-def _table(codec: Codec, raw: dict[str, RawColumn], found: dict[str, npt.NDArray[Any]], counts: int) -> ItemTable:
+def _table(
+    codec: Codec, raw: dict[str, RawColumn], found: dict[str, npt.NDArray[Any]], counts: int
+) -> ItemTable:
     numeric = found["numeric"].astype(np.float32, copy=False)
     begin, end, first, last = found["times"].astype(np.float64, copy=False)
     return ItemTable(

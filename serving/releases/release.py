@@ -1,8 +1,8 @@
 """A release: one folder with everything that serving needs, loaded whole or refused with the reason.
 
-``manifest.json`` names every file with its SHA-256; the release's id is the hash of that list, so two
-releases with equal content have equal ids. Only ``evaluation.json``, which is measured afterwards,
-lies outside it. Nothing in a release is a pickle.
+``manifest.json`` names every file with its SHA-256; the release's id is the hash of that list, so
+two releases with equal content have equal ids. Only ``evaluation.json``, which is measured
+afterwards, lies outside it. Nothing in a release is a pickle.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from serving.recommender.filters import FilterRules
 from serving.recommender.item_table import ItemTable
 from serving.recommender.recommender import Recommender, UserTowerSession
 from serving.recommender.users import UserReader
-from serving.releases.artifacts import Damaged, naming, read_array, read_index, read_items, read_part, read_ranker
+from serving.releases.artifacts import (
+    Damaged,
+    naming,
+    read_array,
+    read_index,
+    read_items,
+    read_part,
+    read_ranker,
+)
 from serving.releases.delta import AddedItem, Delta, ItemTowerSession, Rows
 
 MANIFEST = "manifest.json"
@@ -96,15 +104,25 @@ def load_retrieval(folder: Path) -> Retrieval:
         found = sorted({size, index.ntotal + 1, *(size + of - max(rows) for of in rows)})
         raise BadRelease(f"{folder}: its parts disagree on the number of items: {found}")
     if raw.shape != vectors.shape or neighbours.shape != similarities.shape:
-        raise BadRelease(f"{folder}: its raw and unit vectors, or its neighbours and similarities, differ in shape")
+        raise BadRelease(
+            f"{folder}: its raw and unit vectors, or its neighbours and similarities, differ in shape"
+        )
     with naming("user_tower.onnx"):
         tower = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw[:size])
     with naming("item_tower.onnx"):
         session = ItemTowerSession((folder / "item_tower.onnx").read_bytes())
     # Views without the costs of np.memmap's indexing.
-    whole = Rows(np.asarray(vectors), np.asarray(raw), np.asarray(neighbours), np.asarray(similarities), items)
+    whole = Rows(
+        np.asarray(vectors),
+        np.asarray(raw),
+        np.asarray(neighbours),
+        np.asarray(similarities),
+        items,
+    )
     retriever = Retriever(index, neighbours[:size], similarities[:size], shares)
-    return Retrieval(codec, tower, vectors[:size], retriever, items.upto(size), Delta(whole, session))
+    return Retrieval(
+        codec, tower, vectors[:size], retriever, items.upto(size), Delta(whole, session)
+    )
 
 
 def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
@@ -112,7 +130,8 @@ def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
 
     Args:
         release: as it was loaded. Both share everything but what is said of the added items.
-        added: all of them; where there are more than spare rows, the last ones wait for a new release.
+        added: all of them; where there are more than spare rows, the last ones wait for a new
+            release.
 
     """
     loaded, codec = release.retrieval, release.codec
@@ -123,7 +142,9 @@ def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
     rows, items = delta.rows, delta.table(loaded.items)
     vectors = rows.vectors[:size]
     tower = loaded.tower.over(rows.raw[:size])
-    retriever = loaded.retriever.over(rows.neighbours[:size], rows.similarities[:size], vectors[first:])
+    retriever = loaded.retriever.over(
+        rows.neighbours[:size], rows.similarities[:size], vectors[first:]
+    )
     return replace(
         release,
         retrieval=Retrieval(items.codec, tower, vectors, retriever, items, delta),
@@ -142,7 +163,9 @@ def write_manifest(folder: Path, versions: dict[str, Any]) -> str:
     """
     files = {name: file_hash(folder / name) for name in sorted(_contents(folder))}
     identity = _identity(files)
-    write_json(folder / MANIFEST, {"format": FORMAT, "release": identity, "files": files, **versions})
+    write_json(
+        folder / MANIFEST, {"format": FORMAT, "release": identity, "files": files, **versions}
+    )
     return identity
 
 
@@ -194,7 +217,8 @@ def load_release(folder: Path) -> Release:
     """Verify and load a release.
 
     Raises:
-        BadRelease: it fails verification or its parts do not fit together; nothing of it is served then.
+        BadRelease: it fails verification or its parts do not fit together; nothing of it is served
+            then.
 
     """
     with refusing(folder, "cannot be loaded"):
@@ -211,7 +235,9 @@ def load_release(folder: Path) -> Release:
         )
         if stamp(folder) != before:
             raise BadRelease(f"{folder}: it was changed while it was being loaded")
-    return Release(manifest["release"], folder, manifest, retrieval, recommender, UserReader(retrieval.codec))
+    return Release(
+        manifest["release"], folder, manifest, retrieval, recommender, UserReader(retrieval.codec)
+    )
 
 
 @contextmanager
@@ -230,27 +256,42 @@ def refusing(folder: Path, what: str) -> Iterator[None]:
 def _fit_together(folder: Path, codec: Codec, ranker: CalibratedRanker, rules: FilterRules) -> None:
     schema = ranker.schema
     if schema.numeric != codec.numeric or schema.categorical != tuple(codec.categorical):
-        raise BadRelease(f"{folder}: the ranker was trained on other columns than the row builder makes")
+        raise BadRelease(
+            f"{folder}: the ranker was trained on other columns than the row builder makes"
+        )
     if schema.cardinalities != tuple(codec.categorical.values()):
-        raise BadRelease(f"{folder}: the ranker was trained with other vocabularies than codec.json has")
+        raise BadRelease(
+            f"{folder}: the ranker was trained with other vocabularies than codec.json has"
+        )
     types = codec.spec.event_types
     if schema.heads != tuple(types):
-        raise BadRelease(f"{folder}: the ranker predicts {list(schema.heads)}, the event types are {types}")
+        raise BadRelease(
+            f"{folder}: the ranker predicts {list(schema.heads)}, the event types are {types}"
+        )
     unknown = set(rules.exclude_seen) - set(types) if rules.exclude_seen != "all" else set()
     if unknown:
-        raise BadRelease(f"{folder}: exclude_seen names {sorted(unknown)}, the event types are {types}")
+        raise BadRelease(
+            f"{folder}: exclude_seen names {sorted(unknown)}, the event types are {types}"
+        )
 
 
 def stamp(folder: Path) -> frozenset[tuple[str, int, int, int]]:
     """Return name, size, time and inode of every file that counts: other values, other content."""
-    found = [(name, (folder / name).stat()) for name in _contents(folder) | {MANIFEST} if (folder / name).exists()]
+    found = [
+        (name, (folder / name).stat())
+        for name in _contents(folder) | {MANIFEST}
+        if (folder / name).exists()
+    ]
     return frozenset((name, of.st_size, of.st_mtime_ns, of.st_ino) for name, of in found)
 
 
 def _contents(folder: Path) -> set[str]:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     # An evaluation that was killed may leave its unfinished file behind.
-    return {name for name in names if not name.startswith(f".{EVALUATION}.")} - {MANIFEST, EVALUATION}
+    return {name for name in names if not name.startswith(f".{EVALUATION}.")} - {
+        MANIFEST,
+        EVALUATION,
+    }
 
 
 def _identity(files: dict[str, str]) -> str:

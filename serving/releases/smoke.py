@@ -37,7 +37,11 @@ def try_out(release: Release) -> str | None:
         or _bad_item_tower(release)
         or _bad_lists(release, users, lists, now)
         or _bad_scores(release, users, ranked)
-        or (None if all(map(_equal, lists, again)) else "the same request gives another list the second time")
+        or (
+            None
+            if all(map(_equal, lists, again))
+            else "the same request gives another list the second time"
+        )
     )
 
 
@@ -52,13 +56,19 @@ def made_up_users(codec: Codec, now: float) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {
         c.USER: names,
         c.HISTORY_ITEMS: histories,
-        c.HISTORY_TIMES: [of and [int(now) - 60 * n for n in range(len(of), 0, -1)] for of in histories],
+        c.HISTORY_TIMES: [
+            of and [int(now) - 60 * n for n in range(len(of), 0, -1)] for of in histories
+        ],
         c.CATEGORIES: [of and codec.categories.values[-3:] for of in histories],
     }
     columns[c.CATEGORY_SHARES] = [of and [1.0 / len(of)] * len(of) for of in columns[c.CATEGORIES]]
     numbers = [*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
-    columns |= {name: [None if of is None else float(len(of)) for of in histories] for name in numbers}
-    columns |= {c.seen(kind): [of and of[::2] for of in histories] for kind in codec.spec.event_types}
+    columns |= {
+        name: [None if of is None else float(len(of)) for of in histories] for name in numbers
+    }
+    columns |= {
+        c.seen(kind): [of and of[::2] for of in histories] for kind in codec.spec.event_types
+    }
     for name, kind in codec.user_attributes.kinds.items():
         columns[name] = [of and _value(codec.user_attributes, name, kind) for of in histories]
     return columns
@@ -91,9 +101,13 @@ def _bad_item_tower(release: Release) -> str | None:
     return None
 
 
-def _bad_lists(release: Release, users: UserBatch, lists: list[Recommendation], now: float) -> str | None:
+def _bad_lists(
+    release: Release, users: UserBatch, lists: list[Recommendation], now: float
+) -> str | None:
     for row, found in enumerate(lists):
-        masks = release.recommender.filters.removals(release.items, RequestRules(_K), users.seen[row], now)
+        masks = release.recommender.filters.removals(
+            release.items, RequestRules(_K), users.seen[row], now
+        )
         allowed = ~np.logical_or.reduce(list(masks.values()))
         if "ranker_unavailable" in found.degraded:
             return "its ranker fails or gives scores that are no numbers"
@@ -111,7 +125,9 @@ def _bad_scores(release: Release, users: UserBatch, ranked: Ranked) -> str | Non
     items, ranker = release.items, release.recommender.ranker
     sample = (spaced_rows(len(items) - 1, _SCORED) + 1).astype(np.int32)
     pair = np.zeros((len(sample), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
-    rows = PairRows(pair, users.rows.numeric[-1], users.rows.categorical[-1], sample).join(items.rows)
+    rows = PairRows(pair, users.rows.numeric[-1], users.rows.categorical[-1], sample).join(
+        items.rows
+    )
     scores, probabilities = ranker.score(*rows)
     every = np.concatenate([ranked.probabilities.ravel(), probabilities.ravel()])
     if not np.isfinite(scores).all() or not ((every >= 0.0) & (every <= 1.0)).all():

@@ -62,7 +62,10 @@ def registered_features(workspace: Workspace) -> FeatureNames:
         store = feature_store(workspace)
         users = user_reader(store).names.values()
         items = store.get_feature_view("item_activity").features
-        return {"user": {name for names in users for name in names}, "item": {field.name for field in items}}
+        return {
+            "user": {name for names in users for name in names},
+            "item": {field.name for field in items},
+        }
 
     return read
 
@@ -80,8 +83,15 @@ def _missing_features(codec: Codec, registered: FeatureNames) -> str | None:
         known = registered()
     except Exception as error:
         said = " ".join(str(error).split())
-        raise BadRelease(f"Feast's registry cannot be read ({said}): run 'funnel materialize'") from error
-    missing = [f"{of} {name}" for of, names in features_read(codec).items() for name in names if name not in known[of]]
+        raise BadRelease(
+            f"Feast's registry cannot be read ({said}): run 'funnel materialize'"
+        ) from error
+    missing = [
+        f"{of} {name}"
+        for of, names in features_read(codec).items()
+        for name in names
+        if name not in known[of]
+    ]
     if not missing:
         return None
     shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -102,7 +112,10 @@ def _bad_codes(release: Release) -> str | None:
         "the items' attributes": (items.encoded.codes, attributes.table_size),
     }
     for place, name in enumerate(attributes.coded):
-        ranges[f"the items' {name}"] = items.encoded.first[:, place], len(attributes.vocabularies[name])
+        ranges[f"the items' {name}"] = (
+            items.encoded.first[:, place],
+            len(attributes.vocabularies[name]),
+        )
     for name, (codes, end) in ranges.items():
         if codes.size and not 0 <= codes.min() <= codes.max() < end:
             return f"{name}: a code is outside of 0 to {end - 1}"
@@ -114,9 +127,12 @@ def _bad_codes(release: Release) -> str | None:
 def _bad_vectors(release: Release) -> str | None:
     vectors, index = release.retrieval.vectors, release.retrieval.retriever.index
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors[1:], vectors[1:]))
-    # Of an item that no training has met and that has no attributes nothing is known: its vector is zero.
+    # Of an item that no training has met and that has no attributes nothing is known: its vector is
+    # zero.
     items = release.items.encoded
-    nothing = (lengths == 0) & ~items.codes[1:].any(axis=1) & np.isnan(items.numbers[1:]).all(axis=1)
+    nothing = (
+        (lengths == 0) & ~items.codes[1:].any(axis=1) & np.isnan(items.numbers[1:]).all(axis=1)
+    )
     wrong = int(((np.abs(lengths - 1.0) > _UNIT_WITHIN) & ~nothing).sum())
     if wrong:
         return f"{wrong} of its item vectors are not of unit length"
@@ -147,7 +163,9 @@ def _against_exact(
 
 
 def _bad_calibration(release: Release) -> str | None:
-    for name, head in zip(release.codec.spec.event_types, release.recommender.ranker.calibration.heads, strict=True):
+    for name, head in zip(
+        release.codec.spec.event_types, release.recommender.ranker.calibration.heads, strict=True
+    ):
         if not _is_sound(head):
             return f"the calibration of '{name}' is no rising map"
     return None
@@ -155,7 +173,10 @@ def _bad_calibration(release: Release) -> str | None:
 
 def _is_sound(head: HeadCalibration) -> bool:
     x, y = np.array(head.x, dtype=np.float64), np.array(head.y, dtype=np.float64)
-    if head.method not in get_args(Method) or not np.isfinite([head.slope, head.intercept, *x, *y]).all():
+    if (
+        head.method not in get_args(Method)
+        or not np.isfinite([head.slope, head.intercept, *x, *y]).all()
+    ):
         return False
     if head.method == "isotonic":
         rising = bool((np.diff(x) >= 0).all() and (np.diff(y) >= 0).all())

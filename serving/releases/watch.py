@@ -25,9 +25,10 @@ Adopt = Callable[[Release], None]
 class ReleaseWatch:
     """Follows ``releases/current`` on a thread of its own.
 
-    A release that is refused is tried again only when its files, the link or the feature registry have changed,
-    and have stood still since the last look: a copy under way is taken when it is complete. The last releases
-    served stay loaded, so that to go back is to look one up.
+    A release that is refused is tried again only when its files, the link or the feature registry
+    have changed,
+    and have stood still since the last look: a copy under way is taken when it is complete. The
+    last releases served stay loaded, so that to go back is to look one up.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class ReleaseWatch:
         """
         self._link, self._registry = workspace.releases / "current", workspace.feast_registry
         self._adopt, self._every_s, self._keep = adopt, every_s, keep
-        self._check = check or (lambda folder: check_release(folder, registered_features(workspace)))
+        self._check = check or (
+            lambda folder: check_release(folder, registered_features(workspace))
+        )
         self._serving = serving
         self._loaded = {serving.id: serving}
         self._refused: dict[str, str] = {}
@@ -106,7 +109,10 @@ class ReleaseWatch:
         try:
             self._serve(known or self._check(folder), folder)
         except Exception as error:
-            self._refuse(folder, str(error) if isinstance(error, BadRelease) else f"{type(error).__name__}: {error}")
+            self._refuse(
+                folder,
+                str(error) if isinstance(error, BadRelease) else f"{type(error).__name__}: {error}",
+            )
 
     def _known(self, folder: Path) -> Release | None:
         """Return the loaded release of a folder; a manifest alone may be a copy of another release's."""
@@ -122,7 +128,9 @@ class ReleaseWatch:
         others = {name: other for name, other in self._loaded.items() if name != self._serving.id}
         latest = list(others.items())[-self._keep + 1 :] if self._keep > 1 else []
         self._loaded = {**dict(latest), self._serving.id: self._serving}
-        self._refused = {name: reason for name, reason in self._refused.items() if name != folder.name}
+        self._refused = {
+            name: reason for name, reason in self._refused.items() if name != folder.name
+        }
 
     def _refuse(self, folder: Path, reason: str) -> None:
         self._refusals += 1

@@ -58,7 +58,12 @@ def test_the_least_spec(tmp_path):
     text = 'name = "x"\n[events]\npath = "e"\nuser = "u"\nitem = "i"\ntimestamp = "t"\n'
     spec = load_spec(write(tmp_path, text))
     assert spec.event_types == spec.positive_types == ["interaction"]
-    assert (spec.has_value, spec.category, spec.user_attributes, spec.item_attributes) == (False, None, {}, {})
+    assert (spec.has_value, spec.category, spec.user_attributes, spec.item_attributes) == (
+        False,
+        None,
+        {},
+        {},
+    )
 
 
 def test_optional_tables_may_be_absent(tmp_path):
@@ -67,7 +72,9 @@ def test_optional_tables_may_be_absent(tmp_path):
     assert spec.without_optional(tmp_path).items is not None
     (tmp_path / "users.csv").touch()
     assert spec.without_optional(tmp_path) == spec
-    absolute = spec.model_copy(update={"users": spec.users.model_copy(update={"path": "/no/such/*.csv"})})
+    absolute = spec.model_copy(
+        update={"users": spec.users.model_copy(update={"path": "/no/such/*.csv"})}
+    )
     assert absolute.without_optional(tmp_path).users is None
 
 
@@ -119,8 +126,16 @@ WRONG = [
     ("users.rename", {"land": "Land"}, "rename: ['land'] not among the attributes"),
     ("users.title", "country", "users.title: Extra inputs"),
     ("items.attributes.item_id", "text", "attribute ['item_id']: the name is Funnel's own"),
-    ("items.attributes.view_count_7d", "numeric", "attribute ['view_count_7d']: the name is Funnel's own"),
-    ("items.attributes.available_from", "numeric", "attribute ['available_from']: the name is Funnel's own"),
+    (
+        "items.attributes.view_count_7d",
+        "numeric",
+        "attribute ['view_count_7d']: the name is Funnel's own",
+    ),
+    (
+        "items.attributes.available_from",
+        "numeric",
+        "attribute ['available_from']: the name is Funnel's own",
+    ),
     ("items.list_separator", "", "items.list_separator: "),
     ("items.title", "name", "title = 'name' is not among [items.attributes]"),
     ("items.category", "name", "category = 'name' is not among [items.attributes]"),
@@ -166,14 +181,23 @@ def test_one_mistake_is_one_sentence(tmp_path, path, value, message):
         ({"types": UNTYPED, "value": "v"}, "without a 'type' column every type needs min_value"),
         ({"types": {"a": {"min_value": 1, "positive": True}}}, "min_value needs a 'value' column"),
         (
-            {"types": {"a": {"min_value": 1, "positive": True}, "b": {"min_value": 1}}, "value": "v"},
+            {
+                "types": {"a": {"min_value": 1, "positive": True}, "b": {"min_value": 1}},
+                "value": "v",
+            },
             "two types have the same min_value",
         ),
-        ({"types": {"a": {"positive": True}}, "rename_types": {"A": "a"}}, "there is no 'type' column"),
+        (
+            {"types": {"a": {"positive": True}}, "rename_types": {"A": "a"}},
+            "there is no 'type' column",
+        ),
     ],
 )
 def test_types_without_a_type_column(tmp_path, events, message):
-    raw = {"name": "x", "events": {"path": "e", "user": "u", "item": "i", "timestamp": "t", **events}}
+    raw = {
+        "name": "x",
+        "events": {"path": "e", "user": "u", "item": "i", "timestamp": "t", **events},
+    }
     assert message in refused(tmp_path, raw)
 
 

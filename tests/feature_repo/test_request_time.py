@@ -13,7 +13,9 @@ MOMENTS = st.integers(1, 4_102_444_800)
 
 def test_by_hand():
     monday = 1_714_953_600  # 2024-05-06T00:00:00Z
-    found = request_time_features(monday + 3_600 * 23 + 1_800, monday - 86_400, monday + 3_600 * 11 + 1_800)
+    found = request_time_features(
+        monday + 3_600 * 23 + 1_800, monday - 86_400, monday + 3_600 * 11 + 1_800
+    )
     assert found == {
         "hour_of_day": 23,
         "day_of_week": 0,
@@ -25,7 +27,12 @@ def test_by_hand():
 
 def test_a_new_user_has_no_ages():
     found = request_time_features(0, None, None)
-    assert found == {"hour_of_day": 0, "day_of_week": 3, "user_recency_days": None, "user_tenure_days": None}
+    assert found == {
+        "hour_of_day": 0,
+        "day_of_week": 3,
+        "user_recency_days": None,
+        "user_tenure_days": None,
+    }
 
 
 @given(MOMENTS)
@@ -35,10 +42,13 @@ def test_the_calendar_agrees(moment):
     assert (found["hour_of_day"], found["day_of_week"]) == (known.hour, known.weekday())
 
 
-@given(st.lists(st.tuples(MOMENTS, st.none() | MOMENTS, st.none() | MOMENTS), min_size=1, max_size=20))
+@given(
+    st.lists(st.tuples(MOMENTS, st.none() | MOMENTS, st.none() | MOMENTS), min_size=1, max_size=20)
+)
 def test_scalars_equal_arrays(requests):
     now, first, last = (
-        np.array([np.nan if v is None else v for v in column]) for column in zip(*requests, strict=True)
+        np.array([np.nan if v is None else v for v in column])
+        for column in zip(*requests, strict=True)
     )
     for times in (now, now.astype(np.int64)):
         arrays = request_time_features(times, first, last)

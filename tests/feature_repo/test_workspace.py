@@ -109,18 +109,30 @@ def test_fingerprints_are_stable(tmp_path):
     assert w.fingerprint("a", "b") != w.fingerprint("ab") != w.fingerprint(["a", "b"])
     script = "from feature_repo.workspace import fingerprint as f; print(f({'x', 'y', 'z'}))"
     seeds = [{**os.environ, "PYTHONHASHSEED": str(seed)} for seed in range(3)]
-    found = [subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env) for env in seeds]
+    found = [
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+        for env in seeds
+    ]
     assert len({run.stdout for run in found}) == 1
     assert all(run.returncode == 0 for run in found)
     (tmp_path / "f").write_bytes(b"abc")
-    assert w.file_hash(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        w.file_hash(tmp_path / "f")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_paths_and_the_spec(tmp_path, monkeypatch):
     workspace = Workspace(tmp_path)
     with pytest.raises(MissingStage, match="funnel ingest"):
         workspace.spec()
-    below = [workspace.ingest, workspace.features, workspace.feast_registry, workspace.redis, workspace.models]
+    below = [
+        workspace.ingest,
+        workspace.features,
+        workspace.feast_registry,
+        workspace.redis,
+        workspace.models,
+    ]
     below += [workspace.releases, workspace.tracking]
     assert len(set(below)) == 7
     assert all(path.is_relative_to(tmp_path) for path in below)

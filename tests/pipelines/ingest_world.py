@@ -14,8 +14,15 @@ WEEK = 7 * 86_400
 
 def spec_of(path="events.csv", users=None, items=None, **events):
     columns = {"user": "user", "item": "item", "timestamp": "time"}
-    raw = {"name": "tiny", "events": {"path": path, **columns, **events}, "users": users, "items": items}
-    return DatasetSpec.model_validate({key: value for key, value in raw.items() if value is not None})
+    raw = {
+        "name": "tiny",
+        "events": {"path": path, **columns, **events},
+        "users": users,
+        "items": items,
+    }
+    return DatasetSpec.model_validate(
+        {key: value for key, value in raw.items() if value is not None}
+    )
 
 
 TYPED = {

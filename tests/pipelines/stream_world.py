@@ -74,7 +74,9 @@ def start_job(workspace, place="nowhere"):
 
 def start_api(workspace, port):
     command = "from pipelines.commands.cli import main; main()"
-    return _start(workspace, "api.log", [command, "serve", "--home", str(workspace.root), "--port", str(port)])
+    return _start(
+        workspace, "api.log", [command, "serve", "--home", str(workspace.root), "--port", str(port)]
+    )
 
 
 def _start(workspace, log, arguments):
@@ -137,14 +139,18 @@ class Feeder:
         rng, log, batch = random.Random(os.getpid()), RedisStreamLog(self._workspace), 0
         while not self._stop.wait(10 / self._rate):
             batch += 1
-            now = time.time() + rng.choice([0, 0, 0, -3_600, 3_600, -300_000])  # clocks are wrong, events are late
+            now = time.time() + rng.choice(
+                [0, 0, 0, -3_600, 3_600, -300_000]
+            )  # clocks are wrong, events are late
             events = [
                 {"event_id": f"{id(self)}-{batch}-{n}", "user_id": rng.choice(users), "item_id": rng.choice(items),
                  "type": rng.choice(types), "timestamp": now}
                 for n in range(10)
             ]  # fmt: skip
             if batch % 10 == 0:
-                events[-1] |= rng.choice([{"type": "stare"}, {"item_id": 7}, {"timestamp": "soon"}, {"value": "much"}])
+                events[-1] |= rng.choice(
+                    [{"type": "stare"}, {"item_id": 7}, {"timestamp": "soon"}, {"value": "much"}]
+                )
             while True:
                 try:
                     answer = log.append(events)

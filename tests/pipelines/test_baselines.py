@@ -8,7 +8,9 @@ from pipelines.evaluation import baselines
 from pipelines.evaluation.baselines import Ease, Ials, ItemKnn, WithPopularity
 
 #                 items: 0 1 2 3
-TAKEN = np.array([[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]], dtype=np.float32)
+TAKEN = np.array(
+    [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]], dtype=np.float32
+)
 
 
 def rows(matrix):
@@ -49,7 +51,9 @@ def test_ease_says_when_it_cannot_be_solved():
 
 @pytest.mark.parametrize("entries", [20_000_000, 1])
 def test_item_knn_by_hand(monkeypatch, entries):
-    monkeypatch.setattr(baselines, "_BLOCK_ENTRIES", entries)  # in one block, and in one for each item
+    monkeypatch.setattr(
+        baselines, "_BLOCK_ENTRIES", entries
+    )  # in one block, and in one for each item
     similarity = ItemKnn(rows(TAKEN), neighbours=4, shrinkage=1.0).similarity.toarray()
     # Together: 0-1 twice, 0-2 once, 0-3 once, 1-2 twice, 2-3 once; taken up 3, 3, 3, 2 times.
     assert similarity[0] == pytest.approx([0, 2 / 4, 1 / 4, 1 / (np.sqrt(6) + 1)])
@@ -58,7 +62,9 @@ def test_item_knn_by_hand(monkeypatch, entries):
     assert nearest.similarity.toarray()[1].tolist() == [0.5, 0, 0, 0]  # equals go by code
     assert nearest.similarity.toarray()[0].tolist() == [0, 0.5, 0, 0]
     whole = ItemKnn(rows(TAKEN), neighbours=4, shrinkage=0.0)
-    assert whole.scores(rows([[1, 0, 0, 1]]))[0] == pytest.approx([1 / 6**0.5, 2 / 3, 1 / 3 + 1 / 6**0.5, 1 / 6**0.5])
+    assert whole.scores(rows([[1, 0, 0, 1]]))[0] == pytest.approx(
+        [1 / 6**0.5, 2 / 3, 1 / 3 + 1 / 6**0.5, 1 / 6**0.5]
+    )
 
 
 def test_item_knn_takes_items_that_nobody_took_up():
@@ -95,5 +101,10 @@ def test_ials_is_the_same_each_time_and_knows_nothing_of_an_empty_history():
 def test_without_history_popularity_decides():
     model = WithPopularity(ItemKnn(rows(TAKEN), neighbours=4, shrinkage=0.0), rows(TAKEN[:4]))
     found = model.scores(rows([[0, 0, 0, 0], [0, 1, 0, 0]]))
-    assert np.lexsort((np.arange(4), -found[0])).tolist() == [1, 2, 0, 3]  # taken up 3, 3, 2 and once
+    assert np.lexsort((np.arange(4), -found[0])).tolist() == [
+        1,
+        2,
+        0,
+        3,
+    ]  # taken up 3, 3, 2 and once
     assert np.argsort(-found[1])[:2].tolist() == [2, 0]  # both 2/3 by kNN

@@ -43,8 +43,15 @@ COMMANDS = [
 
 
 def funnel(*arguments, **environment):
-    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
+    command = [
+        sys.executable,
+        "-c",
+        "from pipelines.commands.cli import main; main()",
+        *map(str, arguments),
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+    )
 
 
 def test_every_command_explains_itself():
@@ -52,7 +59,9 @@ def test_every_command_explains_itself():
     assert all(command in said for command in COMMANDS)
 
 
-@pytest.mark.parametrize("stage", ["features", "materialize", "release", "evaluate", "serve", "importance", "compress"])
+@pytest.mark.parametrize(
+    "stage", ["features", "materialize", "release", "evaluate", "serve", "importance", "compress"]
+)
 def test_a_stage_before_its_turn_says_which_one_to_run(stage, tmp_path):
     done = funnel(stage, "--home", tmp_path / "empty")
     assert done.returncode == 2
@@ -69,12 +78,24 @@ def test_options_of_train_become_its_settings(monkeypatch, tmp_path):
         raise Reached(given)
 
     monkeypatch.setattr("pipelines.training.train.train", trained)
-    options = ["--no-logq", "--seed", "5", "--candidates", "similar=100", "--candidates", "two_tower=400"]
+    options = [
+        "--no-logq",
+        "--seed",
+        "5",
+        "--candidates",
+        "similar=100",
+        "--candidates",
+        "two_tower=400",
+    ]
     reached = CliRunner().invoke(app, ["train", "--home", str(tmp_path), *options]).exception
     assert isinstance(reached, Reached)
     _, _, towers, sample, rankers, shape, warm, _, shares = reached.args[0]
     assert (towers.logq, towers.seed, rankers.seed, sample.seed) == (False, 5, 5, 5)
-    assert (shares.similar, shares.two_tower, shares.new) == (100, 400, 70) and shape is warm is None
+    assert (shares.similar, shares.two_tower, shares.new) == (
+        100,
+        400,
+        70,
+    ) and shape is warm is None
 
 
 def test_options_of_evaluate_reach_it(monkeypatch, built):
@@ -82,8 +103,21 @@ def test_options_of_evaluate_reach_it(monkeypatch, built):
         raise Reached(folder, limit, given)
 
     monkeypatch.setattr("pipelines.evaluation.evaluate.evaluate", evaluated)
-    of = ["--home", str(built.workspace.root), "--replay", "--ablations", "--limit", "9", "--peer-minutes", "3"]
-    reached = CliRunner().invoke(app, ["evaluate", *of, "--no-baselines", "--against", built.release.name]).exception
+    of = [
+        "--home",
+        str(built.workspace.root),
+        "--replay",
+        "--ablations",
+        "--limit",
+        "9",
+        "--peer-minutes",
+        "3",
+    ]
+    reached = (
+        CliRunner()
+        .invoke(app, ["evaluate", *of, "--no-baselines", "--against", built.release.name])
+        .exception
+    )
     assert isinstance(reached, Reached)
     folder, limit, given = reached.args
     assert (folder.name, limit) == (built.release.name, 9)
@@ -91,7 +125,9 @@ def test_options_of_evaluate_reach_it(monkeypatch, built):
 
 
 def test_a_wrong_spec_is_one_sentence_and_exit_code_2(tmp_path):
-    (tmp_path / "dataset.toml").write_text('name = "x"\n[events]\npath = "e.csv"\nuser = "u"\nitem = "i"\n')
+    (tmp_path / "dataset.toml").write_text(
+        'name = "x"\n[events]\npath = "e.csv"\nuser = "u"\nitem = "i"\n'
+    )
     done = funnel("ingest", "--data", tmp_path / "dataset.toml", "--home", tmp_path / "w")
     assert done.returncode == 2
     assert "events.timestamp" in done.stderr and "Traceback" not in done.stderr
@@ -118,8 +154,13 @@ def test_an_unknown_data_set_names_the_known_ones():
 def test_the_readme_describes_a_valid_data_set(tmp_path):
     block = (ROOT / "README.md").read_text().split("## Bring your own data")[1].split("\n## ")[0]
     block = block.split("\n    name = ")[1]
-    lines = ['name = "my-shop"', *(line[4:] for line in block.splitlines()[1:] if line.startswith("    "))]
-    (tmp_path / "dataset.toml").write_text("\n".join(lines[: lines.index('category = "department"') + 1]))
+    lines = [
+        'name = "my-shop"',
+        *(line[4:] for line in block.splitlines()[1:] if line.startswith("    ")),
+    ]
+    (tmp_path / "dataset.toml").write_text(
+        "\n".join(lines[: lines.index('category = "department"') + 1])
+    )
     spec = load_spec(tmp_path / "dataset.toml")
     assert isinstance(spec, DatasetSpec)
     assert spec.positive_types == ["view", "purchase"]
@@ -127,7 +168,9 @@ def test_the_readme_describes_a_valid_data_set(tmp_path):
 
 
 def test_batch_gives_everyone_a_list(built, tmp_path):
-    done = funnel("batch", "--out", tmp_path / "r.parquet", "--k", 7, "--home", built.workspace.root)
+    done = funnel(
+        "batch", "--out", tmp_path / "r.parquet", "--k", 7, "--home", built.workspace.root
+    )
     assert done.returncode == 0, done.stderr[-2_000:]
     rows = pq.read_table(tmp_path / "r.parquet").to_pylist()
     assert len({row[c.USER] for row in rows}) == len(rows) > 300
@@ -136,20 +179,34 @@ def test_batch_gives_everyone_a_list(built, tmp_path):
 
 def test_feast_on_its_own_command_line(copied, tmp_path):
     """From a project folder with `work/current`, on a store that nothing was written to yet."""
-    shutil.copytree(ROOT / "feature_repo", tmp_path / "feature_repo", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "feature_repo",
+        tmp_path / "feature_repo",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "current").symlink_to(copied.root)
     shutil.rmtree(copied.root / "feast")
     environment = {**os.environ, "FUNNEL_HOME": str(tmp_path / "work" / "current")}
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
     feast = Path(sys.executable).with_name("feast")
-    for arguments in (["apply"], ["materialize", "2015-01-01T00:00:00", now], ["materialize-incremental", now]):
+    for arguments in (
+        ["apply"],
+        ["materialize", "2015-01-01T00:00:00", now],
+        ["materialize-incremental", now],
+    ):
         done = subprocess.run(
-            [feast, *arguments], cwd=tmp_path / "feature_repo", env=environment, capture_output=True, text=True
+            [feast, *arguments],
+            cwd=tmp_path / "feature_repo",
+            env=environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stdout[-1_500:] + done.stderr[-1_500:]
     store = feature_store(Workspace(copied.root.resolve()))
     rows = [{c.USER: f"u{n:04}"} for n in range(1, 30)]
-    answer = store.get_online_features(features=["user_activity:events_all"], entity_rows=rows).to_dict()
+    answer = store.get_online_features(
+        features=["user_activity:events_all"], entity_rows=rows
+    ).to_dict()
     assert any(answer["events_all"])
     stop_redis(copied.redis)

@@ -92,7 +92,13 @@ def run(workspace, place="nowhere", *user):
 def events(users, name):
     now = time.time()
     return [
-        {"event_id": f"{name}-{user}-{n}", "user_id": user, "item_id": f"i{n + 1:04}", "type": "view", "timestamp": now}
+        {
+            "event_id": f"{name}-{user}-{n}",
+            "user_id": user,
+            "item_id": f"i{n + 1:04}",
+            "type": "view",
+            "timestamp": now,
+        }
         for n in range(4)
         for user in users
     ]
@@ -101,7 +107,9 @@ def events(users, name):
 def serve(workspace, users):
     release = load_release(workspace.releases / "current")
     width = [len(release.codec.numeric), len(release.codec.categorical)]
-    log = ImpressionLog(workspace.impressions, Counter("impressions", "", ["outcome"], registry=None))
+    log = ImpressionLog(
+        workspace.impressions, Counter("impressions", "", ["outcome"], registry=None)
+    )
     for user in users:
         vectors = np.zeros((2, width[0]), np.float32), np.zeros((2, width[1]), np.int32)
         log.offer(
@@ -159,7 +167,11 @@ def content_of(path):
 def found_in_files(workspace, user):
     """Return every file below the working folder that names a user: no code of ours searches here."""
     wanted = texts(user)
-    paths = (path for path in sorted(workspace.root.rglob("*")) if path.is_file() and not path.is_symlink())
+    paths = (
+        path
+        for path in sorted(workspace.root.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    )
     return [
         str(path.relative_to(workspace.root))
         for path in paths
@@ -173,7 +185,11 @@ def found_in_redis(workspace, user):
         b"string": client.get, b"hash": client.hgetall, b"list": lambda k: client.lrange(k, 0, -1),
         b"set": client.smembers, b"stream": client.xrange, b"zset": lambda k: client.zrange(k, 0, -1),
     }  # fmt: skip
-    return [key for key in client.scan_iter() if user.encode() in key or user in repr(read[client.type(key)](key))]
+    return [
+        key
+        for key in client.scan_iter()
+        if user.encode() in key or user in repr(read[client.type(key)](key))
+    ]
 
 
 def others(workspace):
@@ -183,7 +199,9 @@ def others(workspace):
         frame = pq.read_table(path, partitioning=None).to_pandas()
         key = next((name for name in (c.USER, "key", "row") if name in frame), None)
         if key and "stream_state" not in path.parts:
-            gone = frame[key].str.contains(USER, regex=False) if key == "row" else frame[key] == USER
+            gone = (
+                frame[key].str.contains(USER, regex=False) if key == "row" else frame[key] == USER
+            )
             frame = frame[~gone].reset_index(drop=True)
             found[path.relative_to(workspace.root)] = (frame, pq.read_schema(path))
     return found
@@ -191,7 +209,11 @@ def others(workspace):
 
 def hashes(workspace):
     client = redis_client(workspace)
-    keys = [key for key in client.scan_iter() if client.type(key) == b"hash" and USER.encode() not in key]
+    keys = [
+        key
+        for key in client.scan_iter()
+        if client.type(key) == b"hash" and USER.encode() not in key
+    ]
     return {key: client.hgetall(key) for key in keys}
 
 
@@ -242,10 +264,23 @@ def test_the_user_is_nowhere_and_stays_away(lived, tmp_path):
 
     assert_nowhere(lived)
     counts = assert_proven(lived)
-    assert counts["impressions"] == counts["quarantine"] == counts["dead letters"] == counts["state of the stream"] == 1
-    assert counts["event log"] == 5 and counts["event archive"] == 4 and counts["models"] == counts["releases"] == 1
+    assert (
+        counts["impressions"]
+        == counts["quarantine"]
+        == counts["dead letters"]
+        == counts["state of the stream"]
+        == 1
+    )
+    assert (
+        counts["event log"] == 5
+        and counts["event archive"] == 4
+        and counts["models"] == counts["releases"] == 1
+    )
     _compare(lived, before, rows)
-    assert data_version(lived) != version and len(read_impressions(lived.impressions)) == len(shown) - 1
+    assert (
+        data_version(lived) != version
+        and len(read_impressions(lived.impressions)) == len(shown) - 1
+    )
     release = load_release(lived.releases / old)
     assert release.id != old and (lived.releases / "current").resolve().name == release.id
     assert release.codec.users.code(USER) == 0 and release.codec.users.code("u0018") > 0
@@ -255,7 +290,10 @@ def test_the_user_is_nowhere_and_stays_away(lived, tmp_path):
     with (original / "events.csv").open("a") as file:
         file.write("new,u0018,i0001,view,2024-03-02T00:00:00Z,\n")
     report = ingest(lived.spec(), original, lived, shift_to_now=True)
-    assert (report.events, report.users) == (1 + 32, 399) and report.erased > 20  # the others' events of the stream too
+    assert (report.events, report.users) == (
+        1 + 32,
+        399,
+    ) and report.erased > 20  # the others' events of the stream too
     assert USER not in set(read_events(lived)[c.USER])
     job = start_job(lived)
     takes(lived).accept(events(OTHERS, "last"))
@@ -300,16 +338,31 @@ def test_killed_anywhere_the_next_run_finishes(lived):
 
 def test_a_release_loses_the_user_and_nothing_else(built, copied):
     schema = row_schema(Codec.from_dict(read_json(copied.models / "retrieval" / "codec.json")))
-    names = ("user_tower.onnx", "codec.json", "index.faiss", "item_vectors.npy", "ranker/model.json")
+    names = (
+        "user_tower.onnx",
+        "codec.json",
+        "index.faiss",
+        "item_vectors.npy",
+        "ranker/model.json",
+    )
     before = {name: file_hash(built.release / name) for name in names}
-    (copied.peers / "inputs").mkdir(parents=True)  # of an evaluation that was killed: histories under numbers
+    (copied.peers / "inputs").mkdir(
+        parents=True
+    )  # of an evaluation that was killed: histories under numbers
     erase(copied, USER)
     assert not copied.peers.exists()
     erase(copied, "u0018")
     now = {name: file_hash(copied.releases / built.release.name / name) for name in names}
-    assert [name for name in names if now[name] != before[name]] == ["user_tower.onnx", "codec.json"]
-    assert built.release.name in compatible_releases(copied, schema)  # what it served can still be learned from
-    assert len([path for path in copied.releases.iterdir() if path.is_symlink()]) == 3  # two older ids, and current
+    assert [name for name in names if now[name] != before[name]] == [
+        "user_tower.onnx",
+        "codec.json",
+    ]
+    assert built.release.name in compatible_releases(
+        copied, schema
+    )  # what it served can still be learned from
+    assert (
+        len([path for path in copied.releases.iterdir() if path.is_symlink()]) == 3
+    )  # two older ids, and current
     old, new = load_release(built.release), load_release(copied.releases / "current")
     assert vectors(new, [USER, "u0018"]).tolist() == vectors(old, ["nobody", "nobody"]).tolist()
     assert vectors(new, ["u0001", "nobody"]).tolist() == vectors(old, ["u0001", "nobody"]).tolist()
@@ -319,7 +372,9 @@ def vectors(release, users):
     names = no_features("", release.codec)
     columns = {name: [None] * len(users) for name in names} | {c.USER: users}
     batch = release.reader.read(columns, np.full(len(users), 1.7e9))
-    return release.recommender.recommend_ranked(batch, [RequestRules(3)] * len(users), release.items)[2]
+    return release.recommender.recommend_ranked(
+        batch, [RequestRules(3)] * len(users), release.items
+    )[2]
 
 
 def test_folders_that_vanish_are_passed_over(tmp_path, monkeypatch):
@@ -346,7 +401,11 @@ def test_a_batch_in_hand_brings_nobody_back(copied):
     lease = Lease(client)
     lease.acquire()
     sink = Sink(copied, spec, feature_store(copied), client, lease, 1, {})
-    rows = [row for n, user in enumerate(names) for row in changes(user, f"{time.time_ns() // 1_000_000}-{n}")]
+    rows = [
+        row
+        for n, user in enumerate(names)
+        for row in changes(user, f"{time.time_ns() // 1_000_000}-{n}")
+    ]
     poison = {"what": "poison", "position": "1-0", "payload": f'no\n{{"user_id":"{USER}"}}'}
     batch = pa.Table.from_pylist([*rows, poison], pa.schema(COLUMNS))
     Erasure(copied).erase(USER)

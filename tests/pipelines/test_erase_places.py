@@ -12,7 +12,13 @@ from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_folder import LogFolder
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
-from pipelines.erasure.places import LogFiles, QuarantinedRows, Tables, UnfinishedFeatures, Unsearchable
+from pipelines.erasure.places import (
+    LogFiles,
+    QuarantinedRows,
+    Tables,
+    UnfinishedFeatures,
+    Unsearchable,
+)
 from serving.event_log.files_and_kafka import FileLog
 
 
@@ -24,7 +30,9 @@ def erased(tmp_path):
 
 
 def test_a_table_keeps_its_schema_coding_and_other_rows(tmp_path, erased):
-    frame = pd.DataFrame({"user_id": ["a", "gone", None, "gone2", "gone"], "items": [["x"], None, [], ["y"], ["z"]]})
+    frame = pd.DataFrame(
+        {"user_id": ["a", "gone", None, "gone2", "gone"], "items": [["x"], None, [], ["y"], ["z"]]}
+    )
     for name, rows, coding in (("a", 5, "zstd"), ("b", 1, "snappy")):
         table = pa.Table.from_pandas(frame[:rows], preserve_index=False)
         pq.write_table(table, tmp_path / f"{name}.parquet", compression=coding, row_group_size=2)
@@ -51,7 +59,13 @@ def test_a_table_that_had_nobody_else_stays_readable(tmp_path, erased):
 
 
 def test_quarantined_rows_that_name_the_user_go(tmp_path, erased):
-    texts = ['{"u": "gone", "i": "1"}', '{"u": "a", "i": "gone"}', "gone,1,broken", "a,1,broken", None]
+    texts = [
+        '{"u": "gone", "i": "1"}',
+        '{"u": "a", "i": "gone"}',
+        "gone,1,broken",
+        "a,1,broken",
+        None,
+    ]
     rows = {"file": ["f"] * 5, "line": range(5), "reason": ["r"] * 5, "row": texts}
     pq.write_table(pa.table(rows), tmp_path / "q.parquet")
     place = QuarantinedRows(erased, lambda: [tmp_path / "q.parquet"], ["u"], Tables.lock)
@@ -68,18 +82,31 @@ def test_other_entries_of_a_log_of_files_keep_their_places(tmp_path, erased):
     place, before = LogFiles(erased, folder), entries(folder)
     assert place.find() == {"gone": 3}
     place.remove({"gone"})
-    assert entries(folder) == [(at, user) for at, user in before if user != "gone"] and not place.find()
+    assert (
+        entries(folder) == [(at, user) for at, user in before if user != "gone"]
+        and not place.find()
+    )
     log.append([event("d", "next")])
     assert [user for _, user in entries(folder)] == ["a", "b", "c", "d"]
     stop_redis(workspace.redis)
 
 
 def event(user, name):
-    return {"event_id": name, "user_id": user, "item_id": "i", "type": "view", "timestamp": time.time()}
+    return {
+        "event_id": name,
+        "user_id": user,
+        "item_id": "i",
+        "type": "view",
+        "timestamp": time.time(),
+    }
 
 
 def entries(folder):
-    return [(at, json.loads(text)["user_id"]) for file in LogFolder(folder).after(0) for at, text in file.read()]
+    return [
+        (at, json.loads(text)["user_id"])
+        for file in LogFolder(folder).after(0)
+        for at, text in file.read()
+    ]
 
 
 def test_a_features_run_in_the_making_is_not_called_searched(tmp_path):

@@ -10,7 +10,15 @@ from pipelines.evaluation import baseline_tuning as tuning
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.moments import histories
 from pipelines.evaluation.report import show
-from pipelines.evaluation.slices import LEAST, MISSING, MOST, OTHER, Dimension, slice_figures, value_names
+from pipelines.evaluation.slices import (
+    LEAST,
+    MISSING,
+    MOST,
+    OTHER,
+    Dimension,
+    slice_figures,
+    value_names,
+)
 from pipelines.ingest.ingest import read_events
 from pipelines.training.past_requests import Journal, requests_from
 from pipelines.training.release import UnknownRelease, current_release, make_release
@@ -49,18 +57,31 @@ def test_baselines_that_learn_are_better_than_popularity(built):
 def test_settings_are_the_best_on_validation(built):
     for name, of in built.evaluation["baselines"]["settings"].items():
         tried = [{key: one[key] for key in of["chosen"]} for one in of["validation"]]
-        assert len(tried) > len(tuning.LADDERS[name][1]) and all(tried.count(one) == 1 for one in tried)
+        assert len(tried) > len(tuning.LADDERS[name][1]) and all(
+            tried.count(one) == 1 for one in tried
+        )
         best = max(of["validation"], key=lambda tried: tried["ndcg@10"])
         assert {key: best[key] for key in of["chosen"]} == of["chosen"]
 
 
 def test_slices_add_up_to_the_whole(built):
     found = built.evaluation
-    assert set(found["slices"]) == {"user", "item", "age_group", "country", "device", "genre", "brand", "price"}
+    assert set(found["slices"]) == {
+        "user",
+        "item",
+        "age_group",
+        "country",
+        "device",
+        "genre",
+        "brand",
+        "price",
+    }
     for values in found["slices"].values():
         assert sum(of["events"] for of in values.values()) == found["events"]
         for model, figures in found["models"].items():
-            whole = sum(of["events"] * of["ndcg@10"][model] for of in values.values()) / found["events"]
+            whole = (
+                sum(of["events"] * of["ndcg@10"][model] for of in values.values()) / found["events"]
+            )
             assert whole == pytest.approx(figures["ndcg@10"])
 
 
@@ -69,7 +90,10 @@ def test_gaps_are_between_values_that_have_events_enough(built):
     for name, gap in built.evaluation["gaps"].items():
         high, low = (built.evaluation["slices"][name][gap[end]] for end in ("highest", "lowest"))
         assert min(high["events"], low["events"]) >= LEAST
-        assert gap["gap"] == pytest.approx(high["ndcg@10"]["funnel"] - low["ndcg@10"]["funnel"]) and gap["gap"] >= 0
+        assert (
+            gap["gap"] == pytest.approx(high["ndcg@10"]["funnel"] - low["ndcg@10"]["funnel"])
+            and gap["gap"] >= 0
+        )
         assert gap["interval"][0] <= gap["gap"] <= gap["interval"][1]
 
 
@@ -78,7 +102,9 @@ def test_intervals_hold_their_figures(built):
         for metric, (low, high) in intervals.items():
             assert low <= built.evaluation["models"][name][metric] <= high
     beaten = built.evaluation["funnel_minus"]["random"]
-    assert beaten["interval"][0] > 0 and beaten["p_bootstrap"] < 0.01 and beaten["p_wilcoxon"] < 0.01
+    assert (
+        beaten["interval"][0] > 0 and beaten["p_bootstrap"] < 0.01 and beaten["p_wilcoxon"] < 0.01
+    )
 
 
 def test_histories_hold_what_came_before_and_nothing_else(built, log):
@@ -88,8 +114,12 @@ def test_histories_hold_what_came_before_and_nothing_else(built, log):
     found = histories(Journal(log, codec), requests, len(codec.items))
     time = epoch_seconds(log[c.TIMESTAMP])
     for row in range(len(requests)):
-        before = log[(time < requests.time[row]) & (log[c.USER] == requests.user[row]) & log[c.POSITIVE]]
-        assert sorted(found[row].indices.tolist()) == sorted(set(codec.items.encode(before[c.ITEM].tolist()).tolist()))
+        before = log[
+            (time < requests.time[row]) & (log[c.USER] == requests.user[row]) & log[c.POSITIVE]
+        ]
+        assert sorted(found[row].indices.tolist()) == sorted(
+            set(codec.items.encode(before[c.ITEM].tolist()).tolist())
+        )
         assert (found[row].data == 1).all()
 
 
@@ -106,7 +136,9 @@ def test_a_release_against_itself_and_against_another(copied, tmp_path, capsys):
     rules = tmp_path / "rules.toml"
     rules.write_text("max_per_category = 1\n")
     other = make_release(copied, rules)
-    same = evaluate(copied, release, silent, LIMIT, baselines=False, ablations=True, against=release)
+    same = evaluate(
+        copied, release, silent, LIMIT, baselines=False, ablations=True, against=release
+    )
     assert json.loads((release / EVALUATION).read_text()) == same
     assert same["against"]["release"] == same["release"] and same["against"]["events"] == LIMIT
     for of in same["against"]["metrics"].values():
@@ -133,8 +165,12 @@ def _ablations_make_sense(figures):
         assert of["second"] == pytest.approx(whole)
         assert of["difference"] == pytest.approx(of["first"] - of["second"])
     assert found["user_history"]["difference"] < -0.02
-    assert found["user_history"]["difference"] < found["streaming"]["difference"] < 0.0  # histories end at midnight
-    assert found["ranker"]["first"] == pytest.approx(figures["models"]["two_tower"]["ndcg@10"], abs=0.01)
+    assert (
+        found["user_history"]["difference"] < found["streaming"]["difference"] < 0.0
+    )  # histories end at midnight
+    assert found["ranker"]["first"] == pytest.approx(
+        figures["models"]["two_tower"]["ndcg@10"], abs=0.01
+    )
 
 
 def test_an_unknown_release_is_named_before_anything_is_computed(built):
@@ -152,14 +188,23 @@ def test_rare_values_are_put_together():
 
 
 def test_only_the_most_frequent_values_are_told_apart():
-    labels = np.repeat([f"v{row:02}" for row in range(MOST + 2)], [LEAST + 1] * MOST + [LEAST] * 2).astype(object)
+    labels = np.repeat(
+        [f"v{row:02}" for row in range(MOST + 2)], [LEAST + 1] * MOST + [LEAST] * 2
+    ).astype(object)
     part = Dimension.from_labels("x", labels)
-    assert len(part.values) == MOST + 1 and int((part.of == part.values.index(OTHER)).sum()) == 2 * LEAST
+    assert (
+        len(part.values) == MOST + 1
+        and int((part.of == part.values.index(OTHER)).sum()) == 2 * LEAST
+    )
 
 
 def test_values_of_attributes_by_hand():
     assert value_names("categorical", ["a", None, "b"]).tolist() == ["a", MISSING, "b"]
-    assert value_names("multi_categorical", [["x", "y"], [], None]).tolist() == ["x", MISSING, MISSING]
+    assert value_names("multi_categorical", [["x", "y"], [], None]).tolist() == [
+        "x",
+        MISSING,
+        MISSING,
+    ]
     found = value_names("numeric", [1.0, 2.0, None, 3.0, 4.0, float("nan")])
     assert found.tolist() == ["up to 2", "up to 2", MISSING, "up to 3", "above 3", MISSING]
     assert value_names("numeric", [None, None]).tolist() == [MISSING, MISSING]
@@ -171,6 +216,11 @@ def test_slices_by_hand():
     labels = np.array(["x", "y"] * 60, dtype=object)
     ndcg = {"funnel": np.tile([1.0, 0.25], 60), "popular": np.zeros(120)}
     slices, gaps = slice_figures([Dimension.from_labels("kind", labels)], users, ndcg, "funnel")
-    expected = {"events": 60, "users": 60, "ndcg@10": {"funnel": 1.0, "popular": 0.0}, "interval": [1.0, 1.0]}
+    expected = {
+        "events": 60,
+        "users": 60,
+        "ndcg@10": {"funnel": 1.0, "popular": 0.0},
+        "interval": [1.0, 1.0],
+    }
     assert slices["kind"]["x"] == expected
     assert gaps == {"kind": {"gap": 0.75, "highest": "x", "lowest": "y", "interval": [0.75, 0.75]}}

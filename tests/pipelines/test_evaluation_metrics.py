@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 
-from pipelines.evaluation.metrics import Catalogue, K, accuracy, deep_gains, gains, gini, list_figures, recall
+from pipelines.evaluation.metrics import (
+    Catalogue,
+    K,
+    accuracy,
+    deep_gains,
+    gains,
+    gini,
+    list_figures,
+    recall,
+)
 from pipelines.evaluation.moments import Lists, rank_all
 
 PLACES = np.array([0, 1, 9, 10, -1])
@@ -33,8 +42,12 @@ def test_accuracy_is_scikit_learns():
     truth[np.arange(200), right] = 1
     assert ours["ndcg@10"] == pytest.approx(ndcg_score(truth, scores, k=10), abs=1e-12)
     labels = np.arange(40)
-    assert ours["recall@10"] == pytest.approx(top_k_accuracy_score(right, scores, k=10, labels=labels))
-    assert recall(places, 25) == pytest.approx(top_k_accuracy_score(right, scores, k=25, labels=labels))
+    assert ours["recall@10"] == pytest.approx(
+        top_k_accuracy_score(right, scores, k=10, labels=labels)
+    )
+    assert recall(places, 25) == pytest.approx(
+        top_k_accuracy_score(right, scores, k=25, labels=labels)
+    )
     # What is beyond the tenth place counts nothing in the list of ten.
     found = (places >= 0) & (places < 10)
     mean = label_ranking_average_precision_score(truth[found], scores[found]) * found.mean()

@@ -37,9 +37,17 @@ SPEC = DatasetSpec.model_validate(
             "timestamp": "t",
             "type": "k",
             "value": "v",
-            "types": {"view": {}, "like": {"positive": True, "weight": 0.5}, "buy": {"positive": True, "weight": 3}},
+            "types": {
+                "view": {},
+                "like": {"positive": True, "weight": 0.5},
+                "buy": {"positive": True, "weight": 3},
+            },
         },
-        "users": {"path": "users.csv", "key": "u", "attributes": {"country": "categorical", "age": "numeric"}},
+        "users": {
+            "path": "users.csv",
+            "key": "u",
+            "attributes": {"country": "categorical", "age": "numeric"},
+        },
         "items": {
             "path": "items.csv",
             "key": "i",
@@ -49,7 +57,8 @@ SPEC = DatasetSpec.model_validate(
         },
     }
 )
-# The category is called "weight" on purpose: attributes may share a name with a column of the event log.
+# The category is called "weight" on purpose: attributes may share a name with a column of the event
+# log.
 KEYS = {
     "user_activity": c.USER,
     "item_activity": c.ITEM,
@@ -83,7 +92,9 @@ def random_log(seed: int) -> list[Event]:
                 c.USER: f"u{min(draw.randrange(30), draw.randrange(60))}",
                 c.ITEM: f"i{min(draw.randrange(25), draw.randrange(40))}",
                 # Few moments in a day, so that events coincide, midnight among them.
-                c.TIMESTAMP: START + day * DAY + draw.choice([0, 1, 3_600_000_000, 50_000_000_001, DAY - 1]),
+                c.TIMESTAMP: START
+                + day * DAY
+                + draw.choice([0, 1, 3_600_000_000, 50_000_000_001, DAY - 1]),
                 c.TYPE: kind,
                 c.VALUE: None if draw.random() < 0.4 else draw.randrange(-300, 1000) / 100,
                 c.WEIGHT: SPEC.events.types[kind].weight,
@@ -99,14 +110,23 @@ def write_input(folder: Path, log: list[Event]) -> Path:
     frame = pd.DataFrame(log)
     schema = pa.schema(
         [(name, pa.string()) for name in (c.EVENT_ID, c.USER, c.ITEM)]
-        + [(c.TIMESTAMP, moment), (c.TYPE, pa.string()), (c.VALUE, pa.float64()), (c.WEIGHT, pa.float64())]
+        + [
+            (c.TIMESTAMP, moment),
+            (c.TYPE, pa.string()),
+            (c.VALUE, pa.float64()),
+            (c.WEIGHT, pa.float64()),
+        ]
         + [(c.POSITIVE, pa.bool_())]
     )
-    for month, part in frame.groupby(pd.to_datetime(frame[c.TIMESTAMP], unit="us").dt.strftime("%Y-%m")):
+    for month, part in frame.groupby(
+        pd.to_datetime(frame[c.TIMESTAMP], unit="us").dt.strftime("%Y-%m")
+    ):
         path = folder / "events" / f"{c.MONTH}={month}" / "batch-1.parquet"
         path.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(part.astype(object).to_dict("records"), schema), path)
-    users = [{c.USER: user, "country": country, "age": age} for user, (country, age) in USERS.items()]
+    users = [
+        {c.USER: user, "country": country, "age": age} for user, (country, age) in USERS.items()
+    ]
     pq.write_table(pa.Table.from_pylist(users), folder / "users.parquet")
     items = {
         c.ITEM: pa.array(list(ITEMS)),
@@ -124,11 +144,15 @@ def read(out: Path, table: str) -> Rows:
     assert data.schema.field(c.EVENT_TIMESTAMP).type == pa.timestamp("us", "UTC")
     stamps = data[c.EVENT_TIMESTAMP].cast(pa.int64()).to_pylist()
     rows = {
-        (row[KEYS[table]], stamp): {k: v for k, v in row.items() if k not in (KEYS[table], c.EVENT_TIMESTAMP)}
+        (row[KEYS[table]], stamp): {
+            k: v for k, v in row.items() if k not in (KEYS[table], c.EVENT_TIMESTAMP)
+        }
         for row, stamp in zip(data.to_pylist(), stamps, strict=True)
     }
     assert len(rows) == data.num_rows
-    assert not any(isinstance(v, float) and math.isnan(v) for row in rows.values() for v in row.values())
+    assert not any(
+        isinstance(v, float) and math.isnan(v) for row in rows.values() for v in row.values()
+    )
     return rows
 
 
@@ -146,7 +170,10 @@ def ingest(log: list[Event], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single_threaded(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables built by one thread from a list of files in reverse order."""
     work = tmp_path_factory.mktemp("single-threaded")
-    files = sorted((str(file.relative_to(ingest)) for file in (ingest / "events").rglob("*.parquet")), reverse=True)
+    files = sorted(
+        (str(file.relative_to(ingest)) for file in (ingest / "events").rglob("*.parquet")),
+        reverse=True,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUNNEL_SPARK_MASTER", "local[1]")
         # Little data: most of the time goes to compiling, so compile only as well as needed.
@@ -159,7 +186,9 @@ def single_threaded(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.fixture(scope="module")
-def spark(single_threaded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+def spark(
+    single_threaded: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SparkSession]:
     assert single_threaded.is_dir()  # its session is over: a process has one at a time
     session = spark_session("test-features", "local[2]", tmp_path_factory.mktemp("work"))
     yield session
@@ -189,24 +218,34 @@ def last_midnight(log: list[Event]) -> int:
     return int(max(e[c.TIMESTAMP] for e in log)) // DAY + 1
 
 
-def daily(log: list[Event], key: str, value: Callable[[list[Event], int], dict[str, Any] | None]) -> Rows:
+def daily(
+    log: list[Event], key: str, value: Callable[[list[Event], int], dict[str, Any] | None]
+) -> Rows:
     """Recount a daily table: look at every midnight of every key, keep changes, heartbeats and the end."""
     last, rows = last_midnight(log), {}
     for owner, events in by_key(log, key).items():
         held, since = None, 0
         for midnight in range(events[0][c.TIMESTAMP] // DAY + 1, last + 1):
             now = value([e for e in events if e[c.TIMESTAMP] < midnight * DAY], midnight)
-            if now is not None and (now != held or midnight - since == HEARTBEAT_DAYS or midnight == last):
+            if now is not None and (
+                now != held or midnight - since == HEARTBEAT_DAYS or midnight == last
+            ):
                 rows[owner, stamp(log, midnight)] = now
                 held, since = now, midnight
     return rows
 
 
 def stamp(log: list[Event], midnight: int) -> int:
-    return max(e[c.TIMESTAMP] for e in log) + 1_000_000 if midnight == last_midnight(log) else midnight * DAY
+    return (
+        max(e[c.TIMESTAMP] for e in log) + 1_000_000
+        if midnight == last_midnight(log)
+        else midnight * DAY
+    )
 
 
-def activity(other: str, distinct: Callable[[str, str], str]) -> Callable[[list[Event], int], dict[str, Any]]:
+def activity(
+    other: str, distinct: Callable[[str, str], str]
+) -> Callable[[list[Event], int], dict[str, Any]]:
     def value(past: list[Event], midnight: int) -> dict[str, Any]:
         row: dict[str, Any] = {}
         for window, days in c.WINDOWS.items():
@@ -273,7 +312,10 @@ def test_user_history_equals_a_recount(out: Path, log: list[Event]) -> None:
     for user, events in by_key([e for e in log if e[c.POSITIVE]], c.USER).items():
         for moment in {e[c.TIMESTAMP] for e in events}:
             recent = latest([e for e in events if e[c.TIMESTAMP] <= moment], c.HISTORY_LENGTH)
-            expected[user, moment] = {c.HISTORY_ITEMS: list(recent), c.HISTORY_TIMES: list(recent.values())}
+            expected[user, moment] = {
+                c.HISTORY_ITEMS: list(recent),
+                c.HISTORY_TIMES: list(recent.values()),
+            }
     assert read(out, "user_history") == expected
 
 
@@ -283,7 +325,8 @@ def test_user_seen_equals_a_recount(out: Path, log: list[Event]) -> None:
         for midnight in {e[c.TIMESTAMP] // DAY + 1 for e in events}:
             past = [e for e in events if e[c.TIMESTAMP] < midnight * DAY]
             expected[user, stamp(log, midnight)] = {
-                c.seen(kind): list(latest([e for e in past if e[c.TYPE] == kind], 2000)) for kind in SPEC.event_types
+                c.seen(kind): list(latest([e for e in past if e[c.TYPE] == kind], 2000))
+                for kind in SPEC.event_types
             }
     assert read(out, "user_seen") == expected
 
@@ -302,9 +345,13 @@ def test_profiles_hold_every_key_from_the_day_before_the_data(out: Path, log: li
         known = item in ITEMS
         assert row["title"] == (f"Title {item}" if known else None)
         assert row["weight"] == ITEMS.get(item)
-        start = pd.Timestamp(START + list(ITEMS).index(item), unit="us", tz="UTC") if known else None
+        start = (
+            pd.Timestamp(START + list(ITEMS).index(item), unit="us", tz="UTC") if known else None
+        )
         assert row[c.AVAILABLE_FROM] == start
-    assert len(users) > len(USERS) and len(rows) > len(ITEMS)  # both know keys that the files do not
+    assert len(users) > len(USERS) and len(rows) > len(
+        ITEMS
+    )  # both know keys that the files do not
 
 
 @pytest.mark.parametrize("table", ["user_activity", "item_activity", "user_affinity"])
@@ -322,33 +369,62 @@ def test_no_row_sees_its_future(
     spark: SparkSession, out: Path, log: list[Event], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     end = max(e[c.TIMESTAMP] for e in log) + 1_000_000
-    late = log[0] | {c.EVENT_ID: "late", c.TIMESTAMP: end + 3 * DAY, c.TYPE: "buy", c.POSITIVE: True}
+    late = log[0] | {
+        c.EVENT_ID: "late",
+        c.TIMESTAMP: end + 3 * DAY,
+        c.TYPE: "buy",
+        c.POSITIVE: True,
+    }
     folder = write_input(tmp_path_factory.mktemp("longer"), [*log, late])
     build_features(spark, SPEC, folder, folder / "features")
-    for table in KEYS.keys() - {"user_recent", "item_recent"}:  # these hold the newest row of a key only
+    for table in KEYS.keys() - {
+        "user_recent",
+        "item_recent",
+    }:  # these hold the newest row of a key only
         before, after = read(out, table), read(folder / "features", table)
         assert {at: row for at, row in after.items() if at[1] < end} == {
             at: row for at, row in before.items() if at[1] < end
         }
 
 
-def test_one_thread_and_a_list_of_files_give_the_same_tables(single_threaded: Path, out: Path) -> None:
+def test_one_thread_and_a_list_of_files_give_the_same_tables(
+    single_threaded: Path, out: Path
+) -> None:
     for table in KEYS:
         assert read(single_threaded, table) == read(out, table)
 
 
 def test_a_log_without_values_users_or_items(spark: SparkSession, tmp_path: Path) -> None:
     plain = {"name": "plain", "events": {"path": "x", "user": "u", "item": "i", "timestamp": "t"}}
-    schema = pa.schema([(c.TIMESTAMP, pa.timestamp("us", "UTC")), (c.WEIGHT, pa.float64()), (c.POSITIVE, pa.bool_())])
-    ids = {name: pa.array(["1", "2"]) for name in (c.EVENT_ID, c.ITEM)} | {c.USER: pa.array(["a", "a"])}
+    schema = pa.schema(
+        [
+            (c.TIMESTAMP, pa.timestamp("us", "UTC")),
+            (c.WEIGHT, pa.float64()),
+            (c.POSITIVE, pa.bool_()),
+        ]
+    )
+    ids = {name: pa.array(["1", "2"]) for name in (c.EVENT_ID, c.ITEM)} | {
+        c.USER: pa.array(["a", "a"])
+    }
     # The first event lies before 1970, the last one second before midnight.
     times = pa.array([-1, DAY - 1_000_000], schema.field(c.TIMESTAMP).type)
-    event = {c.TIMESTAMP: times, c.TYPE: ["interaction"] * 2, c.WEIGHT: [1.0, 1.0], c.POSITIVE: [True, True]}
+    event = {
+        c.TIMESTAMP: times,
+        c.TYPE: ["interaction"] * 2,
+        c.WEIGHT: [1.0, 1.0],
+        c.POSITIVE: [True, True],
+    }
     (tmp_path / "events").mkdir()
     pq.write_table(pa.table(ids | event), tmp_path / "events" / "part.parquet")
     rows = build_features(spark, DatasetSpec.model_validate(plain), tmp_path, tmp_path / "out")
     streaming = {"stream_state": 3, "user_recent": 1, "item_recent": 2}
-    assert rows == {"user_activity": 2, "item_activity": 3, "user_history": 2, "user_seen": 2, **streaming}
+    assert rows == {
+        "user_activity": 2,
+        "item_activity": 3,
+        "user_history": 2,
+        "user_seen": 2,
+        **streaming,
+    }
     users = read(tmp_path / "out", "user_activity")
     assert {at: (row["events_1d"], row["events_all"]) for at, row in users.items()} == {
         ("a", 0): (1, 1),
@@ -358,15 +434,22 @@ def test_a_log_without_values_users_or_items(spark: SparkSession, tmp_path: Path
     assert not any(name.startswith("value_mean") for name in users["a", 0])
     assert read(tmp_path / "out", "user_seen")["a", DAY] == {"seen_interaction": ["1", "2"]}
     with pytest.raises(ValueError, match="no event"):
-        build_features(spark, DatasetSpec.model_validate(plain), tmp_path, tmp_path / "out", event_files=[])
+        build_features(
+            spark, DatasetSpec.model_validate(plain), tmp_path, tmp_path / "out", event_files=[]
+        )
 
 
 def test_recent_lists_forget_the_oldest_and_survive_batch_borders() -> None:
-    rows = [("a", n, 0, item, n * 10) for n, item in enumerate("xyxzwx")] + [("b", 9, 1, "q", 90), ("b", 9, 0, "r", 91)]
+    rows = [("a", n, 0, item, n * 10) for n, item in enumerate("xyxzwx")] + [
+        ("b", 9, 1, "q", 90),
+        ("b", 9, 0, "r", 91),
+    ]
     names = ["user", "stamp", "kind", "item", "seconds"]
     batches = [pa.RecordBatch.from_pylist([dict(zip(names, row, strict=True))]) for row in rows]
     (result,) = _recent_lists(3, 2)(batches)
-    found = [(row[c.USER], row["items_0"], row["times_0"], row["items_1"]) for row in result.to_pylist()]
+    found = [
+        (row[c.USER], row["items_0"], row["times_0"], row["items_1"]) for row in result.to_pylist()
+    ]
     assert found == [
         ("a", ["x"], [0], []),
         ("a", ["x", "y"], [0, 10], []),

@@ -31,12 +31,18 @@ def test_nobody_beats_the_true_preferences_of_the_session(built):
 
 def test_candidates_bound_the_ranker(built):
     candidates = built.evaluation["candidates"]
-    assert candidates["recall@500"] >= candidates["recall@100"] >= built.evaluation["models"]["funnel"]["recall@10"]
+    assert (
+        candidates["recall@500"]
+        >= candidates["recall@100"]
+        >= built.evaluation["models"]["funnel"]["recall@10"]
+    )
 
 
 def test_random_is_at_chance(built):
     figures = built.evaluation["models"]["random"]
-    assert figures["recall@10"] == pytest.approx(10 / 200, abs=0.04)  # about 200 of 250 items can be had
+    assert figures["recall@10"] == pytest.approx(
+        10 / 200, abs=0.04
+    )  # about 200 of 250 items can be had
 
 
 def test_metrics_are_consistent(built):
@@ -54,10 +60,16 @@ def test_split_is_in_order():
 @pytest.mark.parametrize("whole", [False, True])
 def test_serving_reads_a_user_as_feast_does(built, whole):
     release = load_release(built.release)
-    online, store, now = OnlineFeatures(built.workspace, release.items), feature_store(built.workspace), time.time()
+    online, store, now = (
+        OnlineFeatures(built.workspace, release.items),
+        feature_store(built.workspace),
+        time.time(),
+    )
     users = [*release.codec.users.values[:50], "a stranger"]
     through_feast = whole_user_reader(store) if whole else user_reader(store)
-    columns, stamps = through_feast.fetch([{c.USER: user, c.REQUEST_TIME: int(now)} for user in users])
+    columns, stamps = through_feast.fetch(
+        [{c.USER: user, c.REQUEST_TIME: int(now)} for user in users]
+    )
     stale = through_feast.expire(columns, stamps, now)
     for row, user in enumerate(users):
         found = online.user(user, now, whole=whole)

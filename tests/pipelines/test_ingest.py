@@ -15,7 +15,11 @@ from tests.pipelines.ingest_world import MAY, NOW, TYPED, WEEK, World, rows_of, 
 
 
 def test_events_are_typed_ordered_and_parted_by_month(world):
-    lines = [f"u2,i1,{MAY + 40 * 86_400},view,", f"u1,i1,{MAY},buy,9.5", f" u1 , i2 ,{MAY}.5,view,1"]
+    lines = [
+        f"u2,i1,{MAY + 40 * 86_400},view,",
+        f"u1,i1,{MAY},buy,9.5",
+        f" u1 , i2 ,{MAY}.5,view,1",
+    ]
     world.write("events.csv", rows_of(*lines, header="user,item,time,type,value"))
     report = world.ingest(spec_of(**TYPED))
     events = world.events()
@@ -34,11 +38,22 @@ def test_events_are_typed_ordered_and_parted_by_month(world):
     assert [Path(name).parent.name for name in files] == ["month=2024-05", "month=2024-06"]
     for name in files:
         assert pq.read_schema(name).equals(EVENT_SCHEMA)
-        months = pq.read_table(name, partitioning=None).to_pandas()["timestamp"].dt.strftime("%Y-%m")
+        months = (
+            pq.read_table(name, partitioning=None).to_pandas()["timestamp"].dt.strftime("%Y-%m")
+        )
         assert set(months) == {Path(name).parent.name.removeprefix("month=")}
-    assert (report.files, report.events, report.total_events, report.quarantined.total()) == (1, 3, 3, 0)
+    assert (report.files, report.events, report.total_events, report.quarantined.total()) == (
+        1,
+        3,
+        3,
+        0,
+    )
     assert read_json(world.workspace.ingest / "report.json") == report.as_dict()
-    assert read_events(world.workspace, ["user_id"]).columns.tolist() == ["event_id", "timestamp", "user_id"]
+    assert read_events(world.workspace, ["user_id"]).columns.tolist() == [
+        "event_id",
+        "timestamp",
+        "user_id",
+    ]
 
 
 def test_the_spec_is_kept_in_its_declared_order(world):
@@ -60,9 +75,13 @@ def test_every_format_gives_the_same_events(tmp_path):
             time=pd.to_datetime(table["time"], unit="s", utc=True).dt.tz_convert("Asia/Tokyo")
         ).to_parquet,
         "events.jsonl": lambda path: table.to_json(path, orient="records", lines=True),
-        "events.ndjson.gz": lambda path: table.to_json(path, orient="records", lines=True, compression="gzip"),
+        "events.ndjson.gz": lambda path: table.to_json(
+            path, orient="records", lines=True, compression="gzip"
+        ),
         "folder/part.csv": lambda path: path.write_text(text),
-        "text.dat": lambda path: path.write_text(text.replace('"i,2"', "i¦2").replace(",", "::").replace("¦", ",")),
+        "text.dat": lambda path: path.write_text(
+            text.replace('"i,2"', "i¦2").replace(",", "::").replace("¦", ",")
+        ),
     }
     found = {}
     for number, (name, write) in enumerate(writers.items()):
@@ -83,11 +102,27 @@ def test_every_format_gives_the_same_events(tmp_path):
     ("unit", "texts"),
     [
         ("auto", [f"{MAY}", f"{MAY}000", f"{MAY}000000", f"{MAY}.0", f"{MAY / 1e9}e9"]),
-        ("auto", ["2024-05-01T12:00:00Z", "2024-05-01 12:00", "2024-05-01T14:00:00+02:00", "2024-05-01T12:00:00.000"]),
+        (
+            "auto",
+            [
+                "2024-05-01T12:00:00Z",
+                "2024-05-01 12:00",
+                "2024-05-01T14:00:00+02:00",
+                "2024-05-01T12:00:00.000",
+            ],
+        ),
         ("s", [f"{MAY}"]),
         ("ms", [f"{MAY}000"]),
         ("us", [f"{MAY}000000"]),
-        ("iso", ["2024-05-01T12:00:00Z", "20240501T120000", "2024-05-01T08:00:00-04", "2024-05-01T12:00"]),
+        (
+            "iso",
+            [
+                "2024-05-01T12:00:00Z",
+                "20240501T120000",
+                "2024-05-01T08:00:00-04",
+                "2024-05-01T12:00",
+            ],
+        ),
     ],
 )
 def test_times(unit, texts):
@@ -113,10 +148,17 @@ def test_unreadable_times(unit, text):
 
 
 def test_types_follow_from_the_value(world):
-    types = {"rate": {"min_value": 0}, "love": {"min_value": 5, "positive": True}, "like": {"min_value": 4}}
+    types = {
+        "rate": {"min_value": 0},
+        "love": {"min_value": 5, "positive": True},
+        "like": {"min_value": 4},
+    }
     world.write(
         "events.csv",
-        rows_of(*(f"u{n},i,{MAY},{v}" for n, v in enumerate([5, 4.5, 3, -1, "", "x"])), header="user,item,time,stars"),
+        rows_of(
+            *(f"u{n},i,{MAY},{v}" for n, v in enumerate([5, 4.5, 3, -1, "", "x"])),
+            header="user,item,time,stars",
+        ),
     )
     world.ingest(spec_of(value="stars", types=types))
     events = world.events().sort_values("user_id")
@@ -130,7 +172,9 @@ def test_types_follow_from_the_value(world):
 
 
 def test_one_type_with_a_threshold_keeps_to_it(world):
-    world.write("events.csv", rows_of(f"u1,i,{MAY},5", f"u2,i,{MAY},1", header="user,item,time,stars"))
+    world.write(
+        "events.csv", rows_of(f"u1,i,{MAY},5", f"u2,i,{MAY},1", header="user,item,time,stars")
+    )
     world.ingest(spec_of(value="stars", types={"like": {"min_value": 4, "positive": True}}))
     assert world.events()["user_id"].tolist() == ["u1"]
     assert world.reasons() == {("events.csv", 3): "unknown event type"}
@@ -169,7 +213,10 @@ def test_new_files_add_and_overlaps_are_duplicates(world):
     world.write("events/2/part.csv", rows_of(f"u2,i,{MAY}", f"u3,i,{MAY}", f"u3,i,{MAY}"))
     second = world.ingest(spec_of("events"))
     assert sorted(world.events()["user_id"]) == ["u1", "u2", "u3"]
-    assert world.reasons() == {("events/2/part.csv", 2): "duplicate", ("events/2/part.csv", 4): "duplicate"}
+    assert world.reasons() == {
+        ("events/2/part.csv", 2): "duplicate",
+        ("events/2/part.csv", 4): "duplicate",
+    }
     assert (second.files, second.events, second.total_events) == (1, 1, 3)
     assert first.data_version != second.data_version
     assert kept.items() <= world.bytes().items()
@@ -194,7 +241,12 @@ def test_a_new_file_without_a_good_row_is_remembered(world):
 
 def test_the_version_is_that_of_data_and_spec(tmp_path):
     versions = {}
-    for name, time, weight in (("a", MAY, 1), ("b", MAY, 1), ("data", MAY + 1, 1), ("spec", MAY, 2)):
+    for name, time, weight in (
+        ("a", MAY, 1),
+        ("b", MAY, 1),
+        ("data", MAY + 1, 1),
+        ("spec", MAY, 2),
+    ):
         (tmp_path / name).mkdir()
         world = World(tmp_path / name)
         world.write("events.csv", rows_of(f"u,i,{time}"))
@@ -215,6 +267,10 @@ def test_shift_is_whole_weeks_fixed_at_the_first_ingest(world, age):
     assert pd.Timedelta(0) <= NOW - times.max() < pd.Timedelta(days=7)
     world.write("events/2.csv", rows_of(f"u3,i,{last - 200}", f"u4,i,{last + 20 * 86_400}"))
     later = world.ingest(spec_of("events"), now=NOW + pd.Timedelta(days=9))
-    assert later.shift_s == report.shift_s == read_json(world.workspace.ingest / "manifest.json")["shift_s"]
+    assert (
+        later.shift_s
+        == report.shift_s
+        == read_json(world.workspace.ingest / "manifest.json")["shift_s"]
+    )
     assert world.events()["user_id"].tolist() == ["u3", "u2", "u1"]
     assert world.reasons() == {("events/2.csv", 3): "timestamp in the future"}  # of the moved clock

@@ -9,7 +9,9 @@ from tests.pipelines.ingest_world import rows_of
 
 
 def test_movielens_1m(world):
-    world.write("ratings.dat", f"1::1193::5::{978300760}\n1::661::3::978302109\n2::1193::4::978298413\n")
+    world.write(
+        "ratings.dat", f"1::1193::5::{978300760}\n1::661::3::978302109\n2::1193::4::978298413\n"
+    )
     world.write("users.dat", "1::F::1::10::48067\n2::M::56::16::70072\n")
     movies = '1193::Misérables, Les (1995)::Drama|Musical\n661::James and the "Giant" Peach (1996)::Animation\n'
     world.write("movies.dat", movies.encode("iso-8859-1"))
@@ -17,14 +19,21 @@ def test_movielens_1m(world):
     assert (report.events, report.users, report.items, report.quarantined.total()) == (3, 2, 2, 0)
     assert world.events()["type"].tolist() == ["like", "like", "rate"]
     items = pq.read_table(world.workspace.ingest / "items.parquet").to_pandas()
-    assert items["title"].tolist() == ["Misérables, Les (1995)", 'James and the "Giant" Peach (1996)']
+    assert items["title"].tolist() == [
+        "Misérables, Les (1995)",
+        'James and the "Giant" Peach (1996)',
+    ]
     assert list(items["genres"][0]) == ["Drama", "Musical"]
 
 
 def test_movielens_latest(world):
-    world.write("ratings.csv", "userId,movieId,rating,timestamp\r\n1,1,4.0,964982703\r\n1,3,0.5,964981247\r\n")
     world.write(
-        "movies.csv", 'movieId,title,genres\r\n1,"American President, The (1995)",Comedy|Romance\r\n3,X,Drama\r\n'
+        "ratings.csv",
+        "userId,movieId,rating,timestamp\r\n1,1,4.0,964982703\r\n1,3,0.5,964981247\r\n",
+    )
+    world.write(
+        "movies.csv",
+        'movieId,title,genres\r\n1,"American President, The (1995)",Comedy|Romance\r\n3,X,Drama\r\n',
     )
     report = world.ingest(load_spec(SPECS / "movielens-latest-small.toml"))
     assert (report.events, report.items, report.quarantined.total()) == (2, 2, 0)
@@ -35,8 +44,14 @@ def test_movielens_latest(world):
 def test_deskdrop(world, articles):
     agent = '"Mozilla/5.0 (X11; Linux, x86) ""q"""'
     header = "timestamp,eventType,contentId,personId,sessionId,userAgent,userRegion,userCountry"
-    lines = ["1465413032,VIEW,-34994,-8845,1264,,,", f"1465412560,COMMENT CREATED,8890,-1032,3621,{agent},SP,BR"]
-    world.write("users_interactions.csv", rows_of(*lines, "1465412560,SHARE,8890,-1032,3621,,,", header=header))
+    lines = [
+        "1465413032,VIEW,-34994,-8845,1264,,,",
+        f"1465412560,COMMENT CREATED,8890,-1032,3621,{agent},SP,BR",
+    ]
+    world.write(
+        "users_interactions.csv",
+        rows_of(*lines, "1465412560,SHARE,8890,-1032,3621,,,", header=header),
+    )
     if articles:
         header = "timestamp,eventType,contentId,authorPersonId,authorSessionId,contentType,url,title,text,lang"
         text = '"one\ntwo ' + "x" * 150_000 + '"'

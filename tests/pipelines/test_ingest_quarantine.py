@@ -50,15 +50,27 @@ def test_the_skew_of_clocks_is_forgiven(world):
 def test_given_ids_count(world):
     world.write(
         "events.csv",
-        rows_of(f"u,i,{MAY},e1", f"u,i,{MAY},e2", f"v,j,{MAY},e1", f"w,i,{MAY},", header="user,item,time,id"),
+        rows_of(
+            f"u,i,{MAY},e1",
+            f"u,i,{MAY},e2",
+            f"v,j,{MAY},e1",
+            f"w,i,{MAY},",
+            header="user,item,time,id",
+        ),
     )
     world.ingest(spec_of(id="id"))
     assert world.events()["event_id"].tolist() == ["e1", "e2"]
-    assert world.reasons() == {("events.csv", 4): "duplicate", ("events.csv", 5): "missing event_id"}
+    assert world.reasons() == {
+        ("events.csv", 4): "duplicate",
+        ("events.csv", 5): "missing event_id",
+    }
 
 
 def test_json_values_that_are_lists_do_no_harm(world):
-    lines = [{"user": ["a"], "item": {"b": 1}, "time": MAY}, {"user": "u", "item": "i", "time": [MAY]}]
+    lines = [
+        {"user": ["a"], "item": {"b": 1}, "time": MAY},
+        {"user": "u", "item": "i", "time": [MAY]},
+    ]
     world.write("events.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     world.ingest(spec_of("events.jsonl"))
     assert world.events()["user_id"].tolist() == ['["a"]']
@@ -92,14 +104,21 @@ KINDS = {
     last=st.booleans(),
     together=st.booleans(),
 )
-def test_every_row_is_an_event_or_in_quarantine_once(files, end, bom, last, together, tmp_path_factory):
+def test_every_row_is_an_event_or_in_quarantine_once(
+    files, end, bom, last, together, tmp_path_factory
+):
     world = World(tmp_path_factory.mktemp("world"))
     spec = spec_of("events", **TYPED)
-    world.write("events/0.csv", rows_of(f"first,i,{MAY},view,1", header="user,item,time,type,value"))
+    world.write(
+        "events/0.csv", rows_of(f"first,i,{MAY},view,1", header="user,item,time,type,value")
+    )
     users, reasons = {"first"}, {}
     for number, kinds in enumerate(files, start=1):
         name, line = f"events/{number}.csv", 3
-        lines = [b"user,item,time,type,value", b"head%d,i,%d,view," % (number, MAY)]  # no two files are equal
+        lines = [
+            b"user,item,time,type,value",
+            b"head%d,i,%d,view," % (number, MAY),
+        ]  # no two files are equal
         users.add(f"head{number}")
         for kind in kinds:
             text, reason = KINDS[kind]
@@ -128,9 +147,13 @@ def test_every_row_is_an_event_or_in_quarantine_once(files, end, bom, last, toge
 def test_entities(world):
     world.write("events.csv", rows_of(f"u,i,{MAY}"))
     world.write(
-        "items/1.csv", 'id,name,tags,price,from\nb,"B, ""b""",x| y ||,2.5,2024-05-01\na,old,,,\nc,C,,dear,\n,N,,,\n'
+        "items/1.csv",
+        'id,name,tags,price,from\nb,"B, ""b""",x| y ||,2.5,2024-05-01\na,old,,,\nc,C,,dear,\n,N,,,\n',
     )
-    world.write("items/2.csv", "id,name,tags,price,from\na,new,z,,\nd,D,,,soon\ne,E,,,2024-05-01\na,bad,,x,\n")
+    world.write(
+        "items/2.csv",
+        "id,name,tags,price,from\na,new,z,,\nd,D,,,soon\ne,E,,,2024-05-01\na,bad,,x,\n",
+    )
     report = world.ingest(spec_of(items=ITEMS), shift_to_now=True)
     found = pq.read_table(world.workspace.ingest / "items.parquet").to_pandas()
     assert found["item_id"].tolist() == ["a", "b", "e"]
@@ -150,11 +173,17 @@ def test_entities(world):
 
 
 def test_entities_follow_their_files(world):
-    users = {"path": "users.jsonl", "key": "id", "attributes": {"langs": "multi_categorical", "raw_x": "text"}}
+    users = {
+        "path": "users.jsonl",
+        "key": "id",
+        "attributes": {"langs": "multi_categorical", "raw_x": "text"},
+    }
     world.write("events.csv", rows_of(f"u,i,{MAY}"))
     world.write("users.jsonl", '{"id": 1, "langs": ["en", null, "de"], "raw_x": "a"}\n')
     first = world.ingest(spec_of(users=users))
-    world.write("users.jsonl", '{"id": 1, "langs": "en|fr", "raw_x": null}\n{"id": 2, "langs": null}\n')
+    world.write(
+        "users.jsonl", '{"id": 1, "langs": "en|fr", "raw_x": null}\n{"id": 2, "langs": null}\n'
+    )
     second = world.ingest(spec_of(users=users))
     found = pq.read_table(world.workspace.ingest / "users.parquet").to_pandas()
     assert found["user_id"].tolist() == ["1", "2"]

@@ -104,15 +104,27 @@ def test_a_killed_run_leaves_no_trace(world, runs_before, tmp_path):
         world.ingest(spec, shift_to_now=True)
         world.write("events/2.csv", rows_of(f"u3,i,{MAY - 10}", f"u2,i,{MAY - 40 * 86_400}"))
     writes = 8 if runs_before == 0 else 7
-    deaths = [f"{point}-{how}" for point in range(1, writes + 1) for how in ("half written", "written")]
-    killed = [World(tmp_path / death, world.folder) for death in deaths[:-1]]  # the last write makes the run count
+    deaths = [
+        f"{point}-{how}" for point in range(1, writes + 1) for how in ("half written", "written")
+    ]
+    killed = [
+        World(tmp_path / death, world.folder) for death in deaths[:-1]
+    ]  # the last write makes the run count
     if runs_before:
         for other in killed:
             shutil.copytree(world.workspace.root, other.workspace.root)
     world.ingest(spec, shift_to_now=True)
     expected = world.bytes()
     homes = [other.workspace.root for other in killed]
-    arguments = [sys.executable, "-c", KILLED, world.folder, spec.model_dump_json(), NOW.isoformat(), *homes]
+    arguments = [
+        sys.executable,
+        "-c",
+        KILLED,
+        world.folder,
+        spec.model_dump_json(),
+        NOW.isoformat(),
+        *homes,
+    ]
     done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     for other in killed:

@@ -23,7 +23,12 @@ def test_quarantine_has_every_bad_row(world):
 
 
 def test_quarantine_of_clean_data_is_an_empty_table(built):
-    assert list(inspection.quarantined(built.workspace).columns) == ["file", "line", "reason", "row"]
+    assert list(inspection.quarantined(built.workspace).columns) == [
+        "file",
+        "line",
+        "reason",
+        "row",
+    ]
     assert len(inspection.quarantined(built.workspace)) == 0
 
 
@@ -32,7 +37,9 @@ def test_ages_are_from_the_newest_row_that_was_known(built):
     at = events[c.TIMESTAMP].iloc[len(events) // 2]
     known = events[events[c.POSITIVE] & (events[c.TIMESTAMP] <= at)]
     wanted = (at - known.groupby(c.USER)[c.TIMESTAMP].max()).dt.total_seconds() / 86_400
-    assert np.allclose(np.sort(inspection.ages(built.workspace, "user_history", at)), np.sort(wanted), atol=1e-6)
+    assert np.allclose(
+        np.sort(inspection.ages(built.workspace, "user_history", at)), np.sort(wanted), atol=1e-6
+    )
 
 
 def test_user_features_count_what_had_happened(built):
@@ -45,15 +52,24 @@ def test_user_features_count_what_had_happened(built):
 
 
 def test_what_is_missing_is_none_or_no_number_or_an_empty_list():
-    rows = pd.DataFrame({"number": [1.0, np.nan], "text": [None, "a"], "list": [[], [1]], "whole": [0, ""]})
-    assert inspection.missing_shares(rows).to_dict() == {"number": 0.5, "text": 0.5, "list": 0.5, "whole": 0.0}
+    rows = pd.DataFrame(
+        {"number": [1.0, np.nan], "text": [None, "a"], "list": [[], [1]], "whole": [0, ""]}
+    )
+    assert inspection.missing_shares(rows).to_dict() == {
+        "number": 0.5,
+        "text": 0.5,
+        "list": 0.5,
+        "whole": 0.0,
+    }
 
 
 def test_replayed_retrieval_is_what_the_evaluation_says(built):
     found = inspection.replay_retrieval(built.workspace, load_release(built.release), 1_000_000)
     assert len(found.vectors) == built.evaluation["events"]
     for name in ("two_tower", "popular"):
-        assert recall(found.places[name], 10) == pytest.approx(built.evaluation["models"][name]["recall@10"])
+        assert recall(found.places[name], 10) == pytest.approx(
+            built.evaluation["models"][name]["recall@10"]
+        )
     assert found.proposed.any(axis=1).mean() >= built.evaluation["candidates"]["recall@500"] - 0.01
 
 

@@ -37,7 +37,9 @@ def test_the_same_seed_draws_the_same_and_parts_add_up(monkeypatch):
     user, values = events_of(generator, 50, spread=0.5)
     some = values > 0
     whole = UserBootstrap(user, 200).means([values, some], [np.ones(len(user), dtype=bool)] * 2)
-    monkeypatch.setattr("pipelines.evaluation.intervals._CELLS", 50 * 7)  # in parts of seven resamples
+    monkeypatch.setattr(
+        "pipelines.evaluation.intervals._CELLS", 50 * 7
+    )  # in parts of seven resamples
     again = UserBootstrap(user, 200).means([values])
     assert np.allclose(whole[:, :1], again)
     assert whole[:, 1].mean() == pytest.approx(some.mean(), abs=0.03)
@@ -53,7 +55,9 @@ def test_a_slice_that_no_resample_has_is_no_number():
 def test_a_planted_difference_is_found():
     generator = np.random.default_rng(4)
     user, values = events_of(generator, 300, spread=1.0)
-    found = paired(UserBootstrap(user), values + 0.2 + 0.5 * generator.normal(size=len(user)), values)
+    found = paired(
+        UserBootstrap(user), values + 0.2 + 0.5 * generator.normal(size=len(user)), values
+    )
     assert found["difference"] == pytest.approx(0.2, abs=0.05)
     assert found["interval"][0] > 0.1 and found["interval"][1] < 0.3
     assert found["p_bootstrap"] < 0.01 and found["p_wilcoxon"] < 1e-6
@@ -65,7 +69,9 @@ def test_wilcoxon_is_scipys_over_users():
     user, values = events_of(generator, 80, spread=1.0)
     other = values + generator.normal(0.05, 0.3, len(user))
     means = [float((values - other)[user == one].mean()) for one in range(80)]
-    assert paired(UserBootstrap(user), values, other)["p_wilcoxon"] == pytest.approx(wilcoxon(means).pvalue)
+    assert paired(UserBootstrap(user), values, other)["p_wilcoxon"] == pytest.approx(
+        wilcoxon(means).pvalue
+    )
 
 
 def test_equal_models_do_not_differ():

@@ -12,7 +12,9 @@ from serving.http.keys import KeyRing, Scope, read_keys
 @pytest.fixture
 def funnel_keys(tmp_path):
     def run(*arguments, code=0):
-        done = CliRunner().invoke(keys, [*arguments, "--home", str(tmp_path)], env={"COLUMNS": "200"})
+        done = CliRunner().invoke(
+            keys, [*arguments, "--home", str(tmp_path)], env={"COLUMNS": "200"}
+        )
         assert done.exit_code == code, done.output
         return done
 
@@ -20,7 +22,9 @@ def funnel_keys(tmp_path):
 
 
 def test_a_key_is_the_only_thing_on_standard_output(funnel_keys, tmp_path):
-    said = funnel_keys("create", "--name", "web", "--scope", "recommend", "--scope", "events", "--rate", "50")
+    said = funnel_keys(
+        "create", "--name", "web", "--scope", "recommend", "--scope", "events", "--rate", "50"
+    )
     assert re.fullmatch(r"fk_[0-9a-f]{8}_[A-Za-z0-9_-]{43}\n", said.stdout)
     found = KeyRing(tmp_path / "keys.json").find(said.stdout.strip())
     assert found and set(found.scopes) == {Scope.RECOMMEND, Scope.EVENTS} and found.rate_limit == 50
@@ -29,7 +33,9 @@ def test_a_key_is_the_only_thing_on_standard_output(funnel_keys, tmp_path):
 
 def test_the_list_shows_everything_but_secrets(funnel_keys):
     assert "scopes" in funnel_keys("list").stdout
-    text = funnel_keys("create", "--name", "shop [bold]", "--scope", "admin", "--days", "30").stdout.strip()
+    text = funnel_keys(
+        "create", "--name", "shop [bold]", "--scope", "admin", "--days", "30"
+    ).stdout.strip()
     _, key_id, secret = text.split("_", 2)
     shown = funnel_keys("list").stdout
     assert key_id in shown and "shop [bold]" in shown and "admin" in shown

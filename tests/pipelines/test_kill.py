@@ -37,7 +37,12 @@ print('done', flush=True)
 
 
 def funnel(*arguments):
-    return [sys.executable, "-c", "from pipelines.commands.cli import main; main()", *map(str, arguments)]
+    return [
+        sys.executable,
+        "-c",
+        "from pipelines.commands.cli import main; main()",
+        *map(str, arguments),
+    ]
 
 
 def start(command):
@@ -65,7 +70,9 @@ def kill_when(command, reached, patience=400.0):
 
 def model_hashes(workspace):
     folder = workspace.models
-    wanted = [p for part in ("retrieval", "ranking") for p in (folder / part).rglob("*") if p.is_file()]
+    wanted = [
+        p for part in ("retrieval", "ranking") for p in (folder / part).rglob("*") if p.is_file()
+    ]
     return {str(p.relative_to(folder)): file_hash(p) for p in wanted}
 
 
@@ -81,11 +88,20 @@ def tables(workspace):
 
 def test_ingest(built, tmp_path):
     workspace = Workspace(tmp_path / "w")
-    arguments = ("ingest", "--data-dir", built.workspace.root / "raw", "--home", workspace.root, "--shift-to-now")
+    arguments = (
+        "ingest",
+        "--data-dir",
+        built.workspace.root / "raw",
+        "--home",
+        workspace.root,
+        "--shift-to-now",
+    )
     kill_when(funnel(*arguments), lambda: any(workspace.ingest.rglob("*.parquet")))
     assert not (workspace.ingest / "manifest.json").is_file()
     run(funnel(*arguments))
-    assert read_json(workspace.ingest / "manifest.json") == read_json(built.workspace.ingest / "manifest.json")
+    assert read_json(workspace.ingest / "manifest.json") == read_json(
+        built.workspace.ingest / "manifest.json"
+    )
     for left, right in zip(event_files(workspace), event_files(built.workspace), strict=True):
         assert file_hash(Path(left)) == file_hash(Path(right))
 
@@ -97,7 +113,10 @@ def test_features(built, copied):
             link.unlink()
         elif link.is_dir():
             shutil.rmtree(link)
-    kill_when(funnel("features", "--home", copied.root), lambda: any((copied.root / "features").rglob("*.parquet")))
+    kill_when(
+        funnel("features", "--home", copied.root),
+        lambda: any((copied.root / "features").rglob("*.parquet")),
+    )
     assert not copied.features.exists()
     run(funnel("features", "--home", copied.root))
     actual = tables(copied)
@@ -114,7 +133,9 @@ def test_materialize(built, copied):
     whole = size(built.workspace)
     kill_when(funnel("materialize", "--home", copied.root), lambda: size(copied) > whole * 0.05)
     begun = size(copied)  # the file grows again from there
-    kill_when(funnel("materialize", "--home", copied.root), lambda: size(copied) > begun + whole * 0.5)
+    kill_when(
+        funnel("materialize", "--home", copied.root), lambda: size(copied) > begun + whole * 0.5
+    )
     run(funnel("materialize", "--home", copied.root))
     users = [{c.USER: f"u{n:04}"} for n in range(0, 400, 5)]
     features = ["user_activity:events_all", "user_history:history_item_ids", "user_seen:seen_view"]
@@ -147,7 +168,9 @@ def test_train(built, copied):
 def test_release(built, copied):
     expected = built.release.name
     shutil.rmtree(copied.releases)
-    kill_when(funnel("release", "--home", copied.root), lambda: any(copied.releases.glob(".staging-*/*")))
+    kill_when(
+        funnel("release", "--home", copied.root), lambda: any(copied.releases.glob(".staging-*/*"))
+    )
     assert not (copied.releases / "current").exists()
     run(funnel("release", "--home", copied.root))
     assert (copied.releases / "current").resolve().name == expected

@@ -32,7 +32,9 @@ def test_a_planted_feature_that_tells_the_future_is_never_joined(copied):
     planted[c.USER] = chosen[c.USER].to_numpy()
     planted[c.EVENT_TIMESTAMP] = chosen[c.TIMESTAMP].to_numpy()
     planted = planted.drop_duplicates([c.USER, c.EVENT_TIMESTAMP])
-    pq.write_table(pa.Table.from_pandas(planted, schema, preserve_index=False), folder / "planted.parquet")
+    pq.write_table(
+        pa.Table.from_pandas(planted, schema, preserve_index=False), folder / "planted.parquet"
+    )
     features = PointInTime(copied)
 
     def told(moment):
@@ -41,7 +43,9 @@ def test_a_planted_feature_that_tells_the_future_is_never_joined(copied):
 
     at = chosen[c.TIMESTAMP].astype("int64").to_numpy() / 1e6
     assert PLANTED not in told(at)
-    assert told(at + 1.0).count(PLANTED) == len(chosen)  # it was there to be seen, a second too late
+    assert told(at + 1.0).count(PLANTED) == len(
+        chosen
+    )  # it was there to be seen, a second too late
 
 
 def test_what_rankers_are_chosen_by_knows_nothing_of_the_test_slice(built):
@@ -52,7 +56,9 @@ def test_what_rankers_are_chosen_by_knows_nothing_of_the_test_slice(built):
     retrieval = load_retrieval(built.workspace.models / "retrieval")
     sample = SampleConfig(choose_requests=10_000)
     logs = (events, before)
-    whole, cut = (RankingSets(built.workspace, retrieval, log, split, sample, silent).choose() for log in logs)
+    whole, cut = (
+        RankingSets(built.workspace, retrieval, log, split, sample, silent).choose() for log in logs
+    )
     assert whole.digest() == cut.digest()
 
 
@@ -61,7 +67,9 @@ def test_orders_are_judged_by_requests_that_ended_well_and_probabilities_by_all(
     split = Split.by_time(events)
     events[c.POSITIVE] = np.arange(len(events)) % 2 == 0
     retrieval = load_retrieval(built.workspace.models / "retrieval")
-    rows = RankingSets(built.workspace, retrieval, events, split, SampleConfig(choose_requests=20), silent).choose()
+    rows = RankingSets(
+        built.workspace, retrieval, events, split, SampleConfig(choose_requests=20), silent
+    ).choose()
     assert 30 < len(rows.group_sizes()) < 55
 
 
@@ -70,7 +78,10 @@ def test_users_without_streaming_are_those_of_the_last_midnight(built):
     release = load_release(built.release)
     events = read_events(built.workspace).iloc[-400::20]
     requests, features = requests_from(events, release.codec), PointInTime(built.workspace)
-    midnight, journal = _AsOfMidnight(features, requests), Journal(read_events(built.workspace), release.codec)
+    midnight, journal = (
+        _AsOfMidnight(features, requests),
+        Journal(read_events(built.workspace), release.codec),
+    )
     daily = release.codec.user_activity
     for moment in moments(release, features, requests, journal):
         found = midnight(moment)

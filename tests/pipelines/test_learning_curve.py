@@ -25,7 +25,9 @@ def test_a_smaller_share_is_a_part_of_a_larger_one() -> None:
         assert set(small.request) < set(large.request)
         rows = np.flatnonzero(np.isin(large.request, small.request))
         assert np.array_equal(large.numeric[rows], small.numeric, equal_nan=True)
-    assert share_of_requests(planted(1, requests=2), Fraction(1, 8), seed=3).group_sizes().tolist() == [20]
+    assert share_of_requests(
+        planted(1, requests=2), Fraction(1, 8), seed=3
+    ).group_sizes().tolist() == [20]
 
 
 def test_more_data_is_better_and_finished_points_are_kept(tmp_path: Path) -> None:

@@ -53,11 +53,17 @@ def taken(spark, log, checkpoint, reading):
 
 
 def users(rows):
-    return [(row["key"], row["event_id"], row["item"], row["kind"]) for row in rows if row["key"].startswith("u")]
+    return [
+        (row["key"], row["event_id"], row["item"], row["kind"])
+        for row in rows
+        if row["key"].startswith("u")
+    ]
 
 
 def expected(events):
-    return [("u" + e["user_id"], e["event_id"], e["item_id"], TYPES.index(e["type"])) for e in events]
+    return [
+        ("u" + e["user_id"], e["event_id"], e["item_id"], TYPES.index(e["type"])) for e in events
+    ]
 
 
 def test_a_stream_takes_what_was_appended_and_then_what_is_new(spark, log, tmp_path):
@@ -71,7 +77,10 @@ def test_a_stream_takes_what_was_appended_and_then_what_is_new(spark, log, tmp_p
     assert users(batch) == expected(first)
     poison = [row for row in batch if row["key"] == "p"]
     reasons = [row["poison"].split("\n")[0] for row in poison]
-    assert reasons[0] == "unknown type 'stare'" and json.loads(poison[0]["poison"].split("\n")[1]) == bad
+    assert (
+        reasons[0] == "unknown type 'stare'"
+        and json.loads(poison[0]["poison"].split("\n")[1]) == bad
+    )
     assert reasons[1].startswith("not JSON") and "no event at all" in poison[1]["poison"]
     assert reasons[2] == "user_id is not a string"
     check_rows(batch, first[0], log)
@@ -90,7 +99,9 @@ def check_rows(batch, first, log):
     assert (mine["key"], mine["item"], mine["kind"]) == ("uu1", "i1", 0)
     assert (mine["value"], mine["request_id"], mine["poison"]) == (2.5, "r1", None)
     assert mine["micros"] == round(first["timestamp"] * 1e6)
-    assert mine["event_time"].replace(tzinfo=UTC).timestamp() == pytest.approx(first["timestamp"], abs=1e-5)
+    assert mine["event_time"].replace(tzinfo=UTC).timestamp() == pytest.approx(
+        first["timestamp"], abs=1e-5
+    )
     assert {row["shard"] for row in batch} <= set(SHARDS)
     assert sum(row["key"] == "ii1" for row in batch) == 1
     places = [position_key(row["position"]) for row in batch]
@@ -98,13 +109,23 @@ def check_rows(batch, first, log):
 
 
 def reader_of(log, start="0-0", most=5):
-    options = {"folder": str(log.folder), "types": json.dumps(TYPES), "shards": json.dumps(SHARDS), "from": start}
+    options = {
+        "folder": str(log.folder),
+        "types": json.dumps(TYPES),
+        "shards": json.dumps(SHARDS),
+        "from": start,
+    }
     return FileLogReader(options | {"max_entries": str(most)})
 
 
 def read(reader, start, end):
     batches = (batch for part in reader.partitions(start, end) for batch in reader.read(part))
-    return [row["event_id"] for batch in batches for row in batch.to_pylist() if row["key"].startswith("u")]
+    return [
+        row["event_id"]
+        for batch in batches
+        for row in batch.to_pylist()
+        if row["key"].startswith("u")
+    ]
 
 
 def test_batches_are_bounded_whole_files_and_the_same_when_read_again(log):
@@ -132,7 +153,9 @@ def test_a_new_checkpoint_starts_after_a_position_even_inside_a_file(log):
     (file,) = LogFolder(log.folder).after(0)
     reader = reader_of(log, start=f"{file.milliseconds}-0")
     start = reader.initialOffset()
-    assert read(reader, start, reader.latestOffset(start, None)) == [e["event_id"] for e in events[1:]]
+    assert read(reader, start, reader.latestOffset(start, None)) == [
+        e["event_id"] for e in events[1:]
+    ]
 
 
 def test_kafkas_records_are_the_same_rows(spark):
@@ -140,8 +163,13 @@ def test_kafkas_records_are_the_same_rows(spark):
     place = int(at.timestamp() * 1_000)
     e = event() | {"timestamp": at.timestamp() - 1}
     values = [json.dumps(e).encode(), b"\xff\xfe", None, json.dumps(event()).encode()]
-    records = [(bytearray(b"u1"), value and bytearray(value), 10_000 + n, at) for n, value in enumerate(values)]
-    frame = spark.createDataFrame(records, "key binary, value binary, offset long, timestamp timestamp")
+    records = [
+        (bytearray(b"u1"), value and bytearray(value), 10_000 + n, at)
+        for n, value in enumerate(values)
+    ]
+    frame = spark.createDataFrame(
+        records, "key binary, value binary, offset long, timestamp timestamp"
+    )
     rows = kafka_rows(frame, Reading(TYPES, SHARDS, "0-0", 9)).collect()
     assert [(row["key"], row["position"]) for row in rows] == [
         ("uu1", f"{place}-10000"),
@@ -158,5 +186,7 @@ def test_kafkas_records_are_the_same_rows(spark):
 
 def test_a_spark_without_the_connector_says_how_to_get_it(spark, log, monkeypatch):
     monkeypatch.setenv("FUNNEL_EVENT_LOG", "kafka://127.0.0.1:1/t")
-    with pytest.raises(ConnectorMissing, match=r"--packages org\.apache\.spark:spark-sql-kafka-0-10_2\.13:4\.3\.0"):
+    with pytest.raises(
+        ConnectorMissing, match=r"--packages org\.apache\.spark:spark-sql-kafka-0-10_2\.13:4\.3\.0"
+    ):
         log_entries(spark, log.workspace, Reading(TYPES, SHARDS, "0-0", 9))

@@ -24,7 +24,9 @@ def compared(built, copy, tmp_path_factory):
         rules = folder / "rules.toml"
         rules.write_text('exclude_seen = ["view"]\n', encoding="utf-8")
         release = make_release(workspace, rules)
-        evaluate(workspace, release, silent, 400, baselines=False, ablations=True, against=built.release)
+        evaluate(
+            workspace, release, silent, 400, baselines=False, ablations=True, against=built.release
+        )
         yield workspace
 
 
@@ -52,7 +54,9 @@ def test_a_stored_notebook_holds_nothing_of_a_run(name):
     assert said(notebook) == []
     assert {cell.execution_count for cell in code(notebook)} == {None}
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
-    assert not re.search(r"(/home|/Users|/root|/tmp|/work|[A-Z]:\\\\)[/\\]", path.read_text(encoding="utf-8"))
+    assert not re.search(
+        r"(/home|/Users|/root|/tmp|/work|[A-Z]:\\\\)[/\\]", path.read_text(encoding="utf-8")
+    )
 
 
 def test_all_notebooks_are_tested():

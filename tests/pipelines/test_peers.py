@@ -29,7 +29,11 @@ def silent(*_):
 @pytest.fixture(scope="module")
 def given(built, tmp_path_factory):
     """What is written of the built world: the folder, its log, its codec, its split and the test requests."""
-    folder, log, release = tmp_path_factory.mktemp("inputs"), read_events(built.workspace), load_release(built.release)
+    folder, log, release = (
+        tmp_path_factory.mktemp("inputs"),
+        read_events(built.workspace),
+        load_release(built.release),
+    )
     split = release.manifest["split"]
     journal = Journal(log, release.codec)
     chosen = log[(epoch_seconds(log[c.TIMESTAMP]) >= split["test"]) & log[c.POSITIVE]].iloc[::9]
@@ -41,9 +45,13 @@ def given(built, tmp_path_factory):
 def test_what_is_learned_from_are_the_positive_events_before_the_cut_in_order(given):
     folder, log, release, _, _ = given
     for name in ("choose", "test"):
-        before = log[(epoch_seconds(log[c.TIMESTAMP]) < release.manifest["split"][name]) & log[c.POSITIVE]]
+        before = log[
+            (epoch_seconds(log[c.TIMESTAMP]) < release.manifest["split"][name]) & log[c.POSITIVE]
+        ]
         learned = pd.read_parquet(folder / f"learn_{name}.parquet")
-        assert learned["item"].tolist() == release.codec.items.encode(before[c.ITEM].tolist()).tolist()
+        assert (
+            learned["item"].tolist() == release.codec.items.encode(before[c.ITEM].tolist()).tolist()
+        )
         numbers = dict(zip(before[c.USER], learned["user"], strict=True))
         assert learned["user"].tolist() == before[c.USER].map(numbers).tolist()
         assert len(set(numbers.values())) == before[c.USER].nunique()
@@ -52,12 +60,20 @@ def test_what_is_learned_from_are_the_positive_events_before_the_cut_in_order(gi
 def test_requests_know_the_newest_positive_events_strictly_before_them(given):
     folder, log, release, journal, requests = given
     codec, time = release.codec, epoch_seconds(log[c.TIMESTAMP])
-    for name, asked in (("choose", Validation.of(release, log, journal).requests), ("test", requests)):
+    for name, asked in (
+        ("choose", Validation.of(release, log, journal).requests),
+        ("test", requests),
+    ):
         written = pd.read_parquet(folder / f"requests_{name}.parquet")
         assert written["item"].tolist() == asked.item.tolist()
         for row in range(0, len(asked), 7):
-            before = log[(time < asked.time[row]) & (log[c.USER] == asked.user[row]) & log[c.POSITIVE]]
-            assert written["history"][row].tolist() == codec.items.encode(before[c.ITEM].tolist())[-LONGEST:].tolist()
+            before = log[
+                (time < asked.time[row]) & (log[c.USER] == asked.user[row]) & log[c.POSITIVE]
+            ]
+            assert (
+                written["history"][row].tolist()
+                == codec.items.encode(before[c.ITEM].tolist())[-LONGEST:].tolist()
+            )
 
 
 def test_validation_may_be_shown_what_the_baselines_may(given):
@@ -70,14 +86,20 @@ def test_validation_may_be_shown_what_the_baselines_may(given):
 
 def test_vectors_are_ranked_by_their_product():
     """Item 0 is none, item 4 came after the cut; item 3 was taken up twice, item 2 once."""
-    users = np.array([[9, 9], [1, 0], [0, 0], [0, 1]], dtype=np.float32)  # the first is another moment's
+    users = np.array(
+        [[9, 9], [1, 0], [0, 0], [0, 1]], dtype=np.float32
+    )  # the first is another moment's
     items = np.array([[0, 0], [1, 0], [2, 5], [3, -1], [0, 0]], dtype=np.float32)
     peer = Peer(users, items, np.array([False, True, True, True, False]), {})
-    bonus = popularity_bonus(sparse.csr_matrix([[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], dtype=np.float32))
+    bonus = popularity_bonus(
+        sparse.csr_matrix([[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]], dtype=np.float32)
+    )
     allowed = np.ones((3, 5), dtype=bool)
     allowed[:, 0] = False
     allowed[2, 2] = False
-    asked = Requests(np.array(list("abc")), np.array([2, 1, 4], np.int32), np.array(["view"] * 3), np.zeros(3))
+    asked = Requests(
+        np.array(list("abc")), np.array([2, 1, 4], np.int32), np.array(["view"] * 3), np.zeros(3)
+    )
     moment = Moment(np.array([1, 2, 3]), asked, {}, None, None, allowed, None)
     places, top = peer.model(bonus)(moment)
     assert top[:, :4].tolist() == [[3, 2, 1, 4], [3, 2, 1, 4], [1, 3, 4, 0]]
@@ -106,7 +128,9 @@ def test_a_peer_that_ends_without_a_result_says_where_to_look(monkeypatch, tmp_p
 
 ITEMS, STRANGE = 40, 41
 """Items 1 to 40 follow each other in one circle; nobody took up item 41."""
-AFTER = dict(zip(circle := np.random.default_rng(3).permutation(ITEMS) + 1, np.roll(circle, -1), strict=True))
+AFTER = dict(
+    zip(circle := np.random.default_rng(3).permutation(ITEMS) + 1, np.roll(circle, -1), strict=True)
+)
 
 
 def walk(start, steps):
@@ -136,7 +160,10 @@ def circle_world(tmp_path):
 
 
 def asked_for(folder, name, starts, generator):
-    paths = [walk(start, steps) for start, steps in zip(starts, generator.integers(3, 9, len(starts)), strict=True)]
+    paths = [
+        walk(start, steps)
+        for start, steps in zip(starts, generator.integers(3, 9, len(starts)), strict=True)
+    ]
     histories = [np.array(path[:-1], np.int32) for path in paths]
     histories[-2:] = [np.array([], np.int32), np.array([STRANGE], np.int32)]
     rows = {"history": histories, "item": np.array([path[-1] for path in paths], np.int32)}

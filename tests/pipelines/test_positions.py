@@ -105,9 +105,13 @@ def test_weights_are_bounded_and_rare_positions_stand_together() -> None:
     clicked[:1_000], clicked[5_000:5_002] = True, True
     bias = PositionBias.estimate(position, np.zeros(len(position), dtype=np.float32), clicked)
     assert len(bias.propensity) == 2 and bias.shown.tolist() == [5_000, 5_010]
-    assert bias.weights(np.array([0, 1, 9]), np.ones(3, dtype=bool)).tolist() == pytest.approx([1.0, MOST, MOST])
+    assert bias.weights(np.array([0, 1, 9]), np.ones(3, dtype=bool)).tolist() == pytest.approx(
+        [1.0, MOST, MOST]
+    )
 
 
 def test_nothing_was_clicked() -> None:
-    bias = PositionBias.estimate(np.arange(3), np.zeros(3, dtype=np.float32), np.zeros(3, dtype=bool))
+    bias = PositionBias.estimate(
+        np.arange(3), np.zeros(3, dtype=np.float32), np.zeros(3, dtype=bool)
+    )
     assert np.isfinite(bias.propensity).all() and bias.table()[0]["click_rate"] == 0.0

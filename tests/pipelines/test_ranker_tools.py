@@ -34,16 +34,21 @@ def test_importance_of_the_served_features(copied: Workspace) -> None:
     verify(current_release(copied))  # the release's own files are what they were
 
 
-def test_compressed_rankers_are_released_when_asked_for(copied: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressed_rankers_are_released_when_asked_for(
+    copied: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     of: list[RankerConfig] = []
     monkeypatch.setattr(
-        "pipelines.training.compress.student_config", lambda config: of.append(config) or student_config(config)
+        "pipelines.training.compress.student_config",
+        lambda config: of.append(config) or student_config(config),
     )
     with pytest.raises(MissingStage, match="no ranker 'dcn-int8-static' .* run 'funnel compress'"):
         make_release(copied, ranker="dcn-int8-static")
     kept = {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}
     result = compress(copied, SAMPLE, silent)
-    assert kept == {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}
+    assert kept == {
+        path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()
+    }
     assert of and set(of) == {RANKERS}  # as the originals were trained
     found = result["rankers"]
     assert {"dcn", "dcn-student", "dcn-int8-dynamic", "dcn-int8-static"} <= set(found)

@@ -87,7 +87,9 @@ def test_lines_that_do_not_decode(tmp_path, quote):
     assert rows(raw) == {2: ["1", "x"], 4: ["3", "y"], 6: ["5", "z"]}
     assert bad(raw) == {3: "not valid utf-8", 5: "broken line: NUL byte"}
     assert raw.bad["row"].tolist() == ["2,\ufffd", "4,\\0"]
-    assert rows(read(tmp_path, "a,b\n2,\xe9\n".encode("latin-1"), "ab", encoding="iso-8859-1")) == {2: ["2", "é"]}
+    assert rows(read(tmp_path, "a,b\n2,\xe9\n".encode("latin-1"), "ab", encoding="iso-8859-1")) == {
+        2: ["2", "é"]
+    }
 
 
 def test_a_damaged_line_within_a_quoted_value_spoils_the_whole_row(tmp_path):
@@ -97,11 +99,16 @@ def test_a_damaged_line_within_a_quoted_value_spoils_the_whole_row(tmp_path):
 
 
 def test_utf_16(tmp_path):
-    assert rows(read(tmp_path, "a,b\n1,é\n".encode("utf-16"), "ab", encoding="utf-16")) == {2: ["1", "é"]}
+    assert rows(read(tmp_path, "a,b\n1,é\n".encode("utf-16"), "ab", encoding="utf-16")) == {
+        2: ["1", "é"]
+    }
 
 
 def test_separators(tmp_path):
-    assert rows(read(tmp_path, "a\tb\n1\t\n\t\n", "ab", separator="\t")) == {2: ["1", None], 3: [None, None]}
+    assert rows(read(tmp_path, "a\tb\n1\t\n\t\n", "ab", separator="\t")) == {
+        2: ["1", None],
+        3: [None, None],
+    }
     assert rows(read(tmp_path, "a¦b\n1¦2\n", "ab", separator="¦")) == {2: ["1", "2"]}
     options = {"separator": "::", "columns": ["a", "b"]}
     raw = read(tmp_path, '1::say "x\n2\n\n::\n::::\n3::a\x1fb\n', "ab", "f.dat", **options)
@@ -127,7 +134,10 @@ FIELD = st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs
 def test_what_python_writes_is_what_is_read(table, quote_all, tmp_path_factory):
     lines, expected, line = ["a,b,c"], {}, 2
     for values in table:
-        texts = [f'"{v.replace(chr(34), chr(34) * 2)}"' if quote_all or set(v) & set(',"\n') else v for v in values]
+        texts = [
+            f'"{v.replace(chr(34), chr(34) * 2)}"' if quote_all or set(v) & set(',"\n') else v
+            for v in values
+        ]
         lines.append(",".join(texts))
         expected[line] = [value or None for value in values]
         line += 1 + lines[-1].count("\n")
@@ -182,7 +192,16 @@ def test_json_lines(tmp_path):
         {"a": 1.5, "b": 10**20},
     ]
     content = [json.dumps(line) for line in lines]
-    content += ["[1]", "{", "", '{"a": NaN}', '{"a": "\\ud800"}', '{"a": "\\ud83d\\ude00"}', "[" * 50_000, "1" * 5_000]
+    content += [
+        "[1]",
+        "{",
+        "",
+        '{"a": NaN}',
+        '{"a": "\\ud800"}',
+        '{"a": "\\ud83d\\ude00"}',
+        "[" * 50_000,
+        "1" * 5_000,
+    ]
     raw = read(tmp_path, "\ufeff" + "\r\n".join(content), "ab", "f.jsonl")
     assert rows(raw) == {
         1: ["x", "1"],
@@ -214,7 +233,9 @@ def test_parquet(tmp_path):
         "word": pa.array(["p", "q"]).dictionary_encode(),
         "tags": pa.array([["a", None, "b"], None]),
         "naive": pa.array([moment, None], pa.timestamp("ns")),
-        "zoned": pa.array([moment.tz_localize("America/New_York"), None], pa.timestamp("ns", "America/New_York")),
+        "zoned": pa.array(
+            [moment.tz_localize("America/New_York"), None], pa.timestamp("ns", "America/New_York")
+        ),
         "nanos": pa.array([1_714_564_800_123_456_789, None], pa.timestamp("ns")),
     }
     path = tmp_path / "month=2024-05" / "f.parquet"
@@ -238,14 +259,24 @@ def test_parquet_types_that_are_no_text_are_one_sentence(tmp_path):
 
 
 def test_find_files(tmp_path):
-    for name in ("b.csv", "a/x.csv", "a/y.csv.gz", "a/.hidden.csv", "a/_SUCCESS", ".ipynb_checkpoints/c.csv"):
+    for name in (
+        "b.csv",
+        "a/x.csv",
+        "a/y.csv.gz",
+        "a/.hidden.csv",
+        "a/_SUCCESS",
+        ".ipynb_checkpoints/c.csv",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a/_temporary").mkdir()
     (tmp_path / "a/_temporary/z.csv").touch()
 
     def names(path):
-        return [found.relative_to(tmp_path).as_posix() for found in find_files(Table(path=path), tmp_path)]
+        return [
+            found.relative_to(tmp_path).as_posix()
+            for found in find_files(Table(path=path), tmp_path)
+        ]
 
     assert names("b.csv") == ["b.csv"]
     assert names("a") == names("a/") == ["a/x.csv", "a/y.csv.gz"]
@@ -261,7 +292,13 @@ def test_find_files(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("x.csv", "csv"), ("x.TSV", "csv"), ("x.dat.gz", "csv"), ("x.ndjson", "jsonl"), ("x.parquet", "parquet")],
+    [
+        ("x.csv", "csv"),
+        ("x.TSV", "csv"),
+        ("x.dat.gz", "csv"),
+        ("x.ndjson", "jsonl"),
+        ("x.parquet", "parquet"),
+    ],
 )
 def test_the_ending_says_the_format(name, kind):
     assert Table(path=".").file_format(Path(name)) == kind

@@ -82,7 +82,9 @@ def current(workspace: Workspace) -> str:
 
 
 class TestMaking:
-    def test_it_becomes_the_current_one(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_it_becomes_the_current_one(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one, two = make(1), make(2)
         assert one != two and current(workspace) == two
         assert history(workspace) == [(None, one, "release"), (one, two, "release")]
@@ -93,21 +95,29 @@ class TestMaking:
         assert make(1) == one and len(history(workspace)) == 1
         assert (workspace.releases / one / MANIFEST).stat().st_ino == manifest.st_ino
 
-    def test_a_damaged_one_is_put_right(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_a_damaged_one_is_put_right(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one = make(1)
         damage(workspace, one, "half-copied")
         assert make(1) == one
         assert [info.problem for info in releases(workspace)] == [None]
 
-    def test_bad_models_leave_the_pointer(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_bad_models_leave_the_pointer(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one = make(1)
-        spoil = change_json("logistic/calibration.json", lambda of: of["heads"][0].update(slope=float("nan")))
+        spoil = change_json(
+            "logistic/calibration.json", lambda of: of["heads"][0].update(slope=float("nan"))
+        )
         spoil(workspace.models / "ranking")
         with pytest.raises(BadRelease, match="the calibration of 'view' is no rising map"):
             make(2)
         assert current(workspace) == one and len(history(workspace)) == 1
 
-    def test_features_that_are_not_registered_are_said(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_features_that_are_not_registered_are_said(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         workspace.feast_registry.unlink()
         with pytest.raises(BadRelease, match="run 'funnel materialize'"):
             make(1)
@@ -115,7 +125,9 @@ class TestMaking:
 
     def test_two_at_once_take_turns(self, workspace: Workspace) -> None:
         made: list[Path] = []
-        threads = [threading.Thread(target=lambda: made.append(make_release(workspace))) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda: made.append(make_release(workspace))) for _ in range(3)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -125,18 +137,24 @@ class TestMaking:
 
 
 class TestPromoting:
-    def test_by_id_and_by_its_beginning(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_by_id_and_by_its_beginning(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one, two = make(1), make(2)
         assert promote(workspace, one).name == current(workspace) == one
         assert promote(workspace, two[:6]).name == current(workspace) == two
         assert history(workspace)[2:] == [(two, one, "promote"), (one, two, "promote")]
 
-    def test_the_current_one_again_is_no_news(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_the_current_one_again_is_no_news(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one = make(1)
         promote(workspace, one)
         assert len(history(workspace)) == 1
 
-    @pytest.mark.parametrize("name", [BAD, "truncated index.faiss", "missing manifest.json", "a link to nowhere"])
+    @pytest.mark.parametrize(
+        "name", [BAD, "truncated index.faiss", "missing manifest.json", "a link to nowhere"]
+    )
     def test_a_refused_one_leaves_the_pointer(
         self, workspace: Workspace, make: Callable[[int], str], name: str
     ) -> None:
@@ -149,21 +167,29 @@ class TestPromoting:
         assert (workspace.releases / "current").lstat().st_ino == link.st_ino
 
     @pytest.mark.parametrize("name", ["", "nowhere", "current", "../models", ".lock", HISTORY])
-    def test_an_unknown_one_is_said(self, workspace: Workspace, make: Callable[[int], str], name: str) -> None:
+    def test_an_unknown_one_is_said(
+        self, workspace: Workspace, make: Callable[[int], str], name: str
+    ) -> None:
         make(1)
         with pytest.raises(UnknownRelease, match="no release"):
             promote(workspace, name)
 
-    def test_a_beginning_of_several_names_them(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_a_beginning_of_several_names_them(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one = make(1)
         for end in ("x", "y"):
             shutil.copytree(workspace.releases / one, workspace.releases / f"{one[:4]}{end}")
-        with pytest.raises(UnknownRelease, match=f"several releases begin with .*{one}, {one[:4]}x, {one[:4]}y"):
+        with pytest.raises(
+            UnknownRelease, match=f"several releases begin with .*{one}, {one[:4]}x, {one[:4]}y"
+        ):
             find_release(workspace, one[:4])
         assert find_release(workspace, one).name == one
         assert find_release(workspace, f"{one[:4]}x").name == f"{one[:4]}x"
 
-    def test_an_id_may_be_a_link_to_what_took_its_place(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_an_id_may_be_a_link_to_what_took_its_place(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one = make(1)
         link_atomically(workspace.releases / "0old", workspace.releases / one)
         assert find_release(workspace, "0old").name == find_release(workspace, "0o").name == one
@@ -171,7 +197,9 @@ class TestPromoting:
 
 
 class TestRollingBack:
-    def test_again_and_again_goes_further_back(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_again_and_again_goes_further_back(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one, two, three = make(1), make(2), make(3)
         assert rollback(workspace).name == current(workspace) == two
         assert rollback(workspace).name == current(workspace) == one
@@ -191,14 +219,18 @@ class TestRollingBack:
         promote(workspace, three)
         assert rollback(workspace).name == one
 
-    def test_a_refused_one_leaves_the_pointer(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_a_refused_one_leaves_the_pointer(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one, two = make(1), make(2)
         damage(workspace, one)
         with pytest.raises(BadRelease, match=one):
             rollback(workspace)
         assert current(workspace) == two and len(history(workspace)) == 2
 
-    def test_deleted_ones_are_passed_over(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_deleted_ones_are_passed_over(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one, two, three = make(1), make(2), make(3)
         shutil.rmtree(workspace.releases / two)
         assert rollback(workspace).name == one
@@ -214,7 +246,9 @@ class TestRollingBack:
         assert rollback(workspace).name == three
         assert rollback(workspace).name == two
 
-    def test_without_a_history_there_is_nowhere_to_go(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_without_a_history_there_is_nowhere_to_go(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         with pytest.raises(MissingStage, match="run 'funnel release' first"):
             rollback(workspace)
         make(1)
@@ -224,12 +258,19 @@ class TestRollingBack:
             rollback(workspace)
 
 
-def test_the_list_tells_all_and_survives_damage(workspace: Workspace, make: Callable[[int], str]) -> None:
+def test_the_list_tells_all_and_survives_damage(
+    workspace: Workspace, make: Callable[[int], str]
+) -> None:
     one, two, three = make(1), make(2), make(3)
     for name, day in ((one, 3), (two, 1), (three, 2)):
         manifest = read_json(workspace.releases / name / MANIFEST)
-        write_json(workspace.releases / name / MANIFEST, manifest | {"created_at": f"2026-01-0{day}T00:00:00+00:00"})
-    write_json(workspace.releases / one / "evaluation.json", {"models": {"funnel": {"ndcg@10": 0.125}}})
+        write_json(
+            workspace.releases / name / MANIFEST,
+            manifest | {"created_at": f"2026-01-0{day}T00:00:00+00:00"},
+        )
+    write_json(
+        workspace.releases / one / "evaluation.json", {"models": {"funnel": {"ndcg@10": 0.125}}}
+    )
     (workspace.releases / three / "evaluation.json").write_text('{"models": [1]}')
     damage(workspace, two, "truncated codec.json")
     found = {info.id: info for info in releases(workspace)}
@@ -256,15 +297,23 @@ class TestCommand:
         assert self.run(workspace, "rollback").exit_code == 0 and current(workspace) == two
         listed = json.loads(self.run(workspace, "list").stdout.splitlines()[-1])
         assert {entry["id"]: entry["current"] for entry in listed} == {one: False, two: True}
-        assert self.run(workspace, "verify").exit_code == self.run(workspace, "verify", one).exit_code == 0
+        assert (
+            self.run(workspace, "verify").exit_code
+            == self.run(workspace, "verify", one).exit_code
+            == 0
+        )
 
-    def test_the_folder_may_come_before_the_word(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_the_folder_may_come_before_the_word(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one = make(1)
         make(2)
         done = CliRunner().invoke(command, ["--home", str(workspace.root), "promote", one])
         assert done.exit_code == 0 and current(workspace) == one
 
-    def test_refusals_come_out_as_they_are(self, workspace: Workspace, make: Callable[[int], str]) -> None:
+    def test_refusals_come_out_as_they_are(
+        self, workspace: Workspace, make: Callable[[int], str]
+    ) -> None:
         one = make(1)
         make(2)
         damage(workspace, one)
@@ -273,18 +322,24 @@ class TestCommand:
         assert isinstance(self.run(workspace, "promote", "nothing").exception, UnknownRelease)
 
     def test_rules_belong_to_a_new_release(self, workspace: Workspace) -> None:
-        done = CliRunner().invoke(command, ["--filters", "x.toml", "list", "--home", str(workspace.root)])
+        done = CliRunner().invoke(
+            command, ["--filters", "x.toml", "list", "--home", str(workspace.root)]
+        )
         assert done.exit_code == 2
 
 
-def test_a_release_of_equal_content_elsewhere_has_the_same_id(workspace: Workspace, make: Callable[[int], str]) -> None:
+def test_a_release_of_equal_content_elsewhere_has_the_same_id(
+    workspace: Workspace, make: Callable[[int], str]
+) -> None:
     one = make(1)
     twin = shutil.copytree(workspace.releases / one, workspace.releases / "twin")
     assert write_manifest(twin, VERSIONS) == one
     assert promote(workspace, "twin").name == current(workspace) == "twin"
 
 
-def test_a_workspace_may_be_reached_by_a_link(workspace: Workspace, make: Callable[[int], str], tmp_path: Path) -> None:
+def test_a_workspace_may_be_reached_by_a_link(
+    workspace: Workspace, make: Callable[[int], str], tmp_path: Path
+) -> None:
     one, two = make(1), make(2)
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "link").symlink_to(workspace.root)

@@ -40,7 +40,10 @@ def data(tmp_path):
         (2, "COMMENT CREATED", "i1", "u1"),
     ]
     rows += [(4, "VIEW", "i3", "u1"), (8, "BOOKMARK", "i4", "u3"), (9, "VIEW", "", "u3")]
-    lines = [HEADER, *(f"{START + second},{kind},{item},{user}" for second, kind, item, user in rows)]
+    lines = [
+        HEADER,
+        *(f"{START + second},{kind},{item},{user}" for second, kind, item, user in rows),
+    ]
     (tmp_path / "users_interactions.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
 
@@ -104,12 +107,18 @@ def test_events_go_in_order_with_their_gaps_scaled(spec, data):
     assert [(e["item_id"], e["type"]) for e in sent if e["timestamp"] != sent[2]["timestamp"]] == [
         ("i1", "view"), ("i1", "comment"), ("i4", "bookmark"), ("i5", "view")
     ]  # fmt: skip
-    assert {(e["item_id"], e["type"], e["user_id"]) for e in sent[2:4]} == {("i2", "like", "u2"), ("i3", "view", "u1")}
+    assert {(e["item_id"], e["type"], e["user_id"]) for e in sent[2:4]} == {
+        ("i2", "like", "u2"),
+        ("i3", "view", "u1"),
+    }
     first = sent[0]["timestamp"]
-    assert [e["timestamp"] - first for e in sent] == pytest.approx([0, 0.2, 0.4, 0.4, 0.8, 1.0], abs=1e-6)
+    assert [e["timestamp"] - first for e in sent] == pytest.approx(
+        [0, 0.2, 0.4, 0.4, 0.8, 1.0], abs=1e-6
+    )
     for came, batch in server.requests:
         assert all(-0.001 <= came - event["timestamp"] < 0.5 for event in batch)
-    # As soon as they are due: on a slow machine several may be due at once, but never one before its time.
+    # As soon as they are due: on a slow machine several may be due at once, but never one before
+    # its time.
     assert 2 <= len(server.requests) <= 5 and sum(len(batch) for _, batch in server.requests) == 6
     assert tally.summary() | {"seconds": 0, "events_per_s": 0} == {
         "sent": 6, "accepted": 6, "duplicates": 0, "rejected": 0, "seconds": 0, "events_per_s": 0
@@ -198,7 +207,10 @@ def test_a_server_that_does_not_come_back_ends_it(spec, data):
 
 @pytest.mark.parametrize("status", [404, 422, 500])
 def test_a_refusal_ends_it(spec, data, status):
-    with Server(lambda *_: Response("no", status)) as server, pytest.raises(ReplayFailed, match=f"{status} no"):
+    with (
+        Server(lambda *_: Response("no", status)) as server,
+        pytest.raises(ReplayFailed, match=f"{status} no"),
+    ):
         replay(load_events(spec, data), config(server.url))
 
 
@@ -218,7 +230,9 @@ def test_another_layout_with_values_and_ids(tmp_path):
         "[events.types.rating]\npositive = true\nmin_value = 0\n"
     )
     (tmp_path / "log").mkdir()
-    (tmp_path / "log" / "b.jsonl").write_text('{"u":"a","i":1,"t":"2020-01-01T00:00:02Z","v":4.5,"n":"x"}\n')
+    (tmp_path / "log" / "b.jsonl").write_text(
+        '{"u":"a","i":1,"t":"2020-01-01T00:00:02Z","v":4.5,"n":"x"}\n'
+    )
     (tmp_path / "log" / "a.csv").write_text("u,i,t,v,n\nb,2,1577836801,3,y\nb,2,1577836801,3,y\n")
     spec = find_spec(str(tmp_path / "dataset.toml"))
     with Server(take_all) as server:
@@ -239,11 +253,29 @@ def test_the_command(data):
             "--data",
             "deskdrop",
         ]
-        command += ["--data-dir", str(data), "--url", server.url, "--speed", "0", "--limit", "5", "--batch", "2"]
+        command += [
+            "--data-dir",
+            str(data),
+            "--url",
+            server.url,
+            "--speed",
+            "0",
+            "--limit",
+            "5",
+            "--batch",
+            "2",
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert list(summary) == ["sent", "accepted", "duplicates", "rejected", "seconds", "events_per_s"]
+    assert list(summary) == [
+        "sent",
+        "accepted",
+        "duplicates",
+        "rejected",
+        "seconds",
+        "events_per_s",
+    ]
     assert (summary["sent"], summary["accepted"]) == (5, 5)
     assert [len(batch) for _, batch in server.requests] == [2, 2, 1]
     assert all(e["event_id"].startswith("replay-20") for e in server.events())

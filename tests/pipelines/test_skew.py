@@ -58,11 +58,17 @@ class Visitors:
 def ask_later(engine, users, patch):
     """Ask when every daily feature is past its TTL."""
     later = time.time() + LATER_S
-    patch.setattr(engine_module, "time", SimpleNamespace(time=lambda: later, perf_counter=time.perf_counter))
+    patch.setattr(
+        engine_module, "time", SimpleNamespace(time=lambda: later, perf_counter=time.perf_counter)
+    )
     now = datetime.fromtimestamp(later, UTC)
     items = engine.release.items.with_activity(engine.live.online.item_activity(now.timestamp()))
-    engine.live = replace(engine.live, items=items, items_as_of=now.isoformat(timespec="microseconds"))
-    return [engine.recommend(RecommendationRequest(user_id=user, k=5))["degraded"] for user in users]
+    engine.live = replace(
+        engine.live, items=items, items_as_of=now.isoformat(timespec="microseconds")
+    )
+    return [
+        engine.recommend(RecommendationRequest(user_id=user, k=5))["degraded"] for user in users
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,9 @@ def served(built, copy, tmp_path_factory):
         copy(built.workspace, tmp_path_factory.mktemp("served") / "w") as workspace,
         pytest.MonkeyPatch.context() as patch,
     ):
-        shutil.rmtree(workspace.impressions, ignore_errors=True)  # of another server, whose events are in another log
+        shutil.rmtree(
+            workspace.impressions, ignore_errors=True
+        )  # of another server, whose events are in another log
         run_materialize(workspace)
         release = load_release(current_release(workspace))
         visitors, first = Visitors(release), Engine(release, workspace)
@@ -123,14 +131,24 @@ def add_one(folder, column, key, name):
 
 def test_a_healthy_system_has_no_skew(served):
     found, served_rows = report(served), rows(served)
-    assert (found.figures()["features"], found.differing, found.requests_differing, found.row_missing) == ({}, 0, 0, 0)
+    assert (
+        found.figures()["features"],
+        found.differing,
+        found.requests_differing,
+        found.row_missing,
+    ) == ({}, 0, 0, 0)
     assert (found.not_streamed_yet, found.other_releases) == (0, 0)
     assert found.requests == len(served_rows) > 250
-    assert found.items == sum(bool(vector) for row in served_rows for vector in row["numeric"]) > 1_000
+    assert (
+        found.items == sum(bool(vector) for row in served_rows for vector in row["numeric"]) > 1_000
+    )
     codec = load_release(current_release(served)).codec
     assert found.values == found.items * (len(codec.numeric) + len(codec.categorical))
     assert {feature.compared for feature in found.features.values()} == {found.items}
-    kinds = {(row["row_position"] in (None, "0-0"), row["position"] == row["row_position"]) for row in served_rows}
+    kinds = {
+        (row["row_position"] in (None, "0-0"), row["position"] == row["row_position"])
+        for row in served_rows
+    }
     assert len(kinds) == 4  # neither, events only, a streamed row only, both
     assert len({row["items_as_of"] for row in served_rows}) == 3
 
@@ -138,11 +156,17 @@ def test_a_healthy_system_has_no_skew(served):
 def test_a_changed_value_is_named_with_its_requests(spoilt):
     asked = rows(spoilt)
     user = next(
-        row["user_id"] for row in asked if row["row_position"] == "0-0" and "stale_user_activity" not in row["degraded"]
+        row["user_id"]
+        for row in asked
+        if row["row_position"] == "0-0" and "stale_user_activity" not in row["degraded"]
     )
     add_one(spoilt.features / "user_activity", c.ACTIVE_DAYS, c.USER, user)
     found = report(spoilt)
-    theirs = [row for row in asked if row["user_id"] == user and "stale_user_activity" not in row["degraded"]]
+    theirs = [
+        row
+        for row in asked
+        if row["user_id"] == user and "stale_user_activity" not in row["degraded"]
+    ]
     assert list(found.figures()["features"]) == [c.ACTIVE_DAYS]
     feature = found.features[c.ACTIVE_DAYS]
     assert feature.differing == found.differing == sum(len(row["numeric"]) for row in theirs) > 0
@@ -158,15 +182,25 @@ def test_the_command_says_which_feature_and_ends_with_1(spoilt):
     name = f"item_{c.events('all')}"
     assert f"most often {name}, as in request" in done.stderr.splitlines()[-1]
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert list(figures["features"]) == [name] and figures["differing"] == figures["features"][name] > 0
+    assert (
+        list(figures["features"]) == [name]
+        and figures["differing"] == figures["features"][name] > 0
+    )
 
 
 def test_a_streamed_row_that_differs_is_found(spoilt):
     for path in (spoilt.features / "user_history").glob("stream-*.parquet"):
         table = pq.read_table(path)
-        shorter = pa.array([items[1:] for items in table[c.HISTORY_ITEMS].to_pylist()], pa.list_(pa.string()))
-        times = pa.array([times[1:] for times in table[c.HISTORY_TIMES].to_pylist()], pa.list_(pa.int64()))
-        pq.write_table(table.set_column(2, c.HISTORY_ITEMS, shorter).set_column(3, c.HISTORY_TIMES, times), path)
+        shorter = pa.array(
+            [items[1:] for items in table[c.HISTORY_ITEMS].to_pylist()], pa.list_(pa.string())
+        )
+        times = pa.array(
+            [times[1:] for times in table[c.HISTORY_TIMES].to_pylist()], pa.list_(pa.int64())
+        )
+        pq.write_table(
+            table.set_column(2, c.HISTORY_ITEMS, shorter).set_column(3, c.HISTORY_TIMES, times),
+            path,
+        )
     assert "history_length" in report(spoilt).figures()["features"]
 
 
@@ -202,8 +236,12 @@ def test_numbers_within_the_tolerance_agree():
     nan = np.nan
     logged = np.array([[1.0, nan, nan, 2.0, 1e6, 1e6, 0.0]])
     found = np.array([[1.0, nan, 1.0, nan, 1e6 + 9, 1e6 + 11, 2e-5]])
-    np.testing.assert_array_equal(difference(logged, found, 1e-5), [[0, 0, np.inf, np.inf, 0, 11, 2e-5]])
-    np.testing.assert_array_equal(difference(logged, found, 0.0), [[0, 0, np.inf, np.inf, 9, 11, 2e-5]])
+    np.testing.assert_array_equal(
+        difference(logged, found, 1e-5), [[0, 0, np.inf, np.inf, 0, 11, 2e-5]]
+    )
+    np.testing.assert_array_equal(
+        difference(logged, found, 0.0), [[0, 0, np.inf, np.inf, 9, 11, 2e-5]]
+    )
 
 
 def test_before_anything_was_served_it_says_so(tmp_path):

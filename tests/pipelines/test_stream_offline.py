@@ -4,7 +4,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.workspace import Workspace
-from pipelines.streaming.offline import EVENT_SCHEMA, MERGE, Part, carry_over, merge, parts, write_part
+from pipelines.streaming.offline import (
+    EVENT_SCHEMA,
+    MERGE,
+    Part,
+    carry_over,
+    merge,
+    parts,
+    write_part,
+)
 
 
 def rows(batch):
@@ -17,7 +25,11 @@ def fill(folder, batches, generation=1):
 
 
 def ids(folder):
-    return [i for part in parts(folder) for i in pq.read_table(folder / part.name)["event_id"].to_pylist()]
+    return [
+        i
+        for part in parts(folder)
+        for i in pq.read_table(folder / part.name)["event_id"].to_pylist()
+    ]
 
 
 def expected(batches):
@@ -46,7 +58,9 @@ def test_only_finished_batches_are_merged(tmp_path):
 
 def test_a_merge_that_was_killed_doubles_nothing(tmp_path):
     fill(tmp_path, range(5))
-    write_part(tmp_path, Part(1, 0, 3), [row for batch in range(4) for row in rows(batch)], EVENT_SCHEMA)
+    write_part(
+        tmp_path, Part(1, 0, 3), [row for batch in range(4) for row in rows(batch)], EVENT_SCHEMA
+    )
     assert ids(tmp_path) == expected(range(5))
     assert len(list(tmp_path.glob("stream-*"))) == 2
 

@@ -72,11 +72,22 @@ def test_another_seed_gives_another_world(folder: Path, tmp_path: Path) -> None:
 
 def test_spec_describes_the_files(folder: Path, events: Rows) -> None:
     spec = load_spec(folder / "dataset.toml")
-    assert {name: kind.weight for name, kind in spec.events.types.items()} == {"view": 1, "like": 3, "purchase": 6}
+    assert {name: kind.weight for name, kind in spec.events.types.items()} == {
+        "view": 1,
+        "like": 3,
+        "purchase": 6,
+    }
     assert spec.positive_types == ["view", "like", "purchase"]
     assert spec.users and spec.items and spec.category == "genre"
     source = spec.events
-    assert {source.id, source.user, source.item, source.type, source.timestamp, source.value} == set(events[0])
+    assert {
+        source.id,
+        source.user,
+        source.item,
+        source.type,
+        source.timestamp,
+        source.value,
+    } == set(events[0])
     assert {spec.users.key, *spec.users.attributes} == set(read(folder / spec.users.path)[0])
     dates = {spec.items.available_from, spec.items.available_until}
     items = read(folder / spec.items.path)
@@ -123,7 +134,9 @@ def test_nothing_happens_out_of_availability_or_before_joining(folder: Path, eve
 def test_no_session_outlives_an_item(medium: tuple[World, synthetic.Events]) -> None:
     rng = np.random.default_rng(0)
     ends = END - MEDIUM.days * DAY * rng.uniform(0, 0.8, MEDIUM.items)
-    world = dataclasses.replace(medium[0], available_until=np.maximum(ends, medium[0].available_from + 1))
+    world = dataclasses.replace(
+        medium[0], available_until=np.maximum(ends, medium[0].available_from + 1)
+    )
     log = simulate(world, MEDIUM)
     assert len(log.time) > 1000
     assert (log.time < world.available_until[log.item]).all()
@@ -157,7 +170,9 @@ def test_popularity_has_a_long_tail(medium: tuple[World, synthetic.Events]) -> N
 
 def test_items_are_rarely_viewed_again(medium: tuple[World, synthetic.Events]) -> None:
     _, log = medium
-    _, times = np.unique(np.stack([log.user, log.item])[:, log.kind == 0], axis=1, return_counts=True)
+    _, times = np.unique(
+        np.stack([log.user, log.item])[:, log.kind == 0], axis=1, return_counts=True
+    )
     assert times.max() <= 2
     assert (times == 2).mean() < 0.08
 
@@ -178,14 +193,19 @@ def test_attributes_tell_something_of_the_taste(medium: tuple[World, synthetic.E
     world, _ = medium
     tastes = world.tastes[:, 0] / np.linalg.norm(world.tastes[:, 0], axis=1, keepdims=True)
     alike = tastes @ tastes.T
-    same = (world.user_codes[:, None, :2] == world.user_codes[None, :, :2]).all(2) & ~np.eye(len(tastes), dtype=bool)
+    same = (world.user_codes[:, None, :2] == world.user_codes[None, :, :2]).all(2) & ~np.eye(
+        len(tastes), dtype=bool
+    )
     assert alike[same].mean() > alike[~same].mean() + 0.3
 
 
 def test_utilities_are_the_exact_marginal_over_intents() -> None:
     world = make_world(SMALL)
     user, moment = np.array([3, 140]), np.array([END - 9 * DAY, END - 100.5])
-    logits, intents = world.affinity(user, moment) + world.appeal(moment), world.intents(user, moment)
+    logits, intents = (
+        world.affinity(user, moment) + world.appeal(moment),
+        world.intents(user, moment),
+    )
     expected = np.zeros_like(logits)
     for theme, pull in enumerate(world.intent_pull.T):
         weight = np.exp(logits + pull)
@@ -199,12 +219,18 @@ def test_utilities_are_the_exact_marginal_over_intents() -> None:
     assert not there.all()
 
 
-def test_first_views_are_as_probable_as_utilities_say(medium: tuple[World, synthetic.Events]) -> None:
+def test_first_views_are_as_probable_as_utilities_say(
+    medium: tuple[World, synthetic.Events],
+) -> None:
     """The mean log-probability of what happened is the mean negative entropy, within sampling error."""
     world, log = medium
     views = np.flatnonzero(log.kind == 0)
     _, first = np.unique(log.user[views], return_index=True)
-    user, item, moment = log.user[views[first]], log.item[views[first]], log.time[views[first]].astype(float)
+    user, item, moment = (
+        log.user[views[first]],
+        log.item[views[first]],
+        log.time[views[first]].astype(float),
+    )
     logp = world.utilities(user, moment).astype(np.float64)
     told = np.where(np.isfinite(logp), logp, 0.0)
     entropy = -(np.exp(logp) * told).sum(1)
@@ -241,7 +267,13 @@ class NextViews:
         session = np.maximum.accumulate(np.where(starts, np.arange(len(views)), 0))
         joined = np.searchsorted(user, user)
         late = np.flatnonzero(moment >= END - 0.2 * config.days * DAY)
-        late = np.array([at for at in late[:: max(1, len(late) // limit)] if item[at] not in item[joined[at] : at]])
+        late = np.array(
+            [
+                at
+                for at in late[:: max(1, len(late) // limit)]
+                if item[at] not in item[joined[at] : at]
+            ]
+        )
         before = [item[joined[at] : session[at]] for at in late]
         earlier = [item[session[at] : at] for at in late]
         return cls(user[late], item[late], moment[session[late]].astype(float), before, earlier)
@@ -287,7 +319,9 @@ def test_the_session_tells_its_intent(medium: tuple[World, synthetic.Events]) ->
 def test_session_utilities_follow_from_the_model_by_bayes() -> None:
     world, earlier, before = make_world(SMALL), [7, 3, 11], [3, 5, 9, 9]
     user, moment = np.array([3]), np.array([END - 9 * DAY])
-    world = dataclasses.replace(world, available_from=np.where(np.arange(SMALL.items) == 20, END, 0.0))
+    world = dataclasses.replace(
+        world, available_from=np.where(np.arange(SMALL.items) == 20, END, 0.0)
+    )
     logits = (world.affinity(user, moment) + world.appeal(moment))[0]
     logits -= REPEAT_PENALTY[np.bincount(before, minlength=SMALL.items)]
     joint = np.zeros(SMALL.items)
@@ -303,11 +337,15 @@ def test_session_utilities_follow_from_the_model_by_bayes() -> None:
     assert set(np.flatnonzero(np.isneginf(told[0]))) >= {3, 7, 9, 11, 20}
 
 
-def test_views_are_as_probable_as_session_utilities_say(medium: tuple[World, synthetic.Events]) -> None:
+def test_views_are_as_probable_as_session_utilities_say(
+    medium: tuple[World, synthetic.Events],
+) -> None:
     """The mean log-probability of what happened is the mean negative entropy, within sampling error."""
     world, log = medium
     views = NextViews.of(log, MEDIUM, limit=3000)
-    logp = world.session_utilities(views.user, views.start, views.earlier, views.before).astype(np.float64)
+    logp = world.session_utilities(views.user, views.start, views.earlier, views.before).astype(
+        np.float64
+    )
     for row, seen in enumerate(views.before):  # only new items were asked for
         logp[row, seen] = -np.inf
     logp -= np.log(np.exp(logp).sum(1, keepdims=True))
@@ -343,7 +381,9 @@ def test_a_missing_file_is_made_again(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("survived", range(6))
-def test_a_run_killed_half_way_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int) -> None:
+def test_a_run_killed_half_way_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
     tiny = WorldConfig(users=20, items=30, days=5, events_per_user=10)
     other = WorldConfig(users=20, items=30, days=5, events_per_user=10, seed=1)
     generate(tmp_path, tiny)
@@ -364,7 +404,9 @@ def test_a_run_killed_half_way_is_made_again(tmp_path: Path, monkeypatch: pytest
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("wrong", [{"users": 0}, {"items": 5}, {"days": 0}, {"events_per_user": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"users": 0}, {"items": 5}, {"days": 0}, {"events_per_user": 0.0}]
+)
 def test_a_world_too_small_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="a world needs"):
         WorldConfig(**wrong)

@@ -71,7 +71,9 @@ def happened(*rows):
             c.USER: users,
             c.ITEM: items,
             c.TYPE: types,
-            c.TIMESTAMP: pd.to_datetime(START + np.array(at, dtype=np.float64), unit="s", utc=True).as_unit("us"),
+            c.TIMESTAMP: pd.to_datetime(
+                START + np.array(at, dtype=np.float64), unit="s", utc=True
+            ).as_unit("us"),
             "request_id": pd.Series(requests, dtype=object),
         }
     )
@@ -109,10 +111,18 @@ TWO = [served("r1", "u", 0, "abc"), served("r2", "u", 50, "bcd")]
         (ONE, ("u", "b", "view", 100.001, "r1"), set()),
         (TWO, ("u", "b", "view", 60, None), {("r2", "b", "view")}),  # the latest that showed it
         (TWO, ("u", "a", "view", 60, None), {("r1", "a", "view")}),
-        (TWO, ("u", "b", "view", 50, None), {("r1", "b", "view")}),  # at the moment of the second, not after it
+        (
+            TWO,
+            ("u", "b", "view", 50, None),
+            {("r1", "b", "view")},
+        ),  # at the moment of the second, not after it
         (TWO, ("u", "b", "view", 60, "r1"), {("r1", "b", "view")}),  # it says so
         (TWO, ("u", "d", "view", 60, "r1"), set()),
-        (TWO, ("u", "b", "view", 150.5, None), set()),  # too late for the latest: not the earlier one's either
+        (
+            TWO,
+            ("u", "b", "view", 150.5, None),
+            set(),
+        ),  # too late for the latest: not the earlier one's either
     ],
 )
 def test_attribution(impressions, event, expected):
@@ -144,7 +154,9 @@ def test_many_events_at_once():
 def test_nothing_happened_or_nothing_was_served(tmp_path):
     nothing = logged_events(Workspace(tmp_path))
     assert hits(TWO, nothing) == set()
-    assert attribute(read_impressions(tmp_path), happened(("u", "a", "view", 1, None)), HEADS, 9.0).shape == (0, 2)
+    assert attribute(
+        read_impressions(tmp_path), happened(("u", "a", "view", 1, None)), HEADS, 9.0
+    ).shape == (0, 2)
     rows = impression_rows(read_impressions(tmp_path), nothing, SCHEMA, set())
     assert len(rows.data) == 0 and len(rows.time) == 0
 
@@ -185,7 +197,9 @@ def test_rows_are_the_served_vectors():
 def write_events(workspace, events, batch=0, accepted=0.0):
     """Write events as the streaming job leaves them."""
     positions = [f"{int((START + accepted) * 1_000)}-{n}" for n in range(len(events))]
-    frame = events.assign(position=positions, value=None, accepted_at=[arrival(p) for p in positions])
+    frame = events.assign(
+        position=positions, value=None, accepted_at=[arrival(p) for p in positions]
+    )
     table = pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
     write_part(archive(workspace), Part(1, batch, batch), table, EVENT_SCHEMA)
 
@@ -195,7 +209,9 @@ def test_logged_events_come_once_and_in_order(tmp_path):
     first = happened(("u", "a", "view", 9, "r1"), ("u", "b", "view", 3, None))
     write_events(workspace, first.assign(**{c.ITEM: "late"}), batch=0, accepted=2.0)
     write_events(workspace, first, batch=1, accepted=1.0)
-    write_atomically(archive(workspace) / ".stream-000001-000000000002-000000000002.parquet.tmp", b"half a file")
+    write_atomically(
+        archive(workspace) / ".stream-000001-000000000002-000000000002.parquet.tmp", b"half a file"
+    )
     events = logged_events(workspace)
     assert events[c.EVENT_ID].tolist() == ["e1", "e0"]
     assert events[c.ITEM].tolist() == ["b", "a"]
@@ -218,7 +234,11 @@ def released(tmp_path_factory):
         content = (workspace.releases / identity / name).read_bytes()
         write_atomically(workspace.models / "retrieval" / name, content)
     write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
-    return workspace, identity, row_schema(Codec.from_dict(read_json(workspace.models / "retrieval" / "codec.json")))
+    return (
+        workspace,
+        identity,
+        row_schema(Codec.from_dict(read_json(workspace.models / "retrieval" / "codec.json"))),
+    )
 
 
 @pytest.fixture
@@ -239,14 +259,24 @@ PLANTED = "cosine_last"
 def live(workspace, release, schema, requests=400, shown=8, clicks=True, spoil=None):
     """Serve for some days, a click depending on one feature; return nothing."""
     generator = np.random.default_rng(5)
-    counter = Counter(f"lived_{release}_{requests}_{spoil}", "", ["outcome"], registry=CollectorRegistry())
+    counter = Counter(
+        f"lived_{release}_{requests}_{spoil}", "", ["outcome"], registry=CollectorRegistry()
+    )
     log = ImpressionLog(workspace.impressions, counter)
     events = []
     place = schema.numeric.index(PLANTED)
     for number in range(requests):
-        one = served(f"r{number}", f"u{number % 50}", number * 600.0, [f"i{n}" for n in range(shown)], release=release)
+        one = served(
+            f"r{number}",
+            f"u{number % 50}",
+            number * 600.0,
+            [f"i{n}" for n in range(shown)],
+            release=release,
+        )
         numeric = generator.normal(size=(shown, len(schema.numeric))).astype(np.float32)
-        categorical = generator.integers(0, schema.cardinalities, (shown, len(schema.categorical))).astype(np.int32)
+        categorical = generator.integers(
+            0, schema.cardinalities, (shown, len(schema.categorical))
+        ).astype(np.int32)
         log.offer(replace(one, numeric=numeric, categorical=categorical))
         chance = 1 / (1 + np.exp(1.5 - 3.0 * numeric[:, place]))
         for item in np.flatnonzero(generator.random(shown) < chance):
@@ -280,30 +310,42 @@ def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
     workspace, release, schema = lived
     live(workspace, release, schema)
     given = []
-    monkeypatch.setattr(module, "train_rankers", lambda *arguments, positions: given.append((*arguments, positions)))
+    monkeypatch.setattr(
+        module, "train_rankers", lambda *arguments, positions: given.append((*arguments, positions))
+    )
     for ipw in (False, True):
         train_from_impressions(workspace, RANKERS, DAY, silent, silent, ipw=ipw)
     plain, weighted = ([*arguments[:3], arguments[7]] for arguments in given)
     assert [one["position"] for one in plain[3]] == list(range(8)) and plain[3] == weighted[3]
-    # Positions have nothing to do with what is taken up here: 280 training requests of 8 items each.
+    # Positions have nothing to do with what is taken up here: 280 training requests of 8 items
+    # each.
     assert all(one["shown"] == 280 and one["propensity"] > 0.7 for one in plain[3])
     share = plain[0].happened().mean()
     assert np.mean([one["click_rate"] for one in plain[3]]) == pytest.approx(share)
     for part, same in zip(plain[:3], weighted[:3], strict=True):
         assert part.weight is None and np.array_equal(part.labels, same.labels)
         clicked = same.labels.max(axis=1) > 0
-        assert (same.weight[~clicked] == 1).all() and (same.weight[clicked] >= 1).all() and same.weight.max() > 1
+        assert (
+            (same.weight[~clicked] == 1).all()
+            and (same.weight[clicked] >= 1).all()
+            and same.weight.max() > 1
+        )
 
 
 def test_parts_are_cut_by_time(lived, monkeypatch):
     workspace, release, schema = lived
     live(workspace, release, schema)
     given = []
-    monkeypatch.setattr(module, "train_rankers", lambda *arguments, **_: given.extend(arguments[:3]))
+    monkeypatch.setattr(
+        module, "train_rankers", lambda *arguments, **_: given.extend(arguments[:3])
+    )
     train_from_impressions(workspace, RANKERS, DAY, silent, silent)
     assert [len(np.unique(part.request)) for part in given] == [280, 60, 60]
     assert [len(part) for part in given] == [280 * 8, 60 * 8, 60 * 8]
-    assert given[0].request.max() < given[1].request.min() and given[1].request.max() < given[2].request.min()
+    assert (
+        given[0].request.max() < given[1].request.min()
+        and given[1].request.max() < given[2].request.min()
+    )
 
 
 def test_impressions_of_other_models_are_left_out(lived):
@@ -316,13 +358,17 @@ def test_impressions_of_other_models_are_left_out(lived):
     write_json(other / "manifest.json", {**manifest, "release": "other", "files": files})
     assert compatible_releases(workspace, schema) == {release}
     live(workspace, "other", schema)
-    with pytest.raises(TooFewImpressions, match=r"^0 usable requests of 400 \(400 left out.*200 are needed"):
+    with pytest.raises(
+        TooFewImpressions, match=r"^0 usable requests of 400 \(400 left out.*200 are needed"
+    ):
         train_from_impressions(workspace, RANKERS, DAY, silent, silent)
 
 
 def test_too_little_is_refused(lived):
     workspace, release, schema = lived
-    with pytest.raises(TooFewImpressions, match="^0 usable requests of 0 .*24 hours ago: serve for longer"):
+    with pytest.raises(
+        TooFewImpressions, match="^0 usable requests of 0 .*24 hours ago: serve for longer"
+    ):
         train_from_impressions(workspace, RANKERS, DAY, silent, silent)
     live(workspace, release, schema, requests=199)
     with pytest.raises(TooFewImpressions, match="^199 usable requests of 199 .*200 are needed"):
@@ -333,7 +379,9 @@ def test_too_little_is_refused(lived):
 def test_without_events_nothing_can_be_learned(lived):
     workspace, release, schema = lived
     live(workspace, release, schema, requests=200, clicks=False)
-    with pytest.raises(TooFewImpressions, match="no event followed the 140 of them that are to train: post events"):
+    with pytest.raises(
+        TooFewImpressions, match="no event followed the 140 of them that are to train: post events"
+    ):
         train_from_impressions(workspace, RANKERS, DAY, silent, silent)
 
 
@@ -350,9 +398,17 @@ def test_what_only_towers_have_is_refused(given, tmp_path):
 
 def test_the_command_line_says_what_is_missing(lived):
     workspace, _, _ = lived
-    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", "train", "--from-impressions"]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipelines.commands.cli import main; main()",
+        "train",
+        "--from-impressions",
+    ]
     command += ["--attribution-hours", "0.5", "--home", str(workspace.root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=dict(os.environ)
+    )
     assert done.returncode == 1
     assert "funnel: 0 usable requests of 0" in done.stderr and "0.5 hours ago" in done.stderr
     assert "Traceback" not in done.stderr

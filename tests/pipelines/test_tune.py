@@ -37,7 +37,9 @@ def root(world):
 
 
 def trials(root, found):
-    return optuna.load_study(study_name=found.study, storage=f"sqlite:///{root / 'tuning' / 'studies.db'}").trials
+    return optuna.load_study(
+        study_name=found.study, storage=f"sqlite:///{root / 'tuning' / 'studies.db'}"
+    ).trials
 
 
 def test_defaults_are_trial_0_and_never_given_up_and_the_best_is_at_least_as_good(root):
@@ -51,7 +53,9 @@ def test_defaults_are_trial_0_and_never_given_up_and_the_best_is_at_least_as_goo
     assert any(trial.state == TrialState.PRUNED for trial in ended)
     assert more.value > more.default_value == found.value
     assert more.settings["x"] == pytest.approx(TOP, abs=0.2)
-    assert more.importance.keys() == {"x", "idle"} and sum(more.importance.values()) == pytest.approx(1.0)
+    assert more.importance.keys() == {"x", "idle"} and sum(
+        more.importance.values()
+    ) == pytest.approx(1.0)
     assert read_json(root / "tuning" / "parabola.json") == more.to_dict()
 
 
@@ -79,7 +83,9 @@ def test_a_killed_search_goes_on_and_tries_the_killed_trial_again(root, at):
     assert len(ended) == 7 and found.trials["failed"] == 1
     again = next(trial for trial in ended if trial.user_attrs.get("retry") == 1)
     assert again.params == ended[at].params
-    assert found.default_value == pytest.approx(1 - TOP**2)  # also if it was the defaults that were killed
+    assert found.default_value == pytest.approx(
+        1 - TOP**2
+    )  # also if it was the defaults that were killed
     assert not list((root / "tuning" / found.study).glob("trial-*"))
 
 
@@ -98,7 +104,11 @@ class Fails(Parabola):
 
 def test_settings_that_fail_a_check_are_worth_nothing_and_the_search_goes_on(root):
     found = search(root, 12, plan=Fails())
-    failed = [trial for trial in trials(root, found) if trial.user_attrs.get("failed") == "held-out labels leak"]
+    failed = [
+        trial
+        for trial in trials(root, found)
+        if trial.user_attrs.get("failed") == "held-out labels leak"
+    ]
     assert failed and all(trial.value == 0.0 and trial.params["x"] < 0.5 for trial in failed)
     assert found.settings["x"] >= 0.5 and found.value > 0.9
 
@@ -145,7 +155,9 @@ def test_every_trial_is_a_run_of_mlflow_that_names_its_study_and_none_is_run_twi
     assert len(client.get_metric_history(first.info.run_id, "height")) == Parabola.steps
 
 
-@pytest.mark.parametrize(("plan", "stage"), [(TowerSearch(), "features"), (RankerSearch(), "train")])
+@pytest.mark.parametrize(
+    ("plan", "stage"), [(TowerSearch(), "features"), (RankerSearch(), "train")]
+)
 def test_a_search_before_its_turn_says_which_stage_to_run(root, plan, stage):
     with pytest.raises(MissingStage, match=f"run 'funnel {stage}' first"):
         run_search(Workspace(root), plan, SearchConfig(1), silent)
@@ -176,9 +188,15 @@ def test_rankers_begin_with_the_default_of_every_kind(built, copied):
     found = run_search(copied, RankerSearch(RANKERS, SAMPLE), SearchConfig(4), silent)
     kinds = read_json(built.workspace.models / "ranking" / "report.json")["kinds"]
     ended = trials(copied.root, found)
-    assert [trial.value for trial in ended[:3]] == [kinds[trial.params["kind"]]["ndcg"] for trial in ended[:3]]
+    assert [trial.value for trial in ended[:3]] == [
+        kinds[trial.params["kind"]]["ndcg"] for trial in ended[:3]
+    ]
     assert [trial.params["kind"] for trial in ended[:3]] == ["lambdarank", "lightgbm", "dcn"]
-    assert found.value >= max(kinds[kind]["ndcg"] for kind in ("lambdarank", "lightgbm", "dcn")) == found.default_value
+    assert (
+        found.value
+        >= max(kinds[kind]["ndcg"] for kind in ("lambdarank", "lightgbm", "dcn"))
+        == found.default_value
+    )
 
 
 def test_training_uses_what_was_tuned_and_says_so(copied):
@@ -198,6 +216,17 @@ def test_training_uses_what_was_tuned_and_says_so(copied):
 
 
 def _write_found(workspace, name, settings):
-    default = {"default_value": 0.4, "default_settings": settings, "trials": {"complete": 1}, "importance": {}}
-    about = {"study": f"{name}-1", "figure": "recall@100", "data_version": "1", "trial": 1, "value": 0.5}
+    default = {
+        "default_value": 0.4,
+        "default_settings": settings,
+        "trials": {"complete": 1},
+        "importance": {},
+    }
+    about = {
+        "study": f"{name}-1",
+        "figure": "recall@100",
+        "data_version": "1",
+        "trial": 1,
+        "value": 0.5,
+    }
     write_json(workspace.tuning / f"{name}.json", {**about, "settings": settings, **default})

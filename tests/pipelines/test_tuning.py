@@ -20,7 +20,10 @@ def test_the_top_of_a_hill_is_found_and_nothing_is_tried_twice(top):
 
 def test_one_setting_may_have_to_wait_for_another():
     ridge = {(3.0, 20.0): 1.0, (3.0, 30.0): 2.0, (4.0, 30.0): 3.0, (5.0, 30.0): 4.0}
-    assert climb(STEPS, lambda setting: ridge.get((setting["a"], setting["b"]), 0.0)) == {"a": 5.0, "b": 30.0}
+    assert climb(STEPS, lambda setting: ridge.get((setting["a"], setting["b"]), 0.0)) == {
+        "a": 5.0,
+        "b": 30.0,
+    }
 
 
 def test_a_plain_ends_where_it_began():

@@ -70,7 +70,9 @@ def again(older, copy, tmp_path):
 
 def model_hashes(workspace):
     folder = workspace.models
-    wanted = [p for part in ("retrieval", "ranking") for p in (folder / part).rglob("*") if p.is_file()]
+    wanted = [
+        p for part in ("retrieval", "ranking") for p in (folder / part).rglob("*") if p.is_file()
+    ]
     return {str(p.relative_to(folder)): file_hash(p) for p in wanted}
 
 
@@ -85,7 +87,10 @@ def test_known_ids_keep_their_vectors_in_a_grown_vocabulary(older):
     old, new = load_file(base.folder / "towers.safetensors"), towers.state_dict()
     assert len(data.codec.users) > len(base.codec.users)
     for user in data.codec.users.values:
-        row, before = new["users.ids.weight"][data.codec.users.code(user)], base.codec.users.code(user)
+        row, before = (
+            new["users.ids.weight"][data.codec.users.code(user)],
+            base.codec.users.code(user),
+        )
         fresh = drawn["users.ids.weight"][data.codec.users.code(user)]
         assert torch.equal(row, old["users.ids.weight"][before] if before else fresh)
     for item in data.codec.items.values:
@@ -99,8 +104,12 @@ def test_attribute_rows_follow_their_values(older):
     old = Base.of(older).codec
     kinds = {"colour": "categorical", "size": "categorical"}
     moments = {}
-    before = AttributeEncoder(kinds, {"colour": Vocabulary(["red", "blue"]), "size": Vocabulary(["s"])}, moments)
-    now = AttributeEncoder(kinds, {"colour": Vocabulary(["green", "red"]), "size": Vocabulary(["m", "s"])}, moments)
+    before = AttributeEncoder(
+        kinds, {"colour": Vocabulary(["red", "blue"]), "size": Vocabulary(["s"])}, moments
+    )
+    now = AttributeEncoder(
+        kinds, {"colour": Vocabulary(["green", "red"]), "size": Vocabulary(["m", "s"])}, moments
+    )
     grown = before.grown(now)
     assert grown.vocabularies["colour"].values == ["red", "blue", "green"]
     assert grown.vocabularies["size"].values == ["s", "m"]
@@ -125,7 +134,10 @@ def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
     before, said = current_release(again), []
     report = go_on(again, say=said.append)
     assert list(report.kinds) == ["lambdarank"]
-    assert said == [f"towers: go on from release {before.name}", "rankers: lambdarank goes on from the release's"]
+    assert said == [
+        f"towers: go on from release {before.name}",
+        "rankers: lambdarank goes on from the release's",
+    ]
     assert report.config == replace(RANKERS, kinds=("lambdarank",))
     retrieval = read_json(again.models / "retrieval" / "report.json")
     assert retrieval["warm_start"] == before.name
@@ -147,14 +159,21 @@ def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
 def test_a_killed_warm_start_ends_with_the_same_bytes(again, tmp_path, copy):
     with copy(again, tmp_path / "killed") as killed:
         command = [sys.executable, "-c", AGAIN, str(killed.root)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         for line in process.stdout:
             if line.startswith("epoch 2"):
                 break
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        for workspace in (killed, again):  # as it was begun: a process with other threads rounds otherwise
-            subprocess.run([sys.executable, "-c", AGAIN, str(workspace.root)], check=True, capture_output=True)
+        for workspace in (
+            killed,
+            again,
+        ):  # as it was begun: a process with other threads rounds otherwise
+            subprocess.run(
+                [sys.executable, "-c", AGAIN, str(workspace.root)], check=True, capture_output=True
+            )
         assert model_hashes(killed) == model_hashes(again)
 
 
@@ -170,7 +189,9 @@ def test_a_release_that_does_not_say_how_its_ranker_was_trained_is_refused(copie
     del metrics["ranking"]["config"]
     write_json(folder / "metrics.json", metrics)
     write_manifest(folder, {"split": read_json(folder / "manifest.json")["split"]})
-    with pytest.raises(MissingStage, match="is of an earlier version: run 'funnel train' without --warm-start"):
+    with pytest.raises(
+        MissingStage, match="is of an earlier version: run 'funnel train' without --warm-start"
+    ):
         Base.of(copied)
 
 
@@ -186,4 +207,7 @@ def test_a_release_of_the_same_events_has_nothing_to_learn(copied):
     assert done.returncode == 1 and "bring new ones with 'funnel ingest'" in done.stderr
     assert model_hashes(copied)
     for options in (["--tuned"], ["--no-logq"], ["--seed", "1"]):
-        assert "leave --tuned" in funnel("train", "--warm-start", *options, "--home", copied.root).stderr
+        assert (
+            "leave --tuned"
+            in funnel("train", "--warm-start", *options, "--home", copied.root).stderr
+        )

@@ -30,7 +30,10 @@ class Parabola:
         return [{"x": 0.0, "idle": 0.5}]
 
     def draw(self, trial):
-        return {"x": trial.suggest_float("x", 0.0, 1.0), "idle": trial.suggest_float("idle", 0.0, 1.0)}
+        return {
+            "x": trial.suggest_float("x", 0.0, 1.0),
+            "idle": trial.suggest_float("idle", 0.0, 1.0),
+        }
 
     def data(self, workspace, progress):
         progress("nothing to read", 1, 1)
@@ -50,7 +53,9 @@ class Parabola:
 def search(root, trials, jobs=1, plan=None, **settings):
     """Run the search in the workspace below ``root``."""
     workspace = Workspace(Path(root))
-    return run_search(workspace, plan or Parabola(), SearchConfig(trials, jobs, **settings), lambda *_: None)
+    return run_search(
+        workspace, plan or Parabola(), SearchConfig(trials, jobs, **settings), lambda *_: None
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def planted(seed: int, requests: int = 200, candidates: int = 20) -> RankingData
     random = np.random.default_rng(seed)
     n = requests * candidates
     affinity, popularity = random.normal(size=n), np.floor(np.exp(random.normal(2.0, 1.5, size=n)))
-    numeric = np.stack([random.normal(size=n), affinity, popularity, random.exponential(size=n)], axis=1)
+    numeric = np.stack(
+        [random.normal(size=n), affinity, popularity, random.exponential(size=n)], axis=1
+    )
     numeric[random.random(n) < 0.1, 3] = np.nan
     # The last genre never occurs in training rows.
     categorical = np.stack([random.integers(0, 5, n), random.integers(0, 4, n)], axis=1)
@@ -35,7 +37,9 @@ def planted(seed: int, requests: int = 200, candidates: int = 20) -> RankingData
     chance = np.stack([logit - 2.5, logit - 4.0], axis=1)
     labels = random.random((n, 2)) < 1 / (1 + np.exp(-chance))
     request = np.repeat(np.arange(requests, dtype=np.int64), candidates)
-    return RankingData(numeric.astype(np.float32), categorical.astype(np.int32), labels.astype(np.float32), request)
+    return RankingData(
+        numeric.astype(np.float32), categorical.astype(np.int32), labels.astype(np.float32), request
+    )
 
 
 def splits() -> tuple[RankingData, RankingData, RankingData]:

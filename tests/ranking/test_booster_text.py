@@ -67,18 +67,29 @@ def first(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[str]
     "damage",
     [
         pytest.param(first("left_child", lambda of: ["0", *of[1:]]), id="a node is its own child"),
-        pytest.param(first("right_child", lambda of: [*of[:2], of[1], *of[3:]]), id="a node has two parents"),
+        pytest.param(
+            first("right_child", lambda of: [*of[:2], of[1], *of[3:]]), id="a node has two parents"
+        ),
         pytest.param(first("left_child", lambda of: of[:-1]), id="a child is missing"),
-        pytest.param(first("split_feature", lambda of: ["7", *of[1:]]), id="a column that is not there"),
-        pytest.param(first("threshold", lambda of: ["x", *of[1:]]), id="a threshold that is no number"),
+        pytest.param(
+            first("split_feature", lambda of: ["7", *of[1:]]), id="a column that is not there"
+        ),
+        pytest.param(
+            first("threshold", lambda of: ["x", *of[1:]]), id="a threshold that is no number"
+        ),
         pytest.param(first("leaf_value", lambda of: ["nan", *of[1:]]), id="a leaf without a value"),
-        pytest.param(first("cat_boundaries", lambda of: [*of[:-1], "9"]), id="a set of categories beyond the end"),
+        pytest.param(
+            first("cat_boundaries", lambda of: [*of[:-1], "9"]),
+            id="a set of categories beyond the end",
+        ),
         pytest.param(first("num_leaves", lambda _: ["3"]), id="another number of leaves"),
         pytest.param(first("num_cat", lambda _: ["0"]), id="no sets of categories"),
         pytest.param(first("is_linear", lambda _: ["1"]), id="a linear tree"),
         pytest.param(lambda text: text.replace("num_class=1", "num_class=2"), id="two classes"),
         pytest.param(lambda text: text.replace("Tree=2", "Tree=3"), id="a tree out of order"),
-        pytest.param(lambda text: text.replace("num_cat", "num_dog", 1), id="a field of another name"),
+        pytest.param(
+            lambda text: text.replace("num_cat", "num_dog", 1), id="a field of another name"
+        ),
         pytest.param(lambda text: text.replace("end of trees", "end of books"), id="no end"),
         pytest.param(lambda _: "", id="nothing"),
     ],

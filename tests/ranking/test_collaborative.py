@@ -23,7 +23,9 @@ def taste_world(seed: int = 0, noise: bool = False) -> tuple[Pairs, Sides]:
     likely = np.where(user % 2 == item % 2, 0.9, 0.1)
     label = (generator.random(n) < (0.5 if noise else likely)).astype(np.float32)
     tags = np.eye(2, dtype=np.float32)[np.arange(items) % 2]
-    sides = Sides(users, items, {"side": np.arange(users) % 2}, {"half": np.arange(items) // 30}, tags)
+    sides = Sides(
+        users, items, {"side": np.arange(users) % 2}, {"half": np.arange(items) // 30}, tags
+    )
     return Pairs(user.astype(np.int64), item.astype(np.int64), label), sides
 
 
@@ -35,7 +37,9 @@ def test_counts_and_the_first_bias_by_hand() -> None:
     assert features["item_labels"].tolist() == [1, 0]
     assert features["item_bias"][0] < 0
     assert features["item_bias"][0] == pytest.approx(-2 / 3 / 6, abs=0.01)
-    assert {name: float(values[1]) for name, values in features.items()} == dict.fromkeys(features, 0.0)
+    assert {name: float(values[1]) for name, values in features.items()} == dict.fromkeys(
+        features, 0.0
+    )
 
 
 def test_the_label_that_is_wanted_is_not_looked_at() -> None:
@@ -48,7 +52,15 @@ def test_the_label_that_is_wanted_is_not_looked_at() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["factors_10", "neighbours", "near_neighbours", "near_neighbours_sum", "item_in_side", "user_in_tags"]
+    "name",
+    [
+        "factors_10",
+        "neighbours",
+        "near_neighbours",
+        "near_neighbours_sum",
+        "item_in_side",
+        "user_in_tags",
+    ],
 )
 def test_a_planted_taste_is_found_out_of_fold(name: str) -> None:
     known, sides = taste_world()

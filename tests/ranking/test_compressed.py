@@ -33,7 +33,9 @@ def size(ranker: CalibratedRanker, folder: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", ["lightgbm", "lambdarank", "dcn"])
-def test_a_student_is_smaller_and_nearly_as_good(trained: Trained, kind: str, tmp_path: Path) -> None:
+def test_a_student_is_smaller_and_nearly_as_good(
+    trained: Trained, kind: str, tmp_path: Path
+) -> None:
     teacher, (train, calibrate, validate) = CalibratedRanker.load(trained.folder / kind), splits()
     task = Task(train, calibrate, RowTransform.fit(train.numeric), SCHEMA, student_config(CONFIG))
     student = distil(teacher, task, silent)
@@ -41,11 +43,17 @@ def test_a_student_is_smaller_and_nearly_as_good(trained: Trained, kind: str, tm
     small = CalibratedRanker(student, teacher.calibration)
     assert size(small, tmp_path / "small") < 0.75 * size(teacher, tmp_path / "large")
     score, _ = small.score(validate.numeric, validate.categorical)
-    assert ndcg_at_k(validate.wanted(SCHEMA), score, validate.request, 10) > 0.95 * trained.report.kinds[kind].ndcg
+    assert (
+        ndcg_at_k(validate.wanted(SCHEMA), score, validate.request, 10)
+        > 0.95 * trained.report.kinds[kind].ndcg
+    )
 
 
 def test_a_student_learns_from_the_teacher_where_labels_say_nothing(trained: Trained) -> None:
-    teacher, (train, calibrate, validate) = CalibratedRanker.load(trained.folder / "lightgbm"), splits()
+    teacher, (train, calibrate, validate) = (
+        CalibratedRanker.load(trained.folder / "lightgbm"),
+        splits(),
+    )
     noise = replace(train, labels=np.random.default_rng(0).permutation(train.labels))
     task = Task(noise, calibrate, RowTransform.fit(train.numeric), SCHEMA, student_config(CONFIG))
     p = distil(teacher, task, silent).predict(validate.numeric, validate.categorical)
@@ -78,7 +86,9 @@ def test_int8_networks_order_like_the_original(trained: Trained, tmp_path: Path)
 
 def test_a_request_is_the_joined_rows_taken_apart() -> None:
     pair, item = len(CROSS) + len(ITEM_AGES), ("item_price", "item_size")
-    schema = RowSchema((*CROSS, *ITEM_AGES, "clicks", *item), ("device", "genre"), (3, 4), ("click",), (1.0,))
+    schema = RowSchema(
+        (*CROSS, *ITEM_AGES, "clicks", *item), ("device", "genre"), (3, 4), ("click",), (1.0,)
+    )
     random, n = np.random.default_rng(0), 12
     data = RankingData(
         random.normal(size=(n, pair + 3)).astype(np.float32),
@@ -88,12 +98,15 @@ def test_a_request_is_the_joined_rows_taken_apart() -> None:
     )
     data.numeric[:6, pair], data.categorical[:6, 0] = 1.5, 2  # of the first request's user
     ranker = CalibratedRanker(
-        fit_popularity(data, schema, PopularityConfig("item_size")), Calibration((HeadCalibration(),))
+        fit_popularity(data, schema, PopularityConfig("item_size")),
+        Calibration((HeadCalibration(),)),
     )
     pairs, items = one_request(data, 9, (2, 1))
     assert len(pairs) == 9 and items.numeric.shape == (9, 2) and items.categorical.shape == (9, 1)
     rows = [0, 1, 2, 3, 4, 5, 0, 1, 2]
     numeric, categorical = pairs.join(items)
-    assert np.array_equal(numeric, data.numeric[rows]) and np.array_equal(categorical, data.categorical[rows])
+    assert np.array_equal(numeric, data.numeric[rows]) and np.array_equal(
+        categorical, data.categorical[rows]
+    )
     times = latencies({"one": ranker, "same": ranker}, pairs, items, rounds=3)
     assert set(times) == {"one", "same"} and min(times.values()) > 0

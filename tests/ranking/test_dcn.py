@@ -27,7 +27,13 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
     data = planted(5, requests=4, candidates=16)
     data.labels[:] = np.random.default_rng(0).integers(0, 2, data.labels.shape)
     config = DcnConfig(
-        batch=64, min_steps=300, patience=99, threads=1, weight_decay=0.0, unknown_rate=0.0, monitor="log_loss"
+        batch=64,
+        min_steps=300,
+        patience=99,
+        threads=1,
+        weight_decay=0.0,
+        unknown_rate=0.0,
+        monitor="log_loss",
     )
     transform = RowTransform.fit(data.numeric)
     network = train_network(data, data, transform, SCHEMA, config, 0, 10, Guard("dcn"), silent)
@@ -68,9 +74,13 @@ def test_codes_never_seen_are_treated_as_unknown() -> None:
     data = planted(6, requests=40)
     transform = RowTransform.fit(data.numeric)
     network = train_network(data, data, transform, SCHEMA, SHORT, 0, 10, Guard("dcn"), silent)
-    unseen, unknown, known = (replace(data, categorical=np.int32([[genre, 1]] * len(data))) for genre in (5, 0, 1))
+    unseen, unknown, known = (
+        replace(data, categorical=np.int32([[genre, 1]] * len(data))) for genre in (5, 0, 1)
+    )
     assert np.array_equal(outputs(network, transform, unseen), outputs(network, transform, unknown))
-    assert not np.array_equal(outputs(network, transform, known), outputs(network, transform, unknown))
+    assert not np.array_equal(
+        outputs(network, transform, known), outputs(network, transform, unknown)
+    )
 
 
 def test_seed_decides_and_global_state_is_left_alone() -> None:
@@ -79,7 +89,8 @@ def test_seed_decides_and_global_state_is_left_alone() -> None:
     torch.manual_seed(3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     networks = [
-        train_network(data, data, transform, SCHEMA, SHORT, seed, 10, Guard("dcn"), silent) for seed in (0, 0, 1)
+        train_network(data, data, transform, SCHEMA, SHORT, seed, 10, Guard("dcn"), silent)
+        for seed in (0, 0, 1)
     ]
     one, same, other = (outputs(network, transform, data) for network in networks)
     assert np.array_equal(one, same) and not np.array_equal(one, other)
@@ -89,5 +100,9 @@ def test_seed_decides_and_global_state_is_left_alone() -> None:
 
 def test_network_without_categories() -> None:
     network = DcnNetwork(3, (4, 4), (), 2, SHORT)
-    out = network(torch.zeros(5, 3), torch.zeros(5, 2, dtype=torch.int32), torch.zeros(5, 0, dtype=torch.int32))
+    out = network(
+        torch.zeros(5, 3),
+        torch.zeros(5, 2, dtype=torch.int32),
+        torch.zeros(5, 0, dtype=torch.int32),
+    )
     assert out.shape == (5, 2)

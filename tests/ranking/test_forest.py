@@ -31,7 +31,11 @@ def world(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         numeric[random.random(rows) < 0.1, column] = np.nan
     codes = random.integers(0, CATEGORIES, size=(rows, 2)).astype(np.int32)
     effect = np.random.default_rng(0).normal(size=(2, CATEGORIES))
-    worth = np.nan_to_num(numeric, nan=1.0).sum(axis=1) + effect[0][codes[:, 0]] + effect[1][codes[:, 1]]
+    worth = (
+        np.nan_to_num(numeric, nan=1.0).sum(axis=1)
+        + effect[0][codes[:, 0]]
+        + effect[1][codes[:, 1]]
+    )
     chance = 1 / (1 + np.exp(-np.stack([worth, worth - 1], axis=1)))
     return numeric, codes, (random.random((rows, 2)) < chance).astype(np.float32)
 
@@ -41,7 +45,9 @@ def trained(leaves: int, rounds: int = 70) -> TreeRanker:
     for seed, rows in ((1, 20_000), (2, 2_000)):
         numeric, codes, labels = world(seed, rows)
         parts.append(RankingData(numeric, codes, labels, np.arange(rows, dtype=np.int64)))
-    config = TreeConfig(rounds=rounds, learning_rate=0.1, leaves=leaves, min_rows_in_leaf=20, threads=1)
+    config = TreeConfig(
+        rounds=rounds, learning_rate=0.1, leaves=leaves, min_rows_in_leaf=20, threads=1
+    )
     return fit_lightgbm(*parts, SCHEMA, config, 3, Guard("lightgbm"), lambda _kind, _figures: None)
 
 
@@ -53,7 +59,13 @@ def ranker() -> TreeRanker:
 def request(seed: int, count: int) -> tuple[PairRows, ItemRows]:
     random = np.random.default_rng(seed)
     numeric, codes, _ = world(seed, 300)
-    codes[:20, 1] = [-1, CATEGORIES, CATEGORIES + 70, 5, 2**30] * 4  # not what a vocabulary gives, and yet 0
+    codes[:20, 1] = [
+        -1,
+        CATEGORIES,
+        CATEGORIES + 70,
+        5,
+        2**30,
+    ] * 4  # not what a vocabulary gives, and yet 0
     items = ItemRows(numeric[:, 3:], codes[:, 1:], np.zeros(300), np.zeros(300))
     chosen = random.integers(0, 300, count).astype(np.int32)
     user = numeric[0, 2:3] if seed % 3 else np.array([np.nan], dtype=np.float32)
@@ -71,7 +83,9 @@ def test_the_same_as_lightgbm_to_the_bit(ranker: TreeRanker) -> None:
 
 
 def decision_types(booster: lightgbm.Booster) -> list[str]:
-    lines = [line for line in booster.model_to_string().splitlines() if line.startswith("decision_type=")]
+    lines = [
+        line for line in booster.model_to_string().splitlines() if line.startswith("decision_type=")
+    ]
     return [value for line in lines for value in line.removeprefix("decision_type=").split()]
 
 
@@ -80,7 +94,9 @@ def test_trees_are_not_left_out(ranker: TreeRanker) -> None:
     forest = Forest.read(ranker.boosters[0].model_to_string())
     fewer = Forest.read(ranker.boosters[0].model_to_string(num_iteration=33))
     sizes = np.asarray(SCHEMA.cardinalities, dtype=np.int32)
-    assert len(fewer.leaves) == 33 and not np.allclose(forest(pairs, items, sizes), fewer(pairs, items, sizes))
+    assert len(fewer.leaves) == 33 and not np.allclose(
+        forest(pairs, items, sizes), fewer(pairs, items, sizes)
+    )
 
 
 def test_no_candidates_and_a_tree_without_a_split(ranker: TreeRanker) -> None:
@@ -89,7 +105,9 @@ def test_no_candidates_and_a_tree_without_a_split(ranker: TreeRanker) -> None:
     data = lightgbm.Dataset(np.zeros((50, 7)), np.arange(50) % 2, params={"verbosity": -1})
     stump = lightgbm.train({"objective": "regression", "verbosity": -1}, data, 2)
     pairs, items = request(1, count=3)
-    found = Forest.read(stump.model_to_string())(pairs, items, np.asarray(SCHEMA.cardinalities, dtype=np.int32))
+    found = Forest.read(stump.model_to_string())(
+        pairs, items, np.asarray(SCHEMA.cardinalities, dtype=np.int32)
+    )
     assert np.array_equal(found, stump.predict(np.zeros((3, 7))))
 
 

@@ -37,7 +37,10 @@ def test_two_candidates_by_hand() -> None:
     base, columns = permutation_importance(by_count(schema, 0), data, 10, 4, 0)
     assert base == 1.0 and [one.name for one in columns] == ["count", "idle"]
     # Half of the permutations of two rows swap them.
-    assert columns[0].drop == pytest.approx((1 - 1 / np.log2(3)) / 2, abs=0.01) and columns[0].spread < 0.01
+    assert (
+        columns[0].drop == pytest.approx((1 - 1 / np.log2(3)) / 2, abs=0.01)
+        and columns[0].spread < 0.01
+    )
     assert columns[1].drop == columns[1].spread == 0.0
     assert {one.permuted for one in columns} == {"within"} and columns[0].gain is None
     assert np.array_equal(data.numeric, before)
@@ -68,7 +71,11 @@ def test_the_cause_matters_most_and_noise_does_not(trained: Trained, kind: str) 
     assert base == pytest.approx(trained.report.kinds[kind].ndcg)
     drop = {one.name: one.drop for one in columns}
     assert {columns[0].name, columns[1].name} == {"affinity", "genre"} and columns[0].drop > 0.1
-    assert max(abs(drop[name]) for name in ("noise", "recency", "device")) < 0.03 < drop["item_events_30d"] + 0.03
+    assert (
+        max(abs(drop[name]) for name in ("noise", "recency", "device"))
+        < 0.03
+        < drop["item_events_30d"] + 0.03
+    )
     gains = [one.gain for one in columns]
     if kind in ("lightgbm", "lambdarank"):
         assert sum(gains) == pytest.approx(1.0) and columns[0].gain == max(gains)
@@ -78,13 +85,17 @@ def test_the_cause_matters_most_and_noise_does_not(trained: Trained, kind: str) 
 
 def test_the_same_seed_gives_the_same(trained: Trained) -> None:
     ranker, data = CalibratedRanker.load(trained.folder / "logistic"), trained.validate
-    assert permutation_importance(ranker, data, 10, 2, 1) == permutation_importance(ranker, data, 10, 2, 1)
+    assert permutation_importance(ranker, data, 10, 2, 1) == permutation_importance(
+        ranker, data, 10, 2, 1
+    )
 
 
 def test_requests_without_a_positive_row_are_refused() -> None:
     data = planted(1, requests=3)
     with pytest.raises(ValueError, match="no request has a positive row"):
-        permutation_importance(by_count(SCHEMA, 2), replace(data, labels=np.zeros_like(data.labels)), 10, 2, 0)
+        permutation_importance(
+            by_count(SCHEMA, 2), replace(data, labels=np.zeros_like(data.labels)), 10, 2, 0
+        )
 
 
 def test_calibration_curve_by_hand() -> None:
@@ -112,6 +123,8 @@ def test_curves_before_and_after_calibration() -> None:
     curves = ranker.calibration_curves(data, bins=2)["click"]
     assert [one["predicted"] for one in curves["raw"]] == pytest.approx([1 / 2, 2 / 3])
     # Isotonic: half of the probability, plus a thousandth of the raw one in its place.
-    assert [one["predicted"] for one in curves["calibrated"]] == pytest.approx([0.25, 1 / 3], abs=1e-3)
+    assert [one["predicted"] for one in curves["calibrated"]] == pytest.approx(
+        [0.25, 1 / 3], abs=1e-3
+    )
     for stage in curves.values():
         assert [(one["rows"], one["rate"]) for one in stage] == [(2, 0.0), (2, 0.5)]

@@ -20,11 +20,22 @@ from ranking.transform import RowTransform
 def test_logistic_equals_one_hot_by_hand() -> None:
     data = planted(0)
     transform = RowTransform.fit(data.numeric)
-    ranker = fit_logistic(data, transform, SCHEMA, LogisticConfig(max_iterations=500), Guard("logistic"))
-    one_hot = [np.eye(size)[data.categorical[:, column]] for column, size in enumerate(SCHEMA.cardinalities)]
+    ranker = fit_logistic(
+        data, transform, SCHEMA, LogisticConfig(max_iterations=500), Guard("logistic")
+    )
+    one_hot = [
+        np.eye(size)[data.categorical[:, column]]
+        for column, size in enumerate(SCHEMA.cardinalities)
+    ]
     design = np.hstack([transform(data.numeric), *one_hot])
-    expected = LogisticRegression(C=1.0, tol=1e-6, max_iter=500).fit(design, data.labels[:, 0]).predict_proba(design)
-    assert ranker.predict(data.numeric, data.categorical)[:, 0] == pytest.approx(expected[:, 1], abs=0.01)
+    expected = (
+        LogisticRegression(C=1.0, tol=1e-6, max_iter=500)
+        .fit(design, data.labels[:, 0])
+        .predict_proba(design)
+    )
+    assert ranker.predict(data.numeric, data.categorical)[:, 0] == pytest.approx(
+        expected[:, 1], abs=0.01
+    )
 
 
 def test_wide_columns_are_hashed_and_unknown_is_never_shared() -> None:
@@ -64,11 +75,15 @@ def test_openmp_comes_from_torch_where_the_system_has_none(monkeypatch: pytest.M
 def test_more_levels_of_worth_than_lightgbm_expects() -> None:
     """Five heads give 32 sums of weights; LightGBM knows 31 gains unless it is told."""
     heads = tuple("abcde")
-    schema = RowSchema(SCHEMA.numeric, SCHEMA.categorical, SCHEMA.cardinalities, heads, (1.0, 2.0, 4.0, 8.0, 16.0))
+    schema = RowSchema(
+        SCHEMA.numeric, SCHEMA.categorical, SCHEMA.cardinalities, heads, (1.0, 2.0, 4.0, 8.0, 16.0)
+    )
     data = planted(0, requests=100)
     data.labels = np.random.default_rng(0).integers(0, 2, (len(data), 5)).astype(np.float32)
     config = trees.TreeConfig(rounds=3, min_rows_in_leaf=20, threads=1)
-    ranker = trees.fit_lambdarank(data, data, schema, config, seed=0, k=10, guard=Guard("trees"), log=lambda *_: None)
+    ranker = trees.fit_lambdarank(
+        data, data, schema, config, seed=0, k=10, guard=Guard("trees"), log=lambda *_: None
+    )
     assert ranker.predict(data.numeric, data.categorical).shape == (len(data), 5)
 
 
@@ -89,7 +104,9 @@ def test_what_lambdarank_reports_leaves_out_requests_without_a_positive_row() ->
         lambda _, figures: told.append(figures.get("watch_ndcg", 0)),
     )
     score = SCHEMA.score(ranker.predict(watch.numeric, watch.categorical))
-    assert max(told) == pytest.approx(ndcg_at_k(watch.worth(SCHEMA), score, watch.request, 10), abs=0.02)
+    assert max(told) == pytest.approx(
+        ndcg_at_k(watch.worth(SCHEMA), score, watch.request, 10), abs=0.02
+    )
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:

@@ -26,9 +26,14 @@ def test_lowers_the_error_and_keeps_the_order() -> None:
     for head in range(2):
         assert ece(labels[:, head], p[:, head]) < 0.25 * ece(labels[:, head], raw[:, head])
         assert log_loss(labels[:, head], p[:, head]) < log_loss(labels[:, head], raw[:, head])
-        assert auc(labels[:, head], p[:, head]) == pytest.approx(auc(labels[:, head], raw[:, head]), abs=2e-3)
+        assert auc(labels[:, head], p[:, head]) == pytest.approx(
+            auc(labels[:, head], raw[:, head]), abs=2e-3
+        )
         different = np.diff(np.unique(raw[:, head])) > 0
-        assert (np.diff(calibration(np.unique(raw[:, head])[:, None].repeat(2, 1))[:, head])[different] > 0).all()
+        assert (
+            np.diff(calibration(np.unique(raw[:, head])[:, None].repeat(2, 1))[:, head])[different]
+            > 0
+        ).all()
 
 
 def test_survives_json_exactly() -> None:
@@ -52,8 +57,12 @@ def test_sigmoid_never_reverses_the_order() -> None:
     values = np.linspace(-3, 3, 100)
     slope, _ = fit_sigmoid(values, (values < 0).astype(np.float64))
     assert slope > 0
-    slope, intercept = fit_sigmoid(np.full(5_000, -4.33) + 1e-15 * np.arange(5_000), np.arange(5_000) < 40)
-    assert abs(slope) < 10 and sigmoid(slope * -4.33 + intercept) == pytest.approx(40 / 5_000, rel=0.05)
+    slope, intercept = fit_sigmoid(
+        np.full(5_000, -4.33) + 1e-15 * np.arange(5_000), np.arange(5_000) < 40
+    )
+    assert abs(slope) < 10 and sigmoid(slope * -4.33 + intercept) == pytest.approx(
+        40 / 5_000, rel=0.05
+    )
     slope, intercept = fit_sigmoid(np.zeros(10), np.array([1.0] * 3 + [0.0] * 7))
     assert sigmoid(intercept) == pytest.approx(np.mean([4 / 5] * 3 + [1 / 9] * 7), abs=1e-3)
     assert np.isfinite([slope, intercept]).all()

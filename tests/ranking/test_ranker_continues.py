@@ -32,13 +32,17 @@ def go_on(
 ) -> tuple[RankerReport, dict[str, float]]:
     said: dict[str, float] = {}
     config, start = replace(config, kinds=(kind,)), replace(SHORT, folder=earlier)
-    report = train_rankers(*splits(), schema, folder, config, lambda _, figures: said.update(figures), start)
+    report = train_rankers(
+        *splits(), schema, folder, config, lambda _, figures: said.update(figures), start
+    )
     assert report.config == config
     return report, said
 
 
 @pytest.mark.parametrize("kind", ["lambdarank", "lightgbm"])
-def test_boosters_keep_their_trees_and_get_more(trained: Trained, tmp_path: Path, kind: str) -> None:
+def test_boosters_keep_their_trees_and_get_more(
+    trained: Trained, tmp_path: Path, kind: str
+) -> None:
     report, said = go_on(tmp_path, trained.folder / kind, kind)
     assert said["continued"] == 1.0
     earlier, later = load(trained.folder / kind), load(tmp_path / kind)
@@ -48,7 +52,9 @@ def test_boosters_keep_their_trees_and_get_more(trained: Trained, tmp_path: Path
         assert old.num_trees() < grown <= old.num_trees() + 10
         rows = np.hstack([trained.validate.numeric, trained.validate.categorical])[:100]
         before = old.predict(rows, raw_score=True)
-        np.testing.assert_allclose(new.predict(rows, raw_score=True, num_iteration=old.num_trees()), before)
+        np.testing.assert_allclose(
+            new.predict(rows, raw_score=True, num_iteration=old.num_trees()), before
+        )
     assert report.kinds[kind].ndcg == pytest.approx(trained.report.kinds[kind].ndcg, abs=0.05)
 
 
@@ -63,7 +69,13 @@ def test_the_network_begins_with_its_weights_and_new_codes_as_unknown(trained: T
     assert (table[6:9] == table[0]).all() and (table[1] != table[0]).any()
     with pytest.raises(CannotContinue, match="another shape"):
         load_weights(
-            DcnNetwork(width, transform.bucket_counts, GROWN.cardinalities, 2, replace(CONFIG.dcn, hidden=(8,))),
+            DcnNetwork(
+                width,
+                transform.bucket_counts,
+                GROWN.cardinalities,
+                2,
+                replace(CONFIG.dcn, hidden=(8,)),
+            ),
             GROWN,
             earlier,  # type: ignore[arg-type]
         )
@@ -78,9 +90,14 @@ def test_the_network_goes_on_with_a_few_steps(trained: Trained, tmp_path: Path) 
 
 
 def test_going_on_is_never_longer_than_anew() -> None:
-    little = replace(CONFIG, trees=replace(CONFIG.trees, rounds=5), dcn=replace(CONFIG.dcn, learning_rate=1e-4))
+    little = replace(
+        CONFIG, trees=replace(CONFIG.trees, rounds=5), dcn=replace(CONFIG.dcn, learning_rate=1e-4)
+    )
     assert SHORT.shorten(little).trees == little.trees
-    assert (SHORT.shorten(little).dcn.learning_rate, SHORT.shorten(CONFIG).dcn.learning_rate) == (1e-4, 1e-3)
+    assert (SHORT.shorten(little).dcn.learning_rate, SHORT.shorten(CONFIG).dcn.learning_rate) == (
+        1e-4,
+        1e-3,
+    )
 
 
 def test_a_network_of_integers_cannot_go_on(trained: Trained, tmp_path: Path) -> None:
@@ -106,7 +123,9 @@ def test_what_cannot_go_on_is_trained_anew_and_says_so(
     config = replace(CONFIG, **change)  # type: ignore[arg-type]
     report, said = go_on(tmp_path, trained.folder / earlier, kind, config=config)
     assert said["continued"] == 0.0
-    anew = train_rankers(*splits(), GROWN, tmp_path / "anew", replace(config, kinds=(kind,)), lambda *_: None)
+    anew = train_rankers(
+        *splits(), GROWN, tmp_path / "anew", replace(config, kinds=(kind,)), lambda *_: None
+    )
     assert report.kinds[kind].ndcg == anew.kinds[kind].ndcg
 
 

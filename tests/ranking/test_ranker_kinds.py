@@ -49,9 +49,20 @@ def test_the_chosen_is_the_cheapest_that_is_not_clearly_worse(trained: Trained) 
 
 
 def test_how_far_behind_is_still_near() -> None:
-    behind = {"popularity": [0.1, 0.06], "logistic": [0.03, 0.01], "lambdarank": [0.019, 0.01], "dcn": [0.0, 0.0]}
-    assert [choose(behind, errors, 1.0) for errors in (1.0, 2.0, 3.0)] == ["dcn", "lambdarank", "logistic"]
-    assert choose(behind, 3.0, most=0.02) == "lambdarank" and choose(behind, 3.0, most=0.01) == "dcn"
+    behind = {
+        "popularity": [0.1, 0.06],
+        "logistic": [0.03, 0.01],
+        "lambdarank": [0.019, 0.01],
+        "dcn": [0.0, 0.0],
+    }
+    assert [choose(behind, errors, 1.0) for errors in (1.0, 2.0, 3.0)] == [
+        "dcn",
+        "lambdarank",
+        "logistic",
+    ]
+    assert (
+        choose(behind, 3.0, most=0.02) == "lambdarank" and choose(behind, 3.0, most=0.01) == "dcn"
+    )
     assert choose({"popularity": [0.0, 0.0], "logistic": [0.1, 0.01]}, 2.0, 1.0) == "popularity"
 
 
@@ -70,7 +81,9 @@ def test_requests_of_one_user_count_together(trained: Trained, tmp_path: Path) -
 
 def test_no_standard_errors_mean_the_best(trained: Trained, tmp_path: Path) -> None:
     shutil.copytree(trained.folder, tmp_path / "kinds")
-    report = train_rankers(*splits(), SCHEMA, tmp_path / "kinds", replace(CONFIG, standard_errors=0.0), silent)
+    report = train_rankers(
+        *splits(), SCHEMA, tmp_path / "kinds", replace(CONFIG, standard_errors=0.0), silent
+    )
     assert report.best == max(KINDS, key=lambda kind: report.kinds[kind].ndcg)
 
 
@@ -92,7 +105,9 @@ def test_answers_whatever_it_is_asked(trained: Trained, kind: str) -> None:
 def test_a_row_scores_the_same_alone_and_in_company(trained: Trained, kind: str) -> None:
     ranker, data = CalibratedRanker.load(trained.folder / kind), trained.validate
     together = ranker.score(data.numeric[:50], data.categorical[:50])[0]
-    alone = [ranker.score(data.numeric[i : i + 1], data.categorical[i : i + 1])[0][0] for i in range(50)]
+    alone = [
+        ranker.score(data.numeric[i : i + 1], data.categorical[i : i + 1])[0][0] for i in range(50)
+    ]
     assert together == pytest.approx(alone, rel=1e-4)
 
 
@@ -137,7 +152,11 @@ for kind in {KINDS!r}:
     ranker.explain(rows["numeric"][0], rows["categorical"][0])
 assert "torch" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+    )
     for kind in KINDS:
         here = CalibratedRanker.load(trained.folder / kind).score(data.numeric, data.categorical)[0]
         assert np.array_equal(here, np.load(tmp_path / f"{kind}.npy")), kind
@@ -161,7 +180,9 @@ def test_heads_without_positives_and_rows_without_categories(tmp_path: Path) -> 
     for seed in range(3):
         data = planted(seed, requests=60)
         labels = np.stack([data.labels[:, 0], np.zeros(len(data))], axis=1).astype(np.float32)
-        parts.append(replace(data, labels=labels, categorical=np.empty((len(data), 0), dtype=np.int32)))
+        parts.append(
+            replace(data, labels=labels, categorical=np.empty((len(data), 0), dtype=np.int32))
+        )
     config = replace(CONFIG, dcn=replace(CONFIG.dcn, min_steps=60))
     report = train_rankers(*parts, schema, tmp_path, config, silent)
     for kind in KINDS:

@@ -22,7 +22,8 @@ def test_figures_of_the_checks_are_in_the_report(trained: Trained, kind: str) ->
     figures = trained.report.kinds[kind].sanity
     assert abs(figures["shuffled_auc"] - 0.5) <= figures["shuffled_tolerance"] < 0.08
     if kind in GRADIENT_KINDS:
-        # Half of the batch is positive: a loss of log 2 a head before anything is learnt, for heads balanced alike.
+        # Half of the batch is positive: a loss of log 2 a head before anything is learnt, for heads
+        # balanced alike.
         assert figures["one_batch_loss_after"] < figures["one_batch_loss_before"] / 2
         assert 0 < figures["largest_gradient_norm"] < 1_000
     assert figures["steps"] > 0
@@ -35,7 +36,9 @@ def test_tolerance_is_four_standard_errors() -> None:
 
 def test_equal_rows_with_other_labels_cannot_be_learnt() -> None:
     data = planted(1, requests=10)
-    same = replace(data, numeric=np.ones_like(data.numeric), categorical=np.ones_like(data.categorical))
+    same = replace(
+        data, numeric=np.ones_like(data.numeric), categorical=np.ones_like(data.categorical)
+    )
     for kind in GRADIENT_KINDS:
         with pytest.raises(CannotLearn, match=f"^{kind}: one batch cannot be overfitted: loss"):
             check_kind(kind, same, RowTransform.fit(same.numeric), SCHEMA, CONFIG)
@@ -46,7 +49,14 @@ def test_labels_of_one_class_leave_nothing_to_check() -> None:
     transform = RowTransform.fit(data.numeric)
     for value in (0.0, 1.0):
         assert (
-            check_kind("dcn", replace(data, labels=np.full_like(data.labels, value)), transform, SCHEMA, CONFIG) == {}
+            check_kind(
+                "dcn",
+                replace(data, labels=np.full_like(data.labels, value)),
+                transform,
+                SCHEMA,
+                CONFIG,
+            )
+            == {}
         )
     assert check_kind("popularity", data, transform, SCHEMA, CONFIG) == {}
 
@@ -55,7 +65,9 @@ def test_an_order_that_follows_shuffled_labels_is_a_leak() -> None:
     check_chance("dcn", 0.55, 0.06)
     check_chance("dcn", 0.45, 0.06)
     for found in (0.57, 0.43, math.nan):
-        with pytest.raises(CannotLearn, match=r"^dcn: AUC .* on shuffled labels .* held-out labels leak"):
+        with pytest.raises(
+            CannotLearn, match=r"^dcn: AUC .* on shuffled labels .* held-out labels leak"
+        ):
             check_chance("dcn", found, 0.06)
 
 
@@ -93,7 +105,9 @@ def test_a_training_that_diverges_is_stopped() -> None:
     data = planted(6, requests=40)
     config = replace(CONFIG.dcn, learning_rate=1e30, min_steps=20, batch=128)
     with pytest.raises(CannotLearn, match=r"^dcn: .* at step \d+"):
-        train_network(data, data, RowTransform.fit(data.numeric), SCHEMA, config, 0, 10, Guard("dcn"), silent)
+        train_network(
+            data, data, RowTransform.fit(data.numeric), SCHEMA, config, 0, 10, Guard("dcn"), silent
+        )
 
 
 @pytest.mark.parametrize("kind", ["popularity", "logistic", "lightgbm", "lambdarank", "dcn"])
@@ -101,5 +115,8 @@ def test_a_seed_gives_the_same_bits_again(kind: str) -> None:
     train, stop = planted(7, requests=60), planted(8, requests=30)
     config = replace(CONFIG, dcn=replace(CONFIG.dcn, min_steps=20, epochs=1))
     task = Task(train, stop, RowTransform.fit(train.numeric), SCHEMA, config)
-    one, same = (fit(kind, task, Guard(kind), silent).predict(stop.numeric, stop.categorical) for _ in range(2))
+    one, same = (
+        fit(kind, task, Guard(kind), silent).predict(stop.numeric, stop.categorical)
+        for _ in range(2)
+    )
     assert np.array_equal(one, same)

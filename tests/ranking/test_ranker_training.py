@@ -20,13 +20,23 @@ from ranking.training.train import RankerReport, train_rankers
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def rerun(folder: Path, config: RankerConfig = CONFIG) -> list[str]:
     """Run again and return the kinds that were trained."""
     seen: dict[str, dict[str, float]] = {}
-    train_rankers(*splits(), SCHEMA, folder, config, lambda kind, figures: seen.setdefault(kind, {}).update(figures))
+    train_rankers(
+        *splits(),
+        SCHEMA,
+        folder,
+        config,
+        lambda kind, figures: seen.setdefault(kind, {}).update(figures),
+    )
     return [kind for kind, figures in seen.items() if "resumed" not in figures]
 
 

@@ -18,7 +18,9 @@ from feature_repo.dataset import SpecError
 def benchmark(folder: Path) -> subprocess.CompletedProcess[str]:
     program = "from pipelines.commands.cli import main; main()"
     command = [sys.executable, "-c", program, "benchmark", "ranking", "--data-dir", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, "COLUMNS": "200"})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=500, env={**os.environ, "COLUMNS": "200"}
+    )
 
 
 @pytest.fixture
@@ -31,12 +33,16 @@ def folder(tmp_path: Path) -> Path:
     liking = (tastes[met // items] * kinds[met % items]).sum(1) + generator.normal(size=len(met))
     value = np.clip(np.rint(3.6 + liking), 1, 5).astype(int)
     rows = [
-        f"{m // items + 1}::{m % items + 1}::{v}::97830{n:04d}" for n, (m, v) in enumerate(zip(met, value, strict=True))
+        f"{m // items + 1}::{m % items + 1}::{v}::97830{n:04d}"
+        for n, (m, v) in enumerate(zip(met, value, strict=True))
     ]
     (tmp_path / "ratings.dat").write_text("\n".join(rows) + "\n")
     people = [f"{u + 1}::{'MF'[u % 2]}::{25 + 10 * (u % 3)}::{u % 4}::0" for u in range(users)]
     (tmp_path / "users.dat").write_text("\n".join(people) + "\n")
-    films = [f"{i + 1}::Été {i} ({1960 + i % 40})::{'Drama|War' if i % 3 else 'Comedy'}" for i in range(items)]
+    films = [
+        f"{i + 1}::Été {i} ({1960 + i % 40})::{'Drama|War' if i % 3 else 'Comedy'}"
+        for i in range(items)
+    ]
     (tmp_path / "movies.dat").write_text("\n".join(films) + "\n", encoding="latin-1")
     return tmp_path
 
@@ -45,7 +51,16 @@ def test_from_files_to_figures(folder: Path) -> None:
     done = benchmark(folder)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures.keys() >= {"auc", "logloss", "ece", "auc_std", "logloss_std", "seeds", "seconds", "device"}
+    assert figures.keys() >= {
+        "auc",
+        "logloss",
+        "ece",
+        "auc_std",
+        "logloss_std",
+        "seeds",
+        "seconds",
+        "device",
+    }
     assert len(figures["models"]) == 5
     assert figures["auc"] > 0.75
     assert figures["auc"] > figures["models"]["logistic regression"]["auc"] + 0.03

@@ -17,7 +17,9 @@ def test_auc_by_hand() -> None:
 
 
 def test_log_loss_by_hand() -> None:
-    assert log_loss(np.array([1.0, 0.0]), np.array([0.8, 0.4])) == pytest.approx(-(math.log(0.8) + math.log(0.6)) / 2)
+    assert log_loss(np.array([1.0, 0.0]), np.array([0.8, 0.4])) == pytest.approx(
+        -(math.log(0.8) + math.log(0.6)) / 2
+    )
     assert log_loss(np.array([1.0]), np.array([0.0])) == pytest.approx(-math.log(1e-7))
 
 
@@ -62,7 +64,9 @@ def test_agree_with_scikit_learn(levels: int) -> None:
     assert log_loss(labels, p) == pytest.approx(reference.log_loss(labels, p))
     ours = ndcg_per_request(gains, scores, request, 10)
     some = ~np.isnan(ours)
-    theirs = reference.ndcg_score(gains.reshape(requests, -1)[some], scores.reshape(requests, -1)[some], k=10)
+    theirs = reference.ndcg_score(
+        gains.reshape(requests, -1)[some], scores.reshape(requests, -1)[some], k=10
+    )
     assert ours[some].mean() == pytest.approx(theirs)
 
 
@@ -78,7 +82,9 @@ def test_requests_may_weigh_differently() -> None:
     request = np.array([0, 0, 1, 1])
     second = 1 / math.log2(3)
     assert ndcg_at_k(gains, scores, request) == pytest.approx((1 + second) / 2)
-    assert ndcg_at_k(gains, scores, request, weights=np.array([1.0, 3.0])) == pytest.approx((1 + 3 * second) / 4)
+    assert ndcg_at_k(gains, scores, request, weights=np.array([1.0, 3.0])) == pytest.approx(
+        (1 + 3 * second) / 4
+    )
 
 
 def test_difference_of_the_same_requests_by_hand() -> None:
@@ -88,17 +94,29 @@ def test_difference_of_the_same_requests_by_hand() -> None:
     mean, error = difference(first, second, others)
     assert (mean, error) == (pytest.approx(0.1), pytest.approx(math.sqrt(0.42) / 3))
     mean, error = difference(first, second, others, np.array([1.0, 1.0, 2.0, 9.0]))
-    assert (mean, error) == (pytest.approx(0.0), pytest.approx(math.sqrt((0.0 + 0.36 + 4 * 0.09) / 16)))
-    # The first two of one user: -.1 and .5 are .4 together, which is what the third is off the other way.
-    assert difference(first, second, np.array([7, 7, 3, 3]))[1] == pytest.approx(math.sqrt(0.16 + 0.16) / 3)
-    assert difference(first, first, others)[1] == 0.0 and difference(first[3:], second[3:], others[3:]) == (0.0, 0.0)
+    assert (mean, error) == (
+        pytest.approx(0.0),
+        pytest.approx(math.sqrt((0.0 + 0.36 + 4 * 0.09) / 16)),
+    )
+    # The first two of one user: -.1 and .5 are .4 together, which is what the third is off the
+    # other way.
+    assert difference(first, second, np.array([7, 7, 3, 3]))[1] == pytest.approx(
+        math.sqrt(0.16 + 0.16) / 3
+    )
+    assert difference(first, first, others)[1] == 0.0 and difference(
+        first[3:], second[3:], others[3:]
+    ) == (0.0, 0.0)
 
 
 def test_a_request_weighs_as_its_positive_rows() -> None:
     labels = np.float32([[1], [0], [1], [0], [0]])
     weight = np.float32([4, 9, 2, 9, 9])
     data = RankingData(
-        np.zeros((5, 1), np.float32), np.zeros((5, 0), np.int32), labels, np.array([0, 0, 0, 1, 1]), weight
+        np.zeros((5, 1), np.float32),
+        np.zeros((5, 0), np.int32),
+        labels,
+        np.array([0, 0, 0, 1, 1]),
+        weight,
     )
     assert data.wanted(RowSchema(("x",), (), (), ("click",), (1.0,))).tolist() == [4, 0, 2, 0, 0]
     both = replace(data, labels=np.float32([[1, 0], [0, 1], [0, 1], [0, 0], [0, 0]]))

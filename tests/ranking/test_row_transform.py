@@ -8,7 +8,9 @@ from hypothesis.extra import numpy as hnp
 
 from ranking.transform import RowTransform
 
-ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(width=32))
+ROWS = hnp.arrays(
+    np.float32, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(width=32)
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -38,7 +40,10 @@ def test_hand_worked_column() -> None:
 
 def test_learns_from_the_rows_of_fit_only() -> None:
     random = np.random.default_rng(0)
-    train, other = random.normal(size=(500, 2)).astype(np.float32), np.full((500, 2), 99.0, dtype=np.float32)
+    train, other = (
+        random.normal(size=(500, 2)).astype(np.float32),
+        np.full((500, 2), 99.0, dtype=np.float32),
+    )
     transform = RowTransform.fit(train)
     before = transform.to_dict()
     assert transform(train).mean(axis=0) == pytest.approx([0, 0], abs=1e-6)
@@ -48,7 +53,9 @@ def test_learns_from_the_rows_of_fit_only() -> None:
 
 def test_logarithm_only_for_skewed_columns() -> None:
     random = np.random.default_rng(0)
-    rows = np.stack([random.normal(size=2000), np.exp(2 * random.normal(size=2000))], axis=1).astype(np.float32)
+    rows = np.stack(
+        [random.normal(size=2000), np.exp(2 * random.normal(size=2000))], axis=1
+    ).astype(np.float32)
     transform = RowTransform.fit(rows)
     assert transform.log == (False, True)
     both = np.array([[0.0, -5.0], [0.0, 5.0]], dtype=np.float32)

@@ -23,5 +23,8 @@ def blocks(seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
 
 def lines(matrix: sparse.csr_matrix) -> str:
     """Return the matrix in LightGCN's layout."""
-    rows = (matrix.indices[start:end] for start, end in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True))
+    rows = (
+        matrix.indices[start:end]
+        for start, end in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)
+    )
     return "".join(f"{user} {' '.join(map(str, items))}\n" for user, items in enumerate(rows))

@@ -23,7 +23,14 @@ WITHIN = ITEMS // 2 - HISTORY
 CHANCE = WITHIN / (ITEMS - HISTORY)
 
 CONFIG = TrainConfig(
-    epochs=8, batch=128, uniform_negatives=32, learning_rate=1e-2, patience=8, recall_at=WITHIN, seed=3, device="cpu"
+    epochs=8,
+    batch=128,
+    uniform_negatives=32,
+    learning_rate=1e-2,
+    patience=8,
+    recall_at=WITHIN,
+    seed=3,
+    device="cpu",
 )
 START = 1_700_000_000.0
 
@@ -51,7 +58,9 @@ class World:
         )
         parity = torch.arange(items).unsqueeze(1) % 2 + 1
         has_id = torch.arange(items) <= ITEMS
-        return TwoTowers(config, parity if self.attributes else parity[:, :0], torch.zeros(items, 0), has_id)
+        return TwoTowers(
+            config, parity if self.attributes else parity[:, :0], torch.zeros(items, 0), has_id
+        )
 
     def context(self, users: np.ndarray, history: np.ndarray) -> UserContext:
         """Return users, int ``[n]`` numbered from 1, with histories, int ``[n, H]``."""
@@ -79,7 +88,11 @@ class World:
                 histories.append(np.pad(newest, (0, HISTORY - len(newest))))
                 items.append(taken[place])
         item = np.array(items, dtype=np.int32)
-        return Examples(self.context(np.array(users), np.stack(histories)), item, np.ones(len(item), dtype=np.float32))
+        return Examples(
+            self.context(np.array(users), np.stack(histories)),
+            item,
+            np.ones(len(item), dtype=np.float32),
+        )
 
 
 @dataclass(frozen=True, repr=False)  # a failing test would print all of it
@@ -100,7 +113,14 @@ def solve(
     training: Examples | None = None,
 ) -> Solved:
     towers, report = train_towers(
-        build or world.build, training or world.examples(1), full(world.examples(2)), config, folder, "1", log, progress
+        build or world.build,
+        training or world.examples(1),
+        full(world.examples(2)),
+        config,
+        folder,
+        "1",
+        log,
+        progress,
     )
     return Solved(world, towers, report, folder)
 

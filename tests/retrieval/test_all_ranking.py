@@ -23,9 +23,15 @@ def matrix(*rows: list[int]) -> sparse.csr_matrix:
 
 
 def measure(
-    scores: list[list[float]], known: sparse.csr_matrix, wanted: sparse.csr_matrix, k: int, **more: int
+    scores: list[list[float]],
+    known: sparse.csr_matrix,
+    wanted: sparse.csr_matrix,
+    k: int,
+    **more: int,
 ) -> tuple:
-    return recall_and_ndcg(torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), known, wanted, k, **more)
+    return recall_and_ndcg(
+        torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), known, wanted, k, **more
+    )
 
 
 def test_hits_count_by_their_place() -> None:
@@ -67,7 +73,12 @@ def test_only_the_asked_users() -> None:
     scores = [[6, 5, 4, 3, 2, 1], [1, 2, 3, 4, 5, 6]]
     users = np.array([1])
     recall, _ = recall_and_ndcg(
-        torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), matrix([], []), matrix([0], [0]), 1, users
+        torch.tensor(scores, dtype=torch.float32),
+        torch.eye(ITEMS),
+        matrix([], []),
+        matrix([0], [0]),
+        1,
+        users,
     )
     assert recall == 0
 
@@ -79,7 +90,11 @@ def test_agree_with_scikit_learn() -> None:
     wanted = (random.random((users, items)) < 0.1).astype(np.float32)
     wanted[np.arange(users), random.integers(0, items, users)] = 1  # each wants something
     recall, ndcg = recall_and_ndcg(
-        torch.from_numpy(scores), torch.eye(items), sparse.csr_matrix((users, items)), sparse.csr_matrix(wanted), k
+        torch.from_numpy(scores),
+        torch.eye(items),
+        sparse.csr_matrix((users, items)),
+        sparse.csr_matrix(wanted),
+        k,
     )
     listed = np.argsort(np.argsort(-scores, axis=1), axis=1) < k
     assert recall == pytest.approx(recall_score(wanted > 0, listed, average="samples"))

@@ -12,7 +12,13 @@ from scipy import sparse
 
 from retrieval.interactions.all_ranking import recall_and_ndcg
 from retrieval.interactions.graph import SparseProduct, normalised, right_factors
-from retrieval.interactions.towers import Collaborative, CollaborativeConfig, by_recency, item_factors, spectral_vectors
+from retrieval.interactions.towers import (
+    Collaborative,
+    CollaborativeConfig,
+    by_recency,
+    item_factors,
+    spectral_vectors,
+)
 
 CPU = torch.device("cpu")
 
@@ -37,7 +43,10 @@ def spoiled(config: CollaborativeConfig, epochs: int) -> Collaborative:
 def test_planted_blocks_are_found(dimension: int) -> None:
     known, held = blocks()
     model, losses = trained(CollaborativeConfig(dimension=dimension), epochs=5)
-    popular = torch.ones(len(known.toarray()), 1), torch.from_numpy(known.toarray().sum(0)).unsqueeze(1)
+    popular = (
+        torch.ones(len(known.toarray()), 1),
+        torch.from_numpy(known.toarray().sum(0)).unsqueeze(1),
+    )
     recall, _ = recall_and_ndcg(*model.vectors(), known, held)
     assert recall > 0.9 * BEST
     assert recall > 3 * recall_and_ndcg(*popular, known, held)[0]
@@ -47,7 +56,9 @@ def test_planted_blocks_are_found(dimension: int) -> None:
 def test_training_finds_the_blocks_from_a_random_start() -> None:
     known, held = blocks()
     config = CollaborativeConfig(dimension=16, temperature=0.3, learning_rate=2e-2)
-    before, after = (recall_and_ndcg(*spoiled(config, n).vectors(), known, held)[0] for n in (0, 25))
+    before, after = (
+        recall_and_ndcg(*spoiled(config, n).vectors(), known, held)[0] for n in (0, 25)
+    )
     assert before < 0.6 * BEST
     assert after > 0.9 * BEST
 
@@ -66,7 +77,9 @@ def test_an_item_that_the_factors_hardly_know_is_no_alarm() -> None:
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     config = CollaborativeConfig(dimension=16, seed=3)
-    first, again, other = (trained(c, 3)[0].vectors() for c in (config, config, CollaborativeConfig(dimension=16)))
+    first, again, other = (
+        trained(c, 3)[0].vectors() for c in (config, config, CollaborativeConfig(dimension=16))
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[1], other[1])
 
@@ -78,12 +91,18 @@ def test_a_score_is_cosine_over_temperature_and_popularity() -> None:
     assert users.shape[1] == items.shape[1] == config.dimension
     taken = torch.from_numpy(known.toarray().sum(0))
     cosine = torch.nn.functional.cosine_similarity(users[:1, :-1], items[:, :-1])
-    torch.testing.assert_close(items @ users[0], cosine / 0.2 + 0.5 * 0.7 * taken.log(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        items @ users[0], cosine / 0.2 + 0.5 * 0.7 * taken.log(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_newer_items_weigh_more_and_all_weights_sum_to_the_items() -> None:
-    taken = sparse.csr_matrix(np.array([[1, 1, 1, 1, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32))
-    places = sparse.csr_matrix(np.array([[3, 0, 6, 4, 1], [0, 0, 0, 0, 2], [1, 2, 0, 0, 0]], dtype=np.float32))
+    taken = sparse.csr_matrix(
+        np.array([[1, 1, 1, 1, 0], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32)
+    )
+    places = sparse.csr_matrix(
+        np.array([[3, 0, 6, 4, 1], [0, 0, 0, 0, 2], [1, 2, 0, 0, 0]], dtype=np.float32)
+    )
     weights = by_recency(taken, places, 1.0).toarray()
     mean = (1 + 1 / 4 + 1 / 2) / 3
     np.testing.assert_allclose(weights[0], [1 / mean, 1, 0.25 / mean, 0.5 / mean, 0], rtol=1e-6)
@@ -96,7 +115,9 @@ def test_the_newest_item_decides_whom_a_user_is_like() -> None:
     known, _ = blocks()
     known = sparse.csr_matrix(sparse.vstack([known, known[0] + known[1]]).sign(), dtype=np.float32)
     place = {item: 1 if known[1, item] else 9 for item in known[-1].indices}
-    places = sparse.csr_matrix((list(place.values()), ([known.shape[0] - 1] * len(place), list(place))), known.shape)
+    places = sparse.csr_matrix(
+        (list(place.values()), ([known.shape[0] - 1] * len(place), list(place))), known.shape
+    )
     config = CollaborativeConfig(dimension=16)
     model = Collaborative(known, config, item_factors(known, 16, CPU), places)
     cosine = []
@@ -110,7 +131,9 @@ def test_the_newest_item_decides_whom_a_user_is_like() -> None:
 def test_the_loss_is_the_softmax_over_all_items() -> None:
     """With all items as negatives: the mean over a user's items of -log P(item), users weighted by sqrt(items)."""
     known, held = blocks()
-    known = sparse.csr_matrix(known + sparse.diags(np.arange(known.shape[0]) % 2.0) @ held, dtype=np.float32)
+    known = sparse.csr_matrix(
+        known + sparse.diags(np.arange(known.shape[0]) % 2.0) @ held, dtype=np.float32
+    )
     model = Collaborative(known, CollaborativeConfig(dimension=12), item_factors(known, 12, CPU))
     users, items = model.vectors()
     shares = torch.log_softmax(users @ items.T, dim=1)
@@ -118,7 +141,9 @@ def test_the_loss_is_the_softmax_over_all_items() -> None:
     each = -(shares * taken).sum(1) / taken.sum(1)
     weight = taken.sum(1).sqrt()
     loss = model._loss(np.arange(len(taken)), np.arange(ITEMS))
-    assert float(loss.detach()) == pytest.approx(float((each * weight).sum() / weight.sum()), rel=1e-2)
+    assert float(loss.detach()) == pytest.approx(
+        float((each * weight).sum() / weight.sum()), rel=1e-2
+    )
 
 
 def test_gradients_are_those_of_the_dense_formula() -> None:
@@ -132,12 +157,16 @@ def test_gradients_are_those_of_the_dense_formula() -> None:
     logits = users @ torch.nn.functional.normalize(items).T + config.popularity * taken.sum(0).log()
     (-(torch.log_softmax(logits, 1) * taken).sum(1) / taken.sum(1)).mean().backward()
     for table, dense in zip(model._tables, (items, own), strict=True):
-        torch.testing.assert_close(table.grad, dense.grad, atol=0.03 * float(dense.grad.abs().max()), rtol=0.05)
+        torch.testing.assert_close(
+            table.grad, dense.grad, atol=0.03 * float(dense.grad.abs().max()), rtol=0.05
+        )
 
 
 def test_users_and_items_without_interactions_have_finite_vectors() -> None:
     known, _ = blocks()
-    known = sparse.csr_matrix(sparse.block_diag([known, sparse.csr_matrix((2, 3), dtype=np.float32)]))
+    known = sparse.csr_matrix(
+        sparse.block_diag([known, sparse.csr_matrix((2, 3), dtype=np.float32)])
+    )
     model = Collaborative(known, CollaborativeConfig(dimension=200), item_factors(known, 200, CPU))
     losses = list(model.train_epoch())
     assert np.isfinite(losses).all()
@@ -161,7 +190,9 @@ def test_a_sparse_product_passes_its_gradient_on() -> None:
     weight = torch.randn(known.shape[0], 3)
     (product(dense) * weight).sum().backward()
     torch.testing.assert_close(dense.grad, torch.from_numpy(known.toarray()).T @ weight)
-    torch.testing.assert_close(product.transposed(weight), torch.from_numpy(known.toarray()).T @ weight)
+    torch.testing.assert_close(
+        product.transposed(weight), torch.from_numpy(known.toarray()).T @ weight
+    )
 
 
 def test_the_closed_form_projects_on_the_factors() -> None:

@@ -19,7 +19,9 @@ def write(folder: Path, **files: str) -> Path:
 
 def test_parts_and_codes(tmp_path: Path) -> None:
     """Ids far apart become codes in their order; blank lines and a test user without items are passed over."""
-    folder = write(tmp_path, train="7 100 5 5\n\n9000000000 5\n", valid="7 6\n", test="9000000000 100\n7\n")
+    folder = write(
+        tmp_path, train="7 100 5 5\n\n9000000000 5\n", valid="7 6\n", test="9000000000 100\n7\n"
+    )
     data = read_interactions(folder)
     assert data.train.toarray().tolist() == [[1, 0, 1], [1, 0, 0]]
     assert data.valid.toarray().tolist() == [[0, 1, 0], [0, 0, 0]]
@@ -28,7 +30,9 @@ def test_parts_and_codes(tmp_path: Path) -> None:
 
 
 def test_without_a_validation_file_one_is_made(tmp_path: Path) -> None:
-    lines = [f"{user} " + " ".join(str(item) for item in range(user, user + 20)) for user in range(30)] + ["30 1"]
+    lines = [
+        f"{user} " + " ".join(str(item) for item in range(user, user + 20)) for user in range(30)
+    ] + ["30 1"]
     folder = write(tmp_path, train="\n".join(lines), test="0 40\n")
     data, again = read_interactions(folder, seed=3), read_interactions(folder, seed=3)
     assert np.diff(data.valid.indptr).tolist() == [2] * 30 + [0]
@@ -44,7 +48,9 @@ def days(users: int = 60, sort: bool = False) -> str:
     lines = []
     for user in range(users):
         items = [3 * day + place for day in generator.permutation(20)[:7] for place in range(3)]
-        lines.append(f"{user} " + " ".join(str(item) for item in (sorted(items) if sort else items)))
+        lines.append(
+            f"{user} " + " ".join(str(item) for item in (sorted(items) if sort else items))
+        )
     return "\n".join(lines)
 
 
@@ -58,7 +64,9 @@ def test_ends_of_lines_are_known_where_lines_are_in_order_of_time(tmp_path: Path
 
 @pytest.mark.parametrize(("wanted", "ends"), [(1, 1), (5, 4), (60, 6)])
 def test_as_much_is_held_out_as_the_test_has(tmp_path: Path, wanted: int, ends: int) -> None:
-    test = "\n".join(f"{user} " + " ".join(str(item) for item in range(wanted)) for user in range(60))
+    test = "\n".join(
+        f"{user} " + " ".join(str(item) for item in range(wanted)) for user in range(60)
+    )
     data = read_interactions(write(tmp_path, train=days(), valid="0 59\n", test=test))
     first = [int(word) for word in days().splitlines()[0].split()[1:]]
     assert sorted(data.held[0].indices.tolist()) == sorted(first[-ends:])
@@ -69,7 +77,9 @@ def test_as_much_is_held_out_as_the_test_has(tmp_path: Path, wanted: int, ends: 
 def test_of_an_item_met_twice_the_newer_place_counts(tmp_path: Path) -> None:
     lines = days().splitlines()
     again = lines[0].split()[1]
-    data = read_interactions(write(tmp_path, train="\n".join([f"{lines[0]} {again}", *lines[1:]]), test="0 1\n"))
+    data = read_interactions(
+        write(tmp_path, train="\n".join([f"{lines[0]} {again}", *lines[1:]]), test="0 1\n")
+    )
     assert data.places is not None
     assert data.places[0, int(again)] == 1
 
@@ -101,7 +111,10 @@ def test_hold_out_leaves_each_user_an_item(tmp_path: Path) -> None:
         ({"train": "0 -1\n", "test": "0 1\n"}, "line 1: an id is negative"),
         ({"train": "0 99999999999999999999\n", "test": "0 1\n"}, "too large"),
         ({"train": "0 1 2\n5\n", "test": "0 1\n"}, "train.txt, line 2: user 5 has no items"),
-        ({"train": "0 1\n", "valid": "0\n", "test": "0 1\n"}, "valid.txt, line 1: user 0 has no items"),
+        (
+            {"train": "0 1\n", "valid": "0\n", "test": "0 1\n"},
+            "valid.txt, line 1: user 0 has no items",
+        ),
         ({"train": "0 1\n1 1\n", "test": "0 1\n"}, "nothing to validate on"),
     ],
 )

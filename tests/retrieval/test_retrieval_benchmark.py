@@ -19,8 +19,19 @@ KEYS = {
 
 def benchmark(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = "from pipelines.commands.cli import main; main()"
-    command = [sys.executable, "-c", program, "benchmark", "retrieval", "--data-dir", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"})
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "benchmark",
+        "retrieval",
+        "--data-dir",
+        str(folder),
+        *arguments,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"}
+    )
 
 
 @pytest.fixture
@@ -32,7 +43,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_from_files_to_figures(folder: Path) -> None:
-    done = benchmark(folder, "--layout", "lightgcn", "--seeds", "2", "--dimension", "16", "--minutes", "1")
+    done = benchmark(
+        folder, "--layout", "lightgcn", "--seeds", "2", "--dimension", "16", "--minutes", "1"
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures.keys() >= KEYS

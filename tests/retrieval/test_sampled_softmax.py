@@ -36,7 +36,9 @@ def by_hand(users: np.ndarray, items: np.ndarray, logq: bool = True) -> np.ndarr
     return np.array(losses)
 
 
-def loss(users: np.ndarray, items: np.ndarray, weights: list[float] | None, logq: bool = True) -> float:
+def loss(
+    users: np.ndarray, items: np.ndarray, weights: list[float] | None, logq: bool = True
+) -> float:
     result = sampled_softmax(
         torch.from_numpy(users),
         torch.from_numpy(items),
@@ -53,18 +55,24 @@ def test_loss_is_the_formula() -> None:
     users, items = vectors(0, 3), vectors(1, 6)
     losses = by_hand(users, items)
     assert loss(users, items, None) == pytest.approx(losses.mean(), rel=1e-5)
-    assert loss(users, items, WEIGHTS) == pytest.approx(np.average(losses, weights=WEIGHTS), rel=1e-5)
+    assert loss(users, items, WEIGHTS) == pytest.approx(
+        np.average(losses, weights=WEIGHTS), rel=1e-5
+    )
 
 
 def test_without_correction_it_is_the_plain_softmax() -> None:
     users, items = vectors(0, 3), vectors(1, 6)
-    assert loss(users, items, None, logq=False) == pytest.approx(by_hand(users, items, logq=False).mean(), rel=1e-5)
+    assert loss(users, items, None, logq=False) == pytest.approx(
+        by_hand(users, items, logq=False).mean(), rel=1e-5
+    )
 
 
 def test_accidental_hits_take_no_part() -> None:
     users, items = vectors(0, 3), vectors(1, 6)
     moved = items.copy()
-    moved[4] = users[1]  # column 4 is the second example's own item: only the other two may see it move
+    moved[4] = users[
+        1
+    ]  # column 4 is the second example's own item: only the other two may see it move
     before, after = by_hand(users, items), by_hand(users, moved)
     assert after[1] == before[1] and after[0] != before[0]
     assert loss(users, moved, [0.0, 1.0, 0.0]) == pytest.approx(loss(users, items, [0.0, 1.0, 0.0]))
@@ -73,4 +81,7 @@ def test_accidental_hits_take_no_part() -> None:
 def test_a_batch_of_one_item_costs_nothing() -> None:
     same = torch.tensor([7, 7])
     unit = torch.nn.functional.normalize(torch.ones(2, 4), dim=1)
-    assert float(sampled_softmax(unit, unit, same, torch.tensor([1.0, 1.0]), 5, torch.tensor(0.1))) == 0.0
+    assert (
+        float(sampled_softmax(unit, unit, same, torch.tensor([1.0, 1.0]), 5, torch.tensor(0.1)))
+        == 0.0
+    )

@@ -59,7 +59,9 @@ class Peeking(SequenceTower):
     told: Callable[[Tensor], Tensor]
 
     def forward(self, histories: Tensor) -> Tensor:
-        return torch.nn.functional.embedding(self.told(histories), self.items) + 0.0 * super().forward(histories)
+        return torch.nn.functional.embedding(
+            self.told(histories), self.items
+        ) + 0.0 * super().forward(histories)
 
 
 def test_a_tower_that_sees_the_next_items_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +95,9 @@ def test_a_tower_that_sees_the_next_items_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_collaborative_towers_stop_at_a_loss_that_is_no_number() -> None:
     known, _ = blocks()
-    model = Collaborative(known, CollaborativeConfig(dimension=8), item_factors(known, 8, torch.device("cpu")))
+    model = Collaborative(
+        known, CollaborativeConfig(dimension=8), item_factors(known, 8, torch.device("cpu"))
+    )
     with torch.no_grad():
         model._tables[0][0] = float("nan")
     with pytest.raises(CannotLearn, match="collaborative towers: loss nan"):

@@ -14,7 +14,9 @@ from retrieval.sequences.data import Sequences, from_pairs
 from retrieval.sequences.training import TEST, SequenceConfig, SequenceVectors, train_sequences
 
 ITEMS, USERS = 60, 300
-CONFIG = SequenceConfig(width=32, epochs=12, batch_items=512, warmup=20, window=16, average=0.9, dropout=0.1)
+CONFIG = SequenceConfig(
+    width=32, epochs=12, batch_items=512, warmup=20, window=16, average=0.9, dropout=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +28,9 @@ def chain() -> Sequences:
         sequence = [int(draw.integers(ITEMS))]
         while len(sequence) < 24:
             planted = draw.random() < 0.9
-            sequence.append((7 * sequence[-1] + 3) % ITEMS if planted else int(draw.integers(ITEMS)))
+            sequence.append(
+                (7 * sequence[-1] + 3) % ITEMS if planted else int(draw.integers(ITEMS))
+            )
         users += [f"u{user}"] * len(sequence)
         items += [f"i{item}" for item in sequence]
     return from_pairs(users, items)
@@ -38,12 +42,16 @@ def trained(chain: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Seque
 
 
 def first(vectors: SequenceVectors, chain: Sequences) -> float:
-    return float((places(vectors.users, vectors.items, chain.held_out(chain.testable, TEST)) == 0).mean())
+    return float(
+        (places(vectors.users, vectors.items, chain.held_out(chain.testable, TEST)) == 0).mean()
+    )
 
 
 def test_a_planted_chain_is_learned(chain: Sequences, trained: SequenceVectors) -> None:
     assert trained.items.shape == (chain.catalogue + 1, 64) and trained.users.shape == (USERS, 64)
-    assert first(trained, chain) > 0.75  # 0.9 can be known; one popular item is right 0.02 of the time
+    assert (
+        first(trained, chain) > 0.75
+    )  # 0.9 can be known; one popular item is right 0.02 of the time
 
 
 def test_a_large_catalogue_is_sampled(chain: Sequences, tmp_path: Path) -> None:
@@ -76,11 +84,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(chain: Sequences, tmp_
 
     with pytest.raises(PowerCut):
         train_sequences(chain, short, tmp_path / "killed", strike)
-    again = train_sequences(chain, short, tmp_path / "killed", lambda what, *_: epochs.append(what.split(", ")[1]))
+    again = train_sequences(
+        chain, short, tmp_path / "killed", lambda what, *_: epochs.append(what.split(", ")[1])
+    )
     assert "epoch 1" not in epochs and "epoch 3" in epochs
     assert torch.equal(whole.items, again.items) and torch.equal(whole.users, again.users)
 
 
 def test_the_time_budget_is_kept(chain: Sequences, tmp_path: Path) -> None:
-    vectors = train_sequences(chain, replace(CONFIG, epochs=10_000, patience=10_000, minutes=0.05), tmp_path)
+    vectors = train_sequences(
+        chain, replace(CONFIG, epochs=10_000, patience=10_000, minutes=0.05), tmp_path
+    )
     assert max(vectors.epochs) < 1_000 and torch.isfinite(vectors.users).all()

@@ -29,14 +29,21 @@ def tower(items: int = 5, dropout: float = 0.0) -> SequenceTower:
 
 
 def test_sequences_keep_order_and_hold_out_the_end(sequences: Sequences) -> None:
-    assert sequences.items.tolist() == [1, 2, 3, 1, 1, 3, 2] and sequences.start.tolist() == [0, 4, 6, 7]
+    assert sequences.items.tolist() == [1, 2, 3, 1, 1, 3, 2] and sequences.start.tolist() == [
+        0,
+        4,
+        6,
+        7,
+    ]
     assert sequences.testable.tolist() == [0] and sequences.catalogue == 3
     assert sequences.held_out(sequences.testable, 1).tolist() == [1]
     assert sequences.held_out(sequences.testable, 2).tolist() == [3]
     assert sequences.training_ends(2).tolist() == [2, 6, 7]
     assert sequences.training_counts(2).tolist() == [0, 2, 2, 1]
     assert sequences.repeats == 0.0
-    assert from_pairs(list("aaaaab"), list("xxyxzx")).repeats == pytest.approx(1 / 4)  # x x y of a, x of b
+    assert from_pairs(list("aaaaab"), list("xxyxzx")).repeats == pytest.approx(
+        1 / 4
+    )  # x x y of a, x of b
     assert [history.tolist() for history in sequences.histories(1)] == [[1, 2, 3]]
 
 
@@ -76,7 +83,9 @@ def test_windows_hold_training_items_only() -> None:
             for batch in windows(long, 2, 8, 100, np.random.default_rng(epoch), latest):
                 histories, targets = inputs_and_targets(long, batch)
                 known = targets > 0
-                assert torch.equal(targets[known], histories[known] + 1)  # the items are numbered in order
+                assert torch.equal(
+                    targets[known], histories[known] + 1
+                )  # the items are numbered in order
                 assert not histories[~known].any() and histories.shape[1] <= 8
                 seen.extend(targets[known].tolist())
         assert max(code for code in seen if code <= 30) == 28 and max(seen) == 32
@@ -95,10 +104,14 @@ def test_a_later_item_changes_nothing_before_it() -> None:
 
 def test_users_are_encoded_from_the_items_before_the_held_out_one() -> None:
     log = from_pairs(["a"] * 3 + ["b"] * 12, list("xyz") + [f"{n % 5}" for n in range(12)])
-    model = SequenceTower(TowerConfig(log.catalogue, 16, 2, 2, 8), torch.Generator().manual_seed(3)).eval()
+    model = SequenceTower(
+        TowerConfig(log.catalogue, 16, 2, 2, 8), torch.Generator().manual_seed(3)
+    ).eval()
     short = model(torch.tensor([[1, 2]]))[0, -1].float()
     long = model(torch.from_numpy(log.items[6:14]).unsqueeze(0))[0, -1].float()
-    torch.testing.assert_close(encode(model, log, log.testable, 1), torch.stack([short, long]), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(
+        encode(model, log, log.testable, 1), torch.stack([short, long]), rtol=2e-2, atol=2e-2
+    )
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
@@ -125,7 +138,10 @@ def test_the_exact_loss_and_its_gradient_are_cross_entropy() -> None:
 
 def test_the_sampled_loss_is_near_the_exact_one() -> None:
     generator = torch.Generator().manual_seed(1)
-    vectors, table = torch.randn(64, 8, generator=generator), torch.randn(5_056, 8, generator=generator) * 0.5
+    vectors, table = (
+        torch.randn(64, 8, generator=generator),
+        torch.randn(5_056, 8, generator=generator) * 0.5,
+    )
     targets = torch.randint(1, 5_001, (64,), generator=generator)
     counts = torch.ones(5_001)
     counts[0] = 0
@@ -140,11 +156,19 @@ def test_places_by_hand() -> None:
     users = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
     items = torch.tensor([[9.0, 9.0], [3.0, 0.0], [2.0, 1.0], [1.0, 2.0]])
     wanted = np.array([2, 3, 1, 2])
-    # First two: one item above, none above. Third: all three score 3; fourth: all 0: the middle of three places.
+    # First two: one item above, none above. Third: all three score 3; fourth: all 0: the middle of
+    # three places.
     assert places(users, items, wanted).tolist() == [1, 0, 1, 1]
-    histories = iter([np.array([1, 1]), np.array([1, 3]), np.array([2, 3]), np.array([], dtype=np.int64)])
+    histories = iter(
+        [np.array([1, 1]), np.array([1, 3]), np.array([2, 3]), np.array([], dtype=np.int64)]
+    )
     scores = users @ items.T
     everything, unseen = places_by_score([scores[:3], scores[3:]], wanted, histories)
     assert everything.tolist() == [1, 0, 1, 1] and unseen.tolist() == [0, -1, 0, 1]
-    assert places_by_score([users @ items.T], wanted, iter([np.array([2])] * 4))[1].tolist() == [-1, 0, 0, -1]
+    assert places_by_score([users @ items.T], wanted, iter([np.array([2])] * 4))[1].tolist() == [
+        -1,
+        0,
+        0,
+        -1,
+    ]
     assert places(users * float("nan"), items, wanted).tolist() == [1, 1, 1, 1]

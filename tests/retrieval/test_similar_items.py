@@ -40,7 +40,9 @@ def test_neighbours_are_the_recount(seed: int) -> None:
         expected = sorted(near[item].items(), key=lambda pair: -pair[1])[:8]
         found = codes[item] > 0
         assert found.sum() == len(expected)
-        assert similarities[item, found] == pytest.approx([score for _, score in expected], rel=1e-5)
+        assert similarities[item, found] == pytest.approx(
+            [score for _, score in expected], rel=1e-5
+        )
         assert [near[item][int(code)] for code in codes[item, found]] == pytest.approx(
             similarities[item, found], rel=1e-5
         )

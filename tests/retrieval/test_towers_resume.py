@@ -65,7 +65,9 @@ solve(WORLD, Path({str(tmp_path)!r}), SHORT, progress=strike)
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_failure_in_any_epoch_ends_with_the_same_bytes(undisturbed: Solved, tmp_path: Path, epoch: int) -> None:
+def test_failure_in_any_epoch_ends_with_the_same_bytes(
+    undisturbed: Solved, tmp_path: Path, epoch: int
+) -> None:
     def strike(text: str, step: int, steps: int) -> None:
         if text.startswith(f"epoch {epoch}") and step == steps:
             raise PowerCut
@@ -74,10 +76,14 @@ def test_failure_in_any_epoch_ends_with_the_same_bytes(undisturbed: Solved, tmp_
         solve(WORLD, tmp_path, SHORT, progress=strike)
     solve(WORLD, tmp_path, SHORT)
     assert weights(tmp_path) == weights(undisturbed.folder)
-    assert (tmp_path / "report.json").read_bytes() == (undisturbed.folder / "report.json").read_bytes()
+    assert (tmp_path / "report.json").read_bytes() == (
+        undisturbed.folder / "report.json"
+    ).read_bytes()
 
 
-def test_finished_training_is_loaded_and_other_settings_begin_anew(undisturbed: Solved, tmp_path: Path) -> None:
+def test_finished_training_is_loaded_and_other_settings_begin_anew(
+    undisturbed: Solved, tmp_path: Path
+) -> None:
     def never(*_: object) -> None:
         raise AssertionError("trained again")
 
@@ -86,5 +92,10 @@ def test_finished_training_is_loaded_and_other_settings_begin_anew(undisturbed: 
     steps: list[int] = []
     one = replace(SHORT, epochs=1)
     solve(WORLD, tmp_path, one)
-    solve(WORLD, tmp_path, replace(one, learning_rate=5e-3), progress=lambda _, step, __: steps.append(step))
+    solve(
+        WORLD,
+        tmp_path,
+        replace(one, learning_rate=5e-3),
+        progress=lambda _, step, __: steps.append(step),
+    )
     assert steps

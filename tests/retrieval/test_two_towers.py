@@ -36,7 +36,9 @@ def best(towers: TwoTowers, context: UserContext, k: int) -> np.ndarray:
     raw, unit = item_vectors(towers)
     history = torch.from_numpy(context.history.astype(np.int64))
     with torch.no_grad():
-        users = towers.users(*user_inputs(context, torch.from_numpy(raw), history).tensors()).numpy()
+        users = towers.users(
+            *user_inputs(context, torch.from_numpy(raw), history).tensors()
+        ).numpy()
     return np.argsort(-(users @ unit[1 : ITEMS + 1].T), axis=1)[:, :k] + 1
 
 
@@ -134,7 +136,11 @@ def test_towers_without_capacity_are_refused(tmp_path: Path) -> None:
 
 def test_a_training_that_diverges_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(CannotLearn, match=r"^towers: loss .*, gradient norm .* at step \d+"):
-        solve(World(known_users=False, attributes=False), tmp_path, replace(CONFIG, learning_rate=1e30))
+        solve(
+            World(known_users=False, attributes=False),
+            tmp_path,
+            replace(CONFIG, learning_rate=1e30),
+        )
     assert not (tmp_path / "report.json").exists()
 
 
@@ -152,4 +158,6 @@ def test_collapsed_towers_do_not_look_good(value: float) -> None:
     with torch.no_grad():
         towers.items.ids.weight.fill_(value)
     assert measure(towers, full(world.examples(5))) == 0.0
-    assert paired_auc(towers, full(world.examples(5))) == pytest.approx(0.5 if value == 0.0 else value, nan_ok=True)
+    assert paired_auc(towers, full(world.examples(5))) == pytest.approx(
+        0.5 if value == 0.0 else value, nan_ok=True
+    )

@@ -28,7 +28,11 @@ class Client:
         async with httpx.AsyncClient(transport=self._transport, base_url="http://test") as client:
             return await client.request(*arguments, **options)
 
-    get, post, delete = partialmethod(request, "GET"), partialmethod(request, "POST"), partialmethod(request, "DELETE")
+    get, post, delete = (
+        partialmethod(request, "GET"),
+        partialmethod(request, "POST"),
+        partialmethod(request, "DELETE"),
+    )
     head, options = partialmethod(request, "HEAD"), partialmethod(request, "OPTIONS")
 
 
@@ -96,5 +100,12 @@ def a_call(path, body=(), kind="http"):
         sent.append(message)
 
     method = "POST" if body else "GET"
-    scope = {"type": kind, "method": method, "path": path, "headers": [], "query_string": b"", "asgi": {}}
+    scope = {
+        "type": kind,
+        "method": method,
+        "path": path,
+        "headers": [],
+        "query_string": b"",
+        "asgi": {},
+    }
     return sent, scope, receive, send

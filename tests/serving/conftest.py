@@ -43,7 +43,9 @@ def keys_file(tmp_path: Path) -> Path:
 @pytest.fixture
 def new_key(keys_file: Path) -> Callable[..., str]:
     """Make a key for scopes; the value is its text."""
-    return lambda *scopes, **options: create(keys_file, "test", [Scope(s) for s in scopes], **options).text
+    return lambda *scopes, **options: (
+        create(keys_file, "test", [Scope(s) for s in scopes], **options).text
+    )
 
 
 @pytest.fixture

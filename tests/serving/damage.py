@@ -1,7 +1,9 @@
 """Ways in which a release can be broken, each to be refused: name -> what it does to the release's folder.
 
-They hold for any release, whatever its ranker. Those that are ``remade`` write a new manifest over the damage, as
-somebody does who packs models that were broken before: there the hashes say nothing. Do it to a copy that nobody
+They hold for any release, whatever its ranker. Those that are ``remade`` write a new manifest over
+the damage, as
+somebody does who packs models that were broken before: there the hashes say nothing. Do it to a
+    copy that nobody
 has loaded: processes have a release's files mapped into memory.
 """
 
@@ -43,7 +45,9 @@ def remade(change: Damage) -> Damage:
     def damage(folder: Path) -> None:
         change(folder)
         made = ("format", "release", "files")
-        versions = {name: of for name, of in read_json(folder / MANIFEST).items() if name not in made}
+        versions = {
+            name: of for name, of in read_json(folder / MANIFEST).items() if name not in made
+        }
         write_manifest(folder, versions)
 
     return damage
@@ -78,7 +82,9 @@ def put(place: Any, value: Any) -> Callable[[Any], None]:
 
 def vectors_of(folder: Path) -> Any:
     """Return the vectors of a release's items, without item 0 and the spare rows."""
-    return np.load(folder / "item_vectors.npy")[1 : len(read_json(folder / "codec.json")["items"]) + 1]
+    return np.load(folder / "item_vectors.npy")[
+        1 : len(read_json(folder / "codec.json")["items"]) + 1
+    ]
 
 
 def rebuild_index(make: Callable[[Any], Any]) -> Damage:
@@ -91,7 +97,9 @@ def rebuild_index(make: Callable[[Any], Any]) -> Damage:
     return damage
 
 
-def index_of(metric: int, change: Callable[[Any], Any] = lambda vectors: vectors, kind: str = "Flat") -> Damage:
+def index_of(
+    metric: int, change: Callable[[Any], Any] = lambda vectors: vectors, kind: str = "Flat"
+) -> Damage:
     def make(vectors: Any) -> Any:
         index = faiss.index_factory(vectors.shape[1], kind, metric)
         index.add(np.ascontiguousarray(change(vectors)))
@@ -150,13 +158,18 @@ def spoil_ranker(folder: Path) -> None:
     ranker = folder / "ranker"
     if (ranker / "weights.npz").is_file():
         with np.load(ranker / "weights.npz") as arrays:
-            np.savez(ranker / "weights.npz", **{name: np.full_like(arrays[name], np.nan) for name in arrays.files})
+            np.savez(
+                ranker / "weights.npz",
+                **{name: np.full_like(arrays[name], np.nan) for name in arrays.files},
+            )
     elif (ranker / "network.onnx").is_file():
         model = onnx.load_from_string((ranker / "network.onnx").read_bytes())
         no_numbers(model.graph)
         (ranker / "network.onnx").write_bytes(model.SerializeToString())
     else:
-        change_json("ranker/model.json", lambda of: of["intercept"].__setitem__(0, float("nan")))(folder)
+        change_json("ranker/model.json", lambda of: of["intercept"].__setitem__(0, float("nan")))(
+            folder
+        )
 
 
 def cut_off_model(folder: Path) -> None:
@@ -290,7 +303,9 @@ REMADE: dict[str, Damage] = {
     "JSON deeper than Python": at("codec.json", write(_DEEPER_THAN_PYTHON)),
     "JSON that is no text": at("filters.json", write(b"\xff\xfe\x00")),
     "a pickle for an array": at(_NEIGHBOURS, write(pickle.dumps([1]))),
-    "an array of objects": at(_NEIGHBOURS, lambda path: np.save(path, np.array([{}], dtype=object))),
+    "an array of objects": at(
+        _NEIGHBOURS, lambda path: np.save(path, np.array([{}], dtype=object))
+    ),
     "an archive for an array": at(_VECTORS, archive),
     "NaN in the vectors": change_array(_VECTORS, put((3, 1), _NAN)),
     "infinity in the raw vectors": change_array(_RAW, put((3, 1), np.inf)),
@@ -307,7 +322,9 @@ REMADE: dict[str, Damage] = {
     "index of another kind": index_of(_IP, kind="HNSW8"),
     "index that claims to be huge": claim_a_huge_index,
     "codec with fewer items": change_json("codec.json", lambda of: of["items"].pop() and None),
-    "codec with more users": change_json("codec.json", lambda of: of["users"].extend(map(str, range(1_000)))),
+    "codec with more users": change_json(
+        "codec.json", lambda of: of["users"].extend(map(str, range(1_000)))
+    ),
     "codec with the items in another order": change_json("codec.json", reverse("items")),
     "codec with one item only": change_json("codec.json", all_alike),
     "codec without its data set": change_json("codec.json", lambda of: of.pop("spec") and None),
@@ -323,7 +340,9 @@ REMADE: dict[str, Damage] = {
     "item tower with other inputs": change_tower(other_inputs, _ITEM_TOWER),
     "item tower of fewer attributes": change_tower(fewer_attributes, _ITEM_TOWER),
     "item tower that gives NaN": change_tower(no_numbers, _ITEM_TOWER),
-    "user tower for an item tower": lambda folder: shutil.copy(folder / "user_tower.onnx", folder / _ITEM_TOWER),
+    "user tower for an item tower": lambda folder: shutil.copy(
+        folder / "user_tower.onnx", folder / _ITEM_TOWER
+    ),
     "ranker of other columns": change_json("ranker/schema.json", reverse("numeric")),
     "ranker of other event types": change_json("ranker/schema.json", put("heads", ["one"])),
     "ranker of renamed event types": change_json("ranker/schema.json", reverse("heads")),

@@ -17,7 +17,13 @@ numbers = itertools.count()
 
 def event(user="u1", event_id=None, item="i1"):
     event_id = event_id or f"e{next(numbers)}"
-    return {"event_id": event_id, "user_id": user, "item_id": item, "type": "view", "timestamp": time.time()}
+    return {
+        "event_id": event_id,
+        "user_id": user,
+        "item_id": item,
+        "type": "view",
+        "timestamp": time.time(),
+    }
 
 
 def client(workspace):
@@ -32,7 +38,10 @@ def kill_redis(workspace):
 def overlay(workspace, user):
     """Return positions and items that a user's next request sees, oldest first."""
     with client(workspace) as server:
-        return [(seen.position, seen.item) for seen in parse_overlay(server.lrange(recent_key(user), 0, -1))]
+        return [
+            (seen.position, seen.item)
+            for seen in parse_overlay(server.lrange(recent_key(user), 0, -1))
+        ]
 
 
 def in_a_process_that_is_killed(work):

@@ -21,7 +21,10 @@ _SIGNATURES = {
     "rd_kafka_mock_topic_create": (c_int, [c_void_p, c_char_p, c_int, c_int]),
     "rd_kafka_mock_broker_set_down": (c_int, [c_void_p, c_int32]),
     "rd_kafka_mock_broker_set_up": (c_int, [c_void_p, c_int32]),
-    "rd_kafka_mock_push_request_errors_array": (None, [c_void_p, c_int16, c_size_t, ctypes.POINTER(c_int)]),
+    "rd_kafka_mock_push_request_errors_array": (
+        None,
+        [c_void_p, c_int16, c_size_t, ctypes.POINTER(c_int)],
+    ),
 }
 
 
@@ -40,12 +43,16 @@ class MockKafka:
     def __init__(self) -> None:
         self._library = _library()
         settings = self._library.rd_kafka_conf_new()
-        self._handle = self._library.rd_kafka_new(0, settings, ctypes.create_string_buffer(512), 512)
+        self._handle = self._library.rd_kafka_new(
+            0, settings, ctypes.create_string_buffer(512), 512
+        )
         self._cluster = self._library.rd_kafka_mock_cluster_new(self._handle, 1)
         self.servers: str = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster).decode()
 
     def create(self, topic: str, partitions: int = 1) -> None:
-        assert not self._library.rd_kafka_mock_topic_create(self._cluster, topic.encode(), partitions, 1)
+        assert not self._library.rd_kafka_mock_topic_create(
+            self._cluster, topic.encode(), partitions, 1
+        )
 
     def go_down(self) -> None:
         self._library.rd_kafka_mock_broker_set_down(self._cluster, 1)
@@ -56,7 +63,9 @@ class MockKafka:
     def fail_next(self, *codes: int) -> None:
         """Answer the next produce requests with these errors."""
         errors = (c_int * len(codes))(*codes)
-        self._library.rd_kafka_mock_push_request_errors_array(self._cluster, PRODUCE, len(codes), errors)
+        self._library.rd_kafka_mock_push_request_errors_array(
+            self._cluster, PRODUCE, len(codes), errors
+        )
 
     def messages(self, topic: str) -> list[kafka.Message]:
         """Return all that is in a topic of one partition."""

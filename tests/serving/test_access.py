@@ -43,24 +43,42 @@ def test_probes_need_no_key(door, new_key, route):
     new_key("events")
     client = door()
     assert client.get(route).status_code == 200
-    assert client.head(route).status_code == 405, "let in: it is the app that answers nothing but GET"
+    assert client.head(route).status_code == 405, (
+        "let in: it is the app that answers nothing but GET"
+    )
     assert is_problem(client.delete(route), 401)
 
 
 @pytest.mark.parametrize(
     "route",
-    ["/", "/nothing", "/v1/recommendation", "/v1/eventsx", "/v1/users", "/HEALTHZ", "//healthz", "/healthz/"],
+    [
+        "/",
+        "/nothing",
+        "/v1/recommendation",
+        "/v1/eventsx",
+        "/v1/users",
+        "/HEALTHZ",
+        "//healthz",
+        "/healthz/",
+    ],
 )
 def test_a_route_that_nobody_named_is_for_admins(door, new_key, route):
     events, admin = new_key("events", "recommend"), new_key("admin")
     client = door()
     assert is_problem(client.get(route), 401)
     assert is_problem(client.get(route, headers=bearer(events)), 403)
-    assert client.get(route, headers=bearer(admin), follow_redirects=False).status_code in (404, 307)
+    assert client.get(route, headers=bearer(admin), follow_redirects=False).status_code in (
+        404,
+        307,
+    )
 
 
 def test_only_reading_users_is_for_everyone_who_recommends():
-    assert needed("GET", "/v1/users/a/features") == needed("HEAD", "/v1/users/a/features") == Scope.RECOMMEND
+    assert (
+        needed("GET", "/v1/users/a/features")
+        == needed("HEAD", "/v1/users/a/features")
+        == Scope.RECOMMEND
+    )
     assert needed("POST", "/v1/users/a") == needed("PUT", "/v1/users/a") == Scope.ADMIN
     assert needed("DELETE", "/v1/items/a") == needed("DELETE", "/v1/events") == Scope.ADMIN
 
@@ -78,14 +96,21 @@ def test_where_a_key_may_stand(door, new_key):
     client = door()
 
     def status(**headers):
-        return client.get("/openapi.json", headers={k.replace("_", "-"): v for k, v in headers.items()}).status_code
+        return client.get(
+            "/openapi.json", headers={k.replace("_", "-"): v for k, v in headers.items()}
+        ).status_code
 
     assert status(authorization=f"Bearer {text}") == status(authorization=f"bearer  {text} ") == 200
-    assert status(x_api_key=text) == status(x_api_key=text, authorization="Basic Z2F0ZXdheQ==") == 200
+    assert (
+        status(x_api_key=text) == status(x_api_key=text, authorization="Basic Z2F0ZXdheQ==") == 200
+    )
     assert status(authorization=text) == status(authorization=f"Basic {text}") == 401
     assert status(x_api_key=text, authorization="Bearer fk_00000000_x") == 401
     assert client.get(f"/openapi.json?key={text}&x-api-key={text}").status_code == 401
-    assert client.get("/openapi.json", headers={"authorization": b"Bearer \xff\xfe"}).status_code == 401
+    assert (
+        client.get("/openapi.json", headers={"authorization": b"Bearer \xff\xfe"}).status_code
+        == 401
+    )
 
 
 def test_expired_revoked_and_rotated_keys(door, keys_file, new_key):
@@ -112,19 +137,40 @@ def test_no_log_and_no_answer_shows_a_key(door, keys_file, new_key, caplog):
     said = []
     for text in (good, good, over, good[:-1], "hunter2hunter2"):
         for headers in (bearer(text), {"x-api-key": text}):
-            answers = [client.get("/metrics", headers=headers), client.post("/v1/events", json={}, headers=headers)]
+            answers = [
+                client.get("/metrics", headers=headers),
+                client.post("/v1/events", json={}, headers=headers),
+            ]
             said += [f"{a.text} {a.headers}" for a in answers]
     keys_file.write_text("{")
     time.sleep(0.1)
     said.append(client.get("/v1/items/broken", headers=bearer(good)).text)
-    text = "\n".join([*said, *(f"{r.getMessage()} {r.exc_text} {r.args}" for r in caplog.records if r.name != "httpx")])
+    text = "\n".join(
+        [
+            *said,
+            *(
+                f"{r.getMessage()} {r.exc_text} {r.args}"
+                for r in caplog.records
+                if r.name != "httpx"
+            ),
+        ]
+    )
     assert "stay as they were" in text
     for secret in (good.split("_", 2)[2], over.split("_", 2)[2], "hunter2hunter2"):
         assert secret[:-1] not in text
 
 
 LOOPBACK = ["127.0.0.1", "127.8.9.1", "::1", "localhost"]
-OUTSIDE = ["0.0.0.0", "::", "", "10.1.2.3", "192.168.0.5", "example.com", "localhost.evil.example", "::ffff:10.0.0.1"]
+OUTSIDE = [
+    "0.0.0.0",
+    "::",
+    "",
+    "10.1.2.3",
+    "192.168.0.5",
+    "example.com",
+    "localhost.evil.example",
+    "::ffff:10.0.0.1",
+]
 
 
 @pytest.fixture
@@ -145,7 +191,10 @@ def test_this_machine_needs_no_keys(keys_file, host, caplog):
 def test_a_network_does(keys_file, host, monkeypatch, caplog):
     with pytest.raises(NoKeys) as refused:
         guard(host, keys_file)
-    for word in ("funnel keys create --name web --scope recommend --scope events", "FUNNEL_OPEN=yes"):
+    for word in (
+        "funnel keys create --name web --scope recommend --scope events",
+        "FUNNEL_OPEN=yes",
+    ):
         assert word in str(refused.value)
     monkeypatch.setenv("FUNNEL_OPEN", "1")
     with pytest.raises(NoKeys):
@@ -155,7 +204,9 @@ def test_a_network_does(keys_file, host, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK, *OUTSIDE])
-def test_keys_that_are_there_are_asked_for_everywhere(keys_file, new_key, host, monkeypatch, caplog):
+def test_keys_that_are_there_are_asked_for_everywhere(
+    keys_file, new_key, host, monkeypatch, caplog
+):
     monkeypatch.setenv("FUNNEL_OPEN", "yes")
     text = new_key("events")
     ring = guard(host, keys_file)

@@ -65,7 +65,11 @@ def test_the_docs_may_load_what_they_need(door):
 
 
 def preflight(client, origin, route="/v1/recommendations"):
-    asked = {"origin": origin, "access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    asked = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "x-api-key",
+    }
     return client.options(route, headers=asked)
 
 
@@ -75,7 +79,12 @@ def test_pages_of_allowed_origins_may_call(door, new_key):
     answer = preflight(client, SHOP)
     assert answer.status_code == 204 and answer.content == b""
     assert answer.headers["access-control-allow-origin"] == SHOP
-    assert answer.headers["access-control-allow-methods"].split(", ") == ["GET", "POST", "PUT", "DELETE"]
+    assert answer.headers["access-control-allow-methods"].split(", ") == [
+        "GET",
+        "POST",
+        "PUT",
+        "DELETE",
+    ]
     assert {"authorization", "x-api-key", "content-type"} <= set(
         answer.headers["access-control-allow-headers"].split(", ")
     )
@@ -87,7 +96,15 @@ def test_pages_of_allowed_origins_may_call(door, new_key):
 
 
 @pytest.mark.parametrize(
-    "origin", ["https://evil.example", f"{SHOP}.evil.example", "http://shop.example", f"{SHOP}:444", "null", ""]
+    "origin",
+    [
+        "https://evil.example",
+        f"{SHOP}.evil.example",
+        "http://shop.example",
+        f"{SHOP}:444",
+        "null",
+        "",
+    ],
 )
 @pytest.mark.parametrize("origins", [[SHOP], []])
 def test_others_may_not(door, new_key, origin, origins):
@@ -95,7 +112,9 @@ def test_others_may_not(door, new_key, origin, origins):
     client = door(origins=origins)
     assert is_problem(preflight(client, origin), 401)
     answer = client.post("/v1/recommendations", json={}, headers={"origin": origin, **bearer(text)})
-    assert answer.status_code == 200, "a browser keeps it from the page; other callers have no origin to speak of"
+    assert answer.status_code == 200, (
+        "a browser keeps it from the page; other callers have no origin to speak of"
+    )
     assert "access-control-allow-origin" not in answer.headers
     assert ("vary" in answer.headers) is bool(origins)
 

@@ -24,7 +24,9 @@ def test_rate_limits_are_for_each_key(door, new_key):
     answers = [client.get("/openapi.json", headers=bearer(slow)) for _ in range(3)]
     assert [a.status_code for a in answers] == [200, 429, 429]
     assert is_problem(answers[1], 429) and 1 <= int(answers[1].headers["retry-after"]) <= 5
-    assert all(client.get("/openapi.json", headers=bearer(fast)).status_code == 200 for _ in range(10))
+    assert all(
+        client.get("/openapi.json", headers=bearer(fast)).status_code == 200 for _ in range(10)
+    )
 
 
 def test_a_bucket_gives_what_its_rate_says():
@@ -49,7 +51,10 @@ def test_a_body_that_says_that_it_is_too_large(door, new_key, ring):
     assert client.post("/v1/events", content=fits, headers=headers).status_code == 422
     assert is_problem(client.post("/v1/events", content=more, headers=headers), 413)
     for length in ("9" * 15, "9" * 5_000):
-        assert is_problem(client.post("/v1/events", content=b"", headers={**headers, "content-length": length}), 413)
+        assert is_problem(
+            client.post("/v1/events", content=b"", headers={**headers, "content-length": length}),
+            413,
+        )
     if ring:
         assert is_problem(client.post("/v1/events", content=more), 401)
 
@@ -123,7 +128,9 @@ def server(keys_file, new_key):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         port = int(process.stdout.readline())
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20, headers=bearer(text)) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=20, headers=bearer(text)
+        ) as client:
             yield client, text
         process.terminate()
         _, errors = process.communicate(timeout=30)
@@ -139,7 +146,9 @@ def test_huge_bodies_over_a_real_connection(server):
     huge = b" " * (16 * 1024 * 1024)
     assert is_problem(client.post("/v1/events", content=huge), 413)
     assert is_problem(client.post("/v1/events", content=parts(256, 65_536)), 413)
-    assert is_problem(client.post("/v1/events", content=huge, headers={"authorization": "Bearer x"}), 401)
+    assert is_problem(
+        client.post("/v1/events", content=huge, headers={"authorization": "Bearer x"}), 401
+    )
     assert client.post("/v1/events", json={"a": 1}).json() == 1
 
 
@@ -149,7 +158,13 @@ def test_its_own_time_is_small(keys_file, new_key):
 
     async def nothing(_scope, receive, send):
         await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/json")],
+            }
+        )
         await send({"type": "http.response.body", "body": b"{}"})
 
     async def receive():
@@ -159,12 +174,21 @@ def test_its_own_time_is_small(keys_file, new_key):
         pass
 
     names = (b"host", b"accept", b"accept-encoding", b"connection", b"user-agent", b"content-type")
-    headers = [*((name, b"x") for name in names), (b"content-length", b"2"), (b"x-api-key", text.encode())]
+    headers = [
+        *((name, b"x") for name in names),
+        (b"content-length", b"2"),
+        (b"x-api-key", text.encode()),
+    ]
 
     async def seconds(app, calls=2_000):
         start = time.perf_counter()
         for _ in range(calls):
-            scope = {"type": "http", "method": "POST", "path": "/v1/recommendations", "headers": headers}
+            scope = {
+                "type": "http",
+                "method": "POST",
+                "path": "/v1/recommendations",
+                "headers": headers,
+            }
             await app(scope, receive, send)
         return (time.perf_counter() - start) / calls
 

@@ -36,7 +36,13 @@ from serving.releases.delta import AddedItem, ItemTowerSession
 from serving.releases.item_files import SPARE_ROWS
 from serving.releases.release import Release, load_release, with_added
 
-WAR = {"title": "The last story", "tags": ["tag1", "tag2"], "price": 16_777_217, "genre": "War", "format": "print"}
+WAR = {
+    "title": "The last story",
+    "tags": ["tag1", "tag2"],
+    "price": 16_777_217,
+    "genre": "War",
+    "format": "print",
+}
 LONG_AGO = "2020-01-01T00:00:00Z"
 
 
@@ -144,8 +150,13 @@ def leave_spare(rows: int) -> Callable[[Path], None]:
 
 def test_the_exported_item_tower_is_the_trained_one_without_ids(tiny: Tiny, tmp_path: Path) -> None:
     export_item_tower(tiny.towers, tmp_path / "item_tower.onnx")
-    assert (tmp_path / "item_tower.onnx").read_bytes() == (tiny.folder / "item_tower.onnx").read_bytes()
-    tower, encoded = ItemTowerSession((tmp_path / "item_tower.onnx").read_bytes()), tiny.items.encoded
+    assert (tmp_path / "item_tower.onnx").read_bytes() == (
+        tiny.folder / "item_tower.onnx"
+    ).read_bytes()
+    tower, encoded = (
+        ItemTowerSession((tmp_path / "item_tower.onnx").read_bytes()),
+        tiny.items.encoded,
+    )
     numbers = tiny.codec.item_attributes.standardise(encoded.numbers)
     tiny.towers.items.has_id[:] = 0.0
     try:
@@ -175,7 +186,9 @@ def offers(tiny: Tiny, user: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return many[int(near.argmax())], many[int(near.argmin())]
 
 
-def test_an_added_item_is_shown_to_whom_it_fits_by_all_servers(tiny: Tiny, workspace: Workspace, api: Api) -> None:
+def test_an_added_item_is_shown_to_whom_it_fits_by_all_servers(
+    tiny: Tiny, workspace: Workspace, api: Api
+) -> None:
     fitting, unfitting = offers(tiny, "u0")
 
     def sources(of: Api) -> dict[str, list[str]]:
@@ -210,7 +223,11 @@ def test_rules_hold_for_added_items(api: Api) -> None:
     ]  # fmt: skip
     for filters in matching:
         assert "war" in ids(api.ask(filters=filters)), filters
-    for filters in ({"genre": {"not_in": ["War"]}}, {"tags": {"in": ["tag3"]}}, {"price": {"max": 16_777_216}}):
+    for filters in (
+        {"genre": {"not_in": ["War"]}},
+        {"tags": {"in": ["tag3"]}},
+        {"price": {"max": 16_777_216}},
+    ):
         assert "war" not in ids(api.ask(filters=filters)), filters
     only = ids(api.ask(filters={"price": {"min": 16_777_217}}))
     assert only == ["war"]
@@ -242,7 +259,13 @@ def test_a_click_on_an_added_item_moves_its_user(tiny: Tiny, api: Api) -> None:
     put(api, "fresh")
     before = api.ask(user="walker")
     assert "no_history" in before["degraded"] and "fresh" in ids(before)
-    click = {"event_id": "e1", "user_id": "walker", "item_id": "fresh", "type": "view", "timestamp": time.time()}
+    click = {
+        "event_id": "e1",
+        "user_id": "walker",
+        "item_id": "fresh",
+        "type": "view",
+        "timestamp": time.time(),
+    }
     assert api("POST", "/v1/events", json={"events": [click]}).json()["accepted"] == 1
     after = api.ask(user="walker")
     assert "no_history" not in after["degraded"] and "fresh" not in ids(after)
@@ -276,7 +299,9 @@ def test_a_removed_item_goes_and_comes_back(workspace: Workspace, tiny: Tiny, ap
     assert api("PUT", "/v1/items/unheard-of").status_code == 404
 
 
-def test_a_changed_item_is_what_it_was_changed_to(workspace: Workspace, tiny: Tiny, api: Api) -> None:
+def test_a_changed_item_is_what_it_was_changed_to(
+    workspace: Workspace, tiny: Tiny, api: Api
+) -> None:
     war, drama = ({"genre": {"in": [genre]}} for genre in ("War", "Drama"))
     with Api(workspace, load_release(tiny.folder)) as other:
         put(api, "fresh", WAR)
@@ -287,7 +312,9 @@ def test_a_changed_item_is_what_it_was_changed_to(workspace: Workspace, tiny: Ti
         assert "fresh" not in ids(other.ask(filters=war))
 
 
-def test_added_items_outlast_restarts_and_releases(workspace: Workspace, tiny: Tiny, tmp_path: Path) -> None:
+def test_added_items_outlast_restarts_and_releases(
+    workspace: Workspace, tiny: Tiny, tmp_path: Path
+) -> None:
     with Api(workspace, load_release(tiny.folder)) as api:
         put(api, "fresh", WAR | {"genre": "Drama"}, available_from=LONG_AGO)
         put(api, "other", WAR, available_from=LONG_AGO)
@@ -298,7 +325,8 @@ def test_added_items_outlast_restarts_and_releases(workspace: Workspace, tiny: T
         first = engine.live.loaded
         engine.adopt(newer)  # it has "fresh" itself, where the older one has its last item
         assert (
-            engine.release.codec.items.code("fresh") == ITEMS and engine.release.codec.items.code("other") == ITEMS + 1
+            engine.release.codec.items.code("fresh") == ITEMS
+            and engine.release.codec.items.code("other") == ITEMS + 1
         )
         assert engine.items.raw["genre"][ITEMS] == tiny.items.raw["genre"][ITEMS] != "Drama"
         assert {"fresh", "other"} <= set(ids(api.ask()))
@@ -314,7 +342,10 @@ def test_added_items_outlast_restarts_and_releases(workspace: Workspace, tiny: T
     [
         ({}, "attributes"),
         ({"attributes": WAR, "colour": "red"}, "colour"),
-        ({"attributes": {"colour": "red"}}, "colour: items have no such attribute; they have ['format', 'genre'"),
+        (
+            {"attributes": {"colour": "red"}},
+            "colour: items have no such attribute; they have ['format', 'genre'",
+        ),
         ({"attributes": {"genre": 3}}, "genre: it is categorical"),
         ({"attributes": {"tags": "tag1"}}, "tags: it is multi_categorical"),
         ({"attributes": {"tags": [1]}}, "tags: it is multi_categorical"),
@@ -331,12 +362,16 @@ def test_added_items_outlast_restarts_and_releases(workspace: Workspace, tiny: T
 )
 def test_wrong_bodies_are_refused_with_their_reason(api: Api, body: Any, says: str) -> None:
     answer = api("PUT", "/v1/items/fresh", json=body)
-    assert answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json"
+    assert (
+        answer.status_code == 422 and answer.headers["content-type"] == "application/problem+json"
+    )
     assert says in answer.json()["detail"]
     assert api("PUT", "/v1/items/fresh").status_code == 404  # nothing was added
 
 
-@pytest.mark.parametrize("value", ['"price": NaN', '"price": 1e999', f'"price": 1{400 * "0"}', '"genre": "\\ud800"'])
+@pytest.mark.parametrize(
+    "value", ['"price": NaN', '"price": 1e999', f'"price": 1{400 * "0"}', '"genre": "\\ud800"']
+)
 def test_values_that_are_none_are_refused(api: Api, value: str) -> None:
     answer = api(
         "PUT",
@@ -354,7 +389,9 @@ def test_ids_have_a_length(api: Api) -> None:
 
 def test_items_of_the_release_are_as_it_has_them(api: Api) -> None:
     refused = api("PUT", "/v1/items/i1", json={"attributes": WAR})
-    assert refused.status_code == 409 and refused.json()["detail"].endswith("change with the next release")
+    assert refused.status_code == 409 and refused.json()["detail"].endswith(
+        "change with the next release"
+    )
 
 
 def test_without_redis_nothing_is_added_and_serving_goes_on(workspace: Workspace, api: Api) -> None:
@@ -365,7 +402,9 @@ def test_without_redis_nothing_is_added_and_serving_goes_on(workspace: Workspace
     assert "fresh" in ids(api.ask())
 
 
-def test_when_the_spare_rows_are_used_up_nothing_is_lost(workspace: Workspace, tiny: Tiny, tmp_path: Path) -> None:
+def test_when_the_spare_rows_are_used_up_nothing_is_lost(
+    workspace: Workspace, tiny: Tiny, tmp_path: Path
+) -> None:
     tight = change(tiny, tmp_path / "tight", leave_spare(3))
     with Api(workspace, tight) as api:
         for name in ("a", "b", "c"):
@@ -381,7 +420,9 @@ def test_when_the_spare_rows_are_used_up_nothing_is_lost(workspace: Workspace, t
         assert {"a", "b", "c"} <= set(ids(api.ask())) and "d" not in ids(api.ask())
         assert api("DELETE", "/v1/items/a").status_code == 202
     with Api(workspace, change(tiny, tmp_path / "same", leave_spare(3))) as api:
-        assert {"b", "c", "d"} <= set(ids(api.ask())), "a removed item takes no row of those that start anew"
+        assert {"b", "c", "d"} <= set(ids(api.ask())), (
+            "a removed item takes no row of those that start anew"
+        )
 
 
 def test_spare_rows_are_never_shown(tiny: Tiny) -> None:
@@ -389,7 +430,9 @@ def test_spare_rows_are_never_shown(tiny: Tiny) -> None:
     release, generator = load_release(tiny.folder), np.random.default_rng(5)
     users, added = tiny.clickers(), {}
     for number in (0, 1, 2, 10, 40):
-        added |= {f"n{n}": AddedItem({"genre": str(generator.choice(GENRES))}, 0.0) for n in range(number)}
+        added |= {
+            f"n{n}": AddedItem({"genre": str(generator.choice(GENRES))}, 0.0) for n in range(number)
+        }
         shown = with_added(release, added)
         size = ITEMS + 1 + len(added)
         assert len(shown.items) == len(shown.codec.items) == len(shown.retrieval.vectors) == size
@@ -398,18 +441,28 @@ def test_spare_rows_are_never_shown(tiny: Tiny) -> None:
         lists += [shown.recommender.popular(users, 0, requests[0], shown.items)]
         assert ranked.candidates.item.max() < size
         for found in lists:
-            assert set(found.items) <= set(range(1, size)) and all(shown.codec.items.names(found.items))
+            assert set(found.items) <= set(range(1, size)) and all(
+                shown.codec.items.names(found.items)
+            )
             assert added.keys() <= set(shown.codec.items.names(found.items))
         assert len(release.items) == len(release.codec.items) == ITEMS + 1  # as it was loaded
     again = with_added(release, {})
     lists = again.recommender.recommend(users, requests, again.items)
-    assert not {name for found in lists for name in again.codec.items.names(found.items)} & added.keys()
+    assert (
+        not {name for found in lists for name in again.codec.items.names(found.items)}
+        & added.keys()
+    )
 
 
 @pytest.mark.parametrize("allowed", [1.0, 0.4])
-def test_the_nearest_of_all_items_are_found_within_what_is_allowed(tiny: Tiny, allowed: float) -> None:
+def test_the_nearest_of_all_items_are_found_within_what_is_allowed(
+    tiny: Tiny, allowed: float
+) -> None:
     generator = np.random.default_rng(6)
-    offered = {f"n{n}": AddedItem({"genre": str(generator.choice(GENRES)), "price": n}, 0.0) for n in range(30)}
+    offered = {
+        f"n{n}": AddedItem({"genre": str(generator.choice(GENRES)), "price": n}, 0.0)
+        for n in range(30)
+    }
     release = with_added(load_release(tiny.folder), offered)
     vectors = generator.normal(size=(50, release.retrieval.vectors.shape[1])).astype(np.float32)
     among = generator.random(len(release.items)) < allowed
@@ -422,7 +475,9 @@ def test_the_nearest_of_all_items_are_found_within_what_is_allowed(tiny: Tiny, a
     assert (codes > ITEMS).any() and (codes <= ITEMS).any()
 
 
-def test_counters_of_another_process_fit_with_added_items(workspace: Workspace, tiny: Tiny, tmp_path: Path) -> None:
+def test_counters_of_another_process_fit_with_added_items(
+    workspace: Workspace, tiny: Tiny, tmp_path: Path
+) -> None:
     release, files = load_release(tiny.folder), CounterFiles(tmp_path / "counters")
     files.publish(release, tiny.items.activity, "2026-01-01T00:00:00+00:00")
     engine = Engine(release, workspace, counters=CounterFiles(tmp_path / "counters"))
@@ -432,7 +487,9 @@ def test_counters_of_another_process_fit_with_added_items(workspace: Workspace, 
             assert name in ids(engine.recommend(RecommendationRequest(user_id="u0", k=200)))
             rows = engine.items.rows.numeric
             counts = len(engine.release.codec.item_activity)
-            assert np.isnan(rows[-1, :counts]).all() and rows[-1, counts:].tolist() == [16_777_216.0]
+            assert np.isnan(rows[-1, :counts]).all() and rows[-1, counts:].tolist() == [
+                16_777_216.0
+            ]
             assert np.array_equal(rows[: ITEMS + 1], tiny.items.rows.numeric, equal_nan=True)
             files.publish(release, tiny.items.activity, "2026-01-02T00:00:00+00:00")
             engine.refresh_items()
@@ -460,7 +517,10 @@ def test_what_a_process_adds_is_its_own(tiny: Tiny) -> None:
     one, other = load_release(tiny.folder), load_release(tiny.folder)
     before = (tiny.folder / "item_vectors.npy").read_bytes()
     with_added(one, {"fresh": AddedItem(WAR, 0.0)})
-    assert one.retrieval.delta.rows.vectors[ITEMS + 1].any() and not other.retrieval.delta.rows.vectors[ITEMS + 1].any()
+    assert (
+        one.retrieval.delta.rows.vectors[ITEMS + 1].any()
+        and not other.retrieval.delta.rows.vectors[ITEMS + 1].any()
+    )
     assert (tiny.folder / "item_vectors.npy").read_bytes() == before
 
 

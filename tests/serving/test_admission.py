@@ -30,7 +30,9 @@ def test_turns_come_in_order_in_the_loops_thread_and_know_their_request() -> Non
 def test_an_error_is_the_requests_own() -> None:
     async def both() -> list[object]:
         turns = Turns(most=10)
-        return await asyncio.gather(turns.run(int, "x"), turns.run(int, "7"), return_exceptions=True)
+        return await asyncio.gather(
+            turns.run(int, "x"), turns.run(int, "7"), return_exceptions=True
+        )
 
     failed, fine = asyncio.run(both())
     assert isinstance(failed, ValueError) and fine == 7
@@ -75,7 +77,9 @@ def test_aside_is_another_thread_and_is_full_with_so_many() -> None:
     assert (full, after) == (True, False)
 
 
-def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = [100.0]
     monkeypatch.setattr("serving.recommender.deadline.time.monotonic", lambda: now[0])
     breaker = Breaker(failures=3, open_s=1.0)

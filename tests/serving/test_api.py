@@ -29,7 +29,9 @@ def start_server(workspace):
     port = free_port()
     command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()"]
     command += ["serve", "--home", str(workspace.root), "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
     deadline = time.monotonic() + 90
     while True:
@@ -98,7 +100,9 @@ def test_filters_and_excludes(client, user, built):
     without = ids(recommend(client, user, k=200, filters={"genre": {"not_in": [genre]}}))
     assert only and set(only) <= having
     assert without and not set(without) & having
-    answer = client.post("/v1/recommendations", json={"user_id": user, "filters": {"colour": {"in": ["red"]}}})
+    answer = client.post(
+        "/v1/recommendations", json={"user_id": user, "filters": {"colour": {"in": ["red"]}}}
+    )
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
     assert "colour" in answer.json()["detail"]
@@ -126,7 +130,13 @@ def test_an_accepted_event_changes_the_next_response(client):
     newcomer = f"new-{time.time_ns()}"
     before = recommend(client, newcomer, k=10)
     clicked = before["items"][0]["item_id"]
-    event = {"event_id": newcomer, "user_id": newcomer, "item_id": clicked, "type": "view", "timestamp": time.time()}
+    event = {
+        "event_id": newcomer,
+        "user_id": newcomer,
+        "item_id": clicked,
+        "type": "view",
+        "timestamp": time.time(),
+    }
     answer = client.post("/v1/events", json={"events": [event, event]})
     assert answer.status_code == 202
     assert answer.json() == {"accepted": 1, "duplicates": 1, "rejected": []}
@@ -175,9 +185,14 @@ def test_a_batch_is_answered_in_its_order(client, user):
     answer = client.post("/v1/recommendations:batch", json={"requests": asked})
     assert answer.status_code == 200
     responses = answer.json()["responses"]
-    assert [ids(one) for one in responses] == [ids(recommend(client, one["user_id"], **one_of(one))) for one in asked]
+    assert [ids(one) for one in responses] == [
+        ids(recommend(client, one["user_id"], **one_of(one))) for one in asked
+    ]
     assert client.post("/v1/recommendations:batch", json={"requests": []}).status_code == 422
-    assert client.post("/v1/recommendations:batch", json={"requests": [{"user_id": ""}]}).status_code == 422
+    assert (
+        client.post("/v1/recommendations:batch", json={"requests": [{"user_id": ""}]}).status_code
+        == 422
+    )
 
 
 def one_of(request):
@@ -185,7 +200,9 @@ def one_of(request):
 
 
 def test_answers_have_an_id_and_say_how_they_may_be_used(client, user):
-    answer = client.post("/v1/recommendations", json={"user_id": user}, headers={"x-request-id": "mine"})
+    answer = client.post(
+        "/v1/recommendations", json={"user_id": user}, headers={"x-request-id": "mine"}
+    )
     assert answer.headers["x-request-id"] == "mine"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert client.get("/nowhere").headers["content-type"] == "application/problem+json"
@@ -204,7 +221,13 @@ def test_a_removed_item_is_shown_no_more_and_a_restored_one_again(client, user):
 
 def test_a_user_is_forgotten(client):
     leaver = f"leaver-{time.time_ns()}"
-    event = {"event_id": leaver, "user_id": leaver, "item_id": "i0003", "type": "view", "timestamp": time.time()}
+    event = {
+        "event_id": leaver,
+        "user_id": leaver,
+        "item_id": "i0003",
+        "type": "view",
+        "timestamp": time.time(),
+    }
     assert client.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
     assert client.get(f"/v1/users/{leaver}/features").json()["known"]
     answer = client.delete(f"/v1/users/{leaver}")
@@ -215,7 +238,9 @@ def test_a_user_is_forgotten(client):
     assert again["accepted"] == 0 and "erased" in again["rejected"][0]["reason"]
 
 
-@pytest.mark.parametrize("body", [{}, {"user_id": ""}, {"user_id": "u", "k": 0}, {"user_id": "u", "unknown": 1}, [1]])
+@pytest.mark.parametrize(
+    "body", [{}, {"user_id": ""}, {"user_id": "u", "k": 0}, {"user_id": "u", "unknown": 1}, [1]]
+)
 def test_bad_requests_are_problem_details(client, body):
     answer = client.post("/v1/recommendations", json=body)
     assert answer.status_code == 422
@@ -245,7 +270,13 @@ def test_redis_gone_is_a_word_and_not_an_error(copied, user):
         answer = recommend(client, user, k=20)
         assert len(ids(answer)) == 20
         assert "online_store_unavailable" in answer["degraded"]
-    event = {"event_id": "e", "user_id": "u", "item_id": "i0001", "type": "view", "timestamp": time.time()}
+    event = {
+        "event_id": "e",
+        "user_id": "u",
+        "item_id": "i0001",
+        "type": "view",
+        "timestamp": time.time(),
+    }
     refused = client.post("/v1/events", json={"events": [event]})
     assert refused.status_code == 503 and "retry-after" in refused.headers
     assert client.get("/readyz").json()["online_store"] is False

@@ -10,7 +10,16 @@ from tiny_release import DAY, ITEMS, NOW, SHARES, Tiny, item_columns
 
 from feature_repo import columns as c
 from retrieval.index import build_index
-from serving.recommender.candidates import RECENT, SOURCES, Candidates, Retriever, Shares, static_lists, top, trend
+from serving.recommender.candidates import (
+    RECENT,
+    SOURCES,
+    Candidates,
+    Retriever,
+    Shares,
+    static_lists,
+    top,
+    trend,
+)
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.users import UserBatch
 
@@ -22,13 +31,17 @@ def retrieve(tiny: Tiny, users: UserBatch, retriever: Retriever | None = None) -
     return chosen.retrieve(vectors, users.context.history, tiny.items, users.context.time)
 
 
-def similar_by_hand(retriever: Retriever, history: np.ndarray) -> tuple[dict[int, float], dict[int, float]]:
+def similar_by_hand(
+    retriever: Retriever, history: np.ndarray
+) -> tuple[dict[int, float], dict[int, float]]:
     """Return co-visitation with the recent items and with the newest one, by item."""
     recent = [int(code) for code in history[:RECENT] if code]
     score: dict[int, float] = defaultdict(float)
     last: dict[int, float] = {}
     for place, item in enumerate(recent):
-        for other, similarity in zip(retriever.neighbours[item], retriever.similarities[item], strict=True):
+        for other, similarity in zip(
+            retriever.neighbours[item], retriever.similarities[item], strict=True
+        ):
             if other:
                 score[int(other)] += 0.8**place * float(similarity)
                 if place == 0:
@@ -38,8 +51,15 @@ def similar_by_hand(retriever: Retriever, history: np.ndarray) -> tuple[dict[int
 
 def test_shares_are_read_as_they_are_written_on_the_command_line():
     assert Shares.parse(["new=5", "similar=100"]) == Shares(new=5, similar=100)
-    for wrong, word in ((["nova=3"], "nova"), (["new=-1"], "new"), (["new"], "new"), (["two_tower=0"], "two_tower")):
-        with pytest.raises(ValueError, match=f"{word}: .*sources: two_tower, similar, popular, trending, new"):
+    for wrong, word in (
+        (["nova=3"], "nova"),
+        (["new=-1"], "new"),
+        (["new"], "new"),
+        (["two_tower=0"], "two_tower"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"{word}: .*sources: two_tower, similar, popular, trending, new"
+        ):
             Shares.parse(wrong)
 
 
@@ -66,15 +86,25 @@ def test_every_source_is_the_recount(tiny: Tiny) -> None:
             assert named == proposed[name], name
         assert set(item) == set().union(*proposed.values())
         ranks = {code: np.log1p(place) for place, code in enumerate(tower)}
-        assert found.tower_rank[part] == pytest.approx([ranks.get(code, np.nan) for code in item], nan_ok=True)
-        assert found.similar[part, 0] == pytest.approx([score.get(code, 0.0) for code in item], rel=1e-5)
-        assert found.similar[part, 1] == pytest.approx([last.get(code, 0.0) for code in item], rel=1e-5)
+        assert found.tower_rank[part] == pytest.approx(
+            [ranks.get(code, np.nan) for code in item], nan_ok=True
+        )
+        assert found.similar[part, 0] == pytest.approx(
+            [score.get(code, 0.0) for code in item], rel=1e-5
+        )
+        assert found.similar[part, 1] == pytest.approx(
+            [last.get(code, 0.0) for code in item], rel=1e-5
+        )
 
 
 def test_rows_know_their_request(tiny: Tiny) -> None:
     found = retrieve(tiny, tiny.clickers(3))
     assert np.array_equal(np.bincount(found.request), np.diff(found.offsets))
-    assert (found.item.dtype, found.sources.dtype, found.similar.dtype) == (np.int32, np.uint8, np.float32)
+    assert (found.item.dtype, found.sources.dtype, found.similar.dtype) == (
+        np.int32,
+        np.uint8,
+        np.float32,
+    )
 
 
 def test_sources_can_be_switched_off(tiny: Tiny) -> None:
@@ -94,7 +124,9 @@ def test_lists_shorter_than_asked_for(tiny: Tiny) -> None:
     index.nprobe = 1
     assert (index.search(vectors[:1], ITEMS)[1] == -1).any()
     found = retrieve(
-        tiny, tiny.clickers(3), Retriever(index, source.neighbours, source.similarities, Shares(two_tower=1000))
+        tiny,
+        tiny.clickers(3),
+        Retriever(index, source.neighbours, source.similarities, Shares(two_tower=1000)),
     )
     assert found.item.min() >= 1 and found.item.max() <= ITEMS
     assert np.isfinite(found.tower_rank[(found.sources & 1) > 0]).all()
@@ -118,9 +150,13 @@ def test_static_lists_have_only_what_can_be_had(tiny: Tiny) -> None:
 def test_static_lists_are_in_order(tiny: Tiny) -> None:
     counts: list[float | None] = [float(n % 7) for n in range(ITEMS)]
     week: list[float | None] = [float(n % 5) for n in range(ITEMS)]
-    items = table(tiny, **{c.events("30d"): counts, c.events("7d"): week, c.TREND: [0.0] * (ITEMS - 1) + [3.0]})
+    items = table(
+        tiny,
+        **{c.events("30d"): counts, c.events("7d"): week, c.TREND: [0.0] * (ITEMS - 1) + [3.0]},
+    )
     lists = static_lists(items, Shares(popular=6, trending=4, new=3), NOW)
-    # Items 4, 6 and 7 cannot be had; item 40 has the trend e^3, and the month tells items of equal weeks apart.
+    # Items 4, 6 and 7 cannot be had; item 40 has the trend e^3, and the month tells items of equal
+    # weeks apart.
     assert lists["popular"].tolist() == [14, 21, 28, 35, 13, 20]
     assert lists["trending"].tolist() == [40, 35, 20, 5]
     assert lists["new"].tolist() == [1, 2, 3]
@@ -136,7 +172,9 @@ def test_moments_of_one_batch_have_their_own_static_lists(tiny: Tiny) -> None:
         part = slice(found.offsets[row], found.offsets[row + 1])
         new = found.item[part][found.sources[part] >> SOURCES.index("new") & 1 > 0]
         assert sorted(new) == sorted(static_lists(tiny.items, SHARES, float(time))["new"])
-    state = [tiny.items.availability_state(time) for time in (NOW - DAY, NOW, NOW + 99.0, NOW + 100.0)]
+    state = [
+        tiny.items.availability_state(time) for time in (NOW - DAY, NOW, NOW + 99.0, NOW + 100.0)
+    ]
     assert state[1] == state[2] and state[0] < state[1] < state[3]
 
 

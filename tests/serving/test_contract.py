@@ -33,4 +33,6 @@ def test_the_api_does_what_it_says(api):
 
         holds()
         met.append(operation.label)
-    assert {"POST /v1/recommendations", "POST /v1/recommendations:batch", "POST /v1/events"} <= set(met)
+    assert {"POST /v1/recommendations", "POST /v1/recommendations:batch", "POST /v1/events"} <= set(
+        met
+    )

@@ -24,7 +24,11 @@ from serving.recommender.recommender import Degradation
 
 FOLDER = PROJECT_ROOT / "docs" / "grafana"
 DASHBOARD = json.loads((FOLDER / "funnel.json").read_text())
-RULES = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
+RULES = [
+    rule
+    for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    for rule in group["rules"]
+]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 PROMETHEUS = {"instance", "job", "le"}
 """Labels that Prometheus adds, and the one of every histogram."""
@@ -98,7 +102,9 @@ def test_a_query_selects_what_is_exported(exported, query):
         known = exported[selector.name]
         labels |= set(known[0])
         assert {m.name for m in matchers} <= set(known[0])
-        assert any(all(fits(m, sample) for m in matchers) for sample in known), f"{selector} selects nothing"
+        assert any(all(fits(m, sample) for m in matchers) for sample in known), (
+            f"{selector} selects nothing"
+        )
     for aggregate in nodes(tree, promql.AggregateExpr):
         if aggregate.modifier:
             assert set(aggregate.modifier.labels) <= labels
@@ -118,7 +124,9 @@ def test_the_check_finds_what_is_wrong(exported):
     with pytest.raises(AssertionError, match="nobody exports"):
         test_a_query_selects_what_is_exported(exported, "rate(funnel_degraded[5m])")
     with pytest.raises(AssertionError, match="selects nothing"):
-        test_a_query_selects_what_is_exported(exported, 'rate(funnel_degraded_total{reason="tired"}[5m])')
+        test_a_query_selects_what_is_exported(
+            exported, 'rate(funnel_degraded_total{reason="tired"}[5m])'
+        )
     with pytest.raises(ValueError, match="."):
         test_a_query_selects_what_is_exported(exported, "rate(funnel_degraded_total)")
 
@@ -139,13 +147,20 @@ def test_the_dashboard_can_be_imported():
     for panel in everything:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
-        cells = {(place["x"] + dx, place["y"] + dy) for dx in range(place["w"]) for dy in range(place["h"])}
+        cells = {
+            (place["x"] + dx, place["y"] + dy)
+            for dx in range(place["w"])
+            for dy in range(place["h"])
+        }
         assert not cells & taken, f"{panel['title']} lies on another panel"
         taken |= cells
     for panel in PANELS:
         assert panel["datasource"]["uid"] == "${datasource}"
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
-    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "instance"]
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == [
+        "datasource",
+        "instance",
+    ]
 
 
 def test_alerts_say_what_they_are():

@@ -38,7 +38,11 @@ def intake(workspace, erasure, log=None):
 def kept(workspace):
     """Return everything that Redis has, keys and values, as bytes; the ids of events and the list left out."""
     with client(workspace) as server:
-        keys = [key for key in server.scan_iter() if not key.startswith((b"funnel:ids:", LISTED.encode()))]
+        keys = [
+            key
+            for key in server.scan_iter()
+            if not key.startswith((b"funnel:ids:", LISTED.encode()))
+        ]
         values = [server.xrange(k) if server.type(k) == b"stream" else server.dump(k) for k in keys]
         return repr(keys) + repr(values)
 
@@ -56,10 +60,19 @@ def fill(workspace, erasure, users):
         for user in users:
             server.hset(row_key(config, "user_id", user), "f", "v")
             server.set(batch_key(user), json.dumps({"items": []}))
-            server.xadd(DEAD_LETTERS, {"reason": "none", "entry": json.dumps({"user_id": user, "type": "stare"})})
+            server.xadd(
+                DEAD_LETTERS,
+                {"reason": "none", "entry": json.dumps({"user_id": user, "type": "stare"})},
+            )
 
 
-REMOVED = {"online features": 1, "recent events": 1, "lists made by batch": 1, "event log": 3, "dead letters": 1}
+REMOVED = {
+    "online features": 1,
+    "recent events": 1,
+    "lists made by batch": 1,
+    "event log": 3,
+    "dead letters": 1,
+}
 
 
 def test_everything_of_the_user_goes_and_nothing_of_others(workspace, erasure):
@@ -108,7 +121,10 @@ def test_a_flushed_redis_and_a_restart_forget_nothing(workspace, erasure):
     with client(workspace) as server:
         server.flushall()
         again = Erasure(workspace)
-        assert intake(workspace, again).accept([event("never-again")]).rejected[0].reason == "user was erased"
+        assert (
+            intake(workspace, again).accept([event("never-again")]).rejected[0].reason
+            == "user was erased"
+        )
         assert number.encode() in server.smembers(LISTED)
     assert again.served_as("never-again") == "" and again.served_as("somebody") == "somebody"
     requests = [RecommendationRequest(user_id=user, k=3) for user in ("somebody", "never-again")]
@@ -124,7 +140,9 @@ def test_the_list_names_nobody(erasure):
     assert proof["state"] == "pending" and proof["digest"].startswith(number)
 
 
-def test_other_processes_know_at_once_and_others_with_the_same_redis_in_a_second(workspace, erasure, tmp_path):
+def test_other_processes_know_at_once_and_others_with_the_same_redis_in_a_second(
+    workspace, erasure, tmp_path
+):
     beside, files_only = Erasure(workspace), ErasedUsers(workspace)
     assert beside.served_as("moved-out") == "moved-out" and not files_only.among(["moved-out"])
     erasure.erase("moved-out")
@@ -155,7 +173,9 @@ def test_killed_after_the_list_nothing_is_served_and_the_next_call_finishes(work
 
     in_a_process_that_is_killed(work)
     assert erasure.served_as("half") == ""
-    assert intake(workspace, erasure).accept([event("half")]).rejected[0].reason == "user was erased"
+    assert (
+        intake(workspace, erasure).accept([event("half")]).rejected[0].reason == "user was erased"
+    )
     assert erasure.erase("half").removed["event log"] == 3
 
 

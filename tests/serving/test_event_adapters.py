@@ -36,7 +36,9 @@ def test_addresses(monkeypatch, text, expected):
     assert log_address() == expected
 
 
-@pytest.mark.parametrize("text", ["kafka://a/t", "kafka://a:1", "kafka://a:1/", "kafka://a:1/t/u", "files:x", "s3://b"])
+@pytest.mark.parametrize(
+    "text", ["kafka://a/t", "kafka://a:1", "kafka://a:1/", "kafka://a:1/t/u", "files:x", "s3://b"]
+)
 def test_a_bad_address_is_one_error(monkeypatch, text, workspace):
     monkeypatch.setenv("FUNNEL_EVENT_LOG", text)
     with pytest.raises(BadLogAddress, match="choose 'redis', 'kafka://"):
@@ -61,7 +63,11 @@ class Files:
         self.log = FileLog(workspace, folder)
 
     def entries(self):
-        return [(at, json.loads(text)) for file in LogFolder(self.folder).after(0) for at, text in file.read()]
+        return [
+            (at, json.loads(text))
+            for file in LogFolder(self.folder).after(0)
+            for at, text in file.read()
+        ]
 
     def ids(self):
         return [entry["event_id"] for _, entry in self.entries()]
@@ -104,7 +110,10 @@ def test_positions_rise_though_the_clock_goes_back(files, monkeypatch):
 
 
 def test_an_event_from_many_senders_at_once_is_in_the_files_once(files):
-    batches = [[event(f"u{n % 3}", f"many{n}") for n in range(first, first + 10)] for first in range(0, 60, 5)]
+    batches = [
+        [event(f"u{n % 3}", f"many{n}") for n in range(first, first + 10)]
+        for first in range(0, 60, 5)
+    ]
     logs = itertools.cycle([files.log, FileLog(files.workspace, files.folder)])
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda batch: next(logs).append(batch), batches))
@@ -156,7 +165,9 @@ def test_a_kill_neither_loses_nor_doubles(files, monkeypatch, where, name, answe
 def test_redis_killed_after_the_write_is_made_good_by_the_next_append(files, monkeypatch):
     write = event_adapters.Writer.write
     with monkeypatch.context() as patch:
-        patch.setattr(event_adapters.Writer, "write", lambda *a: (write(*a), kill_redis(files.workspace))[0])
+        patch.setattr(
+            event_adapters.Writer, "write", lambda *a: (write(*a), kill_redis(files.workspace))[0]
+        )
         with pytest.raises(OnlineStoreUnavailable):
             files.log.append([e := event("late")])
     files.log = FileLog(files.workspace, files.folder)  # starts the embedded Redis again

@@ -24,7 +24,13 @@ def client(workspace):
 
 def events(count, start=0, user="u"):
     return [
-        {"event_id": f"e{n}", "user_id": user, "item_id": f"i{n}", "type": "view", "timestamp": time.time()}
+        {
+            "event_id": f"e{n}",
+            "user_id": user,
+            "item_id": f"i{n}",
+            "type": "view",
+            "timestamp": time.time(),
+        }
         for n in range(start, start + count)
     ]
 

@@ -51,17 +51,26 @@ class Server:
     excluded: list[str]
 
     def requests(self) -> list[bytes]:
-        bodies = [json.dumps({"user_id": u, "k": K, "exclude": self.excluded}).encode() for u in self.users]
+        bodies = [
+            json.dumps({"user_id": u, "k": K, "exclude": self.excluded}).encode()
+            for u in self.users
+        ]
         return encode_requests("/v1/recommendations", bodies)
 
     def redis(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=str(socket_path(self.workspace.redis)), socket_timeout=5)
+        return redis.Redis(
+            unix_socket_path=str(socket_path(self.workspace.redis)), socket_timeout=5
+        )
 
     def workers(self) -> list[int]:
         """The processes that hold the port, without the parent."""
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        (socket,) = [line[9] for line in lines if line[3] == "0A" and line[1].endswith(f":{self.port:04X}")]
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        (socket,) = [
+            line[9] for line in lines if line[3] == "0A" and line[1].endswith(f":{self.port:04X}")
+        ]
+        children = (
+            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        )
         return [int(pid) for pid in children if holds(pid, f"socket:[{socket}]")]
 
     def serving(self) -> str:
@@ -77,11 +86,23 @@ def holds(pid: str, target: str) -> bool:
 @contextlib.contextmanager
 def served(workspace: Workspace, **environment: str) -> Iterator[Server]:
     port = free_port()
-    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", "serve", "--workers", "2"]
+    command = [
+        sys.executable,
+        "-c",
+        "from pipelines.commands.cli import main; main()",
+        "serve",
+        "--workers",
+        "2",
+    ]
     command += ["--home", str(workspace.root), "--port", str(port)]
-    usual = {"FUNNEL_DEADLINE_MS": "200", "FUNNEL_REDIS_TIMEOUT_MS": "50"}  # tests share the cores with their load
+    usual = {
+        "FUNNEL_DEADLINE_MS": "200",
+        "FUNNEL_REDIS_TIMEOUT_MS": "50",
+    }  # tests share the cores with their load
     with (workspace.root / "serve.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **usual, **environment})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **usual, **environment}
+        )
         try:
             deadline = time.monotonic() + 120
             while True:
@@ -94,7 +115,11 @@ def served(workspace: Workspace, **environment: str) -> Iterator[Server]:
                 time.sleep(0.2)
             events = read_events(workspace, [c.USER, c.ITEM])
             yield Server(
-                workspace, port, process, list(events[c.USER].unique()[:100]), list(events[c.ITEM].unique()[:5])
+                workspace,
+                port,
+                process,
+                list(events[c.USER].unique()[:100]),
+                list(events[c.ITEM].unique()[:5]),
             )
         finally:
             process.send_signal(signal.SIGTERM)
@@ -121,7 +146,13 @@ class Watched:
         return max(0.0, max(bad, default=self.ended) - self.ended)
 
 
-CAUSED = {"online_store_unavailable", "ranker_unavailable", "ranker_skipped", "retrieval_unavailable", "unknown_user"}
+CAUSED = {
+    "online_store_unavailable",
+    "ranker_unavailable",
+    "ranker_skipped",
+    "retrieval_unavailable",
+    "unknown_user",
+}
 
 
 def losses(body: bytes) -> set[str]:
@@ -146,7 +177,9 @@ def under_load(
     thread = threading.Thread(target=breaking)
     thread.start()
     while not done.is_set():
-        result.append(load(server.port, server.requests(), 8, 3.0, options.get("rate", RATE), keep=True))
+        result.append(
+            load(server.port, server.requests(), 8, 3.0, options.get("rate", RATE), keep=True)
+        )
     thread.join()
     whole = Load()
     for part in result:
@@ -158,7 +191,9 @@ def under_load(
     return Watched(whole, *moments)
 
 
-def check(server: Server, name: str, watched: Watched, allowed: frozenset[int] = frozenset({200})) -> None:
+def check(
+    server: Server, name: str, watched: Watched, allowed: frozenset[int] = frozenset({200})
+) -> None:
     found = watched.load
     assert set(found.statuses) <= allowed, found.statuses
     broken = 0
@@ -167,7 +202,12 @@ def check(server: Server, name: str, watched: Watched, allowed: frozenset[int] =
             ids = [item["item_id"] for item in json.loads(body)["items"]]
             broken += len(set(ids)) != K or bool(set(ids) & set(server.excluded))
     assert broken == 0
-    during = Counter(word for at, s, body in found.answers if s == 200 and at < watched.ended for word in losses(body))
+    during = Counter(
+        word
+        for at, s, body in found.answers
+        if s == 200 and at < watched.ended
+        for word in losses(body)
+    )
     report = {
         "fault": name, "seconds": round(watched.ended - watched.begun, 1), "requests": sum(found.statuses.values()),
         "statuses": dict(found.statuses), "retried": found.retried, "losses": dict(during),
@@ -214,7 +254,10 @@ def test_redis_is_slow(server: Server) -> None:
         check(
             server,
             "Redis 200 ms slow",
-            under_load(server, lambda: for_a_while(lambda: client.execute_command("DEBUG", "SLEEP", "0.2"), 0.0)),
+            under_load(
+                server,
+                lambda: for_a_while(lambda: client.execute_command("DEBUG", "SLEEP", "0.2"), 0.0),
+            ),
         )
 
 
@@ -240,7 +283,9 @@ def test_redis_is_full(server: Server) -> None:
     def fill() -> None:
         with server.redis() as client:
             client.config_set("maxmemory", "1mb")
-            answer = httpx.post(f"http://127.0.0.1:{server.port}/v1/events", json={"events": [event]}, timeout=10)
+            answer = httpx.post(
+                f"http://127.0.0.1:{server.port}/v1/events", json={"events": [event]}, timeout=10
+            )
             assert answer.status_code == 429 and "retry-after" in answer.headers
             time.sleep(FAULT_S)
             client.config_set("maxmemory", "0")
@@ -264,7 +309,9 @@ def test_redis_has_another_password(server: Server) -> None:
 def start_job(server: Server) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()", "stream"]
     with (server.workspace.root / "stream.log").open("ab") as log:
-        return subprocess.Popen([*command, "--home", str(server.workspace.root)], stdout=log, stderr=log)
+        return subprocess.Popen(
+            [*command, "--home", str(server.workspace.root)], stdout=log, stderr=log
+        )
 
 
 def streamed(server: Server, patience_s: float = 240.0) -> None:
@@ -272,7 +319,9 @@ def streamed(server: Server, patience_s: float = 240.0) -> None:
     deadline = time.monotonic() + patience_s
     with server.redis() as client:
         while stream_status(client)["pending"]:
-            assert time.monotonic() < deadline, (server.workspace.root / "stream.log").read_text()[-3_000:]
+            assert time.monotonic() < deadline, (server.workspace.root / "stream.log").read_text()[
+                -3_000:
+            ]
             time.sleep(0.5)
 
 
@@ -282,10 +331,19 @@ def test_the_streaming_job_is_dead(server: Server) -> None:
     url = f"http://127.0.0.1:{server.port}"
 
     def click(number: int) -> None:
-        event = {"event_id": f"dead-{number}", "user_id": f"dead-{number}", "item_id": item, "type": "view"}
-        answer = httpx.post(f"{url}/v1/events", json={"events": [event | {"timestamp": time.time()}]}, timeout=10)
+        event = {
+            "event_id": f"dead-{number}",
+            "user_id": f"dead-{number}",
+            "item_id": item,
+            "type": "view",
+        }
+        answer = httpx.post(
+            f"{url}/v1/events", json={"events": [event | {"timestamp": time.time()}]}, timeout=10
+        )
         assert answer.json()["accepted"] == 1
-        features = httpx.get(f"{url}/v1/users/dead-{number}/features", timeout=10).json()["features"]
+        features = httpx.get(f"{url}/v1/users/dead-{number}/features", timeout=10).json()[
+            "features"
+        ]
         assert item in features[c.RECENT_ITEMS]
 
     job = start_job(server)
@@ -335,7 +393,12 @@ def test_three_times_the_capacity(server: Server) -> None:
     capacity = load(server.port, server.requests(), 16, 4.0).rps
     over = load(server.port, server.requests(), 64, FAULT_S, rate=3 * capacity, keep=True)
     now = time.time()
-    check(server, f"three times {capacity:.0f}/s", Watched(over, now - FAULT_S, now), frozenset({200, 503}))
+    check(
+        server,
+        f"three times {capacity:.0f}/s",
+        Watched(over, now - FAULT_S, now),
+        frozenset({200, 503}),
+    )
     calm = load(server.port, server.requests(), 4, 3.0, RATE, keep=True)
     check(server, "after it", Watched(calm, now, time.time()))
 
@@ -348,7 +411,11 @@ def other_release(server: Server) -> Path:
         shutil.copytree(first, folder)
         rules = read_json(folder / "filters.json")
         (folder / "filters.json").write_text(json.dumps({**rules, "diversity": 0.01}))
-        versions = {k: v for k, v in read_json(folder / MANIFEST).items() if k not in ("format", "release", "files")}
+        versions = {
+            k: v
+            for k, v in read_json(folder / MANIFEST).items()
+            if k not in ("format", "release", "files")
+        }
         write_manifest(folder, versions)
     return folder
 

@@ -16,15 +16,26 @@ from tiny_release import GENRES, ITEMS, NOW, SHARES, TAGS, Tiny, item_columns, i
 
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
-from serving.recommender.filters import AttributeRule, FilterRules, Filters, RequestRules, UnknownAttribute, choose
+from serving.recommender.filters import (
+    AttributeRule,
+    FilterRules,
+    Filters,
+    RequestRules,
+    UnknownAttribute,
+    choose,
+)
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.recommender import Recommender
 
-QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 values = st.lists(st.sampled_from([*GENRES, "Unheard"]), max_size=3)
 tags = st.lists(st.sampled_from([*TAGS, "unheard"]), max_size=3)
-prices = st.one_of(st.none(), st.sampled_from([1.0, 9.99, 10.0, 10.000000001, 2.0**24, 2.0**24 + 1]))
+prices = st.one_of(
+    st.none(), st.sampled_from([1.0, 9.99, 10.0, 10.000000001, 2.0**24, 2.0**24 + 1])
+)
 
 
 @st.composite
@@ -59,25 +70,37 @@ def attribute_rules(draw: st.DrawFn) -> dict[str, AttributeRule]:
 codes = st.lists(st.integers(1, ITEMS), max_size=15)
 release_rules = st.builds(
     FilterRules,
-    exclude_seen=st.one_of(st.just("all"), st.lists(st.sampled_from(["view", "buy", "hide"]), unique=True)),
-    blocklist=st.lists(st.sampled_from([*map(item_id, range(1, ITEMS + 1)), "nothing"]), max_size=6),
+    exclude_seen=st.one_of(
+        st.just("all"), st.lists(st.sampled_from(["view", "buy", "hide"]), unique=True)
+    ),
+    blocklist=st.lists(
+        st.sampled_from([*map(item_id, range(1, ITEMS + 1)), "nothing"]), max_size=6
+    ),
     max_per_category=st.one_of(st.none(), st.integers(1, 4)),
     diversity=st.sampled_from([0.0, 0.0, 0.3, 0.9]),
 )
 requests = st.builds(
     RequestRules,
     k=st.sampled_from([1, 5, 10, 25, 60]),
-    exclude=st.lists(st.sampled_from([*map(item_id, range(1, ITEMS + 1)), "nothing"]), max_size=6).map(tuple),
+    exclude=st.lists(
+        st.sampled_from([*map(item_id, range(1, ITEMS + 1)), "nothing"]), max_size=6
+    ).map(tuple),
     filters=attribute_rules(),
 )
 
 
 def allowed_codes(
-    columns: dict[str, list[Any]], rules: FilterRules, request: RequestRules, seen: dict[str, list[int]]
+    columns: dict[str, list[Any]],
+    rules: FilterRules,
+    request: RequestRules,
+    seen: dict[str, list[int]],
 ) -> set[int]:
     """Return what may be shown, worked out item by item from the columns as given."""
     met = {
-        code for kind, met in seen.items() if rules.exclude_seen == "all" or kind in rules.exclude_seen for code in met
+        code
+        for kind, met in seen.items()
+        if rules.exclude_seen == "all" or kind in rules.exclude_seen
+        for code in met
     }
     good = set()
     for code in range(1, ITEMS + 1):
@@ -98,12 +121,16 @@ def fits(value: Any, rule: AttributeRule) -> bool:
         high = math.inf if rule.at_most is None else rule.at_most
         return value is not None and low <= value <= high
     has = set(value) if isinstance(value, list) else {value} - {None}
-    return (rule.any_of is None or bool(has & set(rule.any_of))) and not has & set(rule.none_of or ())
+    return (rule.any_of is None or bool(has & set(rule.any_of))) and not has & set(
+        rule.none_of or ()
+    )
 
 
 def reachable(allowed: set[int], columns: dict[str, list[Any]], quota: int | None) -> int:
     genres = Counter(columns["genre"][code - 1] for code in allowed)
-    return sum(n if quota is None or genre is None else min(n, quota) for genre, n in genres.items())
+    return sum(
+        n if quota is None or genre is None else min(n, quota) for genre, n in genres.items()
+    )
 
 
 def catalogue(tiny: Tiny, columns: dict[str, list[Any]]) -> ItemTable:
@@ -111,16 +138,29 @@ def catalogue(tiny: Tiny, columns: dict[str, list[Any]]) -> ItemTable:
 
 
 @QUICK
-@given(catalogues(), release_rules, requests, st.fixed_dictionaries({"view": codes, "buy": codes, "hide": codes}))
+@given(
+    catalogues(),
+    release_rules,
+    requests,
+    st.fixed_dictionaries({"view": codes, "buy": codes, "hide": codes}),
+)
 def test_lists_are_allowed_full_and_in_order(
-    tiny: Tiny, columns: dict[str, list[Any]], rules: FilterRules, request: RequestRules, seen: dict[str, list[int]]
+    tiny: Tiny,
+    columns: dict[str, list[Any]],
+    rules: FilterRules,
+    request: RequestRules,
+    seen: dict[str, list[int]],
 ) -> None:
     items = catalogue(tiny, columns)
     retrieval = tiny.release.retrieval
     ranker = tiny.release.recommender.ranker
-    recommender = Recommender(retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, items)
+    recommender = Recommender(
+        retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, items
+    )
     users = tiny.clickers(3)
-    users = replace(users, seen=[{kind: np.array(met, dtype=np.int32) for kind, met in seen.items()}] * 3)
+    users = replace(
+        users, seen=[{kind: np.array(met, dtype=np.int32) for kind, met in seen.items()}] * 3
+    )
     allowed = allowed_codes(columns, rules, request, seen)
     possible = min(request.k, reachable(allowed, columns, rules.max_per_category))
     for result in recommender.recommend(users, [request] * 3, items):
@@ -139,11 +179,17 @@ def test_lists_are_allowed_full_and_in_order(
 
 def masks(tiny: Tiny, filters: dict[str, dict[str, Any]], **columns: list[Any]) -> set[int]:
     """Return the items that an attribute rule leaves of a catalogue."""
-    items = catalogue(tiny, {c.AVAILABLE_FROM: [None] * ITEMS, c.AVAILABLE_UNTIL: [None] * ITEMS, **columns})
-    request = RequestRules(5, filters={name: AttributeRule.model_validate(rule) for name, rule in filters.items()})
+    items = catalogue(
+        tiny, {c.AVAILABLE_FROM: [None] * ITEMS, c.AVAILABLE_UNTIL: [None] * ITEMS, **columns}
+    )
+    request = RequestRules(
+        5, filters={name: AttributeRule.model_validate(rule) for name, rule in filters.items()}
+    )
     rules = Filters(FilterRules(), items)
     rules.check(request.filters, items)
-    return set(np.flatnonzero(~rules.removals(items, request, {}, NOW)["attribute_rule"]).tolist()) - {0}
+    return set(
+        np.flatnonzero(~rules.removals(items, request, {}, NOW)["attribute_rule"]).tolist()
+    ) - {0}
 
 
 def test_every_one_of_many_values_counts(tiny: Tiny) -> None:
@@ -185,7 +231,9 @@ def test_values_that_the_models_never_met_can_be_filtered_by(tiny: Tiny) -> None
         ("price", {"in": ["3"]}, "'price' is numeric: use min/max"),
     ],
 )
-def test_filters_that_cannot_be_applied_are_refused(tiny: Tiny, name: str, rule: dict[str, Any], says: str) -> None:
+def test_filters_that_cannot_be_applied_are_refused(
+    tiny: Tiny, name: str, rule: dict[str, Any], says: str
+) -> None:
     with pytest.raises(UnknownAttribute, match=says):
         masks(tiny, {name: rule})
 
@@ -209,7 +257,8 @@ def slow_mmr(k: int, scores: np.ndarray, vectors: np.ndarray, diversity: float) 
     while len(chosen) < k:
         gains = {
             place: (1 - diversity) * scaled[place]
-            - diversity * max((float(vectors[place] @ vectors[other]) for other in chosen), default=0.0)
+            - diversity
+            * max((float(vectors[place] @ vectors[other]) for other in chosen), default=0.0)
             for place in range(len(scores))
             if place not in chosen
         }
@@ -221,7 +270,8 @@ def slow_mmr(k: int, scores: np.ndarray, vectors: np.ndarray, diversity: float) 
 @pytest.mark.parametrize("seed", range(5))
 def test_diversity_is_maximal_marginal_relevance(tiny: Tiny, diversity: float, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    # In three dimensions many cosines are below zero: being far from what is chosen is worth something too.
+    # In three dimensions many cosines are below zero: being far from what is chosen is worth
+    # something too.
     vectors = generator.normal(size=(ITEMS + 1, 3)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     allowed = (generator.permutation(ITEMS)[:25] + 1).astype(np.int32)
@@ -244,7 +294,9 @@ def test_quota_counts_what_is_chosen_already(tiny: Tiny) -> None:
     taken: Counter[int] = Counter({int(items.categories[1, 0]): 1})
     for diversity in (0.0, 1e-9):
         rules = FilterRules(max_per_category=2, diversity=diversity)
-        found, over = choose(20, order, scores, items, tiny.release.retrieval.vectors, rules, Counter(taken))
+        found, over = choose(
+            20, order, scores, items, tiny.release.retrieval.vectors, rules, Counter(taken)
+        )
         assert found == [0, 5, 6, 10, 11] and over == 7
 
 
@@ -280,7 +332,9 @@ def test_missing_rules_are_refused_and_good_ones_read(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot be read"):
         FilterRules.load(path, ["view"])
     path.write_text("exclude_seen = ['view']\nmax_per_category = 3\n")
-    assert FilterRules.load(path, ["view"]) == FilterRules(exclude_seen=["view"], max_per_category=3)
+    assert FilterRules.load(path, ["view"]) == FilterRules(
+        exclude_seen=["view"], max_per_category=3
+    )
 
 
 def test_backfill_is_what_the_property_tests_reach() -> None:

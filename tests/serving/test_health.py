@@ -65,8 +65,16 @@ def finish_batch(workspace, lease, batch):
     with client(workspace) as redis:
         entries = [position.decode() for position, _ in redis.xrange(LOG)]
     columns = {"what": ["event"] * len(entries), "key": ["uu1"] * len(entries), "position": entries}
-    columns |= {"micros": [int(time.time() * 1e6)] * len(entries), "event_id": entries, "item": ["i1"] * len(entries)}
-    columns |= {"kind": [0] * len(entries), "value": [None] * len(entries), "request_id": [None] * len(entries)}
+    columns |= {
+        "micros": [int(time.time() * 1e6)] * len(entries),
+        "event_id": entries,
+        "item": ["i1"] * len(entries),
+    }
+    columns |= {
+        "kind": [0] * len(entries),
+        "value": [None] * len(entries),
+        "request_id": [None] * len(entries),
+    }
     types = {"value": EVENT_SCHEMA.field("value").type, "request_id": pa.string()}
     arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
     table = pa.table({**arrays, "payload": pa.array([None] * len(entries), pa.string())})
@@ -103,7 +111,11 @@ def test_ready(engine, now):
         (IDLE, ITEMS_AGE_S + 1, ["item_counters"]),
         (StreamState(False, 0.0, 1, 0, 0, 0, None), 5, ["stream_job"]),
         (StreamState(True, LAG_S + 1, 1, 0, 0, 0, None), 5, ["stream_lag"]),
-        (StreamState(False, LAG_S + 1, 1, 0, 0, 0, None), None, ["item_counters", "stream_job", "stream_lag"]),
+        (
+            StreamState(False, LAG_S + 1, 1, 0, 0, 0, None),
+            None,
+            ["item_counters", "stream_job", "stream_lag"],
+        ),
         (StreamState(True, None, 0, 0, 0, 0, LogState(1, 2)), 5, []),
     ],
 )
@@ -118,7 +130,9 @@ def test_losses_have_names_and_leave_it_in_service(tiny, now, stream, age, lost)
 def test_the_life_of_a_streaming_job(fresh, now):
     log = RedisStreamLog(fresh, max_events=10)
     log.append([event()])
-    assert state(fresh, now).running is None and state(fresh, now).lag_s is None  # there was never a job
+    assert (
+        state(fresh, now).running is None and state(fresh, now).lag_s is None
+    )  # there was never a job
     lease = Lease(redis_client(fresh))
     lease.acquire()
     assert state(fresh, now).running is True

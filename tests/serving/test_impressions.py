@@ -56,7 +56,9 @@ def impression(number=0, shown=3, ranked=2):
         item_ids=[f"i{n}" for n in range(shown)],
         scores=np.arange(shown, 0, -1).astype(np.float32),
         sources=[["similar", "new"] for _ in range(ranked)] + [["backfill"]] * (shown - ranked),
-        numeric=np.array([[n + 0.5, np.nan, number] for n in range(ranked)], dtype=np.float32).reshape(ranked, 3),
+        numeric=np.array(
+            [[n + 0.5, np.nan, number] for n in range(ranked)], dtype=np.float32
+        ).reshape(ranked, 3),
         categorical=np.array([[n, 7] for n in range(ranked)], dtype=np.int32).reshape(ranked, 2),
         propensities=None if number % 2 else np.full(shown, 0.5, dtype=np.float32),
         position=f"{number}-0" if number else None,
@@ -85,7 +87,16 @@ def test_a_row_is_what_was_offered(tmp_path, count):
     assert [row["request_id"] for row in rows] == ["r0", "r1", "r2", "r3"]
     for number, (shown, ranked) in enumerate(shapes):
         row, offered = rows[number], impression(number, shown, ranked)
-        for name in ("user_id", "time", "release", "k", "degraded", "item_ids", "sources", *POSITIONS):
+        for name in (
+            "user_id",
+            "time",
+            "release",
+            "k",
+            "degraded",
+            "item_ids",
+            "sources",
+            *POSITIONS,
+        ):
             assert row[name] == getattr(offered, name), name
         assert row["scores"] == offered.scores.tolist()
         assert row["propensities"] == [1.0 if number % 2 else 0.5] * shown
@@ -113,7 +124,10 @@ def test_requests_since_a_moment(tmp_path, count):
         log.offer(impression(number))
     log.close()
     moment = impression(2).time
-    assert read_impressions(tmp_path, ["request_id"], since=moment)["request_id"].to_pylist() == ["r2", "r3"]
+    assert read_impressions(tmp_path, ["request_id"], since=moment)["request_id"].to_pylist() == [
+        "r2",
+        "r3",
+    ]
 
 
 def test_no_folder_is_an_empty_table(tmp_path):
@@ -142,7 +156,9 @@ def test_a_blocked_writer_costs_impressions_and_no_time(tmp_path, count, monkeyp
     assert count() == (0, 95, 0)
     go.set()
     log.close()
-    assert read_impressions(tmp_path)["request_id"].to_pylist() == [f"r{number}" for number in range(6)]
+    assert read_impressions(tmp_path)["request_id"].to_pylist() == [
+        f"r{number}" for number in range(6)
+    ]
     assert count() == (6, 95, 0)
 
 
@@ -239,7 +255,9 @@ def test_what_the_engine_served_is_logged(tiny, workspace):
     engine = Engine(tiny.release, workspace)
     logged = engine.metrics.impressions.labels("logged")
     before = logged._value.get()
-    answers = [engine.recommend(RecommendationRequest(user_id=f"u{n}", k=k)) for n, k in enumerate([5, 40])]
+    answers = [
+        engine.recommend(RecommendationRequest(user_id=f"u{n}", k=k)) for n, k in enumerate([5, 40])
+    ]
     engine.close()
     table = read_impressions(workspace.impressions)
     rows = table.to_pylist()
@@ -252,7 +270,9 @@ def test_what_the_engine_served_is_logged(tiny, workspace):
         assert row["item_ids"] == [item["item_id"] for item in answer["items"]]
         assert row["sources"] == [item["sources"] for item in answer["items"]]
         assert row["scores"] == [item["score"] for item in answer["items"]]
-        ranked = [place for place, item in enumerate(answer["items"]) if item["sources"] != ["backfill"]]
+        ranked = [
+            place for place, item in enumerate(answer["items"]) if item["sources"] != ["backfill"]
+        ]
         assert [place for place, vector in enumerate(row["numeric"]) if vector] == ranked
         numeric = np.array([row["numeric"][place] for place in ranked], dtype=np.float32)
         categorical = np.array([row["categorical"][place] for place in ranked], dtype=np.int32)

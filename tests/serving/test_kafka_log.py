@@ -45,7 +45,9 @@ class Kafka:
         self.log = KafkaLog(workspace, self.address)
 
     def ids(self):
-        return [json.loads(message.value())["event_id"] for message in self.broker.messages(self.topic)]
+        return [
+            json.loads(message.value())["event_id"] for message in self.broker.messages(self.topic)
+        ]
 
     def fussy(self, **options):
         return KafkaLog(self.workspace, self.address, Fussy(self.log._producer, **options))
@@ -80,7 +82,12 @@ def test_kafka_has_what_was_accepted_in_order_and_by_user(kafka):
     assert [message.key().decode() for message in found] == [e["user_id"] for e in [*events, late]]
     seen = overlay(kafka.workspace, "u1")
     assert [item for _, item in seen] == ["i1", "i3", "i5", "ключ"]
-    assert [position_key(at)[1] for at, _ in seen] == [1, 3, 5, 6]  # the offsets; the time is the broker's
+    assert [position_key(at)[1] for at, _ in seen] == [
+        1,
+        3,
+        5,
+        6,
+    ]  # the offsets; the time is the broker's
 
 
 def test_what_the_broker_refuses_is_taken_when_it_is_sent_again(kafka):

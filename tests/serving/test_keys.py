@@ -36,9 +36,21 @@ def test_the_file_has_the_hash_and_not_the_key(path):
     assert (prefix, key_id) == ("fk", key.id)
     assert len(key_id) == 8 and len(secret) == 43
     [kept] = json.loads(path.read_text())["keys"]
-    assert kept.keys() == {"id", "sha256", "name", "scopes", "created_at", "expires_at", "rate_limit"}
+    assert kept.keys() == {
+        "id",
+        "sha256",
+        "name",
+        "scopes",
+        "created_at",
+        "expires_at",
+        "rate_limit",
+    }
     assert kept["sha256"] == hashlib.sha256(secret.encode()).hexdigest()
-    assert secret not in path.read_text() and secret not in repr(key) and kept["sha256"] not in repr(key)
+    assert (
+        secret not in path.read_text()
+        and secret not in repr(key)
+        and kept["sha256"] not in repr(key)
+    )
     assert path.stat().st_mode & 0o777 == 0o600
     assert read_keys(path) == [key]
 
@@ -60,8 +72,25 @@ def test_a_ring_finds_valid_keys_only(path):
     assert ring.find(text) == key
     prefix, key_id, secret = text.split("_", 2)
     swapped = f"fk_{key_id}_{other.split('_', 2)[2]}"
-    wrong = ["", "fk", "fk__", f"fk_{key_id}_", f"fk_00000000_{secret}", f"gk_{key_id}_{secret}", f"{key_id}_{secret}"]
-    for bad in [*wrong, swapped, over, text[:-1], text + "x", text.upper(), f"fk_{key_id}_{key.sha256}", "fk_é_👻"]:
+    wrong = [
+        "",
+        "fk",
+        "fk__",
+        f"fk_{key_id}_",
+        f"fk_00000000_{secret}",
+        f"gk_{key_id}_{secret}",
+        f"{key_id}_{secret}",
+    ]
+    for bad in [
+        *wrong,
+        swapped,
+        over,
+        text[:-1],
+        text + "x",
+        text.upper(),
+        f"fk_{key_id}_{key.sha256}",
+        "fk_é_👻",
+    ]:
         assert ring.find(bad) is None, bad
 
 
@@ -78,7 +107,12 @@ def test_a_running_ring_learns_of_new_revoked_and_rotated_keys(path):
     second = create(path, "app", [Scope.RECOMMEND]).text
     soon(lambda: ring.find(second))
     third, replaced = rotate(path, key.id, timedelta(seconds=1.5))
-    assert (replaced.name, replaced.scopes, replaced.rate_limit, replaced.expires_at) == ("web", key.scopes, 3.0, None)
+    assert (replaced.name, replaced.scopes, replaced.rate_limit, replaced.expires_at) == (
+        "web",
+        key.scopes,
+        3.0,
+        None,
+    )
     soon(lambda: ring.find(third))
     assert ring.find(first), "the old key is valid for the time of grace"
     soon(lambda: ring.find(first) is None)
@@ -90,7 +124,9 @@ def test_a_running_ring_learns_of_new_revoked_and_rotated_keys(path):
 def test_a_rotated_key_keeps_its_lifetime_and_the_old_one_never_gains_time(path):
     key = create(path, "web", [Scope.EVENTS], in_(hours=2)).key
     new = rotate(path, key.id).key
-    assert new.expires_at - new.created_at == pytest.approx(timedelta(hours=2), abs=timedelta(seconds=5))
+    assert new.expires_at - new.created_at == pytest.approx(
+        timedelta(hours=2), abs=timedelta(seconds=5)
+    )
     assert {k.id: k.expires_at for k in read_keys(path)}[key.id] == key.expires_at
 
 
@@ -109,7 +145,9 @@ def test_the_file_is_looked_at_once_a_second_at_most(path):
         lambda path: path.write_text('{"keys": [{"id": "12345678"}]}'),
         lambda path: path.write_text(path.read_text().replace('"web"', '"web", "surprise": 1')),
         lambda path: path.write_text(path.read_text().replace('"events"', '"everything"')),
-        lambda path: path.write_text(json.dumps({"keys": json.loads(path.read_text())["keys"] * 2})),
+        lambda path: path.write_text(
+            json.dumps({"keys": json.loads(path.read_text())["keys"] * 2})
+        ),
         lambda path: path.unlink(),
     ],
     ids=["torn", "incomplete", "unknown field", "unknown scope", "twice", "gone"],

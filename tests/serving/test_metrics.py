@@ -25,7 +25,11 @@ from serving.recommender.candidates import SOURCES
 def samples(text):
     """Return every sample's value by name and label values."""
     families = text_string_to_metric_families(text if isinstance(text, str) else text.decode())
-    return {(s.name, *(s.labels[k] for k in sorted(s.labels))): s.value for f in families for s in f.samples}
+    return {
+        (s.name, *(s.labels[k] for k in sorted(s.labels))): s.value
+        for f in families
+        for s in f.samples
+    }
 
 
 @pytest.fixture
@@ -39,7 +43,12 @@ def test_what_is_known_beforehand_is_there_at_zero(metrics):
     assert all(shown["funnel_shown_total", source] == 0 for source in SOURCES)
     assert shown["funnel_degraded_total", "online_store_unavailable"] == 0
     assert shown["funnel_events_total", "duplicate"] == 0
-    assert shown["funnel_shed_total",] == shown["funnel_release_refused_total",] == shown["funnel_in_flight",] == 0
+    assert (
+        shown["funnel_shed_total",]
+        == shown["funnel_release_refused_total",]
+        == shown["funnel_in_flight",]
+        == 0
+    )
 
 
 def test_requests_are_counted_and_timed_by_endpoint(metrics):
@@ -77,7 +86,9 @@ def test_candidates_are_counted_by_every_source_that_proposed_them(metrics):
 
 
 def test_shown_items_are_shared_among_their_sources(metrics):
-    metrics.show([["two_tower"], ["two_tower", "similar"], ["backfill"], ["two_tower", "popular", "new"]])
+    metrics.show(
+        [["two_tower"], ["two_tower", "similar"], ["backfill"], ["two_tower", "popular", "new"]]
+    )
     shown = samples(render(metrics))
     shares = {source: shown["funnel_shown_total", source] for source in SOURCES}
     assert sum(shares.values()) == pytest.approx(4)
@@ -134,7 +145,11 @@ def workers():
     script = Path(__file__).parent / "worker_app.py"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     folder = ""
     try:
@@ -188,7 +203,9 @@ def test_two_workers_answer_for_each_other(workers):
         assert shown["funnel_requests_total", "/pid", "200"] == total
         assert shown["funnel_request_seconds_count", "/pid"] == total
         assert shown["funnel_workers",] == 2
-        assert 1 <= shown["funnel_in_flight",] <= 2  # this request, and perhaps the end of the one before
+        assert (
+            1 <= shown["funnel_in_flight",] <= 2
+        )  # this request, and perhaps the end of the one before
         assert shown["funnel_release_info", "r1"] == 1
         assert shown["funnel_items_age_seconds",] == pytest.approx(100, abs=60)
         assert ("funnel_index_recall",) not in shown

@@ -50,10 +50,16 @@ def test_events_of_one_second_are_in_the_order_of_their_moments_and_ids(streamed
         Happened(start + micros, event_id, event_id, POSITIVE.index(True))
         for micros, event_id in [(700, "d"), (100, "c"), (100, "a"), (400, "e"), (400, "b")]
     ]
-    columns = streamed_row(events[:streamed], f"{(T0 + 10 * streamed) * 1_000}-0" if streamed else "0-0")
+    columns = streamed_row(
+        events[:streamed], f"{(T0 + 10 * streamed) * 1_000}-0" if streamed else "0-0"
+    )
     overlay = [entry(n, event) for n, event in enumerate(events, 1)][::-1]
     newest = merge_overlay(columns, parse_overlay(overlay), SPEC, str.upper)
-    assert columns[c.HISTORY_ITEMS] == streamed_row(events, newest)[c.HISTORY_ITEMS] == [["a", "c", "b", "e", "d"]]
+    assert (
+        columns[c.HISTORY_ITEMS]
+        == streamed_row(events, newest)[c.HISTORY_ITEMS]
+        == [["a", "c", "b", "e", "d"]]
+    )
 
 
 def test_a_user_of_whom_nothing_is_stored_has_their_clicks():

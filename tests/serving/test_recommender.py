@@ -41,7 +41,13 @@ def lists(funnel: Recommender, tiny: Tiny, users: UserBatch, k: int = K) -> list
 
 
 def check(result: Recommendation, k: int = K) -> None:
-    assert len(result.items) == len(set(result.items.tolist())) == len(result.scores) == len(result.sources) == k
+    assert (
+        len(result.items)
+        == len(set(result.items.tolist()))
+        == len(result.scores)
+        == len(result.sources)
+        == k
+    )
     assert 0 not in result.items and all(result.sources)
     assert np.isfinite(result.scores).all() and (np.diff(result.scores) <= 0).all()
 
@@ -53,7 +59,9 @@ class BrokenRanker:
 
 class NanRanker:
     def score(self, numeric: np.ndarray, _: object) -> Any:
-        return np.full(len(numeric), np.nan, dtype=np.float32), np.full((len(numeric), 3), np.nan, dtype=np.float32)
+        return np.full(len(numeric), np.nan, dtype=np.float32), np.full(
+            (len(numeric), 3), np.nan, dtype=np.float32
+        )
 
 
 def test_every_user_gets_a_full_list_in_order(tiny: Tiny) -> None:
@@ -72,7 +80,9 @@ def test_user_of_whom_nothing_is_known(tiny: Tiny) -> None:
 
 
 def test_history_of_items_that_are_gone_is_none(tiny: Tiny) -> None:
-    users = tiny.users(["u1"], history_item_ids=[["gone", "lost"]], history_timestamps=[[NOW - 9, NOW - 5]])
+    users = tiny.users(
+        ["u1"], history_item_ids=[["gone", "lost"]], history_timestamps=[[NOW - 9, NOW - 5]]
+    )
     (result,) = lists(tiny.release.recommender, tiny, users)
     check(result)
     assert result.degraded == ["no_history"]
@@ -91,7 +101,9 @@ def test_numbers_that_are_missing_everywhere_do_no_harm(tiny: Tiny) -> None:
 def test_broken_ranker_leaves_the_order_of_the_towers(tiny: Tiny, ranker: Any) -> None:
     users = tiny.clickers()
     funnel = recommender(tiny, ranker=ranker)
-    results, ranked, vectors = funnel.recommend_ranked(users, [RequestRules(K)] * len(users), tiny.items)
+    results, ranked, vectors = funnel.recommend_ranked(
+        users, [RequestRules(K)] * len(users), tiny.items
+    )
     for row, result in enumerate(results):
         check(result)
         assert "ranker_unavailable" in result.degraded
@@ -125,10 +137,17 @@ def test_filling_goes_nearest_first_and_within_the_quota(tiny: Tiny) -> None:
     check(result)
     near = tiny.release.retrieval.vectors[result.items[2:]] @ vector
     assert (np.diff(near) <= 0).all()
-    (few,) = lists(recommender(tiny, retriever=two, rules=FilterRules(max_per_category=1)), tiny, users, k=ITEMS)
+    (few,) = lists(
+        recommender(tiny, retriever=two, rules=FilterRules(max_per_category=1)),
+        tiny,
+        users,
+        k=ITEMS,
+    )
     main = tiny.items.categories[few.items, 0]
     assert np.bincount(main)[1:].tolist() == [1] * (len(tiny.codec.categories) - 1)
-    assert (main == 0).sum() == (tiny.items.available(NOW) & (tiny.items.categories[:, 0] == 0)).sum()
+    assert (main == 0).sum() == (
+        tiny.items.available(NOW) & (tiny.items.categories[:, 0] == 0)
+    ).sum()
 
 
 def test_index_that_finds_fewer_than_asked_for(tiny: Tiny) -> None:
@@ -136,7 +155,9 @@ def test_index_that_finds_fewer_than_asked_for(tiny: Tiny) -> None:
     vectors = np.asarray(tiny.release.retrieval.vectors[1:])
     index, _ = build_index(vectors, vectors, kind="IVF8,Flat", at=1)
     index.nprobe = 1
-    funnel = recommender(tiny, retriever=Retriever(index, source.neighbours, source.similarities, SHARES))
+    funnel = recommender(
+        tiny, retriever=Retriever(index, source.neighbours, source.similarities, SHARES)
+    )
     for result in lists(funnel, tiny, tiny.clickers(), k=25):
         check(result, 25)
 
@@ -158,14 +179,22 @@ def test_batch_is_its_single_requests(tiny: Tiny) -> None:
         both = together[row]
         assert alone.items.tolist() == both.items.tolist()
         assert alone.scores == pytest.approx(both.scores, abs=1e-5)
-        assert (alone.sources, alone.degraded, alone.removed) == (both.sources, both.degraded, both.removed)
+        assert (alone.sources, alone.degraded, alone.removed) == (
+            both.sources,
+            both.degraded,
+            both.removed,
+        )
 
 
 def test_hydrated_rows_are_what_their_names_say(tiny: Tiny) -> None:
     users = tiny.clickers()
-    _, ranked, vectors = tiny.release.recommender.recommend_ranked(users, [RequestRules(K)] * 6, tiny.items)
+    _, ranked, vectors = tiny.release.recommender.recommend_ranked(
+        users, [RequestRules(K)] * 6, tiny.items
+    )
     names, unit = tiny.codec.numeric, np.asarray(tiny.release.retrieval.vectors)
-    numeric, categorical = tiny.release.recommender.hydrator.hydrate(users, vectors, ranked.candidates, tiny.items)
+    numeric, categorical = tiny.release.recommender.hydrator.hydrate(
+        users, vectors, ranked.candidates, tiny.items
+    )
     assert numeric.shape[1] == len(names) and numeric.dtype == np.float32
     assert categorical.shape[1] == len(tiny.codec.categorical) and categorical.dtype == np.int32
     some = ranked.rows(2, np.arange(*ranked.candidates.offsets[2:4])[::3], tiny.items)
@@ -191,8 +220,12 @@ def test_hydrated_rows_are_what_their_names_say(tiny: Tiny) -> None:
         counts = tiny.items.activity.counts[other, tiny.codec.item_activity.index(c.events("7d"))]
         assert column["item_events_7d"][row] == counts
         price = tiny.items.raw["price"][other]
-        assert column["item_price"][row] == pytest.approx(np.nan if price is None else price, nan_ok=True)
-        assert code["item_genre"][row] == tiny.codec.item_attributes.vocabularies["genre"].code(genre)
+        assert column["item_price"][row] == pytest.approx(
+            np.nan if price is None else price, nan_ok=True
+        )
+        assert code["item_genre"][row] == tiny.codec.item_attributes.vocabularies["genre"].code(
+            genre
+        )
         assert code["user_plan"][row] == [1, 2, 0][user % 3]
 
 
@@ -202,8 +235,12 @@ def test_prepared_items_change_no_score(tiny: Tiny, tmp_path: Path, kind: str) -
     config = replace(config, dcn=DcnConfig(epochs=1, min_steps=5), trees=TreeConfig(rounds=5))
     train_rankers(data, data, data, schema, tmp_path, config, lambda *_: None)
     ranker, users = CalibratedRanker.load(tmp_path / kind), tiny.clickers()
-    _, ranked, _ = tiny.release.recommender.recommend_ranked(users, [RequestRules(K)] * len(users), tiny.items)
+    _, ranked, _ = tiny.release.recommender.recommend_ranked(
+        users, [RequestRules(K)] * len(users), tiny.items
+    )
     score = ranker.for_items(tiny.items.rows)
     for pairs in ranked.pairs:
-        for prepared, joined in zip(score(pairs), ranker.score(*pairs.join(tiny.items.rows)), strict=True):
+        for prepared, joined in zip(
+            score(pairs), ranker.score(*pairs.join(tiny.items.rows)), strict=True
+        ):
             assert np.array_equal(prepared, joined)

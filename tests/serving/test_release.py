@@ -17,7 +17,14 @@ from tiny_release import ITEMS, NOW, SPEC, VERSIONS, Tiny, tiny_codec, write_rel
 from feature_repo.workspace import PROJECT_ROOT, file_hash, read_json, write_json
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, RequestRules
-from serving.releases.release import EVALUATION, MANIFEST, BadRelease, load_release, verify, write_manifest
+from serving.releases.release import (
+    EVALUATION,
+    MANIFEST,
+    BadRelease,
+    load_release,
+    verify,
+    write_manifest,
+)
 
 FILES = [
     "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy", "items.arrow",
@@ -49,7 +56,10 @@ def test_manifest_has_the_hash_of_every_file(tiny: Tiny) -> None:
     manifest = read_json(tiny.folder / MANIFEST)
     assert sorted(manifest["files"]) == FILES
     assert all(file_hash(tiny.folder / name) == value for name, value in manifest["files"].items())
-    assert manifest["release"] == tiny.release.id and manifest["data_version"] == VERSIONS["data_version"]
+    assert (
+        manifest["release"] == tiny.release.id
+        and manifest["data_version"] == VERSIONS["data_version"]
+    )
     assert verify(tiny.folder) == manifest == tiny.release.manifest
 
 
@@ -159,7 +169,9 @@ def test_loaded_tables_are_what_was_released(tiny: Tiny) -> None:
         (loaded.rows.categorical, made.rows.categorical),
     ):
         assert np.array_equal(one, other, equal_nan=True)
-    assert {name: list(values) for name, values in loaded.raw.items()} == {n: list(v) for n, v in made.raw.items()}
+    assert {name: list(values) for name, values in loaded.raw.items()} == {
+        n: list(v) for n, v in made.raw.items()
+    }
     assert len(loaded) == ITEMS + 1 and not loaded.available(NOW)[0]
 
 

@@ -31,9 +31,9 @@ FILTERS = st.fixed_dictionaries(
     optional={
         "genre": rule(GENRES),
         "tags": rule(TAGS),
-        "price": st.fixed_dictionaries({}, optional={"min": st.floats(0, 50), "max": st.floats(0, 50)}).map(
-            AttributeRule.model_validate
-        ),
+        "price": st.fixed_dictionaries(
+            {}, optional={"min": st.floats(0, 50), "max": st.floats(0, 50)}
+        ).map(AttributeRule.model_validate),
     },
 )
 RULES = st.builds(
@@ -53,7 +53,9 @@ def catalogues(draw: st.DrawFn, tiny: Tiny) -> dict[str, list[Any]]:
     gone = np.random.default_rng(draw(st.integers(0, 9))).random(ITEMS) > share
     columns[c.AVAILABLE_UNTIL] = [NOW - 5.0 if out else None for out in gone]
     for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL):
-        for row, moment in draw(st.dictionaries(st.integers(0, ITEMS - 1), MOMENTS, max_size=6)).items():
+        for row, moment in draw(
+            st.dictionaries(st.integers(0, ITEMS - 1), MOMENTS, max_size=6)
+        ).items():
             columns[name][row] = moment
     return columns
 
@@ -70,7 +72,10 @@ def fits(value: Any, rule: AttributeRule) -> bool:
 
 
 def allowed(
-    columns: dict[str, list[Any]], rules: FilterRules, request: RequestRules, seen: dict[str, list[str]]
+    columns: dict[str, list[Any]],
+    rules: FilterRules,
+    request: RequestRules,
+    seen: dict[str, list[str]],
 ) -> set[str]:
     """Return the ids that may be shown, from the words of the rules and not from any array."""
     met = {
@@ -84,7 +89,11 @@ def allowed(
     for row in range(ITEMS):
         begin, end = columns[c.AVAILABLE_FROM][row], columns[c.AVAILABLE_UNTIL][row]
         there = (begin is None or begin <= NOW) and (end is None or end > NOW)
-        if there and item_id(row + 1) not in out and all(fits(columns[n][row], r) for n, r in request.filters.items()):
+        if (
+            there
+            and item_id(row + 1) not in out
+            and all(fits(columns[n][row], r) for n, r in request.filters.items())
+        ):
             found.add(item_id(row + 1))
     return found
 
@@ -92,16 +101,28 @@ def allowed(
 def most(ids: set[str], columns: dict[str, list[Any]], quota: int | None, k: int) -> int:
     """Return how many of some ids a list may hold."""
     genres = Counter(columns["genre"][int(one[1:]) - 1] for one in ids)
-    return min(k, sum(n if quota is None or genre is None else min(n, quota) for genre, n in genres.items()))
+    return min(
+        k,
+        sum(n if quota is None or genre is None else min(n, quota) for genre, n in genres.items()),
+    )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), rules=RULES, filters=FILTERS, exclude=IDS, k=st.integers(1, ITEMS + 10))
 def test_never_a_disallowed_item_and_always_k_when_k_exist(
-    tiny: Tiny, data: st.DataObject, rules: FilterRules, filters: dict[str, AttributeRule], exclude: list[str], k: int
+    tiny: Tiny,
+    data: st.DataObject,
+    rules: FilterRules,
+    filters: dict[str, AttributeRule],
+    exclude: list[str],
+    k: int,
 ) -> None:
     columns = data.draw(catalogues(tiny))
-    seen = {kind: data.draw(IDS) for kind in data.draw(st.lists(st.sampled_from(KINDS), unique=True))}
+    seen = {
+        kind: data.draw(IDS) for kind in data.draw(st.lists(st.sampled_from(KINDS), unique=True))
+    }
     history = data.draw(IDS)
     users = tiny.users(
         ["u1"],

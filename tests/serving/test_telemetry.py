@@ -99,7 +99,13 @@ def logs(monkeypatch):
         setup_logging(stream)
         return lambda: stream.getvalue().split("\n")[:-1]
 
-    clients = ("httpx", "httpcore.http11", "httpcore.connection", "urllib3.connectionpool", "asyncio")
+    clients = (
+        "httpx",
+        "httpcore.http11",
+        "httpcore.connection",
+        "urllib3.connectionpool",
+        "asyncio",
+    )
     for name in clients:  # the tests' own
         monkeypatch.setattr(logging.getLogger(name), "disabled", True)
     yield start
@@ -112,7 +118,9 @@ def facts(lines):
 
 
 def count(metrics, endpoint, status):
-    return metrics.registry.get_sample_value("funnel_requests_total", {"endpoint": endpoint, "status": str(status)})
+    return metrics.registry.get_sample_value(
+        "funnel_requests_total", {"endpoint": endpoint, "status": str(status)}
+    )
 
 
 def test_an_id_of_the_caller_is_kept(app):
@@ -142,7 +150,9 @@ def test_requests_are_counted_by_route_and_status(app, metrics):
     assert count(metrics, "/v1/users/{user_id}/features", 200) == 3
     assert count(metrics, "unknown", 404) == 2
     assert count(metrics, "/busy", 503) == 1
-    timed = metrics.registry.get_sample_value("funnel_request_seconds_count", {"endpoint": "unknown"})
+    timed = metrics.registry.get_sample_value(
+        "funnel_request_seconds_count", {"endpoint": "unknown"}
+    )
     assert timed == 2
 
 
@@ -186,7 +196,14 @@ def test_half_an_answer_is_broken_off(app, metrics):
         async def receive():
             await asyncio.sleep(30)
 
-        scope = {"type": "http", "method": "GET", "path": "/half", "headers": [], "query_string": b"", "root_path": ""}
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/half",
+            "headers": [],
+            "query_string": b"",
+            "root_path": "",
+        }
         await app(scope, receive, send)
 
     with pytest.raises(BaseException) as caught:
@@ -197,11 +214,18 @@ def test_half_an_answer_is_broken_off(app, metrics):
 
 def test_one_line_of_json_a_request(app, logs):
     lines = logs(FUNNEL_LOG="json")
-    ask(app, f"/v1/users/{USER}/features?token=hidden", **{"x-request-id": "r1", "x-api-key": "hidden"})
+    ask(
+        app,
+        f"/v1/users/{USER}/features?token=hidden",
+        **{"x-request-id": "r1", "x-api-key": "hidden"},
+    )
     inner, access = facts(lines())
     assert inner["message"] == "looked at a user" and inner["request_id"] == "r1"
     assert inner["level"] == "WARNING" and inner["logger"] == "serving.test"
-    assert abs(time.time() - time.mktime(time.strptime(access.pop("time")[:19], "%Y-%m-%dT%H:%M:%S"))) < 15 * 3_600
+    assert (
+        abs(time.time() - time.mktime(time.strptime(access.pop("time")[:19], "%Y-%m-%dT%H:%M:%S")))
+        < 15 * 3_600
+    )
     assert 0 < access.pop("ms") < 10_000
     assert access == {
         "level": "INFO", "logger": "serving.http.access", "message": "request", "request_id": "r1", "method": "GET",
@@ -216,7 +240,9 @@ def test_probes_are_only_logged_when_debugging(app, logs):
     assert lines() == []
     lines = logs(FUNNEL_LOG_LEVEL="debug")
     ask(app, "/healthz")
-    assert [line["endpoint"] for line in facts(lines()) if line["logger"] == "serving.http.access"] == ["/healthz"]
+    assert [
+        line["endpoint"] for line in facts(lines()) if line["logger"] == "serving.http.access"
+    ] == ["/healthz"]
 
 
 def test_by_default_only_warnings_are_logged(app, logs):
@@ -256,7 +282,9 @@ def test_whatever_is_logged_is_one_line_of_json(logs):
     seen = facts(lines())
     assert [line["message"] for line in seen[:2]] == ["two\nlines", 'a "quote"']
     assert seen[5]["thing"] == str(PROJECT_ROOT)
-    assert seen[-1]["exception"].startswith("Traceback") and seen[-1]["exception"].endswith("ValueError: why")
+    assert seen[-1]["exception"].startswith("Traceback") and seen[-1]["exception"].endswith(
+        "ValueError: why"
+    )
     assert "request_id" not in seen[0]
 
 
@@ -285,7 +313,9 @@ def test_the_servers_own_lines_are_json_and_hold_no_path(app, logs):
         with pytest.raises(httpx.RemoteProtocolError):
             client.get("/half", headers={"x-request-id": "broken"})
     seen = facts(lines())
-    assert any(line["logger"] == "uvicorn.error" and "Uvicorn running" in line["message"] for line in seen)
+    assert any(
+        line["logger"] == "uvicorn.error" and "Uvicorn running" in line["message"] for line in seen
+    )
     access = [line for line in seen if line["logger"] == "serving.http.access"]
     assert [line["status"] for line in access] == [200, 503, 500]
     assert access[0]["request_id"] == "first" != access[1]["request_id"]
@@ -339,7 +369,10 @@ def test_a_request_and_its_stages_are_spans_of_the_callers_trace(collector, logs
     app = make_app(metrics, tracing)
     lines = logs(FUNNEL_LOG="json")
     trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    path, given = f"/v1/users/{USER}/features", {"traceparent": f"00-{trace}-{parent}-01", "x-request-id": "r1"}
+    path, given = (
+        f"/v1/users/{USER}/features",
+        {"traceparent": f"00-{trace}-{parent}-01", "x-request-id": "r1"},
+    )
     assert ask(app, path, **given).status_code == 200
     ask(app, "/healthz")
     tracing.close()
@@ -355,7 +388,9 @@ def test_a_request_and_its_stages_are_spans_of_the_callers_trace(collector, logs
         "funnel.request_id": "r1",
     }  # fmt: skip
     assert USER not in str(collector.resources)
-    assert {line.get("trace_id") for line in facts(lines()) if line["logger"] != "serving.test"} == {trace}
+    assert {
+        line.get("trace_id") for line in facts(lines()) if line["logger"] != "serving.test"
+    } == {trace}
     (resource,) = collector.resources
     assert attributes(resource.resource)["service.name"] == "funnel"
     assert metrics.registry.get_sample_value("funnel_stage_seconds_count", {"stage": "rank"}) == 1
@@ -371,9 +406,15 @@ def test_a_failed_span_names_the_kind_of_error_only(collector):
     assert "secret" not in str(collector.resources)
 
 
-@pytest.mark.parametrize("environment", [{}, {"FUNNEL_OTEL": "off", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}])
+@pytest.mark.parametrize(
+    "environment", [{}, {"FUNNEL_OTEL": "off", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://x"}]
+)
 def test_without_tracing_nothing_of_it_is_imported(environment, monkeypatch):
-    for name in ("FUNNEL_OTEL", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+    for name in (
+        "FUNNEL_OTEL",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

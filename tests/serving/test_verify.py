@@ -54,7 +54,9 @@ def test_damage_is_refused(name: str, copy: Path, check: Callable[[Path], Releas
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("name", [name for name in DAMAGE if "hashed again" in name or "pickle" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in DAMAGE if "hashed again" in name or "pickle" in name]
+)
 def test_what_native_code_would_choke_on_is_refused_by_loading(name: str, copy: Path) -> None:
     DAMAGE[name](copy)
     with pytest.raises(BadRelease):
@@ -79,7 +81,9 @@ def test_what_native_code_would_choke_on_is_refused_by_loading(name: str, copy: 
         ("unknown field in the filters", "max_per_author"),
     ],
 )
-def test_the_sentence_says_what_is_wrong(name: str, says: str, copy: Path, check: Callable[[Path], Release]) -> None:
+def test_the_sentence_says_what_is_wrong(
+    name: str, says: str, copy: Path, check: Callable[[Path], Release]
+) -> None:
     DAMAGE[name](copy)
     with pytest.raises(BadRelease, match=says):
         check(copy)
@@ -102,14 +106,23 @@ def test_a_release_that_changes_while_it_is_loaded_is_refused(copy: Path) -> Non
         toucher.join()
 
 
-def test_quotas_and_rules_that_leave_nothing_are_no_damage(copy: Path, check: Callable[[Path], Release]) -> None:
+def test_quotas_and_rules_that_leave_nothing_are_no_damage(
+    copy: Path, check: Callable[[Path], Release]
+) -> None:
     items = load_release(copy).codec.items.values
-    everything = {"exclude_seen": "all", "blocklist": items, "max_per_category": 1, "diversity": 0.5}
+    everything = {
+        "exclude_seen": "all",
+        "blocklist": items,
+        "max_per_category": 1,
+        "diversity": 0.5,
+    }
     remade(lambda folder: write_json(folder / "filters.json", everything))(copy)
     assert check(copy).recommender.rules.max_per_category == 1
 
 
-def test_an_erased_user_leaves_a_gap_that_is_no_damage(copy: Path, check: Callable[[Path], Release]) -> None:
+def test_an_erased_user_leaves_a_gap_that_is_no_damage(
+    copy: Path, check: Callable[[Path], Release]
+) -> None:
     remade(change_json("codec.json", lambda of: of.__setitem__("users", ["", "u1", "", ""])))(copy)
     assert len(check(copy).codec.users) == 5
 
@@ -132,10 +145,14 @@ class TestFeatures:
         raw = SPEC.model_dump(mode="json")
         del raw["users"]["attributes"]["plan"], raw["events"]["types"]["hide"]
         self.register(workspace, DatasetSpec.model_validate(raw))
-        with pytest.raises(BadRelease, match=r"user hide_count_1d, .* and \d+ more\): run 'funnel materialize'"):
+        with pytest.raises(
+            BadRelease, match=r"user hide_count_1d, .* and \d+ more\): run 'funnel materialize'"
+        ):
             check_release(tiny.folder, registered_features(workspace))
 
-    def test_without_a_registry_everything_is_missing_and_none_is_made(self, workspace: Workspace, tiny: Tiny) -> None:
+    def test_without_a_registry_everything_is_missing_and_none_is_made(
+        self, workspace: Workspace, tiny: Tiny
+    ) -> None:
         with pytest.raises(BadRelease, match="run 'funnel materialize'"):
             check_release(tiny.folder, registered_features(workspace))
         assert not workspace.feast_registry.exists()
@@ -143,7 +160,9 @@ class TestFeatures:
     def test_a_broken_registry_is_said(self, workspace: Workspace, tiny: Tiny) -> None:
         self.register(workspace, SPEC)
         workspace.feast_registry.write_bytes(b"\x00nonsense")
-        with pytest.raises(BadRelease, match="registry cannot be read .*: run 'funnel materialize'"):
+        with pytest.raises(
+            BadRelease, match="registry cannot be read .*: run 'funnel materialize'"
+        ):
             check_release(tiny.folder, registered_features(workspace))
 
 
@@ -179,7 +198,9 @@ def test_only_an_item_of_which_nothing_is_known_may_have_no_vector(
 
 
 @pytest.mark.parametrize(("probes", "good"), [(8, True), (1, False)])
-def test_recall_of_inverted_lists(probes: int, good: bool, copy: Path, check: Callable[[Path], Release]) -> None:
+def test_recall_of_inverted_lists(
+    probes: int, good: bool, copy: Path, check: Callable[[Path], Release]
+) -> None:
     vectors = vectors_of(copy)
     index, _ = build_index(vectors, vectors, kind="IVF8,Flat", at=10)
     faiss.extract_index_ivf(index).nprobe = probes
@@ -188,7 +209,9 @@ def test_recall_of_inverted_lists(probes: int, good: bool, copy: Path, check: Ca
     if good:
         check(copy)
     else:
-        with pytest.raises(BadRelease, match=r"its index finds .*% of the 10 nearest items, 95% is the least"):
+        with pytest.raises(
+            BadRelease, match=r"its index finds .*% of the 10 nearest items, 95% is the least"
+        ):
             check(copy)
 
 

@@ -31,7 +31,9 @@ class Bench:
         self.checked: list[str] = []
         self.served = load_release(self.add("first"))
         self.point("first")
-        self.watch = ReleaseWatch(self.workspace, self.served, self.adopt, self.check, every_s=0.01, keep=keep)
+        self.watch = ReleaseWatch(
+            self.workspace, self.served, self.adopt, self.check, every_s=0.01, keep=keep
+        )
 
     def adopt(self, release: Release) -> None:
         self.served = release
@@ -44,7 +46,9 @@ class Bench:
     def add(self, name: str) -> Path:
         """Add a release with content of its own."""
         folder = shutil.copytree(self.tiny.folder, self.workspace.releases / name)
-        write_json(folder / "filters.json", read_json(folder / "filters.json") | {"blocklist": [name]})
+        write_json(
+            folder / "filters.json", read_json(folder / "filters.json") | {"blocklist": [name]}
+        )
         write_manifest(folder, VERSIONS)
         return folder
 
@@ -122,7 +126,9 @@ def test_the_others_are_let_go(bench: Bench) -> None:
     assert first() is None
 
 
-def test_a_bad_release_is_refused_once_and_the_old_one_goes_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_release_is_refused_once_and_the_old_one_goes_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     first = bench.served
     bench.add_bad("bad")
     bench.point("bad")
@@ -146,7 +152,9 @@ def test_after_a_refusal_the_pointer_may_go_anywhere(bench: Bench) -> None:
     assert list(bench.watch.status()["refused"]) == ["bad"]
 
 
-@pytest.mark.parametrize("broken", ["the link is gone", "the link leads nowhere", "the link leads to itself"])
+@pytest.mark.parametrize(
+    "broken", ["the link is gone", "the link leads nowhere", "the link leads to itself"]
+)
 def test_a_broken_pointer_is_refused_and_put_right(bench: Bench, broken: str) -> None:
     first, link = bench.served, bench.workspace.releases / "current"
     link.unlink()
@@ -210,7 +218,9 @@ def test_an_equal_release_elsewhere_is_not_adopted_and_checked_once(bench: Bench
     shutil.copytree(bench.workspace.releases / "first", bench.workspace.releases / "twin")
     bench.point("twin")
     bench.look(4)
-    assert bench.adopted == [] and bench.checked == ["twin"] and bench.watch.status()["refusals"] == 0
+    assert (
+        bench.adopted == [] and bench.checked == ["twin"] and bench.watch.status()["refusals"] == 0
+    )
 
 
 def test_what_cannot_be_adopted_is_refused(bench: Bench) -> None:

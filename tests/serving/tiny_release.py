@@ -36,9 +36,16 @@ DAY = 86_400.0
 GENRES = ["War", "Drama", "Comedy", "Horror"]
 TAGS = [f"tag{n}" for n in range(12)]
 SHARES = Shares(two_tower=12, similar=6, popular=4, trending=3, new=3)
-VERSIONS = {"data_version": "d1", "shift_s": 0, "split": {"test": NOW}, "code_version": "0", "created_at": "then"}
+VERSIONS = {
+    "data_version": "d1",
+    "shift_s": 0,
+    "split": {"test": NOW},
+    "code_version": "0",
+    "created_at": "then",
+}
 
-# The attributes and types are in no alphabetical order, so that whoever loses the order is found out.
+# The attributes and types are in no alphabetical order, so that whoever loses the order is found
+# out.
 SPEC = DatasetSpec.model_validate(
     {
         "name": "tiny",
@@ -49,9 +56,17 @@ SPEC = DatasetSpec.model_validate(
             "timestamp": "t",
             "type": "e",
             "value": "v",
-            "types": {"view": {"positive": True}, "buy": {"positive": True, "weight": 3.0}, "hide": {"weight": 0.0}},
+            "types": {
+                "view": {"positive": True},
+                "buy": {"positive": True, "weight": 3.0},
+                "hide": {"weight": 0.0},
+            },
         },
-        "users": {"path": "users.csv", "key": "u", "attributes": {"plan": "categorical", "age": "numeric"}},
+        "users": {
+            "path": "users.csv",
+            "key": "u",
+            "attributes": {"plan": "categorical", "age": "numeric"},
+        },
         "items": {
             "path": "items.csv",
             "key": "i",
@@ -79,18 +94,33 @@ class Tiny:
     codec: Codec
     items: ItemTable
 
-    def users(self, names: list[str], time: float | np.ndarray = NOW, **columns: list[Any]) -> UserBatch:
+    def users(
+        self, names: list[str], time: float | np.ndarray = NOW, **columns: list[Any]
+    ) -> UserBatch:
         """Return a batch of users; without ``columns`` nothing is known of them."""
         codec, n = self.codec, len(names)
-        known = [c.HISTORY_ITEMS, c.HISTORY_TIMES, *codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+        known = [
+            c.HISTORY_ITEMS,
+            c.HISTORY_TIMES,
+            *codec.user_activity,
+            c.FIRST_EVENT_AT,
+            c.LAST_EVENT_AT,
+        ]
         rows = {c.USER: names, **{name: [None] * n for name in known}, **columns}
-        return self.release.reader.read(rows, np.broadcast_to(np.asarray(time, dtype=np.float64), n).copy())
+        return self.release.reader.read(
+            rows, np.broadcast_to(np.asarray(time, dtype=np.float64), n).copy()
+        )
 
     def clickers(self, n: int = 6, time: float | np.ndarray = NOW) -> UserBatch:
         """Return users who have clicked this and that; the first has clicked nothing."""
         generator = np.random.default_rng(4)
-        history = [[item_id(code) for code in generator.permutation(ITEMS)[: 3 * row] + 1] for row in range(n)]
-        ages = [[NOW - DAY * (len(items) - place) for place in range(len(items))] for items in history]
+        history = [
+            [item_id(code) for code in generator.permutation(ITEMS)[: 3 * row] + 1]
+            for row in range(n)
+        ]
+        ages = [
+            [NOW - DAY * (len(items) - place) for place in range(len(items))] for items in history
+        ]
         return self.users(
             [f"u{row}" for row in range(n)],
             time,
@@ -113,8 +143,12 @@ def item_columns(codec: Codec, seed: int = 0) -> dict[str, list[Any]]:
     generator = np.random.default_rng(seed)
     columns: dict[str, list[Any]] = {
         "title": [f"The {generator.choice(['long', 'short', 'last'])} story" for _ in range(ITEMS)],
-        "tags": [generator.permutation(TAGS)[: generator.integers(0, 10)].tolist() for _ in range(ITEMS)],
-        "price": [None if n % 13 == 5 else round(float(generator.uniform(1, 50)), 2) for n in range(ITEMS)],
+        "tags": [
+            generator.permutation(TAGS)[: generator.integers(0, 10)].tolist() for _ in range(ITEMS)
+        ],
+        "price": [
+            None if n % 13 == 5 else round(float(generator.uniform(1, 50)), 2) for n in range(ITEMS)
+        ],
         "genre": [None if n % 11 == 7 else str(generator.choice(GENRES)) for n in range(ITEMS)],
         "format": [str(generator.choice(["print", "audio"])) for _ in range(ITEMS)],
         c.AVAILABLE_FROM: [NOW + 100.0 if n == 3 else NOW - DAY * (n + 1) for n in range(ITEMS)],
@@ -139,7 +173,9 @@ def tiny_codec() -> Codec:
         Vocabulary([item_id(code) for code in range(1, ITEMS + 1)]),
         Vocabulary.fit(genre for genre in columns["genre"] if genre),
         AttributeEncoder.fit(SPEC.user_attributes, user_columns),
-        AttributeEncoder.fit(SPEC.item_attributes, {n: _nan(columns[n]) for n in SPEC.item_attributes}),
+        AttributeEncoder.fit(
+            SPEC.item_attributes, {n: _nan(columns[n]) for n in SPEC.item_attributes}
+        ),
     )
 
 
@@ -167,7 +203,9 @@ def build_towers(codec: Codec, items: ItemTable, seed: int) -> TwoTowers:
     return TwoTowers(config, codes, numbers, torch.ones(len(codec.items), dtype=torch.bool)).eval()
 
 
-def random_rows(codec: Codec, seed: int, kinds: tuple[str, ...] = ("popularity", "logistic")) -> tuple[Any, ...]:
+def random_rows(
+    codec: Codec, seed: int, kinds: tuple[str, ...] = ("popularity", "logistic")
+) -> tuple[Any, ...]:
     """Return ranking rows without meaning, their schema and settings."""
     types = codec.spec.events.types
     schema = RowSchema(
@@ -180,14 +218,20 @@ def random_rows(codec: Codec, seed: int, kinds: tuple[str, ...] = ("popularity",
     generator = np.random.default_rng(seed)
     n = 300
     numeric = generator.normal(size=(n, len(schema.numeric))).astype(np.float32)
-    categorical = generator.integers(0, schema.cardinalities, (n, len(schema.categorical))).astype(np.int32)
+    categorical = generator.integers(0, schema.cardinalities, (n, len(schema.categorical))).astype(
+        np.int32
+    )
     chance = 1 / (1 + np.exp(1.0 - numeric[:, :1]))  # the towers' score is what decides
     labels = (generator.random((n, len(types))) < chance).astype(np.float32)
-    data = RankingData(numeric, categorical, labels, np.repeat(np.arange(n // 10, dtype=np.int64), 10))
+    data = RankingData(
+        numeric, categorical, labels, np.repeat(np.arange(n // 10, dtype=np.int64), 10)
+    )
     return data, schema, RankerConfig(kinds=kinds)
 
 
-def write_release(folder: Path, rules: FilterRules | None = None, seed: int = 0) -> tuple[TwoTowers, Codec, ItemTable]:
+def write_release(
+    folder: Path, rules: FilterRules | None = None, seed: int = 0
+) -> tuple[TwoTowers, Codec, ItemTable]:
     """Write everything that a release has into ``folder``, its manifest last."""
     codec = tiny_codec()
     items = build_items(codec, item_columns(codec))
@@ -201,7 +245,9 @@ def write_release(folder: Path, rules: FilterRules | None = None, seed: int = 0)
     save_index(build_index(unit[1:], unit[1:])[0], folder / "index.faiss")
     generator = np.random.default_rng(2)
     users = np.sort(generator.integers(0, 30, 300))
-    near, similarity = neighbours(users, generator.integers(1, ITEMS, 300).astype(np.int32), len(items), k=10)
+    near, similarity = neighbours(
+        users, generator.integers(1, ITEMS, 300).astype(np.int32), len(items), k=10
+    )
     np.save(folder / "neighbours.npy", with_spare(near))
     np.save(folder / "similarities.npy", with_spare(similarity))
     save_items(items, folder)
