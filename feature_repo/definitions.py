@@ -11,9 +11,5 @@ from feature_repo.workspace import Workspace, default_root
 
 _workspace = Workspace(default_root().resolve())
 _profile = os.environ.get("FUNNEL_PROFILE", "local")
-globals().update(
-    {
-        f"object_{n}": o
-        for n, o in enumerate(build(_workspace.spec(), _workspace.features, _profile))
-    }  # type: ignore[arg-type]
-)
+_objects = build(_workspace.spec(), _workspace.features, _profile)  # type: ignore[arg-type]
+globals().update({f"object_{number}": declared for number, declared in enumerate(_objects)})

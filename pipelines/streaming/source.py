@@ -134,8 +134,8 @@ class RedisLogReader(LogReader):
                 return
             found = [
                 (key.decode(), fields.get(b"event", b"").decode(errors="replace"))
-                for key, fields in entries
-            ]  # type: ignore[union-attr]
+                for key, fields in entries  # type: ignore[union-attr]
+            ]
             position = found[-1][0]
             yield self.rows(found)
 
