@@ -6,12 +6,14 @@ types, attributes and columns there are.
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from feature_repo import columns as c
 from feature_repo.facts import PANE_S
@@ -299,9 +301,36 @@ def load_spec(path: Path) -> DatasetSpec:
     try:
         return DatasetSpec.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc']) or 'spec'}: "
-            f"{re.sub('^Value error, ', '', problem['msg'])}"
-            for problem in error.errors()
-        )
+        problems = "; ".join(_sentence(problem) for problem in error.errors())
         raise SpecError(f"{path}: {problems}") from None
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    """Return where a spec is wrong, and what to write instead."""
+    location = [str(part) for part in problem["loc"] if part != "[key]"]
+    field = ".".join(location) or "spec"
+    if problem["type"] != "string_pattern_mismatch":
+        return f"{field}: {re.sub('^Value error, ', '', problem['msg'])}"
+    given = problem["input"]
+    allowed = "small letters, digits and '_', beginning with a letter"
+    if "attributes" in location:
+        table = location[0]
+        return (
+            f"[{table}.attributes]: {given!r} is not a feature name ({allowed}). Choose a name, "
+            f"and give the file's column in [{table}.rename], for example "
+            f"{_as_name(given)} = {json.dumps(given, ensure_ascii=False)}"
+        )
+    if "types" in location:
+        return (
+            f"[events.types]: {given!r} is not an event type ({allowed}). Choose a name, and map "
+            f"the file's word to it in [events.rename_types], for example "
+            f"{json.dumps(given, ensure_ascii=False)} = {_as_name(given)!r}"
+        )
+    return f"{field}: {given!r} does not match {problem['ctx']['pattern']}"
+
+
+def _as_name(column: str) -> str:
+    """Return a feature name like a column's: what precedes ':' or '.', in small letters."""
+    words = re.findall(r"[a-z0-9]+", re.split(r"[:.]", column)[0].lower())
+    name = "_".join(words).lstrip("0123456789_")
+    return name or "my_name"

@@ -1,6 +1,7 @@
 """A wrong dataset.toml is one clear sentence; a right one says what later stages ask."""
 
 import copy
+import re
 import tomllib
 
 import pytest
@@ -117,12 +118,16 @@ WRONG = [
     ("events.types.buy.weight", 0, "a positive event type needs a weight above 0"),
     ("events.types.view.weight", float("inf"), "events.types.view.weight: "),
     ("events.types.view.weight", float("nan"), "events.types.view.weight: "),
-    ("events.types", {"View": {"positive": True}}, "events.types.View"),
+    ("events.types", {"View": {"positive": True}}, "[events.types]: 'View' is not an event type"),
     ("events.types.view.min_value", 1, "min_value needs a 'value' column and no 'type' column"),
     ("events.rename_types", {"X": "none"}, "['none'] not among [events.types]"),
     ("users.key", None, "users.key: Field required"),
     ("users.attributes", {"country": "colour"}, "users.attributes.country: "),
-    ("users.attributes", {"Country": "text"}, "users.attributes.Country"),
+    (
+        "users.attributes",
+        {"Country": "text"},
+        "[users.attributes]: 'Country' is not a feature name",
+    ),
     ("users.rename", {"land": "Land"}, "rename: ['land'] not among the attributes"),
     ("users.title", "country", "users.title: Extra inputs"),
     ("items.attributes.item_id", "text", "attribute ['item_id']: the name is Funnel's own"),
@@ -207,6 +212,20 @@ def test_several_mistakes_are_all_named(tmp_path):
     message = refused(tmp_path, raw)
     assert "name: " in message
     assert "; events.item: Field required" in message
+
+
+@pytest.mark.parametrize("column", ["user_id:token", "Größe", "9.price", "Unit Price", "A", "ünit"])
+def test_a_column_with_another_form_of_name_is_accepted_as_the_message_proposes(tmp_path, column):
+    """Whoever pastes the proposed line into [items.rename] has a spec that loads."""
+    message = refused(tmp_path, changed("items.attributes", {column: "numeric"}))
+    proposed = re.search(r"\[items.rename\], for example (\w+) = (\".*\")", message)
+    assert proposed, message
+    name = proposed[1]
+    pasted = tomllib.loads(f"{name} = {proposed[2]}")
+    items = {"path": "i.csv", "key": "id", "attributes": {name: "numeric"}, "rename": pasted}
+    raw = changed("items", items)
+    text = "\n".join(f"{key} = {toml(value)}" for key, value in raw.items())
+    assert load_spec(write(tmp_path, text)).items.source_column(name) == column
 
 
 def test_files_that_are_no_spec(tmp_path):
