@@ -332,5 +332,5 @@ def _sentence(problem: ErrorDetails) -> str:
 def _as_name(column: str) -> str:
     """Return a feature name like a column's: what precedes ':' or '.', in small letters."""
     words = re.findall(r"[a-z0-9]+", re.split(r"[:.]", column)[0].lower())
-    name = "_".join(words).lstrip("0123456789_")
-    return name or "my_name"
+    name = "_".join(words).lstrip("0123456789_") or "column"
+    return f"{name}_given" if name in _taken([]) else name

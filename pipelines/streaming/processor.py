@@ -47,9 +47,12 @@ class FoldProcessor(StatefulProcessor):
         """Take over the facts of ingested events."""
         self._facts.put(zip(initialState[KEY], initialState[FACTS], strict=True))
 
-    def handleInputRows(
-        self, key: Any, rows: Iterator[pd.DataFrame], timerValues: Any
-    ) -> Iterator[pd.DataFrame]:  # noqa: N802, N803, ARG002
+    def handleInputRows(  # noqa: N802
+        self,
+        key: Any,  # noqa: ARG002
+        rows: Iterator[pd.DataFrame],
+        timerValues: Any,  # noqa: ARG002, N803
+    ) -> Iterator[pd.DataFrame]:
         """Fold a batch's rows and yield the entries, then the facts that they changed."""
         by_key: dict[str, Entries] = {}
         for frame in rows:
