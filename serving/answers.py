@@ -15,8 +15,8 @@ from feature_repo.encoding import Codes, Floats
 from serving.api.schemas import (
     RecommendationRequest,
     RecommendationResponse,
-    RecommendedItem,
-    SimilarResponse,
+    RecommendationItem,
+    SimilarItemsResponse,
 )
 from serving.impressions import Impression, filters_to_log
 from serving.online.features import OnlineFeatures, UserFeatures
@@ -94,7 +94,7 @@ def make_answer(
     )
     names = live.release.codec.items.names(result.items)
     items = [
-        RecommendedItem(item_id=item_id, score=score, sources=sources)
+        RecommendationItem(item_id=item_id, score=score, sources=sources)
         for item_id, score, sources in zip(
             names, _finites(result.scores), result.sources, strict=True
         )
@@ -137,7 +137,7 @@ def _explain(
     return explanations + [{"sources": dict.fromkeys(sources)} for sources in unranked]
 
 
-def similar_items(live: Live, item_id: str, k: int) -> SimilarResponse:
+def similar_items(live: Live, item_id: str, k: int) -> SimilarItemsResponse:
     """Return items like another: co-visited ones first, then the nearest vectors.
 
     Raises:
@@ -166,10 +166,10 @@ def similar_items(live: Live, item_id: str, k: int) -> SimilarResponse:
         ]
     names = live.release.codec.items.values
     items = [
-        RecommendedItem(item_id=names[o - 1], score=s, sources=[source])
+        RecommendationItem(item_id=names[o - 1], score=s, sources=[source])
         for o, s, source in found[:k]
     ]
-    return SimilarResponse(release=live.release.id, items=items)
+    return SimilarItemsResponse(release=live.release.id, items=items)
 
 
 def impression_of(request: RecommendationRequest, answer: Answer, live: Live) -> Impression:

@@ -114,8 +114,8 @@ class CounterReader:
         return True
 
 
-class Every:
-    """Calls a function again and again on a thread of its own; what it raises is logged, not the end."""
+class PeriodicTask:
+    """Calls a function at an interval on a thread of its own; errors are logged and do not stop it."""
 
     def __init__(self, seconds: float, work: Callable[[], Any], name: str) -> None:
         self._seconds, self._work = seconds, work
@@ -128,9 +128,9 @@ class Every:
             try:
                 self._work()
             except Exception:
-                _log.exception("%s failed; it goes on", self._thread.name)
+                _log.exception("%s failed; it is called again", self._thread.name)
 
     def close(self) -> None:
-        """Stop after the call under way."""
+        """Stop; a running call finishes first."""
         self._stop.set()
         self._thread.join(timeout=5.0)

@@ -17,11 +17,11 @@ from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
 from serving.answers import Answer, Live, UnknownItem, impression_of, make_answer, similar_items
 from serving.api.schemas import (
-    EventsResponse,
-    NewItem,
+    EventReceipt,
+    ItemUpdate,
     RecommendationRequest,
     RecommendationResponse,
-    SimilarResponse,
+    SimilarItemsResponse,
 )
 from serving.counters import CounterFiles
 from serving.erasure import Erasure, ErasureResponse
@@ -149,7 +149,7 @@ class Engine:
         self.metrics.spare_rows.set(release.retrieval.delta.left)
         return replace(live, release=release, online=live.online.over(release.items), items=items)
 
-    def add_item(self, item_id: str, item: NewItem) -> bool:
+    def add_item(self, item_id: str, item: ItemUpdate) -> bool:
         """Add an item, here at once and on all servers within a second; see ``ItemChanges.add``."""
         self.refresh_changes()
         changed = self.changes.add(item_id, item, self.live.loaded)
@@ -312,7 +312,7 @@ class Engine:
         self.metrics.breaker("redis", "closed" if self._breaker.closed else "open")
         return found
 
-    def similar(self, item_id: str, k: int) -> SimilarResponse:
+    def similar(self, item_id: str, k: int) -> SimilarItemsResponse:
         """Return items like another: co-visited ones first, then the nearest vectors.
 
         Raises:
@@ -325,7 +325,7 @@ class Engine:
         """Forget a user, see ``Erasure``."""
         return self.erasure.erase(user_id)
 
-    def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
+    def accept(self, raw: Sequence[dict[str, Any]]) -> EventReceipt:
         """Check events one by one and append the good ones to the log, see ``Intake``."""
         return self.intake.accept(raw)
 

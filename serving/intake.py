@@ -11,7 +11,7 @@ import pandas as pd
 from prometheus_client import Counter
 
 from feature_repo.dataset import DatasetSpec
-from serving.api.schemas import Event, EventsResponse, Rejected
+from serving.api.schemas import Event, EventReceipt, RejectedEvent
 from serving.erasure import Erasure
 from serving.event_log.redis_stream import EventLog
 
@@ -33,7 +33,7 @@ class Intake:
             erasure,
         )
 
-    def accept(self, raw: Sequence[dict[str, Any]]) -> EventsResponse:
+    def accept(self, raw: Sequence[dict[str, Any]]) -> EventReceipt:
         """Check events one by one and append the good ones; when it returns they are durable.
 
         Raises:
@@ -47,11 +47,11 @@ class Intake:
             try:
                 good[index] = self._checked(fields, now)
             except ValueError as error:
-                rejected.append(Rejected(index=index, reason=_reason(error)))
+                rejected.append(RejectedEvent(index=index, reason=_reason(error)))
         gone = self._erased(good.values())
         if gone:
             refused = [index for index, event in good.items() if event["user_id"] in gone]
-            rejected += [Rejected(index=index, reason="user was erased") for index in refused]
+            rejected += [RejectedEvent(index=index, reason="user was erased") for index in refused]
             rejected.sort(key=lambda one: one.index)
             good = {index: event for index, event in good.items() if event["user_id"] not in gone}
         appended = self._log.append(list(good.values()))
@@ -63,7 +63,7 @@ class Intake:
         }
         for outcome, count in outcomes.items():
             self._counter.labels(outcome).inc(count)
-        return EventsResponse(
+        return EventReceipt(
             accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected
         )
 

@@ -27,7 +27,7 @@ class RecommendationRequest(_Strict):
     explain: bool = False
 
 
-class BatchRequest(_Strict):
+class RecommendationBatchRequest(_Strict):
     """Up to 1,000 requests, answered in their order."""
 
     requests: list[RecommendationRequest] = Field(min_length=1, max_length=1_000)
@@ -35,7 +35,7 @@ class BatchRequest(_Strict):
 
 # Responses are plain dictionaries: making and checking models of twenty items takes longer than
 # ranking them.
-class RecommendedItem(TypedDict):
+class RecommendationItem(TypedDict):
     """One recommended item."""
 
     item_id: str
@@ -49,22 +49,22 @@ class RecommendationResponse(TypedDict):
 
     request_id: str
     release: str
-    items: list[RecommendedItem]
+    items: list[RecommendationItem]
     degraded: list[str]
     filtered: NotRequired[dict[str, int]]
 
 
-class BatchResponse(TypedDict):
+class RecommendationBatchResponse(TypedDict):
     """One answer a request, in their order."""
 
     responses: list[RecommendationResponse]
 
 
-class SimilarResponse(TypedDict):
+class SimilarItemsResponse(TypedDict):
     """Items like another one, most similar first."""
 
     release: str
-    items: list[RecommendedItem]
+    items: list[RecommendationItem]
 
 
 _MOMENT = {
@@ -95,7 +95,7 @@ Moment = Annotated[
 """Epoch seconds or ISO 8601 (without a zone: UTC); read as epoch seconds."""
 
 
-class NewItem(_Strict):
+class ItemUpdate(_Strict):
     """An item that the release does not have, and from when until when it can be had: by default from now on."""
 
     attributes: dict[str, Any] = Field(max_length=1_000)
@@ -118,7 +118,7 @@ class UserFeaturesResponse(BaseModel):
     features: dict[str, Any]
 
 
-class EventsRequest(_Strict):
+class EventBatch(_Strict):
     """Up to 1,000 events; each is checked by itself."""
 
     events: list[dict[str, Any]] = Field(min_length=1, max_length=1_000)
@@ -136,16 +136,16 @@ class Event(_Strict):
     request_id: Id | None = None
 
 
-class Rejected(BaseModel):
+class RejectedEvent(BaseModel):
     """An event that was not accepted, by its place in the request."""
 
     index: int
     reason: str
 
 
-class EventsResponse(BaseModel):
+class EventReceipt(BaseModel):
     """What became of the events."""
 
     accepted: int
     duplicates: int
-    rejected: list[Rejected]
+    rejected: list[RejectedEvent]

@@ -83,7 +83,7 @@ def entries_of(events: Iterable[dict[str, Any]]) -> list[Entry]:
     return list(entries.values())
 
 
-class Marks:
+class EventDedup:
     """The steps around a write; each is one script, and raises OnlineStoreUnavailable where Redis does not answer."""
 
     def __init__(self, workspace: Workspace) -> None:

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from feature_repo.events.log_folder import LogFile, LogFolder, Writer
 from feature_repo.events.log_names import KafkaAddress
 from feature_repo.workspace import Workspace
-from serving.event_log.dedup import Entry, Marks, entries_of
+from serving.event_log.dedup import Entry, EventDedup, entries_of
 from serving.event_log.redis_stream import Appended, LogFull, id_digest
 from serving.online.features import OnlineStoreUnavailable
 
@@ -61,7 +61,7 @@ class FileLog:
     """
 
     def __init__(self, workspace: Workspace, folder: Path) -> None:
-        self._folder, self._marks = LogFolder(folder), Marks(workspace)
+        self._folder, self._dedup = LogFolder(folder), EventDedup(workspace)
 
     def append(self, events: Sequence[dict[str, Any]]) -> Appended:
         """Append checked events; when it returns they are synced and their users' next requests see them.
@@ -76,7 +76,7 @@ class FileLog:
         try:
             with self._folder.writing() as writer:
                 self._catch_up(writer)
-                new = self._marks.unseen(entries_of(events))
+                new = self._dedup.unseen(entries_of(events))
                 if new:
                     self._settle(writer.write([entry.payload for entry in new]))
         except LogFull as error:  # of Redis, which may come after the write
@@ -86,15 +86,15 @@ class FileLog:
         return Appended(len(new), len(events) - len(new))
 
     def _catch_up(self, writer: Writer) -> None:
-        settled = self._marks.get(SETTLED)
+        settled = self._dedup.get(SETTLED)
         if writer.taken > settled:
             for file in writer.after(max(settled + 1, time.time_ns() // 1_000_000 - _KNOWN_MS)):
                 self._settle(file)
-            self._marks.set(SETTLED, writer.taken)
+            self._dedup.set(SETTLED, writer.taken)
 
     def _settle(self, file: LogFile) -> None:
-        self._marks.settle(_events_of(file))
-        self._marks.set(SETTLED, file.milliseconds)
+        self._dedup.settle(_events_of(file))
+        self._dedup.set(SETTLED, file.milliseconds)
 
 
 def _events_of(file: LogFile) -> Iterator[tuple[Entry, str]]:
@@ -154,7 +154,7 @@ class KafkaLog:
                 "message.timeout.ms": _DELIVERY_MS,
             }
         )
-        self._marks, self._topic = Marks(workspace), address.topic
+        self._dedup, self._topic = EventDedup(workspace), address.topic
         self._checked = self._warned = False
 
     def append(self, events: Sequence[dict[str, Any]]) -> Appended:
@@ -171,11 +171,11 @@ class KafkaLog:
         if not events:
             return Appended(0, 0)
         self._check_topic()
-        new = self._marks.reserve(entries_of(events))
+        new = self._dedup.reserve(entries_of(events))
         written, refused, reason = self._write(new)
         try:
-            self._marks.settle(written)
-            self._marks.release(refused)
+            self._dedup.settle(written)
+            self._dedup.release(refused)
         except (OnlineStoreUnavailable, LogFull) as error:
             # What is in the log is accepted: a retry would double it.
             _log.warning("%d events are in Kafka and not marked in Redis: %s", len(written), error)

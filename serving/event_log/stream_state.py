@@ -1,4 +1,4 @@
-"""How the streaming job and the event log are doing, from what they leave in Redis, for probes and metrics."""
+"""State of the streaming job and of the event log, read from Redis for probes and metrics."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import DEFAULT_MAX_EVENTS
 
-_TIMEOUT_S = 0.2  # a probe has about a second; the client tries twice
-_KEPT_S = 1.0
+_TIMEOUT_S = 0.2  # a probe may take about a second, and the client tries twice
+_MAX_AGE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,29 +86,29 @@ def _last_lag(status: dict[str, Any]) -> float | None:
     return status["lag_ms"] / 1_000 if "lag_ms" in status else None
 
 
-class StreamWatch:
-    """Looks at the state when asked, at most once a second, whoever asks."""
+class StreamStatePoller:
+    """Reads the state from Redis at most once a second, however often it is asked."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._redis = redis_client(workspace, timeout_s=_TIMEOUT_S)
         self._lock = threading.Lock()
-        self._looked = -_KEPT_S
+        self._polled_at = -_MAX_AGE_S
         self._state: StreamState | None = None
 
-    def look(self) -> StreamState | None:
-        """Return the state; None: the online store does not answer."""
+    def poll(self) -> StreamState | None:
+        """Return the state, at most a second old; None: the online store does not answer."""
         with self._lock:
-            if time.monotonic() - self._looked >= _KEPT_S:
+            if time.monotonic() - self._polled_at >= _MAX_AGE_S:
                 try:
                     self._state = read_state(self._redis, time.time())
                 except (redis.RedisError, OSError):
                     self._state = None
-                self._looked = time.monotonic()
+                self._polled_at = time.monotonic()
             return self._state
 
     def collect(self) -> Iterable[Metric]:
         """Yield the state as Prometheus metrics."""
-        state = self.look()
+        state = self.poll()
         yield GaugeMetricFamily(
             "funnel_online_store_up", "1: the online store answers", float(state is not None)
         )

@@ -22,23 +22,23 @@ from feature_repo.workspace import Workspace
 from serving.api.openapi import described
 from serving.api.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problem
 from serving.api.schemas import (
-    BatchRequest,
-    BatchResponse,
-    EventsRequest,
-    EventsResponse,
+    RecommendationBatchRequest,
+    RecommendationBatchResponse,
+    EventBatch,
+    EventReceipt,
     ItemChange,
-    NewItem,
+    ItemUpdate,
     RecommendationRequest,
     RecommendationResponse,
-    SimilarResponse,
+    SimilarItemsResponse,
     UserFeaturesResponse,
 )
-from serving.counters import CounterFiles, Every
+from serving.counters import CounterFiles, PeriodicTask
 from serving.engine import Engine
 from serving.erasure import ErasureResponse
-from serving.event_log.stream_state import StreamWatch
+from serving.event_log.stream_state import StreamStatePoller
 from serving.http.access import Access
-from serving.http.admission import Aside, Turns
+from serving.http.executors import WorkerPool, LoopExecutor
 from serving.http.errors import add_errors
 from serving.http.headers import POLICY, ResponseHeaders, allowed_origins
 from serving.http.health import liveness, readiness
@@ -91,7 +91,7 @@ def create_app(
     settings = ServeSettings()
     tracing = start_tracing()
     metrics = Metrics(tracing.span if tracing else None)
-    stream = StreamWatch(workspace)
+    stream = StreamStatePoller(workspace)
     metrics.at_scrape.append(stream)
 
     @asynccontextmanager
@@ -99,11 +99,11 @@ def create_app(
         engine = app.state.engine = Engine(
             release, workspace, settings=settings, metrics=metrics, counters=counters
         )
-        refresh = Every(settings.refresh_s, engine.refresh_items, "refresh")
-        changes = Every(_CHANGES_S, engine.refresh_changes, "changes")
-        recall = Every(_RECALL_S, engine.measure_recall, "recall")
-        aside = Aside(_ASIDE)
-        app.state.queues = {RECOMMEND: Turns(settings.under_way), BATCH: aside}
+        refresh = PeriodicTask(settings.refresh_s, engine.refresh_items, "refresh")
+        changes = PeriodicTask(_CHANGES_S, engine.refresh_changes, "changes")
+        recall = PeriodicTask(_RECALL_S, engine.measure_recall, "recall")
+        aside = WorkerPool(_ASIDE)
+        app.state.queues = {RECOMMEND: LoopExecutor(settings.under_way), BATCH: aside}
         watch = ReleaseWatch(workspace, release, engine.adopt, _counted(workspace, metrics))
         if follow:
             watch.start()
@@ -126,14 +126,17 @@ def create_app(
     app.state.queues = {}
     add_errors(app)
     _add_recommendations(
-        app, settings, described(RecommendationRequest, release), described(BatchRequest, release)
+        app,
+        settings,
+        described(RecommendationRequest, release),
+        described(RecommendationBatchRequest, release),
     )
     app.add_middleware(Access, keys=keys, origins=allowed_origins())
     app.add_middleware(
         Telemetry, metrics=metrics, tracing=tracing
     )  # outside of what it is to see the answers of
     app.add_middleware(Gate, state=app.state)
-    _add_routes(app, described(NewItem, release, required=False))
+    _add_routes(app, described(ItemUpdate, release, required=False))
     _add_operations(app)
     return app
 
@@ -242,9 +245,9 @@ def _add_recommendations(
     )
     app.add_middleware(Shortcut, route=app.router.routes[-1], endpoint=recommendations)
 
-    @app.post(BATCH, responses={200: {"model": BatchResponse}}, openapi_extra=many)
+    @app.post(BATCH, responses={200: {"model": RecommendationBatchResponse}}, openapi_extra=many)
     async def recommendations_batch(request: Request) -> Response:
-        asked = BatchRequest.model_validate_json(await request.body())
+        asked = RecommendationBatchRequest.model_validate_json(await request.body())
         state = request.app.state
         return _json(await state.queues[BATCH].run(_batch, state.engine, asked))
 
@@ -253,8 +256,10 @@ def _recommended(engine: Engine, asked: RecommendationRequest, deadline: Deadlin
     return orjson.dumps(engine.recommend(asked, deadline))
 
 
-def _batch(engine: Engine, asked: BatchRequest) -> bytes:
-    return orjson.dumps(BatchResponse(responses=engine.recommend_many(asked.requests)))
+def _batch(engine: Engine, asked: RecommendationBatchRequest) -> bytes:
+    return orjson.dumps(
+        RecommendationBatchResponse(responses=engine.recommend_many(asked.requests))
+    )
 
 
 def _json(body: bytes) -> Response:
@@ -263,13 +268,13 @@ def _json(body: bytes) -> Response:
 
 def _add_routes(app: FastAPI, item: dict[str, Any]) -> None:
     @app.post("/v1/events", status_code=202)
-    def events(request: EventsRequest, engine: UsesEngine) -> EventsResponse:
+    def events(request: EventBatch, engine: UsesEngine) -> EventReceipt:
         return engine.accept(request.events)
 
     @app.get("/v1/items/{item_id:path}/similar")
     def similar(
         item_id: str, engine: UsesEngine, k: Annotated[int, Query(ge=1, le=500)] = 20
-    ) -> SimilarResponse:
+    ) -> SimilarItemsResponse:
         return engine.similar(item_id, k)
 
     @app.delete("/v1/items/{item_id:path}", status_code=202)
@@ -287,7 +292,7 @@ def _add_routes(app: FastAPI, item: dict[str, Any]) -> None:
             return ItemChange(
                 item_id=item_id, changed=await run_in_threadpool(engine.restore_item, item_id)
             )
-        added = NewItem.model_validate_json(body)
+        added = ItemUpdate.model_validate_json(body)
         return ItemChange(
             item_id=item_id, changed=await run_in_threadpool(engine.add_item, item_id, added)
         )
@@ -315,7 +320,7 @@ def _add_operations(app: FastAPI) -> None:
     def readyz(request: Request) -> JSONResponse:
         state = request.app.state
         engine = getattr(state, "engine", None)
-        status, body = readiness(engine, state.stream.look(), time.time(), stopping=state.draining)
+        status, body = readiness(engine, state.stream.poll(), time.time(), stopping=state.draining)
         return JSONResponse(body, status)
 
     @app.get("/metrics", response_class=PlainTextResponse)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from feature_repo.workspace import Workspace
-from serving.api.schemas import NewItem
+from serving.api.schemas import ItemUpdate
 from serving.live_items.added import AddedItems, BadItem, NoSpareRow, ReleasedItem
 from serving.live_items.removed import RemovedItems
 from serving.recommender.item_table import ItemTable
@@ -74,7 +74,7 @@ class ItemChanges:
         """
         return self._removed.restore(item_id)
 
-    def add(self, item_id: str, item: NewItem, loaded: Release) -> bool:
+    def add(self, item_id: str, item: ItemUpdate, loaded: Release) -> bool:
         """Add an item, or change one that was added, and return whether that changed anything.
 
         Raises:

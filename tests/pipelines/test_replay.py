@@ -17,7 +17,7 @@ from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
 from pipelines.operations.replay import ReplayConfig, ReplayFailed, load_events, replay
 from pipelines.workflow.stages import SPECS, find_spec
-from serving.api.schemas import EventsRequest
+from serving.api.schemas import EventBatch
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.intake import Intake
 
@@ -142,7 +142,7 @@ def test_only_the_first_so_many(spec, data):
 
 def test_the_same_run_twice_is_duplicates_and_another_run_is_not(spec, data, intake):
     events = load_events(spec, data)
-    with Server(lambda _, raw: intake.accept(EventsRequest(events=raw).events)) as server:
+    with Server(lambda _, raw: intake.accept(EventBatch(events=raw).events)) as server:
         first = replay(events, config(server.url, batch=2))
         again = replay(events, config(server.url, speed=1_000.0))
         other = replay(events, config(server.url, run="s"))
@@ -153,7 +153,7 @@ def test_the_same_run_twice_is_duplicates_and_another_run_is_not(spec, data, int
 
 def test_rejections_are_counted_by_reason(data, spec, intake):
     events = load_events(spec, data).assign(type="stare")
-    with Server(lambda _, raw: intake.accept(EventsRequest(events=raw).events)) as server:
+    with Server(lambda _, raw: intake.accept(EventBatch(events=raw).events)) as server:
         tally = replay(events, config(server.url))
     assert (tally.accepted, tally.rejected) == (0, 6)
     assert [count for reason, count in tally.reasons.items() if "unknown type" in reason] == [6]

@@ -23,7 +23,7 @@ from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace, write_atomically
 from retrieval.towers.examples import user_inputs
 from retrieval.towers.export import export_item_tower
-from serving.api.schemas import NewItem, RecommendationRequest
+from serving.api.schemas import ItemUpdate, RecommendationRequest
 from serving.counters import CounterFiles
 from serving.engine import Engine
 from serving.http.app import create_app
@@ -483,7 +483,7 @@ def test_counters_of_another_process_fit_with_added_items(
     engine = Engine(release, workspace, counters=CounterFiles(tmp_path / "counters"))
     try:
         for name in ("before", "after"):
-            engine.add_item(name, NewItem(attributes=WAR, available_from=1e9))
+            engine.add_item(name, ItemUpdate(attributes=WAR, available_from=1e9))
             assert name in ids(engine.recommend(RecommendationRequest(user_id="u0", k=200)))
             rows = engine.items.rows.numeric
             counts = len(engine.release.codec.item_activity)

@@ -15,7 +15,7 @@ from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import PROJECT_ROOT
 from pipelines.streaming.lease import Lease
 from serving.event_log.redis_stream import RedisStreamLog
-from serving.event_log.stream_state import StreamWatch
+from serving.event_log.stream_state import StreamStatePoller
 from serving.impressions import ImpressionLog
 from serving.observability.exposition import render
 from serving.observability.metrics import BreakerState, Metrics
@@ -61,7 +61,7 @@ def exported(workspace, tmp_path_factory):
     lease = Lease(redis_client(workspace))
     lease.acquire()
     RedisStreamLog(workspace).append([event()])
-    metrics.at_scrape.append(StreamWatch(workspace))
+    metrics.at_scrape.append(StreamStatePoller(workspace))
     found = {}
     for family in text_string_to_metric_families(render(metrics).decode()):
         for sample in family.samples:

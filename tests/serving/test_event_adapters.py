@@ -152,7 +152,7 @@ def test_a_kill_neither_loses_nor_doubles(files, monkeypatch, where, name, answe
         owner = {
             "write": "feature_repo.events.log_folder.Writer",
             "rename": "pathlib.Path",
-            "settle": "serving.event_log.dedup.Marks",
+            "settle": "serving.event_log.dedup.EventDedup",
         }
         patch.setattr(f"{owner[name]}.{name}", die)
         in_a_process_that_is_killed(lambda: FileLog(files.workspace, files.folder).append([e]))

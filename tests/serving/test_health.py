@@ -17,7 +17,7 @@ from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import EVENT_SCHEMA
 from pipelines.streaming.sink import Sink
 from serving.event_log.redis_stream import RedisStreamLog
-from serving.event_log.stream_state import LogState, StreamState, StreamWatch, read_state
+from serving.event_log.stream_state import LogState, StreamState, StreamStatePoller, read_state
 from serving.http.health import ITEMS_AGE_S, LAG_S, liveness, readiness
 from serving.observability.exposition import render
 from serving.observability.metrics import Metrics
@@ -159,12 +159,12 @@ def test_a_log_elsewhere_has_the_lag_of_the_last_batch(fresh, monkeypatch, now):
 
 
 def test_the_watch_looks_once_a_second(workspace):
-    watch = StreamWatch(workspace)
-    before = watch.look().log.entries
+    poller = StreamStatePoller(workspace)
+    before = poller.poll().log.entries
     RedisStreamLog(workspace).append([event()])
-    assert watch.look().log.entries == before
+    assert poller.poll().log.entries == before
     time.sleep(1.1)
-    assert watch.look().log.entries == before + 1
+    assert poller.poll().log.entries == before + 1
 
 
 def test_the_state_is_among_the_metrics_until_redis_goes(fresh, monkeypatch):
@@ -175,7 +175,7 @@ def test_the_state_is_among_the_metrics_until_redis_goes(fresh, monkeypatch):
     finish_batch(fresh, lease, 0)
     lease.release()
     metrics = Metrics()
-    metrics.at_scrape.append(StreamWatch(fresh))
+    metrics.at_scrape.append(StreamStatePoller(fresh))
     text = render(metrics).decode()
     for line in (
         "funnel_online_store_up 1.0", "funnel_stream_running 0.0", "funnel_stream_lag_seconds 0.0",
@@ -190,12 +190,12 @@ def test_the_state_is_among_the_metrics_until_redis_goes(fresh, monkeypatch):
 
 
 def test_a_redis_that_stands_still_is_given_up_within_a_probe(fresh):
-    watch = StreamWatch(fresh)
-    watch.look()
+    poller = StreamStatePoller(fresh)
+    poller.poll()
     time.sleep(1.1)
     with client(fresh) as redis:
         redis.execute_command("CLIENT", "PAUSE", "2500")
     start = time.monotonic()
-    assert watch.look() is None
+    assert poller.poll() is None
     assert time.monotonic() - start < 1.0
     time.sleep(2.0)

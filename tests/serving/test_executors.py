@@ -1,4 +1,4 @@
-"""Turns in the loop's own thread, long work aside, and what is refused."""
+"""Short work in the loop's thread, long work on a thread of its own, and when a queue is full."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import threading
 
 import pytest
 
-from serving.http.admission import Aside, Turns
+from serving.http.executors import WorkerPool, LoopExecutor
 from serving.recommender.deadline import NEVER, Breaker, Cost, Deadline
 
 name = contextvars.ContextVar("name", default="")
 
 
-def test_turns_come_in_order_in_the_loops_thread_and_know_their_request() -> None:
-    async def ask(turns: Turns, number: int) -> tuple[int, str, int]:
+def test_tasks_run_in_order_in_the_loops_thread_and_keep_their_context() -> None:
+    async def ask(executor: LoopExecutor, number: int) -> tuple[int, str, int]:
         name.set(f"request {number}")
-        return await turns.run(lambda n: (n, name.get(), threading.get_ident()), number)
+        return await executor.run(lambda n: (n, name.get(), threading.get_ident()), number)
 
     async def all_of_them() -> list[tuple[int, str, int]]:
-        turns = Turns(most=10)
-        return await asyncio.gather(*(ask(turns, number) for number in range(5)))
+        executor = LoopExecutor(max_waiting=10)
+        return await asyncio.gather(*(ask(executor, number) for number in range(5)))
 
     found = asyncio.run(all_of_them())
     assert found == [(number, f"request {number}", threading.get_ident()) for number in range(5)]
@@ -29,30 +29,32 @@ def test_turns_come_in_order_in_the_loops_thread_and_know_their_request() -> Non
 
 def test_an_error_is_the_requests_own() -> None:
     async def both() -> list[object]:
-        turns = Turns(most=10)
+        executor = LoopExecutor(max_waiting=10)
         return await asyncio.gather(
-            turns.run(int, "x"), turns.run(int, "7"), return_exceptions=True
+            executor.run(int, "x"), executor.run(int, "7"), return_exceptions=True
         )
 
     failed, fine = asyncio.run(both())
     assert isinstance(failed, ValueError) and fine == 7
 
 
-def test_turns_are_full_while_so_many_wait_and_free_again() -> None:
+def test_a_loop_executor_is_full_while_its_queue_is() -> None:
     async def fill() -> list[bool]:
-        turns, seen = Turns(most=2), []
-        tasks = [asyncio.create_task(turns.run(lambda: seen.append(turns.full))) for _ in range(3)]
-        seen.append(turns.full)
+        executor, seen = LoopExecutor(max_waiting=2), []
+        tasks = [
+            asyncio.create_task(executor.run(lambda: seen.append(executor.full))) for _ in range(3)
+        ]
+        seen.append(executor.full)
         await asyncio.gather(*tasks)
-        return [*seen, turns.full]
+        return [*seen, executor.full]
 
     assert asyncio.run(fill()) == [False, True, False, False, False]
 
 
-def test_who_does_not_wait_any_more_costs_nothing() -> None:
+def test_a_cancelled_task_is_not_run() -> None:
     async def give_up() -> list[int]:
-        turns, done = Turns(most=9), list[int]()
-        tasks = [asyncio.create_task(turns.run(done.append, number)) for number in range(3)]
+        executor, done = LoopExecutor(max_waiting=9), list[int]()
+        tasks = [asyncio.create_task(executor.run(done.append, number)) for number in range(3)]
         await asyncio.sleep(0)  # all wait, the first has its turn next
         tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -61,16 +63,16 @@ def test_who_does_not_wait_any_more_costs_nothing() -> None:
     assert asyncio.run(give_up()) == [0, 2]
 
 
-def test_aside_is_another_thread_and_is_full_with_so_many() -> None:
+def test_a_worker_pool_uses_another_thread_and_can_be_full() -> None:
     async def run() -> tuple[int, bool, bool]:
-        aside, go = Aside(most=1), threading.Event()
-        task = asyncio.create_task(aside.run(lambda: (go.wait(5), threading.get_ident())[1]))
+        pool, go = WorkerPool(max_pending=1), threading.Event()
+        task = asyncio.create_task(pool.run(lambda: (go.wait(5), threading.get_ident())[1]))
         await asyncio.sleep(0)
-        full = aside.full
+        full = pool.full
         go.set()
         thread = await task
-        aside.close()
-        return thread, full, aside.full
+        pool.close()
+        return thread, full, pool.full
 
     thread, full, after = asyncio.run(run())
     assert thread != threading.get_ident()
