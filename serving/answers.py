@@ -13,9 +13,9 @@ import numpy as np
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
 from serving.api.schemas import (
+    RecommendationItem,
     RecommendationRequest,
     RecommendationResponse,
-    RecommendationItem,
     SimilarItemsResponse,
 )
 from serving.impressions import Impression, filters_to_log

@@ -22,12 +22,12 @@ from feature_repo.workspace import Workspace
 from serving.api.openapi import described
 from serving.api.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problem
 from serving.api.schemas import (
-    RecommendationBatchRequest,
-    RecommendationBatchResponse,
     EventBatch,
     EventReceipt,
     ItemChange,
     ItemUpdate,
+    RecommendationBatchRequest,
+    RecommendationBatchResponse,
     RecommendationRequest,
     RecommendationResponse,
     SimilarItemsResponse,
@@ -38,8 +38,8 @@ from serving.engine import Engine
 from serving.erasure import ErasureResponse
 from serving.event_log.stream_state import StreamStatePoller
 from serving.http.access import Access
-from serving.http.executors import WorkerPool, LoopExecutor
 from serving.http.errors import add_errors
+from serving.http.executors import LoopExecutor, WorkerPool
 from serving.http.headers import POLICY, ResponseHeaders, allowed_origins
 from serving.http.health import liveness, readiness
 from serving.http.keys import KeyRing

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from serving.http.executors import WorkerPool, LoopExecutor
+from serving.http.executors import LoopExecutor, WorkerPool
 from serving.recommender.deadline import NEVER, Breaker, Cost, Deadline
 
 name = contextvars.ContextVar("name", default="")
