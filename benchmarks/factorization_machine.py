@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ranking.data import Floats, RankingData, RowSchema
 from ranking.metrics import log_loss
-from ranking.training.network import CodeEmbedding
+from ranking.training.dcn_network import CodeEmbedding
 
 _WIDTH, _BATCH, _RATE, _EPOCHS, _PATIENCE = 16, 2_048, 1e-3, 40, 2
 _DECAY = 1e-6

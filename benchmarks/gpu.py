@@ -25,12 +25,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from retrieval.sequences.data import Sequences
+from retrieval.sequences.dataset import Sequences
 from retrieval.sequences.training import SequenceConfig, train_sequences
 from retrieval.towers.context import UserContext
 from retrieval.towers.examples import Examples
 from retrieval.towers.model import TowerConfig, TwoTowers
-from retrieval.towers.training import TrainConfig, train_towers
+from retrieval.towers.training import TowerTrainingConfig, train_towers
 
 _CLUSTERS, _HISTORY, _ATTRIBUTES = 200, 50, 4
 _DIMENSION = 64
@@ -72,7 +72,7 @@ def run(
     for batch in (512, 4_096):
         for device in devices:
             _say(f"two towers, batch {batch}, {device}")
-            config = TrainConfig(epochs=epochs, batch=batch, patience=epochs, device=device)
+            config = TowerTrainingConfig(epochs=epochs, batch=batch, patience=epochs, device=device)
             figures[f"towers_{batch}_{device}"] = _towers(build, training, validation, config)
     sequences = planted_sequences(sequence_users, items, seed=2)
     for device in devices:
@@ -241,7 +241,10 @@ def _exact_neighbours(
 
 
 def _towers(
-    build: Callable[[], TwoTowers], training: Examples, validation: Examples, config: TrainConfig
+    build: Callable[[], TwoTowers],
+    training: Examples,
+    validation: Examples,
+    config: TowerTrainingConfig,
 ) -> dict[str, Any]:
     """Train; the rate is of whole epochs after the first, validation included, since the first holds the checks."""
     moments: list[float] = []

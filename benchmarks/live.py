@@ -28,7 +28,7 @@ from pipelines.training.train import train
 from pipelines.training.train_ranking import SampleConfig
 from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TrainConfig
+from retrieval.towers.training import TowerTrainingConfig
 
 ITEMS = 2_000
 
@@ -44,7 +44,7 @@ def build_world(root: Path) -> Workspace:
     ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
-    towers = TrainConfig(
+    towers = TowerTrainingConfig(
         epochs=2, batch=512, uniform_negatives=128, patience=1, validation_sample=500
     )
     sample = SampleConfig(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from feature_repo.dataset import SpecError
-from ranking.collaborative import Pairs, Sides
+from ranking.collaborative import LabelledPairs, SideInformation
 from ranking.data import RankingData, RowSchema
 
 _FILES = {
@@ -31,8 +31,8 @@ class MovieLens:
     name of ``tags``.
     """
 
-    pairs: Pairs
-    sides: Sides
+    pairs: LabelledPairs
+    sides: SideInformation
     fields: dict[str, Codes]
     genres: tuple[str, ...]
 
@@ -87,7 +87,7 @@ def read_movielens(folder: Path) -> MovieLens:
     written = movies["title"].str.extract(r"\((\d{4})\)\s*$")[0].fillna("0").astype(int)
     year = _codes(written)
     genres = movies["genres"].str.get_dummies("|")
-    sides = Sides(
+    sides = SideInformation(
         users=len(known_users),
         items=len(known_items),
         user_groups=groups,
@@ -100,7 +100,9 @@ def read_movielens(folder: Path) -> MovieLens:
         **{name: codes[user] for name, codes in groups.items()},
         "year": year[item],
     }
-    pairs = Pairs(user.astype(np.int64), item.astype(np.int64), (value >= 4).to_numpy(np.float32))
+    pairs = LabelledPairs(
+        user.astype(np.int64), item.astype(np.int64), (value >= 4).to_numpy(np.float32)
+    )
     return MovieLens(pairs, sides, fields, tuple(genres.columns))
 
 

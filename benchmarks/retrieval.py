@@ -23,15 +23,15 @@ from torch import Tensor
 
 from benchmarks.seeds import deviation
 from pipelines import display
-from retrieval.interactions.all_ranking import recall_and_ndcg
-from retrieval.interactions.data import Interactions, read_interactions
-from retrieval.interactions.graph import degrees
-from retrieval.interactions.towers import (
-    Collaborative,
+from retrieval.interactions.collaborative import (
     CollaborativeConfig,
+    CollaborativeTowers,
     item_factors,
     spectral_vectors,
 )
+from retrieval.interactions.dataset import Interactions, read_interactions
+from retrieval.interactions.metrics import recall_and_ndcg
+from retrieval.interactions.spectral import degrees
 from retrieval.towers.training import Progress
 
 Figures = tuple[float, float]
@@ -113,7 +113,7 @@ def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -
 class _Curve:
     """A model in training and its best moment on the validation part, by recall and NDCG together."""
 
-    model: Collaborative
+    model: CollaborativeTowers
     score: float = -1.0
     epochs: int = 1
     waited: int = 0
@@ -158,7 +158,7 @@ class _Bench:
             item_factors(self.data.known, first.dimension, self.device),
         )
         for seed in range(seeds):
-            model = Collaborative(
+            model = CollaborativeTowers(
                 self.data.known, replace(config, seed=seed), factors, self.data.places
             )
             deadline = _part(1 / (seeds - seed), until)
@@ -195,7 +195,7 @@ class _Bench:
 
         def begun(temperature: float) -> _Curve:
             config = replace(first, temperature=round(temperature, 3), kept=1.0)
-            curve = _Curve(Collaborative(self.learned, config, factors, self.data.places))
+            curve = _Curve(CollaborativeTowers(self.learned, config, factors, self.data.places))
             self._advance(curve, _RACE_EPOCHS, until, report)
             return curve
 
@@ -225,7 +225,7 @@ class _Bench:
         return config, best.epochs
 
     def _best(
-        self, model: Collaborative, configs: list[CollaborativeConfig]
+        self, model: CollaborativeTowers, configs: list[CollaborativeConfig]
     ) -> tuple[CollaborativeConfig, Figures]:
         """Return which of the ways to finish the model's vectors is best on validation, and its figures."""
         figures = {config: self._validated(*model.vectors(config)) for config in configs}
@@ -253,6 +253,6 @@ def _part(share: float, until: float) -> float:
     return now + share * (until - now)
 
 
-def _train_epoch(model: Collaborative, epochs: int, report: Progress) -> None:
+def _train_epoch(model: CollaborativeTowers, epochs: int, report: Progress) -> None:
     for loss in model.train_epoch():
         report(f"temperature {model.config.temperature}, loss {loss:.3f}", model.epoch, epochs)

@@ -26,7 +26,7 @@ from feature_repo.workspace import file_hash, fingerprint, read_json, write_json
 from pipelines import display
 from pipelines.evaluation.metrics import accuracy
 from retrieval.sequences.batches import parts, places_by_score
-from retrieval.sequences.data import Sequences, read_sequences, sequence_file
+from retrieval.sequences.dataset import Sequences, read_sequences, sequence_file
 from retrieval.sequences.training import TEST, SequenceConfig, pick_device, train_sequences
 
 _METRICS = ("hr@10", "ndcg@10")

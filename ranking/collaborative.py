@@ -28,11 +28,11 @@ _BIAS_PRIOR = 5.0
 _TASTE_PRIOR = 5.0
 _GROUP_PRIOR = 10.0
 _TOGETHER_PRIOR = 30.0
-"""Pairs, with which a mean, or a similarity, is half believed."""
+"""LabelledPairs, with which a mean, or a similarity, is half believed."""
 
 
 @dataclass(frozen=True)
-class Pairs:
+class LabelledPairs:
     """``n`` labelled pairs: codes ``user`` and ``item`` int64 ``[n]``, ``label`` float32 ``[n]``, 0 or 1."""
 
     user: Codes
@@ -42,12 +42,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.label)
 
-    def __getitem__(self, rows: npt.NDArray[Any]) -> Pairs:
-        return Pairs(self.user[rows], self.item[rows], self.label[rows])
+    def __getitem__(self, rows: npt.NDArray[Any]) -> LabelledPairs:
+        return LabelledPairs(self.user[rows], self.item[rows], self.label[rows])
 
 
 @dataclass(frozen=True)
-class Sides:
+class SideInformation:
     """What is known of ``U`` users and ``N`` items.
 
     ``user_groups``: by name the group of each user, int64 ``[U]``; ``item_groups`` likewise
@@ -61,7 +61,9 @@ class Sides:
     tags: Floats | None = None
 
 
-def collaborative_features(known: Pairs, wanted: Pairs, sides: Sides) -> dict[str, Floats]:
+def collaborative_features(
+    known: LabelledPairs, wanted: LabelledPairs, sides: SideInformation
+) -> dict[str, Floats]:
     """Return features of the wanted pairs by name, float32 ``[n]`` each; their labels are not looked at."""
     user, item = wanted.user, wanted.item
     user_bias, item_bias, rest = _biases(known, sides)
@@ -85,8 +87,8 @@ def collaborative_features(known: Pairs, wanted: Pairs, sides: Sides) -> dict[st
 
 
 def out_of_fold(
-    known: Pairs,
-    sides: Sides,
+    known: LabelledPairs,
+    sides: SideInformation,
     folds: int,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
@@ -104,7 +106,9 @@ def out_of_fold(
     return result
 
 
-def _biases(known: Pairs, sides: Sides) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Floats]:
+def _biases(
+    known: LabelledPairs, sides: SideInformation
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Floats]:
     """Return how far users and items are off the mean, and what is left of each label."""
     mean = float(known.label.mean())
     users, items = np.zeros(sides.users), np.zeros(sides.items)
@@ -147,7 +151,7 @@ def _solve(residuals: sparse.csr_matrix, other: Floats, penalty: float) -> Float
 
 
 def _neighbours(
-    residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: Pairs
+    residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: LabelledPairs
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what the user's labels of similar items say: similarities count as they are, or squared.
 
@@ -168,7 +172,9 @@ def _neighbours(
     return found
 
 
-def _tastes(known: Pairs, rest: Floats, wanted: Pairs, sides: Sides) -> dict[str, npt.NDArray[Any]]:
+def _tastes(
+    known: LabelledPairs, rest: Floats, wanted: LabelledPairs, sides: SideInformation
+) -> dict[str, npt.NDArray[Any]]:
     """Return what a user thinks of items like this one, and what users like this one think of it."""
     found: dict[str, npt.NDArray[Any]] = {}
     for name, group in sides.item_groups.items():

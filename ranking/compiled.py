@@ -1,4 +1,4 @@
-"""Compiled functions: loops over one request's candidates that NumPy could only do with many passes."""
+"""Compiled functions: loops over one request's candidates that take NumPy many passes."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from feature_repo.encoding import Floats
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def compiled(function: F) -> F:
-    """Compile a function of arrays and numbers at its first call; the result is kept on disk for later processes.
+def compiled(function: F, **options: Any) -> F:
+    """Compile a function of arrays and numbers at its first call, and cache the result on disk.
 
-    Other threads run meanwhile, as they do in NumPy's own loops.
+    The function releases the GIL. Without a writable cache folder, as in a container without a
+    home, every process compiles anew.
+
+    Args:
+        function: of arrays, numbers and named tuples of them.
+        options: further options of ``numba.njit``.
+
     """
-    return _kept(function)
-
-
-def _kept(function: F, **options: Any) -> F:
     try:
         return cast(F, numba.njit(cache=True, nogil=True, **options)(function))
-    except RuntimeError:  # there is no folder to keep anything in, as in a container without a home
+    except RuntimeError:  # no folder can hold the cache
         return cast(F, numba.njit(nogil=True, **options)(function))
 
 
 def _dot(one: Floats, other: Floats) -> np.float32:
     total = np.float32(0.0)
-    for place in range(len(one)):
-        total += one[place] * other[place]
+    for index in range(len(one)):
+        total += one[index] * other[index]
     return total
 
 
-# Sums may be taken in another order, without which the processor could not add several numbers at
-# once.
-dot = _kept(_dot, fastmath={"reassoc", "contract"})
+# A fixed order of additions would keep the processor from adding several numbers at once.
+dot = compiled(_dot, fastmath={"reassoc", "contract"})
 """Return the inner product of two vectors, float32 ``[D]``."""

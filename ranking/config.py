@@ -118,7 +118,7 @@ class RankerConfig:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """An earlier ranker that one of its kind goes on from, and how much it learns at most; never more than anew.
 
     Attributes:

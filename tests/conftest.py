@@ -26,10 +26,10 @@ from pipelines.training.train import train
 from pipelines.training.train_ranking import SampleConfig
 from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TrainConfig
+from retrieval.towers.training import TowerTrainingConfig
 
 WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
-TOWERS = TrainConfig(
+TOWERS = TowerTrainingConfig(
     epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000
 )
 SAMPLE = SampleConfig(train_requests=800, calibrate_requests=250, choose_requests=250, negatives=40)

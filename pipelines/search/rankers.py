@@ -15,7 +15,7 @@ from pipelines.training.split import Split
 from pipelines.training.train_ranking import RankingSets, SampleConfig, row_schema
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
-from ranking.training.train import train_rankers
+from ranking.training.train_rankers import train_rankers
 from retrieval.towers.training import Progress
 from serving.releases.release import load_retrieval
 

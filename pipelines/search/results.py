@@ -18,7 +18,7 @@ from pipelines.search.study import DEFAULT, FAILED, SharedStudy
 from pipelines.search.towers import TowerSearch
 from ranking.config import RankerConfig
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import TrainConfig
+from retrieval.towers.training import TowerTrainingConfig
 
 _ENDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
@@ -137,7 +137,7 @@ class Tuned:
         return found
 
     @property
-    def train_config(self) -> TrainConfig | None:
+    def train_config(self) -> TowerTrainingConfig | None:
         """How the towers are trained; None: by default."""
         return TowerSearch().settings(self.towers.settings)[0] if self.towers else None
 

@@ -13,7 +13,7 @@ from pipelines.search.plan import Params, Report
 from pipelines.training.split import Split
 from pipelines.training.train_retrieval import TowerData, tower_builder, tower_data
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import RECALL_AT, Progress, TrainConfig, train_towers
+from retrieval.towers.training import RECALL_AT, Progress, TowerTrainingConfig, train_towers
 
 TRAINING = ("learning_rate", "weight_decay", "batch", "uniform_negatives")
 SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")
@@ -24,7 +24,7 @@ SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")
 class TowerSearch:
     """See ``Plan``: settings around ``config`` and ``shape``."""
 
-    config: TrainConfig = field(default_factory=TrainConfig)
+    config: TowerTrainingConfig = field(default_factory=TowerTrainingConfig)
     shape: TowerShape = field(default_factory=TowerShape)
     name = "towers"
     first_rung = 2
@@ -64,7 +64,7 @@ class TowerSearch:
             "dropout": trial.suggest_float("dropout", 0.0, 0.5),
         }
 
-    def settings(self, params: Params) -> tuple[TrainConfig, TowerShape]:
+    def settings(self, params: Params) -> tuple[TowerTrainingConfig, TowerShape]:
         """Return the configurations that a choice means."""
         config = replace(self.config, **{name: params[name] for name in TRAINING})
         return config, replace(self.shape, **{name: params[name] for name in SHAPE})

@@ -19,7 +19,7 @@ from ranking.models.scorer import CalibratedRanker
 from ranking.rows import ItemRows
 from ranking.training.distil import distil, student_config
 from ranking.training.fit import Task
-from ranking.training.train import KindReport, RankerReport, measure
+from ranking.training.train_rankers import KindReport, RankerReport, measure
 from ranking.transform import RowTransform
 from retrieval.towers.training import Progress
 

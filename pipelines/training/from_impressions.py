@@ -26,7 +26,7 @@ from pipelines.training.train_ranking import row_schema
 from ranking.config import RankerConfig
 from ranking.data import Doubles, Floats, Ids, RankingData, RowSchema
 from ranking.models.base import Log
-from ranking.training.train import RankerReport, train_rankers
+from ranking.training.train_rankers import RankerReport, train_rankers
 from retrieval.towers.training import Progress
 from serving.impressions import read_impressions
 from serving.recommender.codec import Codec

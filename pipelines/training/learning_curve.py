@@ -16,7 +16,7 @@ from pipelines.training.train_ranking import SampleConfig, row_schema, trained_s
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.models.base import Log
-from ranking.training.train import RankerReport, train_rankers
+from ranking.training.train_rankers import RankerReport, train_rankers
 from retrieval.towers.training import Progress
 
 SHARES = tuple(map(Fraction, ("1/8", "1/4", "1/2", "1")))

@@ -30,7 +30,7 @@ from feature_repo.workspace import (
     write_atomically,
     write_json,
 )
-from ranking.training.train import VALIDATION
+from ranking.training.train_rankers import VALIDATION
 from serving.recommender.filters import FilterRules
 from serving.releases.release import EVALUATION, MANIFEST, BadRelease, verify, write_manifest
 from serving.releases.verify import check_release, registered_features

@@ -14,10 +14,10 @@ from pipelines.training.train_retrieval import train_retrieval
 from pipelines.training.warm_start import Base, WarmStartConfig
 from ranking.config import RankerConfig
 from ranking.models.base import Log
-from ranking.training.train import RankerReport
+from ranking.training.train_rankers import RankerReport
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import Log as Curve
-from retrieval.towers.training import Progress, TrainConfig
+from retrieval.towers.training import Progress, TowerTrainingConfig
 from serving.recommender.candidates import Shares
 
 Say = Callable[[str], None]
@@ -26,7 +26,7 @@ Say = Callable[[str], None]
 def train(
     workspace: Workspace,
     progress: Progress,
-    towers: TrainConfig | None = None,
+    towers: TowerTrainingConfig | None = None,
     sample: SampleConfig | None = None,
     rankers: RankerConfig | None = None,
     shape: TowerShape | None = None,
@@ -69,7 +69,7 @@ def train(
         )
         shares = shares or base.shares
         say(f"towers: go on from release {base.folder.name}")
-    towers, shape = towers or TrainConfig(), shape or TowerShape()
+    towers, shape = towers or TowerTrainingConfig(), shape or TowerShape()
     sample, rankers = sample or SampleConfig(), rankers or RankerConfig()
     events = read_events(workspace)
     split = Split.by_time(events)

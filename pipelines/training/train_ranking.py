@@ -21,9 +21,9 @@ from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.ingest.ingest import read_events
 from pipelines.training.past_requests import Journal, Requests, replay, requests_from
 from pipelines.training.split import Split, epoch_seconds, too_few_events
-from ranking.config import RankerConfig, Start
+from ranking.config import RankerConfig, WarmStart
 from ranking.data import RankingData, RowSchema
-from ranking.training.train import RankerReport, train_rankers
+from ranking.training.train_rankers import RankerReport, train_rankers
 from retrieval.towers.training import Progress
 from serving.recommender.candidates import Candidates
 from serving.recommender.codec import Codec
@@ -69,7 +69,7 @@ def train_ranking(
     config: RankerConfig,
     log: Any,
     progress: Progress,
-    start: Start | None = None,
+    start: WarmStart | None = None,
 ) -> RankerReport:
     """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it.
 

@@ -24,13 +24,13 @@ from pipelines.ingest.ingest import data_version
 from pipelines.training.past_requests import requests_from
 from pipelines.training.split import Split, epoch_seconds
 from pipelines.training.warm_start import Base
+from retrieval.covisitation import similar_items
 from retrieval.index import build_index, save_index
-from retrieval.neighbours import neighbours
 from retrieval.towers.context import concatenate
 from retrieval.towers.examples import Examples
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.model import TowerConfig, TowerShape, TwoTowers
-from retrieval.towers.training import Log, Progress, TrainConfig, item_vectors, train_towers
+from retrieval.towers.training import Log, Progress, TowerTrainingConfig, item_vectors, train_towers
 from serving.recommender.candidates import Shares
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import ItemTable, build_items
@@ -58,7 +58,7 @@ def train_retrieval(
     workspace: Workspace,
     events: pd.DataFrame,
     split: Split,
-    config: TrainConfig,
+    config: TowerTrainingConfig,
     log: Log,
     progress: Progress,
     shares: Shares | None = None,
@@ -275,7 +275,7 @@ def _write(
     positive = known[known[c.POSITIVE]].sort_values(
         [c.USER, c.TIMESTAMP, c.EVENT_ID], kind="stable"
     )
-    near, similarity = neighbours(
+    near, similarity = similar_items(
         positive[c.USER].astype("category").cat.codes.to_numpy(dtype=np.int64),
         codec.items.encode(positive[c.ITEM].tolist()),
         len(items),

@@ -19,9 +19,9 @@ from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.workspace import MissingStage, Workspace, read_json
 from pipelines.training.release import current_release
 from pipelines.training.split import Split, epoch_seconds
-from ranking.config import RankerConfig, Start
+from ranking.config import RankerConfig, WarmStart
 from retrieval.towers.model import TowerShape, TwoTowers
-from retrieval.towers.training import TrainConfig
+from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import Shares
 from serving.recommender.codec import Codec
 from serving.releases.release import verify
@@ -41,7 +41,7 @@ class WarmStartConfig:
     steps: int = 100
     network_learning_rate: float = 1e-3
 
-    def towers(self, config: TrainConfig) -> TrainConfig:
+    def towers(self, config: TowerTrainingConfig) -> TowerTrainingConfig:
         """Return how the towers are trained."""
         epochs, rate = (
             min(self.epochs, config.epochs),
@@ -49,9 +49,11 @@ class WarmStartConfig:
         )
         return replace(config, epochs=epochs, learning_rate=rate)
 
-    def ranker(self, base: Base) -> Start:
+    def ranker(self, base: Base) -> WarmStart:
         """Return where the ranker goes on, and how far."""
-        return Start(base.folder / "ranker", self.rounds, self.steps, self.network_learning_rate)
+        return WarmStart(
+            base.folder / "ranker", self.rounds, self.steps, self.network_learning_rate
+        )
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Base:
     folder: Path
     codec: Codec
     shape: TowerShape
-    config: TrainConfig
+    config: TowerTrainingConfig
     shares: Shares
     rankers: RankerConfig
     cut: float
@@ -107,7 +109,7 @@ class Base:
         shape = TowerShape(
             **{field.name: report["sizes"][field.name] for field in fields(TowerShape)}
         )
-        config = TrainConfig(**report["settings"] | {"device": None})
+        config = TowerTrainingConfig(**report["settings"] | {"device": None})
         shares = Shares.model_validate(read_json(folder / "shares.json"))
         rankers = replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,))
         return cls(

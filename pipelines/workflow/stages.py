@@ -25,7 +25,7 @@ from feature_repo.workspace import (
 from pipelines import display
 
 if TYPE_CHECKING:
-    from ranking.training.train import RankerReport
+    from ranking.training.train_rankers import RankerReport
     from serving.recommender.candidates import Shares
 
 SPECS = Path(__file__).resolve().parent.parent / "specs"
@@ -193,7 +193,7 @@ def run_train(
     from pipelines.training.train_ranking import SampleConfig
     from pipelines.training.warm_start import WarmStartConfig
     from ranking.config import RankerConfig
-    from retrieval.towers.training import TrainConfig
+    from retrieval.towers.training import TowerTrainingConfig
 
     config, shape, rankers = None, None, None
     if tuned:
@@ -204,11 +204,11 @@ def run_train(
         for line in found.describe(workspace):
             display.console.print(line)
     if not logq:
-        config = replace(config or TrainConfig(), logq=False)
+        config = replace(config or TowerTrainingConfig(), logq=False)
     sample = None
     if seed is not None:
         config, rankers = (
-            replace(config or TrainConfig(), seed=seed),
+            replace(config or TowerTrainingConfig(), seed=seed),
             replace(rankers or RankerConfig(), seed=seed),
         )
         sample = SampleConfig(seed=seed)

@@ -54,7 +54,7 @@ class Ranker(Protocol):
         """Write ``model.json``, ``schema.json`` and the model's own files into an existing folder."""
 
 
-class PredictsJoined:
+class PredictsJoinedRows:
     """A ranker for which nothing can be prepared."""
 
     def for_items(self: Any, items: ItemRows) -> PairScorer:

@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 import onnxruntime
 
-from feature_repo.threads import inference_threads
 from feature_repo.workspace import read_json, write_json
 from ranking.data import Codes, Floats, RowSchema
 from ranking.models.base import Contributions, PairScorer, largest, save_description
+from ranking.models.onnx import onnx_session
 from ranking.rows import CROSS, ITEM_AGES, ItemRows, PairRows
 from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform
@@ -42,9 +42,7 @@ class DcnRanker:
 
     @cached_property
     def _session(self) -> onnxruntime.InferenceSession:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
-        return onnxruntime.InferenceSession(self.graph, options, providers=["CPUExecutionProvider"])
+        return onnx_session(self.graph)
 
     def logits(self, numeric: Floats, categorical: Codes) -> Floats:
         """Return the network's logits, float32 [n, T], of raw rows [n, F] and [n, C]."""

@@ -31,7 +31,7 @@ _FIRST = np.zeros(64, dtype=np.int64)
 _FIRST[[(_DE_BRUIJN << place) % (1 << 64) >> 58 for place in range(64)]] = np.arange(64)
 
 
-class NotAForest(ValueError):  # noqa: N818 - whoever meets it asks LightGBM instead
+class UnsupportedTrees(ValueError):  # noqa: N818 - whoever meets it asks LightGBM instead
     """The trees have more leaves, or read missing values in another way, than can be done here."""
 
 
@@ -68,7 +68,7 @@ class Forest:
         """Return the trees of a model that ``booster_text.check_booster`` has found sound.
 
         Raises:
-            NotAForest: ask LightGBM itself.
+            UnsupportedTrees: ask LightGBM itself.
 
         """
         trees = read_trees(text)
@@ -78,7 +78,9 @@ class Forest:
         for number, tree in enumerate(trees):
             order, left = _from_left_to_right(tree)
             if len(order) > MOST_LEAVES:
-                raise NotAForest(f"a tree has {len(order)} leaves, {MOST_LEAVES} are possible")
+                raise UnsupportedTrees(
+                    f"a tree has {len(order)} leaves, {MOST_LEAVES} are possible"
+                )
             leaves[number, : len(order)] = tree.leaf_value[order]
             for node, (begin, end) in left.items():
                 keep = ~(((1 << end - begin) - 1) << begin) % (1 << 64)
@@ -149,7 +151,7 @@ def _condition(tree: Tree, node: int, words: list[int]) -> tuple[int, float, boo
         ]
         return column, 0.0, False, start, len(words)
     if kind & _MISSING == _ZERO_IS_MISSING:
-        raise NotAForest("zero means missing to a tree")
+        raise UnsupportedTrees("zero means missing to a tree")
     # A tree that met no missing value in training reads one as 0.
     missing_left = (
         bool(kind & _DEFAULT_LEFT) if kind & _MISSING == _NAN_IS_MISSING else threshold >= 0.0

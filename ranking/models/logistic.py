@@ -15,7 +15,7 @@ from feature_repo.workspace import read_json, write_json
 from ranking.config import LogisticConfig
 from ranking.data import Codes, Floats, RankingData, RowSchema
 from ranking.metrics import log_loss
-from ranking.models.base import Contributions, PredictsJoined, largest, save_description
+from ranking.models.base import Contributions, PredictsJoinedRows, largest, save_description
 from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform
 
@@ -50,7 +50,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class LogisticRanker(PredictsJoined):
+class LogisticRanker(PredictsJoinedRows):
     """A linear model per head.
 
     Attributes:

@@ -11,12 +11,12 @@ import numpy as np
 from feature_repo.workspace import read_json
 from ranking.config import PopularityConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
-from ranking.models.base import Contributions, PredictsJoined, largest, save_description
+from ranking.models.base import Contributions, PredictsJoinedRows, largest, save_description
 from ranking.sigmoid import fit_sigmoid, sigmoid
 
 
 @dataclass(frozen=True)
-class PopularityRanker(PredictsJoined):
+class PopularityRanker(PredictsJoinedRows):
     """``p_t = sigmoid(slope_t * log1p(count) + intercept_t)`` with slopes above 0.
 
     Attributes:

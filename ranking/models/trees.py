@@ -17,7 +17,7 @@ from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema, group_starts
 from ranking.models.base import Contributions, Log, PairScorer, largest, save_description
-from ranking.models.forest import Forest, NotAForest
+from ranking.models.forest import Forest, UnsupportedTrees
 from ranking.rows import ItemRows
 from ranking.sigmoid import fit_sigmoid, sigmoid
 
@@ -99,7 +99,7 @@ class TreeRanker:
     def _forests(self) -> list[Forest] | None:
         try:
             return [Forest.read(booster.model_to_string()) for booster in self.boosters]
-        except NotAForest:
+        except UnsupportedTrees:
             return None
 
     def _probabilities(self, raw: Sequence[Doubles]) -> Floats:

@@ -66,7 +66,7 @@ def fit(kind: str, task: Task, guard: Guard, log: Log, earlier: Any = None) -> R
             settings = config.trees, config.seed, config.ndcg_k
             return fit_lambdarank(train, watch, schema, *settings, guard, log, earlier)
         case "dcn":
-            from ranking.training.dcn import fit_dcn
+            from ranking.training.fit_dcn import fit_dcn
 
             parts = (train, watch, task.transform, schema, config.dcn, config.seed, config.ndcg_k)
             return fit_dcn(*parts, guard, log, earlier)

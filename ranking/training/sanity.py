@@ -48,7 +48,7 @@ def _overfit(
     """Learn 64 rows by heart, half of them positive."""
     batch = train.take(train.balanced_rows(_BATCH))
     if kind == "dcn":
-        from ranking.training.dcn import overfit_dcn
+        from ranking.training.fit_dcn import overfit_dcn
 
         guard = Guard("dcn, one batch")
         settings = replace(config.dcn, threads=1)
@@ -111,7 +111,7 @@ def _predicted(
     if kind != "dcn":
         ranker = fit(kind, Task(learn, stop, transform, schema, config), guard, _silent)
         return ranker.predict(held_out.numeric, held_out.categorical)
-    from ranking.training.dcn import probabilities, train_network
+    from ranking.training.fit_dcn import probabilities, train_network
 
     # The export of a network takes longer than its training on so few rows.
     parts = (learn, stop, transform, schema, config.dcn, config.seed, config.ndcg_k)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from retrieval.sequences.data import Integers, Sequences
+from retrieval.sequences.dataset import Integers, Sequences
 from retrieval.sequences.model import SequenceTower
 
 _USERS = 64

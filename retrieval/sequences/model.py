@@ -20,7 +20,7 @@ _ROWS = 64
 
 
 @dataclass(frozen=True)
-class TowerConfig:
+class SequenceTowerConfig:
     """Size of a tower: ``items`` of the catalogue, ``window`` is the longest history that is looked at."""
 
     items: int
@@ -40,7 +40,7 @@ def compute_type(device: torch.device) -> torch.dtype:
 class SequenceTower(nn.Module):
     """Vectors of users from their histories, and of items; a score is their dot product."""
 
-    def __init__(self, config: TowerConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: SequenceTowerConfig, generator: torch.Generator) -> None:
         """Draw weights, and later dropout, from ``generator``, which decides the device."""
         super().__init__()
         self.config = config
@@ -91,7 +91,7 @@ class Dropout(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, config: TowerConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: SequenceTowerConfig, generator: torch.Generator) -> None:
         super().__init__()
         width, depth = config.width, 1 / math.sqrt(2 * config.layers)
         self.heads, self.dropout = config.heads, Dropout(config.dropout, generator)

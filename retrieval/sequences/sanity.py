@@ -10,7 +10,7 @@ from torch import Tensor
 from feature_repo.sanity import Guard, check_chance, check_learnt
 from retrieval.sequences.model import SequenceTower
 from retrieval.towers.sanity import chance_tolerance, own_first
-from retrieval.towers.steps import descend
+from retrieval.towers.training_step import gradient_step
 
 _ROWS, _LENGTH = 64, 20
 _STEPS = 40
@@ -84,5 +84,5 @@ def _learned(
     known, losses = targets > 0, []
     for _ in range(_STEPS):
         value = loss(tower(histories)[known], tower.items, targets[known])
-        losses.append(descend(value, tower, optimizer, CLIP, guard)[0])
+        losses.append(gradient_step(value, tower, optimizer, CLIP, guard)[0])
     return tower, losses

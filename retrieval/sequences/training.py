@@ -22,11 +22,11 @@ from torch import Tensor
 
 from feature_repo.sanity import Guard
 from retrieval.sequences.batches import Window, encode, inputs_and_targets, places, windows
-from retrieval.sequences.data import Sequences
+from retrieval.sequences.dataset import Sequences
 from retrieval.sequences.losses import SoftmaxLoss
-from retrieval.sequences.model import SequenceTower, TowerConfig
+from retrieval.sequences.model import SequenceTower, SequenceTowerConfig
 from retrieval.sequences.sanity import CLIP, check_sequences
-from retrieval.towers.steps import descend
+from retrieval.towers.training_step import gradient_step
 
 Progress = Callable[[str, int, int], None]
 
@@ -176,7 +176,7 @@ class _Run:
     def _untrained(self) -> SequenceTower:
         config = self.config
         sizes = (config.width, config.heads, config.layers, config.window, config.dropout)
-        return SequenceTower(TowerConfig(self.sequences.catalogue, *sizes), self.generator)
+        return SequenceTower(SequenceTowerConfig(self.sequences.catalogue, *sizes), self.generator)
 
     def _check(self) -> None:
         """Hold a tower of these settings to what every training is held to."""
@@ -223,7 +223,7 @@ class _Run:
         )
         known = targets > 0
         value = loss(self.tower(histories)[known], self.tower.items, targets[known])
-        descend(value, self.tower, self.optimizer, CLIP, self.guard)
+        gradient_step(value, self.tower, self.optimizer, CLIP, self.guard)
 
     @torch.no_grad()
     def _average(self, keep: float) -> None:

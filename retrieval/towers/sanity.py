@@ -14,7 +14,7 @@ from torch import Tensor
 from feature_repo.sanity import Guard, check_chance, check_learnt
 from retrieval.towers.examples import Examples, user_inputs
 from retrieval.towers.model import TwoTowers
-from retrieval.towers.steps import Steps
+from retrieval.towers.training_step import TrainingStep
 
 _BATCH, _STEPS = 64, 60
 _SHUFFLED, _SHUFFLED_STEPS = 2_000, 30
@@ -88,7 +88,7 @@ class Checks:
         towers.users.id_dropout = towers.items.id_dropout = 0.0
         optimizer = torch.optim.AdamW(towers.parameters(), lr=_RATE)
         generator = np.random.default_rng(self.seed)
-        step = Steps(self.popularity, self.uniform_negatives, self.clip, Guard(name))
+        step = TrainingStep(self.popularity, self.uniform_negatives, self.clip, Guard(name))
         return towers, [step(towers, optimizer, batch, generator)[0] for batch in batches]
 
 

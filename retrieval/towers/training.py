@@ -25,7 +25,7 @@ from feature_repo.workspace import fingerprint, read_json, write_json
 from retrieval.towers.examples import Examples, user_inputs
 from retrieval.towers.model import TwoTowers
 from retrieval.towers.sanity import Checks
-from retrieval.towers.steps import Steps
+from retrieval.towers.training_step import TrainingStep
 
 Log = Callable[[int, dict[str, float]], None]
 Progress = Callable[[str, int, int], None]
@@ -40,7 +40,7 @@ _REVISION = 3
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TowerTrainingConfig:
     """How to train. ``logq`` corrects the sampler's bias; ``device`` None takes CUDA where there is one.
 
     Training stops by recall@``recall_at`` on validation; None: of 100 items, of a small catalogue a
@@ -62,7 +62,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class TrainReport:
+class TowerTrainingReport:
     """What came out: recall@k on the validation slice of the best epoch, the curves, and the checks.
 
     Attributes:
@@ -91,13 +91,13 @@ def train_towers(
     build: Callable[[], TwoTowers],
     training: Examples,
     validation: Examples,
-    config: TrainConfig,
+    config: TowerTrainingConfig,
     folder: Path,
     version: str,
     log: Log = lambda *_: None,
     progress: Progress = lambda *_: None,
     begin: Begin = lambda _: None,
-) -> tuple[TwoTowers, TrainReport]:
+) -> tuple[TwoTowers, TowerTrainingReport]:
     """Train towers, or finish or load a training that ``folder`` holds.
 
     Args:
@@ -134,7 +134,7 @@ class _Run:
         build: Callable[[], TwoTowers],
         training: Examples,
         validation: Examples,
-        config: TrainConfig,
+        config: TowerTrainingConfig,
         folder: Path,
         version: str,
         begin: Begin,
@@ -156,16 +156,16 @@ class _Run:
         ]
         self.validation = validation[np.sort(rows)]
         self.recall_at = config.recall_at or min(RECALL_AT, max(1, self.towers.config.items // 4))
-        self.step = Steps(
+        self.step = TrainingStep(
             self.popularity, config.uniform_negatives, config.clip, Guard("towers"), config.logq
         )
 
-    def finish(self, log: Log, progress: Progress) -> tuple[TwoTowers, TrainReport]:
+    def finish(self, log: Log, progress: Progress) -> tuple[TwoTowers, TowerTrainingReport]:
         self.folder.mkdir(parents=True, exist_ok=True)
         done = self.folder / "report.json"
         if done.is_file() and (report := read_json(done)).pop("version") == self.version:
             self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
-            return self.towers.eval(), TrainReport(**report)
+            return self.towers.eval(), TowerTrainingReport(**report)
         optimizer = torch.optim.AdamW(
             self.towers.parameters(),
             lr=self.config.learning_rate,
@@ -183,7 +183,7 @@ class _Run:
             self._note(state, metrics, optimizer)
             log(state["epoch"], metrics)
         self.towers.load_state_dict(load_file(self.folder / "best.safetensors"))
-        report = TrainReport(
+        report = TowerTrainingReport(
             state["best_epoch"],
             state["best"],
             self.recall_at,

@@ -16,11 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from feature_repo import columns as c
 from feature_repo.encoding import Codes, Floats
-from feature_repo.threads import inference_threads
+from ranking.models.onnx import onnx_session
 from ranking.models.scorer import CalibratedRanker
 from ranking.rows import PairRows
 from retrieval.towers.context import UserContext
@@ -98,11 +97,7 @@ class UserTowerSession:
     """The user tower in ONNX Runtime."""
 
     def __init__(self, model: bytes, raw_items: Floats) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
-        self._session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnx_session(model)
         self._raw = np.asarray(raw_items)
 
     def over(self, raw_items: Floats) -> UserTowerSession:

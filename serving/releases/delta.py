@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 from pydantic import Field, TypeAdapter, ValidationError
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind
 from feature_repo.encoding import Codes, Floats, LongerVocabulary, Vocabulary
-from feature_repo.threads import inference_threads
+from ranking.models.onnx import onnx_session
 from serving.recommender.item_table import ATTRIBUTE_TYPES, ItemTable, RawColumn, build_items
 
 _log = logging.getLogger(__name__)
@@ -66,11 +65,7 @@ class ItemTowerSession:
     """The item tower in ONNX Runtime, for items that it has never met."""
 
     def __init__(self, model: bytes) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = inference_threads(), 1
-        self._session = onnxruntime.InferenceSession(
-            model, options, providers=["CPUExecutionProvider"]
-        )
+        self._session = onnx_session(model)
 
     def __call__(self, attributes: Codes, numbers: Floats) -> Floats:
         """Return raw vectors float32 ``[n, D]`` from codes int32 ``[n, L]`` and standardised numbers ``[n, M]``."""

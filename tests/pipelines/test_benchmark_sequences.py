@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.sequences import _popular, _transitions
 from feature_repo.workspace import PROJECT_ROOT
-from retrieval.sequences.data import from_pairs
+from retrieval.sequences.dataset import from_pairs
 
 
 def funnel(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -25,7 +25,7 @@ import sys
 from pipelines.training.train import train
 from pipelines.training.train_ranking import SampleConfig
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TrainConfig
+from retrieval.towers.training import TowerTrainingConfig
 from feature_repo.workspace import Workspace
 def say(what, done, total):
     print(what.split(',')[0], flush=True)

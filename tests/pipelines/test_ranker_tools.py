@@ -15,7 +15,7 @@ from pipelines.training.release import current_release, make_release
 from pipelines.training.warm_start import Base
 from ranking.config import RankerConfig
 from ranking.training.distil import student_config
-from ranking.training.train import RankerReport
+from ranking.training.train_rankers import RankerReport
 from serving.releases.release import load_release, verify
 from tests.conftest import RANKERS, SAMPLE, silent
 

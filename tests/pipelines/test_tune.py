@@ -22,7 +22,7 @@ from pipelines.search.study import SearchConfig
 from pipelines.search.towers import TowerSearch
 from ranking.config import RankerConfig
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import TrainConfig
+from retrieval.towers.training import TowerTrainingConfig
 from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
 from tests.pipelines.ingest_world import rows_of, spec_of
 from tests.pipelines.test_cli import funnel
@@ -171,7 +171,10 @@ def test_training_with_tuned_settings_needs_some(root, tmp_path):
 
 
 def test_defaults_mean_the_default_configurations():
-    assert TowerSearch().settings(TowerSearch().defaults()[0]) == (TrainConfig(), TowerShape())
+    assert TowerSearch().settings(TowerSearch().defaults()[0]) == (
+        TowerTrainingConfig(),
+        TowerShape(),
+    )
     for params in RankerSearch().defaults():
         assert RankerSearch().settings(params) == RankerConfig(kinds=(params["kind"],))
 

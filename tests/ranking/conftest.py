@@ -7,7 +7,7 @@ import pytest
 from planted import CONFIG, SCHEMA, silent, splits
 
 from ranking.data import RankingData
-from ranking.training.train import RankerReport, train_rankers
+from ranking.training.train_rankers import RankerReport, train_rankers
 
 
 @dataclass(frozen=True)

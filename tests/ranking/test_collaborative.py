@@ -5,16 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ranking.collaborative import Pairs, Sides, collaborative_features, out_of_fold
+from ranking.collaborative import (
+    LabelledPairs,
+    SideInformation,
+    collaborative_features,
+    out_of_fold,
+)
 from ranking.metrics import auc
 
 
-def pairs(rows: list[tuple[int, int, int]]) -> Pairs:
+def pairs(rows: list[tuple[int, int, int]]) -> LabelledPairs:
     user, item, label = (np.array(column) for column in zip(*rows, strict=True))
-    return Pairs(user.astype(np.int64), item.astype(np.int64), label.astype(np.float32))
+    return LabelledPairs(user.astype(np.int64), item.astype(np.int64), label.astype(np.float32))
 
 
-def taste_world(seed: int = 0, noise: bool = False) -> tuple[Pairs, Sides]:
+def taste_world(seed: int = 0, noise: bool = False) -> tuple[LabelledPairs, SideInformation]:
     """Users of two groups, items of two tags; a group likes its own tag nine times of ten."""
     generator = np.random.default_rng(seed)
     users, items, n = 120, 60, 3_600
@@ -23,16 +28,16 @@ def taste_world(seed: int = 0, noise: bool = False) -> tuple[Pairs, Sides]:
     likely = np.where(user % 2 == item % 2, 0.9, 0.1)
     label = (generator.random(n) < (0.5 if noise else likely)).astype(np.float32)
     tags = np.eye(2, dtype=np.float32)[np.arange(items) % 2]
-    sides = Sides(
+    sides = SideInformation(
         users, items, {"side": np.arange(users) % 2}, {"half": np.arange(items) // 30}, tags
     )
-    return Pairs(user.astype(np.int64), item.astype(np.int64), label), sides
+    return LabelledPairs(user.astype(np.int64), item.astype(np.int64), label), sides
 
 
 def test_counts_and_the_first_bias_by_hand() -> None:
     """One user, items met once: labels 1, 1, 0 have the mean 2/3, and a bias is shrunk by five pairs of zero."""
     known = pairs([(0, 0, 1), (0, 1, 1), (0, 2, 0)])
-    features = collaborative_features(known, pairs([(0, 2, 0), (1, 3, 0)]), Sides(2, 4))
+    features = collaborative_features(known, pairs([(0, 2, 0), (1, 3, 0)]), SideInformation(2, 4))
     assert features["user_labels"].tolist() == [3, 0]
     assert features["item_labels"].tolist() == [1, 0]
     assert features["item_bias"][0] < 0
@@ -45,7 +50,7 @@ def test_counts_and_the_first_bias_by_hand() -> None:
 def test_the_label_that_is_wanted_is_not_looked_at() -> None:
     known, sides = taste_world()
     wanted = known[np.arange(50)]
-    other = Pairs(wanted.user, wanted.item, 1 - wanted.label)
+    other = LabelledPairs(wanted.user, wanted.item, 1 - wanted.label)
     rest = known[np.arange(50, len(known))]
     one, two = (collaborative_features(rest, part, sides) for part in (wanted, other))
     assert all(np.array_equal(one[name], two[name]) for name in one)

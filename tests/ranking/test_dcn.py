@@ -10,8 +10,8 @@ from ranking.config import DcnConfig
 from ranking.data import RankingData
 from ranking.metrics import auc
 from ranking.models.dcn import DcnRanker
-from ranking.training.dcn import train_network
-from ranking.training.network import CrossNetwork, DcnNetwork, export_onnx
+from ranking.training.dcn_network import CrossNetwork, DcnNetwork, export_onnx
+from ranking.training.fit_dcn import train_network
 from ranking.transform import RowTransform
 
 SHORT = replace(CONFIG.dcn, min_steps=20, epochs=1, batch=256)

@@ -9,7 +9,7 @@ import pytest
 from feature_repo.sanity import Guard
 from ranking.config import TreeConfig
 from ranking.data import RankingData, RowSchema
-from ranking.models.forest import Forest, NotAForest
+from ranking.models.forest import Forest, UnsupportedTrees
 from ranking.models.trees import TreeRanker, fit_lightgbm
 from ranking.rows import ItemRows, PairRows
 
@@ -113,7 +113,7 @@ def test_no_candidates_and_a_tree_without_a_split(ranker: TreeRanker) -> None:
 
 def test_trees_with_too_many_leaves_are_lightgbms() -> None:
     ranker = trained(leaves=100, rounds=2)
-    with pytest.raises(NotAForest, match="leaves"):
+    with pytest.raises(UnsupportedTrees, match="leaves"):
         Forest.read(ranker.boosters[0].model_to_string())
     pairs, items = request(1, count=40)
     assert np.array_equal(ranker.for_items(items)(pairs), ranker.predict(*pairs.join(items)))

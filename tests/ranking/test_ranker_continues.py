@@ -10,7 +10,7 @@ import pytest
 from conftest import Trained
 from planted import CONFIG, SCHEMA, planted, splits
 
-from ranking.config import RankerConfig, Start
+from ranking.config import RankerConfig, WarmStart
 from ranking.data import RowSchema
 from ranking.metrics import ndcg_at_k
 from ranking.models import load
@@ -18,13 +18,13 @@ from ranking.models.base import CannotContinue
 from ranking.models.dcn import DcnRanker
 from ranking.models.scorer import CalibratedRanker
 from ranking.models.trees import TreeRanker
-from ranking.training.dcn import load_weights
-from ranking.training.network import DcnNetwork
+from ranking.training.dcn_network import DcnNetwork
+from ranking.training.fit_dcn import load_weights
 from ranking.training.quantise import dynamic_int8
-from ranking.training.train import RankerReport, train_rankers
+from ranking.training.train_rankers import RankerReport, train_rankers
 
 GROWN = replace(SCHEMA, cardinalities=(9, 4))
-SHORT = Start(Path(), rounds=10, steps=20, learning_rate=1e-3)
+SHORT = WarmStart(Path(), rounds=10, steps=20, learning_rate=1e-3)
 
 
 def go_on(

@@ -17,7 +17,7 @@ from ranking.config import KINDS
 from ranking.data import RowSchema
 from ranking.models.scorer import CalibratedRanker
 from ranking.sigmoid import logit
-from ranking.training.train import COSTS, choose, train_rankers
+from ranking.training.train_rankers import COSTS, choose, train_rankers
 
 LEARNERS = [kind for kind in KINDS if kind != "popularity"]
 

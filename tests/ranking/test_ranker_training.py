@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from feature_repo.workspace import PROJECT_ROOT, MissingStage
 from ranking.config import KINDS, RankerConfig
-from ranking.training.train import RankerReport, train_rankers
+from ranking.training.train_rankers import RankerReport, train_rankers
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ def test_killed_run_resumes_to_the_same_bytes(trained: Trained, tmp_path: Path) 
 import os, signal
 from pathlib import Path
 from planted import CONFIG, SCHEMA, splits
-from ranking.training.train import train_rankers
+from ranking.training.train_rankers import train_rankers
 
 def strike(kind, figures):
     if kind == "lightgbm" and "buy_trees" in figures:

@@ -11,7 +11,7 @@ from ranking.metrics import auc, difference, ece, log_loss, ndcg_at_k, ndcg_per_
 
 def test_auc_by_hand() -> None:
     labels = np.array([1, 0, 1, 0.0])
-    # Pairs (positive, negative): 0.9>0.5, 0.9>0.1, 0.5=0.5, 0.5>0.1 -> 3.5 of 4.
+    # LabelledPairs (positive, negative): 0.9>0.5, 0.9>0.1, 0.5=0.5, 0.5>0.1 -> 3.5 of 4.
     assert auc(labels, np.array([0.9, 0.5, 0.5, 0.1])) == 3.5 / 4
     assert math.isnan(auc(np.ones(3), np.arange(3.0)))
 

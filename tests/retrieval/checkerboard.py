@@ -13,7 +13,14 @@ import torch
 from retrieval.towers.context import UserContext
 from retrieval.towers.examples import Examples
 from retrieval.towers.model import TowerConfig, TwoTowers
-from retrieval.towers.training import Log, Progress, TrainConfig, TrainReport, recall, train_towers
+from retrieval.towers.training import (
+    Log,
+    Progress,
+    TowerTrainingConfig,
+    TowerTrainingReport,
+    recall,
+    train_towers,
+)
 
 USERS, ITEMS, HISTORY, EVENTS = 60, 60, 6, 14
 NEW_ITEMS = (ITEMS + 1, ITEMS + 2)
@@ -22,7 +29,7 @@ WITHIN = ITEMS // 2 - HISTORY
 """How many items of a user's group are not in the history."""
 CHANCE = WITHIN / (ITEMS - HISTORY)
 
-CONFIG = TrainConfig(
+CONFIG = TowerTrainingConfig(
     epochs=8,
     batch=128,
     uniform_negatives=32,
@@ -99,14 +106,14 @@ class World:
 class Solved:
     world: World
     towers: TwoTowers
-    report: TrainReport
+    report: TowerTrainingReport
     folder: Path
 
 
 def solve(
     world: World,
     folder: Path,
-    config: TrainConfig = CONFIG,
+    config: TowerTrainingConfig = CONFIG,
     log: Log = lambda *_: None,
     progress: Progress = lambda *_: None,
     build: Callable[[], TwoTowers] | None = None,

@@ -10,30 +10,30 @@ import torch
 from blocks import BEST, ITEMS, USERS, blocks
 from scipy import sparse
 
-from retrieval.interactions.all_ranking import recall_and_ndcg
-from retrieval.interactions.graph import SparseProduct, normalised, right_factors
-from retrieval.interactions.towers import (
-    Collaborative,
+from retrieval.interactions.collaborative import (
     CollaborativeConfig,
+    CollaborativeTowers,
     by_recency,
     item_factors,
     spectral_vectors,
 )
+from retrieval.interactions.metrics import recall_and_ndcg
+from retrieval.interactions.spectral import SparseProduct, normalised, right_factors
 
 CPU = torch.device("cpu")
 
 
-def trained(config: CollaborativeConfig, epochs: int) -> tuple[Collaborative, list[float]]:
+def trained(config: CollaborativeConfig, epochs: int) -> tuple[CollaborativeTowers, list[float]]:
     known, _ = blocks()
-    model = Collaborative(known, config, item_factors(known, config.dimension, CPU))
+    model = CollaborativeTowers(known, config, item_factors(known, config.dimension, CPU))
     return model, [np.mean(list(model.train_epoch())).item() for _ in range(epochs)]
 
 
-def spoiled(config: CollaborativeConfig, epochs: int) -> Collaborative:
+def spoiled(config: CollaborativeConfig, epochs: int) -> CollaborativeTowers:
     """Train from factors that know nothing."""
     known, _ = blocks()
     start = torch.randn(ITEMS, config.dimension, generator=torch.Generator().manual_seed(1))
-    model = Collaborative(known, config, start)
+    model = CollaborativeTowers(known, config, start)
     for _ in range(epochs):
         list(model.train_epoch())
     return model
@@ -70,7 +70,7 @@ def test_an_item_that_the_factors_hardly_know_is_no_alarm() -> None:
     taken[np.random.default_rng([0, 0]).permutation(USERS)[-1]] = 1
     config = CollaborativeConfig(dimension=16, users_per_step=10, negatives=4)
     start = torch.cat([item_factors(known, 16, CPU), torch.full((1, 16), 1e-7)])
-    model = Collaborative(sparse.csr_matrix(sparse.hstack([known, taken])), config, start)
+    model = CollaborativeTowers(sparse.csr_matrix(sparse.hstack([known, taken])), config, start)
     losses = list(model.train_epoch())
     assert len(losses) == 12 and np.isfinite(losses).all()
 
@@ -119,7 +119,7 @@ def test_the_newest_item_decides_whom_a_user_is_like() -> None:
         (list(place.values()), ([known.shape[0] - 1] * len(place), list(place))), known.shape
     )
     config = CollaborativeConfig(dimension=16)
-    model = Collaborative(known, config, item_factors(known, 16, CPU), places)
+    model = CollaborativeTowers(known, config, item_factors(known, 16, CPU), places)
     cosine = []
     for recency in (0.0, 2.0):
         users, _ = model.vectors(replace(config, recency=recency))
@@ -134,7 +134,9 @@ def test_the_loss_is_the_softmax_over_all_items() -> None:
     known = sparse.csr_matrix(
         known + sparse.diags(np.arange(known.shape[0]) % 2.0) @ held, dtype=np.float32
     )
-    model = Collaborative(known, CollaborativeConfig(dimension=12), item_factors(known, 12, CPU))
+    model = CollaborativeTowers(
+        known, CollaborativeConfig(dimension=12), item_factors(known, 12, CPU)
+    )
     users, items = model.vectors()
     shares = torch.log_softmax(users @ items.T, dim=1)
     taken = torch.from_numpy(known.toarray())
@@ -149,7 +151,7 @@ def test_the_loss_is_the_softmax_over_all_items() -> None:
 def test_gradients_are_those_of_the_dense_formula() -> None:
     known, _ = blocks()
     config = CollaborativeConfig(dimension=12)
-    model = Collaborative(known, config, item_factors(known, 12, CPU))
+    model = CollaborativeTowers(known, config, item_factors(known, 12, CPU))
     model._loss(np.arange(known.shape[0]), np.arange(ITEMS)).backward()
     items, own = (table.detach().clone().requires_grad_() for table in model._tables)
     taken = torch.from_numpy(known.toarray())
@@ -167,7 +169,9 @@ def test_users_and_items_without_interactions_have_finite_vectors() -> None:
     known = sparse.csr_matrix(
         sparse.block_diag([known, sparse.csr_matrix((2, 3), dtype=np.float32)])
     )
-    model = Collaborative(known, CollaborativeConfig(dimension=200), item_factors(known, 200, CPU))
+    model = CollaborativeTowers(
+        known, CollaborativeConfig(dimension=200), item_factors(known, 200, CPU)
+    )
     losses = list(model.train_epoch())
     assert np.isfinite(losses).all()
     assert all(bool(vectors.isfinite().all()) for vectors in model.vectors())

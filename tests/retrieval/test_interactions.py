@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from feature_repo.dataset import SpecError
-from retrieval.interactions.data import hold_out, read_interactions
+from retrieval.interactions.dataset import hold_out, read_interactions
 
 
 def write(folder: Path, **files: str) -> Path:

@@ -11,9 +11,13 @@ from blocks import blocks
 from torch import Tensor
 
 from feature_repo.sanity import CannotLearn
-from retrieval.interactions.towers import Collaborative, CollaborativeConfig, item_factors
+from retrieval.interactions.collaborative import (
+    CollaborativeConfig,
+    CollaborativeTowers,
+    item_factors,
+)
 from retrieval.sequences.losses import SoftmaxLoss
-from retrieval.sequences.model import SequenceTower, TowerConfig
+from retrieval.sequences.model import SequenceTower, SequenceTowerConfig
 from retrieval.sequences.sanity import check_sequences
 
 ITEMS, ROWS, LENGTH = 80, 128, 12
@@ -27,7 +31,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def tower(items: int = ITEMS) -> SequenceTower:
-    config = TowerConfig(items, width=32, heads=1, layers=1, window=LENGTH)
+    config = SequenceTowerConfig(items, width=32, heads=1, layers=1, window=LENGTH)
     return SequenceTower(config, torch.Generator().manual_seed(1))
 
 
@@ -95,7 +99,7 @@ def test_a_tower_that_sees_the_next_items_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_collaborative_towers_stop_at_a_loss_that_is_no_number() -> None:
     known, _ = blocks()
-    model = Collaborative(
+    model = CollaborativeTowers(
         known, CollaborativeConfig(dimension=8), item_factors(known, 8, torch.device("cpu"))
     )
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from retrieval.sequences.batches import places
-from retrieval.sequences.data import Sequences, from_pairs
+from retrieval.sequences.dataset import Sequences, from_pairs
 from retrieval.sequences.training import TEST, SequenceConfig, SequenceVectors, train_sequences
 
 ITEMS, USERS = 60, 300

@@ -10,9 +10,9 @@ import torch
 
 from feature_repo.dataset import SpecError
 from retrieval.sequences.batches import encode, inputs_and_targets, places, places_by_score, windows
-from retrieval.sequences.data import Sequences, from_pairs, read_sequences
+from retrieval.sequences.dataset import Sequences, from_pairs, read_sequences
 from retrieval.sequences.losses import SoftmaxLoss
-from retrieval.sequences.model import Dropout, SequenceTower, TowerConfig
+from retrieval.sequences.model import Dropout, SequenceTower, SequenceTowerConfig
 
 LINES = "a x\nb x\na y\nb z\na z\nc y\na x\n"
 """User a: x y z x; b: x z, too short to hold anything out; c: y. Codes: x 1, y 2, z 3."""
@@ -25,7 +25,9 @@ def sequences(tmp_path: Path) -> Sequences:
 
 
 def tower(items: int = 5, dropout: float = 0.0) -> SequenceTower:
-    return SequenceTower(TowerConfig(items, 16, 2, 2, 8, dropout), torch.Generator().manual_seed(3))
+    return SequenceTower(
+        SequenceTowerConfig(items, 16, 2, 2, 8, dropout), torch.Generator().manual_seed(3)
+    )
 
 
 def test_sequences_keep_order_and_hold_out_the_end(sequences: Sequences) -> None:
@@ -105,7 +107,7 @@ def test_a_later_item_changes_nothing_before_it() -> None:
 def test_users_are_encoded_from_the_items_before_the_held_out_one() -> None:
     log = from_pairs(["a"] * 3 + ["b"] * 12, list("xyz") + [f"{n % 5}" for n in range(12)])
     model = SequenceTower(
-        TowerConfig(log.catalogue, 16, 2, 2, 8), torch.Generator().manual_seed(3)
+        SequenceTowerConfig(log.catalogue, 16, 2, 2, 8), torch.Generator().manual_seed(3)
     ).eval()
     short = model(torch.tensor([[1, 2]]))[0, -1].float()
     long = model(torch.from_numpy(log.items[6:14]).unsqueeze(0))[0, -1].float()

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from retrieval.neighbours import REACH, neighbours
+from retrieval.covisitation import REACH, similar_items
 
 
 def recount(users: np.ndarray, items: np.ndarray) -> dict[int, dict[int, float]]:
@@ -32,7 +32,7 @@ def test_neighbours_are_the_recount(seed: int) -> None:
     generator = np.random.default_rng(seed)
     users = np.sort(generator.integers(0, 12, 150))
     items = generator.integers(0, 25, 150).astype(np.int32)
-    codes, similarities = neighbours(users, items, 26, k=8)
+    codes, similarities = similar_items(users, items, 26, k=8)
     assert codes.shape == similarities.shape == (26, 8)
     assert codes.dtype == np.int32 and similarities.dtype == np.float32
     near = recount(users, items)
@@ -52,14 +52,14 @@ def test_neighbours_are_the_recount(seed: int) -> None:
 def test_what_came_after_is_nearer_than_what_came_before() -> None:
     users = np.repeat(np.arange(20), 3)
     items = np.tile(np.array([1, 2, 3], dtype=np.int32), 20)
-    codes, similarities = neighbours(users, items, 5, k=3)
+    codes, similarities = similar_items(users, items, 5, k=3)
     assert codes[2].tolist() == [3, 1, 0]
     assert similarities[2, 0] > similarities[2, 1] > similarities[2, 2] == 0.0
     assert not codes[4].any() and not codes[0].any()
 
 
 def test_users_do_not_mix_and_nothing_is_near_nothing() -> None:
-    codes, _ = neighbours(np.array([0, 1]), np.array([1, 2], dtype=np.int32), 3)
+    codes, _ = similar_items(np.array([0, 1]), np.array([1, 2], dtype=np.int32), 3)
     assert not codes.any()
-    codes, _ = neighbours(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32), 3)
+    codes, _ = similar_items(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32), 3)
     assert codes.shape == (3, 100) and not codes.any()

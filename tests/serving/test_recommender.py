@@ -13,7 +13,7 @@ from tiny_release import ITEMS, NOW, SHARES, Tiny, random_rows
 from feature_repo import columns as c
 from ranking.config import DcnConfig, TreeConfig
 from ranking.models.scorer import CalibratedRanker
-from ranking.training.train import train_rankers
+from ranking.training.train_rankers import train_rankers
 from retrieval.index import build_index
 from serving.recommender.candidates import Retriever, Shares
 from serving.recommender.filters import FilterRules, RequestRules

@@ -208,7 +208,7 @@ def test_serving_can_do_without_torch() -> None:
     """A server needs neither torch nor the training code: seconds of start and a gigabyte of disk."""
     modules = [
         "serving.recommender.recommender", "serving.releases.release", "retrieval.index", "retrieval.towers.context",
-        "retrieval.neighbours", "ranking.models.scorer",
+        "retrieval.covisitation", "ranking.models.scorer",
     ]  # fmt: skip
     code = f"import sys, {', '.join(modules)}\nassert not {{'torch', 'feast', 'pyspark'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)

@@ -16,9 +16,9 @@ from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.workspace import write_json
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
-from ranking.training.train import VALIDATION, train_rankers
+from ranking.training.train_rankers import VALIDATION, train_rankers
+from retrieval.covisitation import similar_items
 from retrieval.index import build_index, save_index
-from retrieval.neighbours import neighbours
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.model import TowerConfig, TwoTowers
 from retrieval.towers.training import item_vectors
@@ -245,7 +245,7 @@ def write_release(
     save_index(build_index(unit[1:], unit[1:])[0], folder / "index.faiss")
     generator = np.random.default_rng(2)
     users = np.sort(generator.integers(0, 30, 300))
-    near, similarity = neighbours(
+    near, similarity = similar_items(
         users, generator.integers(1, ITEMS, 300).astype(np.int32), len(items), k=10
     )
     np.save(folder / "neighbours.npy", with_spare(near))

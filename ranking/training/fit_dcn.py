@@ -22,7 +22,7 @@ from ranking.metrics import log_loss, ndcg_at_k
 from ranking.models.base import CannotContinue, Log
 from ranking.models.dcn import DcnRanker
 from ranking.sigmoid import logit, sigmoid
-from ranking.training.network import DcnNetwork, export_onnx
+from ranking.training.dcn_network import DcnNetwork, export_onnx
 from ranking.transform import RowTransform
 
 _LEAST_STEPS_BETWEEN_CHECKS = 100

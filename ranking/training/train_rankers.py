@@ -20,7 +20,7 @@ from feature_repo.workspace import (
     staged_folder,
     write_json,
 )
-from ranking.config import RankerConfig, Start
+from ranking.config import RankerConfig, WarmStart
 from ranking.data import Doubles, RankingData, RowSchema
 from ranking.metrics import auc, difference, ece, log_loss, mean_known, ndcg_at_k, ndcg_per_request
 from ranking.models import Ranker, load
@@ -131,7 +131,7 @@ class _Job:
     schema: RowSchema
     config: RankerConfig
     log: Log
-    start: Start | None
+    start: WarmStart | None
 
     @cached_property
     def data_version(self) -> str:
@@ -158,7 +158,7 @@ def train_rankers(
     folder: Path,
     config: RankerConfig,
     log: Log,
-    start: Start | None = None,
+    start: WarmStart | None = None,
     positions: list[dict[str, float]] | None = None,
 ) -> RankerReport:
     """Train the configured kinds into ``folder/<kind>`` and write ``folder/report.json``.

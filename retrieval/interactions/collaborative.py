@@ -28,7 +28,7 @@ from scipy import sparse
 from torch import Tensor
 
 from feature_repo.sanity import Guard
-from retrieval.interactions.graph import SparseProduct, degrees, normalised, right_factors
+from retrieval.interactions.spectral import SparseProduct, degrees, normalised, right_factors
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class _LogPartition(torch.autograd.Function):
         ).float()
 
 
-class Collaborative:
+class CollaborativeTowers:
     """Embeddings of the users and items of one interaction matrix, and their training."""
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 from sklearn.metrics import ndcg_score, recall_score
 
-from retrieval.interactions.all_ranking import recall_and_ndcg
+from retrieval.interactions.metrics import recall_and_ndcg
 
 ITEMS = 6
 

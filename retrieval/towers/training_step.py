@@ -16,7 +16,7 @@ from retrieval.towers.losses import sampled_softmax
 from retrieval.towers.model import TwoTowers
 
 
-def descend(
+def gradient_step(
     loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, guard: Guard
 ) -> tuple[float, float]:
     """Take one step down a loss; return it and the norm of its gradient before clipping to ``clip``.
@@ -35,7 +35,7 @@ def descend(
 
 
 @dataclass(frozen=True)
-class Steps:
+class TrainingStep:
     """Learns from one batch after the other.
 
     Attributes:
@@ -70,7 +70,7 @@ class Steps:
         uniform = generator.integers(1, catalogue + 1, self.uniform_negatives)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = self._loss(towers, batch, uniform, catalogue)
-        return descend(loss, towers, optimizer, self.clip, self.guard)
+        return gradient_step(loss, towers, optimizer, self.clip, self.guard)
 
     def _loss(
         self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int

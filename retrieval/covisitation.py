@@ -19,7 +19,7 @@ _SHRINKAGE = 5.0
 _BACKWARD = 0.5  # what came before says less of what comes next
 
 
-def neighbours(
+def similar_items(
     users: npt.NDArray[np.int64], items: Codes, catalogue: int, k: int = 100
 ) -> tuple[Codes, Floats]:
     """Return the ``k`` most similar items of each item and their similarity, best first.

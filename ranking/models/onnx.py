@@ -1,0 +1,20 @@
+"""How an exported network is run while serving: one place for the options of ONNX Runtime."""
+
+from __future__ import annotations
+
+import onnxruntime
+
+from feature_repo.threads import inference_threads
+
+
+def onnx_session(model: bytes) -> onnxruntime.InferenceSession:
+    """Return a session on the CPU that uses ``inference_threads`` and may be shared between threads.
+
+    Args:
+        model: a serialised ONNX model.
+
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = inference_threads()
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
