@@ -23,9 +23,9 @@ from pipelines.ingest.ingest import ingest
 from pipelines.streaming.status import stream_status
 from pipelines.synthetic.generate import generate
 from pipelines.synthetic.world import WorldConfig
+from pipelines.training.config import SampleConfig
 from pipelines.training.release import make_release
-from pipelines.training.train import train
-from pipelines.training.train_ranking import SampleConfig
+from pipelines.training.train import TrainSettings, train
 from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.training import TowerTrainingConfig
@@ -48,11 +48,12 @@ def build_world(root: Path) -> Workspace:
         epochs=2, batch=512, uniform_negatives=128, patience=1, validation_sample=500
     )
     sample = SampleConfig(
-        train_requests=400, calibrate_requests=150, choose_requests=150, negatives=40
+        train_requests=400, calibrate_requests=150, selection_requests=150, negatives=40
     )
     rankers = RankerConfig(trees=TreeConfig(rounds=20), dcn=DcnConfig(epochs=1, min_steps=30))
     with display.stage("Train") as progress:
-        train(workspace, progress, towers, sample, rankers)
+        settings = TrainSettings(towers=towers, sample=sample, rankers=rankers)
+        train(workspace, progress, settings)
     make_release(workspace)
     return workspace
 

@@ -17,7 +17,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.synthetic.generate import generate
 from pipelines.synthetic.world import WorldConfig
 from pipelines.training.release import current_release, make_release, promote
-from pipelines.training.train import train
+from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
 
@@ -95,11 +95,12 @@ def _bring_in(workspace: Workspace, data: Path, name: str, events: str) -> None:
     apply(feature_store(workspace), workspace)
 
 
-def _measured(workspace: Workspace, warm: WarmStartConfig | None) -> dict[str, float]:
+def _measured(workspace: Workspace, warm_start: WarmStartConfig | None) -> dict[str, float]:
     """Train and release; return how long it took, on the clock and of processors."""
     clock, used = time.perf_counter(), _processor_s()
-    with display.stage("Train" if warm is None else "Train on") as progress:
-        train(workspace, progress, warm=warm, say=display.console.print)
+    with display.stage("Train" if warm_start is None else "Train on") as progress:
+        settings = TrainSettings(warm_start=warm_start)
+        train(workspace, progress, settings, announce=display.console.print)
         make_release(workspace)
     return {"seconds": time.perf_counter() - clock, "processor_seconds": _processor_s() - used}
 

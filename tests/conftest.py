@@ -21,9 +21,9 @@ from feature_repo.workspace import Workspace
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.ingest.ingest import ingest
 from pipelines.synthetic.generate import WorldConfig, generate
+from pipelines.training.config import SampleConfig
 from pipelines.training.release import make_release
-from pipelines.training.train import train
-from pipelines.training.train_ranking import SampleConfig
+from pipelines.training.train import TrainSettings, train
 from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.training import TowerTrainingConfig
@@ -32,7 +32,9 @@ WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0
 TOWERS = TowerTrainingConfig(
     epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000
 )
-SAMPLE = SampleConfig(train_requests=800, calibrate_requests=250, choose_requests=250, negatives=40)
+SAMPLE = SampleConfig(
+    train_requests=800, calibrate_requests=250, selection_requests=250, negatives=40
+)
 RANKERS = RankerConfig(
     trees=TreeConfig(rounds=40, learning_rate=0.1), dcn=DcnConfig(epochs=1, min_steps=60)
 )
@@ -59,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
-    train(workspace, silent, TOWERS, SAMPLE, RANKERS)
+    train(workspace, silent, TrainSettings(towers=TOWERS, sample=SAMPLE, rankers=RANKERS))
     release = make_release(workspace)
     yield Built(workspace, release, evaluate(workspace, release, silent))
     stop_redis(workspace.redis)

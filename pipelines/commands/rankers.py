@@ -26,7 +26,9 @@ def importance(
 
     use_all_cores()
     with display.stage("Importance") as progress:
-        figures = measure(workspace_of(home), requests, repeats, k, progress)
+        figures = measure(
+            workspace_of(home), requests=requests, repeats=repeats, k=k, progress=progress
+        )
     show(figures, k)
     display.result(json.dumps(figures))
 

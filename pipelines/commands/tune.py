@@ -34,7 +34,7 @@ Minutes = Annotated[
 @tune.command("towers")
 def towers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None) -> None:
     """Settings of the two towers, by their recall@100 over all items on validation."""
-    from pipelines.search.towers import TowerSearch
+    from pipelines.search.tower_search import TowerSearch
 
     _search(home, TowerSearch(), trials, jobs, minutes)
 
@@ -44,7 +44,7 @@ def rankers(
     home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None
 ) -> None:
     """Settings of LambdaRank, LightGBM and DCN-v2, and which of them, by NDCG@10 on validation."""
-    from pipelines.search.rankers import RankerSearch
+    from pipelines.search.ranker_search import RankerSearch
 
     _search(home, RankerSearch(), trials, jobs, minutes)
 

@@ -19,11 +19,11 @@ from feature_repo.views import (
     user_activity_schema,
     user_profile_schema,
 )
-from pipelines.evaluation.contenders import Funnel
+from pipelines.evaluation.evaluated_models import Funnel
 from pipelines.evaluation.metrics import K
-from pipelines.evaluation.moments import Lists, Model, Moment
+from pipelines.evaluation.replayed_requests import Lists, Model, PastRequests
 from pipelines.features.point_in_time import DAY_S, PointInTime
-from pipelines.training.past_requests import Journal, Requests, users_at
+from pipelines.training.past_requests import InteractionHistory, Requests, users_at
 from ranking.models.scorer import CalibratedRanker
 from ranking.rows import ItemRows, PairRows
 from serving.recommender.candidates import SOURCES, Retriever
@@ -34,7 +34,7 @@ from serving.releases.release import Release
 
 
 def ablations(
-    release: Release, features: PointInTime, requests: Requests, journal: Journal
+    release: Release, features: PointInTime, requests: Requests, interactions: InteractionHistory
 ) -> dict[str, Model]:
     """Return the funnel without its ranker, each source it uses, each view of users, and what is known of items.
 
@@ -53,9 +53,9 @@ def ablations(
         if getattr(whole.retriever.shares, source, 0):
             retriever = _without_source(whole.retriever, source)
             models[f"candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
-    models["streaming"] = _OtherUsers(release, journal, _AsOfMidnight(features, requests))
+    models["streaming"] = _OtherUsers(release, interactions, _AsOfMidnight(features, requests))
     for view, names in _user_views(release.codec.spec).items():
-        models[view] = _OtherUsers(release, journal, _Without(names))
+        models[view] = _OtherUsers(release, interactions, _Without(names))
     if release.codec.spec.item_attributes:
         models["item attributes (ranker)"] = _OtherItems(_with(release), _no_attributes)
     models["item_activity"] = _OtherItems(_with(release), _no_activity)
@@ -116,14 +116,17 @@ class _OtherUsers:
     """The funnel with other features of users; what they have seen stays known."""
 
     def __init__(
-        self, release: Release, journal: Journal, change: Callable[[Moment], Columns]
+        self,
+        release: Release,
+        interactions: InteractionHistory,
+        change: Callable[[PastRequests], Columns],
     ) -> None:
         self._funnel = Funnel(release.recommender, K)
-        self._reader, self._journal, self._change = release.reader, journal, change
+        self._reader, self._interactions, self._change = release.reader, interactions, change
 
-    def __call__(self, moment: Moment) -> Lists:
-        users = users_at(self._reader, self._change(moment), moment.requests, self._journal)
-        return self._funnel.lists(moment, users)
+    def __call__(self, batch: PastRequests) -> Lists:
+        users = users_at(self._reader, self._change(batch), batch.requests, self._interactions)
+        return self._funnel.lists(batch, users)
 
 
 class _Without:
@@ -132,16 +135,16 @@ class _Without:
     def __init__(self, names: list[str]) -> None:
         self._names = names
 
-    def __call__(self, moment: Moment) -> Columns:
-        missing: dict[str, Any] = {name: [None] * len(moment.requests) for name in self._names}
-        return {**moment.columns, **missing}
+    def __call__(self, batch: PastRequests) -> Columns:
+        missing: dict[str, Any] = {name: [None] * len(batch.requests) for name in self._names}
+        return {**batch.columns, **missing}
 
 
 class _AsOfMidnight:
     """Users' features as a daily job leaves them."""
 
     def __init__(self, features: PointInTime, requests: Requests) -> None:
-        # A moment is joined a microsecond before it, and the job's rows are stamped with the
+        # A request is joined a microsecond before its time, and the job's rows are stamped with the
         # midnight itself.
         midnight = requests.time // DAY_S * DAY_S + 1e-6
         self._parts = features.users(
@@ -150,11 +153,11 @@ class _AsOfMidnight:
         self._rows = slice(0, 0)
         self._columns: Columns = {}
 
-    def __call__(self, moment: Moment) -> Columns:
-        while moment.rows[0] >= self._rows.stop:  # moments come in the order of the requests
+    def __call__(self, batch: PastRequests) -> Columns:
+        while batch.rows[0] >= self._rows.stop:  # batches come in the order of the requests
             self._rows, self._columns = next(self._parts)
         part = slice(
-            int(moment.rows[0]) - self._rows.start, int(moment.rows[-1]) + 1 - self._rows.start
+            int(batch.rows[0]) - self._rows.start, int(batch.rows[-1]) + 1 - self._rows.start
         )
         return {name: values[part] for name, values in self._columns.items()}
 
@@ -166,10 +169,10 @@ class _OtherItems:
         self._funnel, self._change = Funnel(recommender, K), change
         self._last: tuple[ItemTable, ItemTable] | None = None
 
-    def __call__(self, moment: Moment) -> Lists:
-        if self._last is None or self._last[0] is not moment.items:
-            self._last = (moment.items, self._change(moment.items))
-        return self._funnel(replace(moment, items=self._last[1]))
+    def __call__(self, batch: PastRequests) -> Lists:
+        if self._last is None or self._last[0] is not batch.items:
+            self._last = (batch.items, self._change(batch.items))
+        return self._funnel(replace(batch, items=self._last[1]))
 
 
 def _no_attributes(items: ItemTable) -> ItemTable:

@@ -23,7 +23,7 @@ from pipelines.evaluation.baselines import (
     WithPopularity,
 )
 from pipelines.evaluation.metrics import accuracy
-from pipelines.evaluation.moments import (
+from pipelines.evaluation.replayed_requests import (
     Allowed,
     Lists,
     Model,
@@ -32,7 +32,7 @@ from pipelines.evaluation.moments import (
     histories,
     rank_all,
 )
-from pipelines.training.past_requests import Journal, Requests, requests_from
+from pipelines.training.past_requests import InteractionHistory, Requests, requests_from
 from pipelines.training.split import epoch_seconds
 from retrieval.towers.training import Progress
 from serving.recommender.codec import Codec
@@ -89,22 +89,22 @@ class Tuned:
 
 
 def tuned_baselines(
-    release: Release, events: pd.DataFrame, journal: Journal, progress: Progress
+    release: Release, events: pd.DataFrame, interactions: InteractionHistory, progress: Progress
 ) -> Tuned:
     """Tune each baseline on the slice from ``split.choose`` to ``split.test``, then fit it on all before the test.
 
     Args:
         release: whose catalogue, rules and split count.
         events: the whole log in order of time.
-        journal: the same log by user.
+        interactions: the same log by user.
         progress: told before each fit.
 
     """
     split, time = release.manifest["split"], epoch_seconds(events[c.TIMESTAMP])
     codec, tuned = release.codec, Tuned()
-    earlier = taken_up(events[time < split["choose"]], codec)
-    known = taken_up(events[time < split["test"]], codec)
-    validation = Validation.of(release, events, journal)
+    earlier = interaction_matrix(events[time < split["choose"]], codec)
+    known = interaction_matrix(events[time < split["test"]], codec)
+    validation = Validation.of(release, events, interactions)
     for name, (build, _) in LADDERS.items():
         if reason := _cannot(name, codec):
             tuned.left_out[name] = reason
@@ -160,7 +160,7 @@ def climb(ladders: Ladders, figure: Callable[[Setting], float]) -> Setting:
 
 
 def _model(baseline: Baseline) -> Model:
-    return by_scores(lambda moment: baseline.scores(moment.histories))
+    return by_scores(lambda batch: baseline.scores(batch.histories))
 
 
 def _cannot(name: str, codec: Codec) -> str | None:
@@ -173,7 +173,7 @@ def _cannot(name: str, codec: Codec) -> str | None:
     return None
 
 
-def taken_up(events: pd.DataFrame, codec: Codec) -> Matrix:
+def interaction_matrix(events: pd.DataFrame, codec: Codec) -> Matrix:
     """Return who took up what, float32 ``[users, N]`` sparse: 1 for a user's positive events, once an item.
 
     Of users with more, the newest 1,000 items count: pairs grow with the square of a history.
@@ -191,20 +191,24 @@ def taken_up(events: pd.DataFrame, codec: Codec) -> Matrix:
 class Validation:
     """The validation slice's requests; what they may be shown is worked out anew each time, to be small in memory."""
 
-    def __init__(self, release: Release, requests: Requests, journal: Journal) -> None:
+    def __init__(
+        self, release: Release, requests: Requests, interactions: InteractionHistory
+    ) -> None:
         self.requests = requests
-        self._release, self._journal = release, journal
-        self._histories = histories(journal, requests, len(release.codec.items))
+        self._release, self._interactions = release, interactions
+        self._histories = histories(interactions, requests, len(release.codec.items))
 
     @classmethod
-    def of(cls, release: Release, events: pd.DataFrame, journal: Journal) -> Validation:
+    def of(
+        cls, release: Release, events: pd.DataFrame, interactions: InteractionHistory
+    ) -> Validation:
         """Return first contacts from ``split.choose`` to ``split.test``, at most 2,000, evenly spaced."""
         split, time = release.manifest["split"], epoch_seconds(events[c.TIMESTAMP])
         inside = (time >= split["choose"]) & (time < split["test"]) & events[c.POSITIVE].to_numpy()
         rows = np.flatnonzero(inside & ~events.duplicated([c.USER, c.ITEM]).to_numpy())
         if len(rows) > _SAMPLE:
             rows = rows[np.linspace(0, len(rows) - 1, _SAMPLE).astype(np.int64)]
-        return cls(release, requests_from(events.iloc[rows], release.codec), journal)
+        return cls(release, requests_from(events.iloc[rows], release.codec), interactions)
 
     def batches(self) -> Iterator[tuple[Matrix, Allowed, Codes]]:
         """Yield histories float32 ``[B, N]`` sparse, what may be shown bool ``[B, N]``, right items int32 ``[B]``."""
@@ -212,7 +216,7 @@ class Validation:
             rows = slice(start, start + _BATCH)
             part = self.requests[rows]
             pairs = zip(part.user, part.time, strict=True)
-            seen = [self._journal.seen(user, time) for user, time in pairs]
+            seen = [self._interactions.seen(user, time) for user, time in pairs]
             filters = self._release.recommender.filters
             yield (
                 self._histories[rows],
@@ -226,4 +230,4 @@ class Validation:
             rank_all(baseline.scores(past), allowed, right)
             for past, allowed, right in self.batches()
         ]
-        return accuracy(Lists.join(lists).places)["ndcg@10"]
+        return accuracy(Lists.join(lists).ranks)["ndcg@10"]

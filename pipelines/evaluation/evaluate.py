@@ -21,7 +21,7 @@ from feature_repo import columns as c
 from feature_repo.workspace import Workspace, write_json
 from pipelines.evaluation.ablations import ablations as without_parts
 from pipelines.evaluation.baseline_tuning import Tuned, tuned_baselines
-from pipelines.evaluation.contenders import Funnel, simple_models, towers
+from pipelines.evaluation.evaluated_models import Funnel, simple_models, towers
 from pipelines.evaluation.intervals import UserBootstrap, interval, paired
 from pipelines.evaluation.metrics import (
     DEPTHS,
@@ -32,13 +32,13 @@ from pipelines.evaluation.metrics import (
     list_figures,
     recall,
 )
-from pipelines.evaluation.moments import Lists, Model, moments
 from pipelines.evaluation.oracle import oracle
 from pipelines.evaluation.peers import sasrec
+from pipelines.evaluation.replayed_requests import Lists, Model, replay_requests
 from pipelines.evaluation.slices import dimensions, slice_figures
 from pipelines.features.point_in_time import PointInTime
 from pipelines.ingest.ingest import read_events
-from pipelines.training.past_requests import Journal, Requests, requests_from
+from pipelines.training.past_requests import InteractionHistory, Requests, requests_from
 from pipelines.training.split import epoch_seconds
 from retrieval.towers.training import Progress
 from serving.releases.release import EVALUATION, Release, load_release
@@ -73,37 +73,37 @@ def evaluate(
     """
     release, other = load_release(folder), load_release(against) if against else None
     test = HeldOut.of(read_events(workspace), release, limit)
-    journal, requests = (
-        Journal(test.events, release.codec),
+    interactions, requests = (
+        InteractionHistory(test.events, release.codec),
         requests_from(test.chosen, release.codec),
     )
-    tuned = tuned_baselines(release, test.events, journal, progress) if baselines else Tuned()
+    tuned = tuned_baselines(release, test.events, interactions, progress) if baselines else Tuned()
     if peer_minutes is not None:
         tuned = tuned | sasrec(
-            workspace, release, test.events, journal, requests, peer_minutes, progress
+            workspace, release, test.events, interactions, requests, peer_minutes, progress
         )
     catalogue = _catalogue(release, test.known)
-    funnel, best = Funnel(release.recommender), oracle(workspace, release, journal)
+    funnel, best = Funnel(release.recommender), oracle(workspace, release, interactions)
     models: dict[str, Model] = {
         **simple_models(catalogue.popularity), **tuned.models, "two_tower": towers(release), "funnel": funnel,
         **({"oracle": best} if best else {}),
     }  # fmt: skip
     switched = (
-        without_parts(release, PointInTime(workspace), requests, journal) if ablations else {}
+        without_parts(release, PointInTime(workspace), requests, interactions) if ablations else {}
     )
-    lists = _run(release, workspace, requests, journal, {**models, **switched}, progress)
-    per_event = {name: {**gains(of.places), **deep_gains(of.places)} for name, of in lists.items()}
+    lists = _run(release, workspace, requests, interactions, {**models, **switched}, progress)
+    per_event = {name: {**gains(of.ranks), **deep_gains(of.ranks)} for name, of in lists.items()}
     ndcg = {name: values["ndcg@10"] for name, values in per_event.items()}
     users = UserBootstrap(requests.user)
     figures = {
         name: {
-            **accuracy(lists[name].places),
+            **accuracy(lists[name].ranks),
             **_deep(lists[name]),
             **list_figures(lists[name].top, catalogue),
         }
         for name in models
     }
-    parts = dimensions(workspace, release, requests, journal, test.known)
+    parts = dimensions(workspace, release, requests, interactions, test.known)
     slices, gaps = slice_figures(
         parts, requests.user, {name: ndcg[name] for name in models}, "funnel"
     )
@@ -120,7 +120,7 @@ def evaluate(
         },
         "baselines": {"settings": tuned.settings, "left_out": tuned.left_out} if tuned else None,
         "candidates": {
-            f"recall@{depth}": recall(funnel.candidate_places, depth) for depth in DEPTHS
+            f"recall@{depth}": recall(funnel.candidate_ranks, depth) for depth in DEPTHS
         },
         "degraded": dict(funnel.degraded),
         "slices": slices,
@@ -176,23 +176,23 @@ def _run(
     release: Release,
     workspace: Workspace,
     requests: Requests,
-    journal: Journal,
+    interactions: InteractionHistory,
     models: Mapping[str, Model],
     progress: Progress,
 ) -> dict[str, Lists]:
     """Return every model's lists for all requests."""
     found: dict[str, list[Lists]] = {name: [] for name in models}
     done = 0
-    for moment in moments(release, PointInTime(workspace), requests, journal):
+    for batch in replay_requests(release, PointInTime(workspace), requests, interactions):
         for name, model in models.items():
-            found[name].append(model(moment))
-        done += len(moment.requests)
+            found[name].append(model(batch))
+        done += len(batch.requests)
         progress("evaluating", done, len(requests))
     return {name: Lists.join(parts) for name, parts in found.items()}
 
 
 def _deep(lists: Lists) -> dict[str, float]:
-    return {f"recall@{depth}": recall(lists.places, depth) for depth in DEPTHS}
+    return {f"recall@{depth}": recall(lists.ranks, depth) for depth in DEPTHS}
 
 
 def _intervals(
@@ -213,10 +213,10 @@ def _against(
     later = epoch_seconds(test.chosen[c.TIMESTAMP]) >= other.manifest["split"]["test"]
     requests = requests_from(test.chosen[later], other.codec)
     models = {"funnel": Funnel(other.recommender)}
-    theirs = _run(other, workspace, requests, Journal(test.events, other.codec), models, progress)[
-        "funnel"
-    ]
-    users, values = UserBootstrap(requests.user), gains(theirs.places)
+    theirs = _run(
+        other, workspace, requests, InteractionHistory(test.events, other.codec), models, progress
+    )["funnel"]
+    users, values = UserBootstrap(requests.user), gains(theirs.ranks)
     return {
         "release": other.id,
         "events": len(requests),

@@ -15,14 +15,14 @@ from feature_repo import columns as c
 from feature_repo.encoding import Floats
 from feature_repo.views import ONLINE_USERS
 from feature_repo.workspace import Workspace
-from pipelines.evaluation.contenders import simple_models, towers
 from pipelines.evaluation.evaluate import HeldOut, popularity
-from pipelines.evaluation.metrics import Places
-from pipelines.evaluation.moments import Lists, Model, moments
+from pipelines.evaluation.evaluated_models import simple_models, towers
+from pipelines.evaluation.metrics import Ranks
+from pipelines.evaluation.replayed_requests import Lists, Model, replay_requests
 from pipelines.features.point_in_time import DAY_S, PointInTime, Times
 from pipelines.ingest.ingest import read_events
 from pipelines.ingest.parsing import QUARANTINE_COLUMNS
-from pipelines.training.past_requests import Journal, requests_from
+from pipelines.training.past_requests import InteractionHistory, requests_from
 from pipelines.training.train_ranking import trained_sets
 from ranking.data import RankingData
 from serving.recommender.candidates import SOURCES
@@ -42,7 +42,7 @@ def quarantined(workspace: Workspace) -> pd.DataFrame:
 
 
 def ages(workspace: Workspace, table: str, at: pd.Timestamp) -> npt.NDArray[np.float64]:
-    """Return how many days old the newest row of each user or item in an offline table is at a moment.
+    """Return how many days old the newest row of each user or item in an offline table is at a time.
 
     Rows that were not known by then do not count.
     """
@@ -73,13 +73,13 @@ def missing_shares(rows: pd.DataFrame) -> pd.Series:
 class Retrieved:
     """``n`` events of the test slice, replayed through retrieval alone.
 
-    ``vectors`` float32 ``[n, D]``: the users' just before; ``places``: the right item's place in
+    ``vectors`` float32 ``[n, D]``: the users' just before; ``ranks``: the right item's place in
     the order of each model; ``proposed`` bool ``[n, S]``: which of the candidate ``sources``
     proposed it.
     """
 
     vectors: Floats
-    places: dict[str, Places]
+    ranks: dict[str, Ranks]
     sources: tuple[str, ...]
     proposed: npt.NDArray[np.bool_]
 
@@ -87,8 +87,8 @@ class Retrieved:
 def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retrieved:
     """Replay events of the test slice, evenly spaced, ``limit`` at most; models are towers and popularity."""
     held_out = HeldOut.of(read_events(workspace), release, limit)
-    journal, requests = (
-        Journal(held_out.events, release.codec),
+    interactions, requests = (
+        InteractionHistory(held_out.events, release.codec),
         requests_from(held_out.chosen, release.codec),
     )
     models: dict[str, Model] = {
@@ -97,24 +97,24 @@ def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retr
     }
     lists: dict[str, list[Lists]] = {name: [] for name in models}
     vectors, proposed = [], []
-    for moment in moments(release, PointInTime(workspace), requests, journal):
-        context = moment.users.context
+    for batch in replay_requests(release, PointInTime(workspace), requests, interactions):
+        context = batch.users.context
         vectors.append(release.recommender.tower(context))
         filters = release.recommender.filters
         narrow = [
-            filters.narrow(moment.items, RequestRules(1), float(time)) for time in context.time
+            filters.narrow(batch.items, RequestRules(1), float(time)) for time in context.time
         ]
         found = release.retrieval.retriever.retrieve(
-            vectors[-1], context.history, moment.items, context.time, narrow
+            vectors[-1], context.history, batch.items, context.time, narrow
         )
-        right = found.item == moment.requests.item[found.request]
+        right = found.item == batch.requests.item[found.request]
         bits = np.zeros(len(context), dtype=np.uint8)
         bits[found.request[right]] = found.sources[right]
         proposed.append((bits[:, None] >> np.arange(len(SOURCES)) & 1).astype(np.bool_))
         for name, model in models.items():
-            lists[name].append(model(moment))
-    places = {name: Lists.join(parts).places for name, parts in lists.items()}
-    return Retrieved(np.concatenate(vectors), places, SOURCES, np.concatenate(proposed))
+            lists[name].append(model(batch))
+    ranks = {name: Lists.join(parts).ranks for name, parts in lists.items()}
+    return Retrieved(np.concatenate(vectors), ranks, SOURCES, np.concatenate(proposed))
 
 
 def held_out_rows(workspace: Workspace, requests: int) -> RankingData:

@@ -17,7 +17,7 @@ from scipy.stats import rankdata
 
 from feature_repo.encoding import Codes, Floats
 
-Places = npt.NDArray[np.int64]
+Ranks = npt.NDArray[np.int64]
 """0-based place of the right item in each list, int64 ``[n]``; -1: not in it."""
 
 Values = npt.NDArray[np.float64]
@@ -27,10 +27,10 @@ DEPTHS = (100, 500)
 _CHUNK = 4_096
 
 
-def gains(places: Places, k: int = K) -> dict[str, Values]:
+def gains(ranks: Ranks, k: int = K) -> dict[str, Values]:
     """Return each list's recall, NDCG and MRR at ``k``, float64 ``[n]``."""
-    hit = (places >= 0) & (places < k)
-    rank = np.maximum(places, 0) + 1.0
+    hit = (ranks >= 0) & (ranks < k)
+    rank = np.maximum(ranks, 0) + 1.0
     return {
         f"recall@{k}": hit.astype(np.float64),
         f"ndcg@{k}": np.where(hit, 1.0 / np.log2(rank + 1.0), 0.0),
@@ -38,23 +38,23 @@ def gains(places: Places, k: int = K) -> dict[str, Values]:
     }
 
 
-def deep_gains(places: Places) -> dict[str, Values]:
+def deep_gains(ranks: Ranks) -> dict[str, Values]:
     """Return each list's recall at greater depths, float64 ``[n]``."""
-    return {f"recall@{k}": gains(places, k)[f"recall@{k}"] for k in DEPTHS}
+    return {f"recall@{k}": gains(ranks, k)[f"recall@{k}"] for k in DEPTHS}
 
 
-def accuracy(places: Places, k: int = K) -> dict[str, float]:
+def accuracy(ranks: Ranks, k: int = K) -> dict[str, float]:
     """Return hit rate, NDCG, MRR and MAP at ``k`` over all lists; 0 for no lists."""
     means = {
         name: float(values.mean()) if len(values) else 0.0
-        for name, values in gains(places, k).items()
+        for name, values in gains(ranks, k).items()
     }
     return {f"hit_rate@{k}": means[f"recall@{k}"], **means, f"map@{k}": means[f"mrr@{k}"]}
 
 
-def recall(places: Places, k: int) -> float:
+def recall(ranks: Ranks, k: int) -> float:
     """Return the share of lists whose right item is among the first ``k``."""
-    return float(((places >= 0) & (places < k)).mean()) if len(places) else 0.0
+    return float(((ranks >= 0) & (ranks < k)).mean()) if len(ranks) else 0.0
 
 
 @dataclass(frozen=True)

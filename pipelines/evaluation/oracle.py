@@ -6,38 +6,42 @@ import numpy as np
 
 from feature_repo.encoding import Floats
 from feature_repo.workspace import Workspace
-from pipelines.evaluation.moments import Model, Moment, by_scores
+from pipelines.evaluation.replayed_requests import Model, PastRequests, by_scores
 from pipelines.synthetic.world import SESSION_GAP_S, World
-from pipelines.training.past_requests import Journal
+from pipelines.training.past_requests import InteractionHistory
 from serving.releases.release import Release
 
 
-def oracle(workspace: Workspace, release: Release, journal: Journal) -> Model | None:
+def oracle(
+    workspace: Workspace, release: Release, interactions: InteractionHistory
+) -> Model | None:
     """Return the model that knows the truth; None where the data is not of the synthetic world."""
     truth = workspace.root / "raw" / "truth.npz"
     if release.codec.spec.name != "synthetic" or not truth.is_file():
         return None
-    return by_scores(_Oracle(World.load(truth), release, release.manifest["shift_s"], journal))
+    return by_scores(_Oracle(World.load(truth), release, release.manifest["shift_s"], interactions))
 
 
 class _Oracle:
     """The true preferences, updated by what the session has shown so far."""
 
-    def __init__(self, world: World, release: Release, shift_s: int, journal: Journal) -> None:
-        self._world, self._shift, self._journal = world, shift_s, journal
+    def __init__(
+        self, world: World, release: Release, shift_s: int, interactions: InteractionHistory
+    ) -> None:
+        self._world, self._shift, self._interactions = world, shift_s, interactions
         self._user = {name: row for row, name in enumerate(world.user_ids)}
         self._columns = np.array([release.codec.items.code(item) for item in world.item_ids])
         self._row = np.zeros(len(release.codec.items), dtype=np.int64)
         self._row[self._columns] = np.arange(len(self._columns))
-        self._view = journal.types.index("view")
+        self._view = interactions.types.index("view")
 
-    def __call__(self, moment: Moment) -> Floats:
+    def __call__(self, batch: PastRequests) -> Floats:
         """Return log-probabilities of the next view, float32 ``[B, N]``."""
-        requests = moment.requests
+        requests = batch.requests
         earlier, before = [], []
         for user, time in zip(requests.user, requests.time, strict=True):
-            past = self._journal.between(user, -np.inf, time)
-            viewed = past.kind == self._view
+            past = self._interactions.between(user, -np.inf, time)
+            viewed = past.type == self._view
             times, items = past.time[viewed], self._row[past.item[viewed]]
             breaks = np.flatnonzero(np.diff(np.append(times, time)) > SESSION_GAP_S)
             start = int(breaks[-1]) + 1 if len(breaks) else 0

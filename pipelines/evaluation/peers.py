@@ -32,10 +32,10 @@ from feature_repo.workspace import (
     read_json,
     write_json,
 )
-from pipelines.evaluation.baseline_tuning import Tuned, Validation, taken_up
+from pipelines.evaluation.baseline_tuning import Tuned, Validation, interaction_matrix
 from pipelines.evaluation.baselines import popularity_bonus
-from pipelines.evaluation.moments import Model, by_scores
-from pipelines.training.past_requests import Journal, Requests
+from pipelines.evaluation.replayed_requests import Model, by_scores
+from pipelines.training.past_requests import InteractionHistory, Requests
 from pipelines.training.split import epoch_seconds
 from retrieval.towers.training import Progress
 from serving.releases.release import Release
@@ -96,8 +96,8 @@ class Peer:
         """
         lowest = np.finfo(np.float32).min
         return by_scores(
-            lambda moment: np.where(
-                self.known, self.users[moment.rows] @ self.items.T + bonus, lowest
+            lambda batch: np.where(
+                self.known, self.users[batch.rows] @ self.items.T + bonus, lowest
             )
         )
 
@@ -106,7 +106,7 @@ def sasrec(
     workspace: Workspace,
     release: Release,
     events: pd.DataFrame,
-    journal: Journal,
+    interactions: InteractionHistory,
     requests: Requests,
     minutes: float,
     progress: Progress,
@@ -117,7 +117,7 @@ def sasrec(
         workspace: where results are kept.
         release: whose catalogue, rules and split count.
         events: the whole log in order of time.
-        journal: the same log by user.
+        interactions: the same log by user.
         requests: all test requests, in the order in which their moments will come.
         minutes: for tuning and the last fit together, about; three times as much is the limit.
         progress: told what the peer does.
@@ -125,7 +125,7 @@ def sasrec(
     """
     if not PYTHON.is_file():
         return Tuned(left_out={NAME: HOW})
-    known = taken_up(
+    known = interaction_matrix(
         events[epoch_seconds(events[c.TIMESTAMP]) < release.manifest["split"]["test"]],
         release.codec,
     )
@@ -133,7 +133,7 @@ def sasrec(
     shutil.rmtree(inputs, ignore_errors=True)
     inputs.mkdir(parents=True)
     try:
-        write_inputs(inputs, release, events, journal, requests)
+        write_inputs(inputs, release, events, interactions, requests)
         peer = run(inputs, workspace.peers / NAME, minutes, progress)
     except PeerFailed as reason:
         return Tuned(left_out={NAME: str(reason)})
@@ -146,7 +146,11 @@ def sasrec(
 
 
 def write_inputs(
-    folder: Path, release: Release, events: pd.DataFrame, journal: Journal, requests: Requests
+    folder: Path,
+    release: Release,
+    events: pd.DataFrame,
+    interactions: InteractionHistory,
+    requests: Requests,
 ) -> None:
     """Write what a peer learns from and is asked for; items are codes, users are numbers."""
     split, items = release.manifest["split"], release.codec.items
@@ -160,23 +164,24 @@ def write_inputs(
         rows = (time < split[name]) & (item > 0)
         table = pa.table({"user": user[rows].astype(np.int32), "item": item[rows].astype(np.int32)})
         pq.write_table(table, folder / f"learn_{name}.parquet")
-    validation = Validation.of(release, events, journal)
+    validation = Validation.of(release, events, interactions)
     allowed = [np.packbits(may, axis=1) for _, may, _ in validation.batches()]
     np.save(
         folder / "allowed_choose.npy",
         np.concatenate([np.zeros((0, -(-len(items) // 8)), np.uint8), *allowed]),
     )
-    _write_requests(folder / "requests_choose.parquet", journal, validation.requests)
-    _write_requests(folder / "requests_test.parquet", journal, requests)
+    _write_requests(folder / "requests_choose.parquet", interactions, validation.requests)
+    _write_requests(folder / "requests_test.parquet", interactions, requests)
     grid = [
         setting for setting in GRID if setting["loss"] != "softmax" or len(items) <= LARGEST_SOFTMAX
     ]
     write_json(folder / "about.json", {"items": len(items), "grid": grid, "max_epochs": MAX_EPOCHS})
 
 
-def _write_requests(path: Path, journal: Journal, requests: Requests) -> None:
+def _write_requests(path: Path, interactions: InteractionHistory, requests: Requests) -> None:
     histories = [
-        journal.taken_up(user, at) for user, at in zip(requests.user, requests.time, strict=True)
+        interactions.positive_items(user, at)
+        for user, at in zip(requests.user, requests.time, strict=True)
     ]
     histories = [codes[codes > 0][-LONGEST:] for codes in histories]
     pq.write_table(

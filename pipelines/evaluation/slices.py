@@ -16,7 +16,7 @@ from feature_repo.dataset import AttributeKind
 from feature_repo.encoding import parts
 from feature_repo.workspace import Workspace
 from pipelines.evaluation.intervals import UserBootstrap, interval
-from pipelines.training.past_requests import Journal, Requests
+from pipelines.training.past_requests import InteractionHistory, Requests
 from serving.releases.release import Release
 
 Values = npt.NDArray[np.float64]
@@ -70,7 +70,7 @@ def dimensions(
     workspace: Workspace,
     release: Release,
     requests: Requests,
-    journal: Journal,
+    interactions: InteractionHistory,
     known: pd.DataFrame,
 ) -> list[Dimension]:
     """Return how events can be parted.
@@ -84,12 +84,14 @@ def dimensions(
         workspace: with the user table.
         release: whose item table counts.
         requests: the events, their items by the release's codes.
-        journal: what users had done.
+        interactions: what users had done.
         known: the log before the cut.
 
     """
     pairs = zip(requests.user, requests.time, strict=True)
-    past = np.array([len(journal.taken_up(user, time)) for user, time in pairs], dtype=np.int64)
+    past = np.array(
+        [len(interactions.positive_items(user, time)) for user, time in pairs], dtype=np.int64
+    )
     codec, items = release.codec, release.items
     met = np.zeros(len(items), dtype=np.int64)
     met[codec.items.encode(known[c.ITEM].unique().tolist())] = 1

@@ -13,9 +13,9 @@ from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
 from pipelines.ingest.ingest import data_version
 from pipelines.search.plan import Params, Plan
-from pipelines.search.rankers import RankerSearch
+from pipelines.search.ranker_search import RankerSearch
 from pipelines.search.study import DEFAULT, FAILED, SharedStudy
-from pipelines.search.towers import TowerSearch
+from pipelines.search.tower_search import TowerSearch
 from ranking.config import RankerConfig
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import TowerTrainingConfig

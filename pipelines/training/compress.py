@@ -1,15 +1,16 @@
-"""``funnel compress``: smaller and faster rankers made of trained ones, and what they cost in quality."""
+"""``funnel compress``: smaller and faster versions of trained rankers, and their loss of quality."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from feature_repo.workspace import Workspace, staged_folder, write_json
 from pipelines.display import table
-from pipelines.training.train_ranking import SampleConfig, trained_sets
+from pipelines.training.config import SampleConfig
+from pipelines.training.train_ranking import trained_sets
 from ranking.config import RankerConfig
 from ranking.data import RankingData
 from ranking.inspection.latency import latencies, one_request
@@ -31,16 +32,16 @@ _ROUNDS = 200
 def compress(
     workspace: Workspace, sample: SampleConfig | None, progress: Progress
 ) -> dict[str, Any]:
-    """Make students of the ranker that would be released and of the network, and int8 networks.
+    """Distil the ranker that would be released and the network, and quantise the network to int8.
 
-    Each becomes a folder in ``models/ranking`` beside the kind that it was made of, for ``funnel
-    release --ranker``; ``models/ranking/compressed.json`` has the figures.
+    Each becomes a folder in ``models/ranking`` beside its original, for ``funnel release
+    --ranker``; ``models/ranking/compressed.json`` has the figures.
 
     Args:
         workspace: the working folder, trained.
-        sample: how many requests the sets take; None: as in training, else students learn from
-            other rows.
-        progress: told what is done.
+        sample: how many requests the sets take; None: as in training, so that students learn from
+            the rows that their teachers learned from.
+        progress: progress callback.
 
     Raises:
         MissingStage: nothing is trained yet.
@@ -49,56 +50,79 @@ def compress(
     sets = trained_sets(workspace, sample, progress)
     folder = workspace.models / "ranking"
     report = RankerReport.load(folder)
-    train, calibrate, choose = sets.train(), sets.calibrate(), sets.choose()
-    pairs, items = one_request(choose, CANDIDATES, _item_columns(sets.retrieval.items.rows))
-    found: dict[str, Any] = {}
+    rows = _Rows(sets.train(), sets.calibrate(), sets.selection())
+    pairs, items = one_request(rows.selection, CANDIDATES, _item_columns(sets.retrieval.items.rows))
+
+    figures: dict[str, Any] = {}
     for kind in dict.fromkeys((report.best, *({"dcn"} & set(report.kinds)))):
-        progress(f"compressing {kind}", len(found), 0)
-        original = CalibratedRanker.load(folder / kind)
-        rankers, settings = {kind: original}, {}
-        for name, ranker, config in compressed(original, train, calibrate, report.config):
-            settings[name] = config
-            rankers[name] = CalibratedRanker.fit(
-                ranker, calibrate
-            )  # its probabilities are not the original's
-        version = report.kinds[kind].version
-        figures = {
-            name: measure(one, choose, report.config.ndcg_k, version, {})[0]
-            for name, one in rankers.items()
-        }
-        for name, config in settings.items():
-            save(rankers[name], folder / name, kind, figures[name], config)
+        progress(f"compressing {kind}", len(figures), 0)
+        rankers, reports = _compress_kind(kind, folder, rows, report)
+
         times = latencies(rankers, pairs, items, _ROUNDS)
-        for name, figure in figures.items():
-            size = sum(
-                path.stat().st_size
-                for path in (folder / name).iterdir()
-                if path.name != "manifest.json"
-            )
-            found[name] = {
+        for name, measured in reports.items():
+            figures[name] = {
                 "of": kind,
-                "bytes": size,
+                "bytes": _model_bytes(folder / name),
                 "ms": times[name],
                 "speed": times[kind] / times[name],
+                **asdict(measured),
             }
-            found[name] |= asdict(figure)
-    result = {"ndcg_k": report.config.ndcg_k, "candidates": CANDIDATES, "rankers": found}
+
+    result = {"ndcg_k": report.config.ndcg_k, "candidates": CANDIDATES, "rankers": figures}
     write_json(folder / REPORT, result)
     return result
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The sets that rankers learn from, are calibrated on, and are compared by."""
+
+    train: RankingData
+    calibrate: RankingData
+    selection: RankingData
+
+
+def _compress_kind(
+    kind: str, folder: Path, rows: _Rows, report: RankerReport
+) -> tuple[dict[str, CalibratedRanker], dict[str, KindReport]]:
+    """Save a kind's compressed versions; return the kind and them by name, and their figures."""
+    original = CalibratedRanker.load(folder / kind)
+    rankers = {kind: original}
+    configs = {}
+    for name, ranker, config in compressed(original, rows.train, rows.calibrate, report.config):
+        configs[name] = config
+        rankers[name] = CalibratedRanker.fit(ranker, rows.calibrate)  # probabilities differ
+
+    version = report.kinds[kind].version
+    reports = {
+        name: measure(ranker, rows.selection, report.config.ndcg_k, version, {})[0]
+        for name, ranker in rankers.items()
+    }
+    for name, config in configs.items():
+        save(rankers[name], folder / name, original=kind, report=reports[name], config=config)
+    return rankers, reports
 
 
 def compressed(
     original: CalibratedRanker, train: RankingData, calibrate: RankingData, config: RankerConfig
 ) -> Iterator[tuple[str, Ranker, RankerConfig]]:
-    """Yield a student of a learnt ranker, and of a network also what int8 makes of it: name, ranker, its settings.
+    """Yield a ranker's compressed versions: name, ranker and its settings.
 
-    ``config``: what the original was trained with.
+    A learned ranker gives a distilled student; a network also gives dynamic and static int8.
+
+    Args:
+        original: the ranker to compress.
+        train: rows to learn from.
+        calibrate: rows for early stopping.
+        config: what the original was trained with.
+
     """
     kind = original.kind
     if kind in ("lightgbm", "lambdarank", "dcn"):
         transform = RowTransform.fit(train.numeric)
         task = Task(train, calibrate, transform, original.schema, student_config(config))
         yield f"{kind}-student", distil(original, task, lambda *_: None), task.config
+
     if isinstance(original.ranker, DcnRanker):
         from ranking.training.quantise import dynamic_int8, static_int8
 
@@ -107,19 +131,28 @@ def compressed(
 
 
 def save(
-    ranker: CalibratedRanker, folder: Path, of: str, report: KindReport, config: RankerConfig
+    ranker: CalibratedRanker,
+    folder: Path,
+    *,
+    original: str,
+    report: KindReport,
+    config: RankerConfig,
 ) -> None:
-    """Write a ranker in one step, with the version of what it was made of and its settings."""
+    """Write a ranker in one step, with its original's name, its figures and its settings."""
     with staged_folder(folder) as staging:
         ranker.save(staging)
         write_json(
             staging / "manifest.json",
-            {"of": of, "report": asdict(report), "config": asdict(config)},
+            {"of": original, "report": asdict(report), "config": asdict(config)},
         )
 
 
+def _model_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.name != "manifest.json")
+
+
 def show(result: dict[str, Any]) -> None:
-    """Print every ranker below the one that it was made of."""
+    """Print every compressed ranker below its original."""
     rows = []
     for name, one in result["rankers"].items():
         head = next(iter(one["heads"].values()))

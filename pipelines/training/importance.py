@@ -1,4 +1,4 @@
-"""``funnel importance``: which features the served ranker's order depends on, and how well it is calibrated."""
+"""``funnel importance``: which features the served ranker depends on, and its calibration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 from feature_repo.workspace import Workspace, write_json
 from pipelines.display import table
 from pipelines.ingest.ingest import read_events
+from pipelines.training.config import SampleConfig
 from pipelines.training.release import current_release
 from pipelines.training.split import Split
-from pipelines.training.train_ranking import RankingSets, SampleConfig
+from pipelines.training.train_ranking import RankingSets
 from ranking.inspection.importance import answered, permutation_importance
 from retrieval.towers.training import Progress
 from serving.releases.release import load_release
@@ -19,19 +20,19 @@ _SEED = 11
 
 
 def importance(
-    workspace: Workspace, requests: int, repeats: int, k: int, progress: Progress
+    workspace: Workspace, *, requests: int, repeats: int, k: int, progress: Progress
 ) -> dict[str, Any]:
-    """Measure the current release's ranker on requests that rankers are chosen by, and keep the result.
+    """Measure the current release's ranker on requests of the selection split; keep the result.
 
     It is written to ``releases/importance-<id>.json``, beside the release: a release's own files
     are what was released.
 
     Args:
         workspace: the working folder.
-        requests: at most so many are drawn, and those whose item was a candidate are measured.
+        requests: maximum requests to sample; those whose item was a candidate are measured.
         repeats: permutations of every column.
-        k: places of a list that count.
-        progress: told what is done.
+        k: length of the lists that are judged.
+        progress: progress callback.
 
     Raises:
         MissingStage: there is no release.
@@ -39,16 +40,20 @@ def importance(
 
     """
     release = load_release(current_release(workspace))
-    split, sample = Split(**release.manifest["split"]), SampleConfig(choose_requests=requests)
     data = RankingSets(
-        workspace, release.retrieval, read_events(workspace), split, sample, progress
-    ).choose()
+        workspace,
+        release.retrieval,
+        read_events(workspace),
+        Split.from_dict(release.manifest["split"]),
+        sample=SampleConfig(selection_requests=requests),
+        progress=progress,
+    ).selection()
     ranker = release.recommender.ranker
 
-    def tell(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         progress("permuting columns", done, total)
 
-    base, columns = permutation_importance(ranker, data, k, repeats, _SEED, tell)
+    base, columns = permutation_importance(ranker, data, k, repeats, _SEED, report)
     result = {
         "release": release.id,
         "ranker": ranker.kind,

@@ -1,9 +1,9 @@
-"""``funnel learning-curve``: how good rankers get with more data, and so whether more data would help."""
+"""``funnel learning-curve``: how the quality of rankers depends on the amount of data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 
 from feature_repo.workspace import Workspace
 from pipelines.display import table
-from pipelines.training.train_ranking import SampleConfig, row_schema, trained_sets
+from pipelines.training.config import SampleConfig
+from pipelines.training.train_ranking import row_schema, trained_sets
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.models.base import Log
@@ -26,7 +27,7 @@ SHARES = tuple(map(Fraction, ("1/8", "1/4", "1/2", "1")))
 def learning_curve(
     workspace: Workspace, kinds: tuple[str, ...], sample: SampleConfig | None, progress: Progress
 ) -> dict[str, Any]:
-    """Train kinds on growing shares of the training requests and compare them on the same validation requests.
+    """Train kinds on growing shares of the training requests; compare them on equal validation.
 
     Points are kept in ``models/learning-curve`` and not trained again as long as data and settings
     are the same.
@@ -35,7 +36,7 @@ def learning_curve(
         workspace: the working folder, trained.
         kinds: of rankers; none: the one that would be released.
         sample: how many requests the sets take; None: as in training.
-        progress: told what is done.
+        progress: progress callback.
 
     Raises:
         MissingStage: nothing is trained yet.
@@ -43,72 +44,86 @@ def learning_curve(
     """
     sets = trained_sets(workspace, sample, progress)
     report = RankerReport.load(workspace.models / "ranking")
-    kinds = kinds or (report.best,)
-    parts, schema = (
-        (sets.train(), sets.calibrate(), sets.choose()),
-        row_schema(sets.retrieval.codec),
+    config = replace(report.config, kinds=kinds or (report.best,))
+    rows = CurveRows(
+        train=sets.train(),
+        calibrate=sets.calibrate(),
+        validate=sets.selection(),
+        schema=row_schema(sets.retrieval.codec),
     )
-    config, folder = replace(report.config, kinds=kinds), workspace.models / "learning-curve"
 
-    def tell(number: int) -> Log:
-        return lambda kind, _: progress(
-            f"{kind} on {SHARES[number]} of the requests", number, len(SHARES)
-        )
+    def log_to(number: int) -> Log:
+        description = f"on {SHARES[number]} of the requests"
+        return lambda kind, _: progress(f"{kind} {description}", number, len(SHARES))
 
-    points = curve(*parts, schema, folder, config, tell)
+    points = curve(rows, workspace.models / "learning-curve", config, log_to)
     return {
         "ndcg_k": config.ndcg_k,
-        "kinds": list(kinds),
+        "kinds": list(config.kinds),
         "points": points,
-        "validation_rows": len(parts[2]),
+        "validation_rows": len(rows.validate),
     }
 
 
+@dataclass(frozen=True)
+class CurveRows:
+    """Rows of a learning curve.
+
+    Attributes:
+        train: training rows, of which each point takes a share of the requests.
+        calibrate: calibration rows; all of them at every point.
+        validate: validation rows; all of them at every point.
+        schema: columns of all three.
+
+    """
+
+    train: RankingData
+    calibrate: RankingData
+    validate: RankingData
+    schema: RowSchema
+
+
 def curve(
-    train: RankingData,
-    calibrate: RankingData,
-    choose: RankingData,
-    schema: RowSchema,
-    folder: Path,
-    config: RankerConfig,
-    log: Callable[[int], Log],
+    rows: CurveRows, folder: Path, config: RankerConfig, log_to: Callable[[int], Log]
 ) -> list[dict[str, Any]]:
     """Train the configured kinds on each share; return a point for each, with every kind's NDCG.
 
     Args:
-        train: all training rows.
-        calibrate: see ``train_rankers``; all of it at every point.
-        choose: likewise.
-        schema: columns.
+        rows: what the kinds learn from and are judged by.
         folder: where each point has a folder.
         config: kinds and settings.
-        log: called with a point's number, returns the log of its trainings.
+        log_to: called with a point's number, returns the log of its trainings.
 
     """
     points = []
     for number, share in enumerate(SHARES):
-        part = share_of_requests(train, share, config.seed)
-        place = folder / f"{share.numerator}-{share.denominator}"
-        report = train_rankers(part, calibrate, choose, schema, place, config, log(number))
-        ndcg = {kind: figures.ndcg for kind, figures in report.kinds.items()}
+        part = share_of_requests(rows.train, share, config.seed)
+        report = train_rankers(
+            part,
+            rows.calibrate,
+            rows.validate,
+            rows.schema,
+            folder / f"{share.numerator}-{share.denominator}",
+            config,
+            log_to(number),
+        )
         points.append(
             {
                 "share": float(share),
                 "requests": len(part.group_sizes()),
                 "rows": len(part),
-                "ndcg": ndcg,
+                "ndcg": {kind: figures.ndcg for kind, figures in report.kinds.items()},
             }
         )
     return points
 
 
 def share_of_requests(data: RankingData, share: Fraction, seed: int) -> RankingData:
-    """Return the rows of a share of the requests, drawn at random; a smaller share is a part of a larger one."""
+    """Return the rows of a random share of the requests; smaller shares are parts of larger ones."""
     requests = np.unique(data.request)
-    drawn = np.random.default_rng(seed).permutation(requests)[
-        : max(1, round(share * len(requests)))
-    ]
-    return data.take(np.flatnonzero(np.isin(data.request, drawn)))
+    count = max(1, round(share * len(requests)))
+    sample = np.random.default_rng(seed).permutation(requests)[:count]
+    return data.take(np.flatnonzero(np.isin(data.request, sample)))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from feature_repo import columns as c
+from feature_repo.arrays import Float64Array, Int32Array, Int64Array
 from feature_repo.views import ONLINE_USERS
-from pipelines.features.point_in_time import DAY_S, PointInTime, Times
+from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.training.split import epoch_seconds
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import Activity, ItemTable
@@ -23,12 +24,20 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Requests:
-    """``n`` events in order of time: user ids, item codes, types and moments (epoch seconds)."""
+    """``n`` past events in order of time, each seen as a request that its item answers.
+
+    Attributes:
+        user: ids ``[n]``.
+        item: item codes, int32 ``[n]``.
+        type: event types ``[n]``.
+        time: epoch seconds, float64 ``[n]``.
+
+    """
 
     user: npt.NDArray[Any]
-    item: npt.NDArray[np.int32]
+    item: Int32Array
     type: npt.NDArray[Any]
-    time: Times
+    time: Float64Array
 
     def __len__(self) -> int:
         return len(self.user)
@@ -47,99 +56,115 @@ def requests_from(events: pd.DataFrame, codec: Codec) -> Requests:
     )
 
 
-class Past(NamedTuple):
-    """Some of a user's events: epoch seconds, item codes, and types by their place in the spec."""
+class UserEvents(NamedTuple):
+    """Some events of one user, oldest first.
 
-    time: Times
-    item: npt.NDArray[np.int32]
-    kind: npt.NDArray[np.int64]
+    Attributes:
+        time: epoch seconds, float64 ``[n]``.
+        item: item codes, int32 ``[n]``.
+        type: index of each event's type in the spec, int64 ``[n]``.
+
+    """
+
+    time: Float64Array
+    item: Int32Array
+    type: Int64Array
 
 
-class Journal:
+class InteractionHistory:
     """What each user did, in order of time: what a stream would have known, and what came next."""
 
     def __init__(self, events: pd.DataFrame, codec: Codec) -> None:
         self.types = codec.spec.event_types
+        self._is_positive = np.array([name in codec.spec.positive_types for name in self.types])
+
         time = epoch_seconds(events[c.TIMESTAMP])
         item = codec.items.encode(events[c.ITEM].tolist())
-        self._positive = np.array([name in codec.spec.positive_types for name in self.types])
-        kind = (
-            events[c.TYPE]
-            .map({name: n for n, name in enumerate(self.types)})
-            .to_numpy(dtype=np.int64)
-        )
-        rows = events.groupby(c.USER, sort=False).indices
+        index = {name: number for number, name in enumerate(self.types)}
+        event_type = events[c.TYPE].map(index).to_numpy(dtype=np.int64)
+        rows_of_user = events.groupby(c.USER, sort=False).indices
         self._of_user = {
-            user: (time[where], item[where], kind[where]) for user, where in rows.items()
+            user: UserEvents(time[rows], item[rows], event_type[rows])
+            for user, rows in rows_of_user.items()
         }
 
-    def between(self, user: str, start: float, stop: float) -> Past:
-        """Return a user's events in ``[start, stop)``, oldest first."""
-        time, item, kind = self._of_user[user]
-        first, last = np.searchsorted(time, [start, stop])
-        return Past(time[first:last], item[first:last], kind[first:last])
+    def between(self, user: str, start: float, stop: float) -> UserEvents:
+        """Return a user's events in ``[start, stop)``."""
+        events = self._of_user[user]
+        first, last = np.searchsorted(events.time, [start, stop])
+        return UserEvents(events.time[first:last], events.item[first:last], events.type[first:last])
 
-    def seen(self, user: str, before: float) -> dict[str, npt.NDArray[np.int32]]:
-        """Return the items a user had met strictly before a moment, by event type."""
+    def seen(self, user: str, before: float) -> dict[str, Int32Array]:
+        """Return the items of a user's events strictly before a time, by event type."""
         past = self.between(user, -np.inf, before)
-        return {name: past.item[past.kind == n] for n, name in enumerate(self.types)}
+        return {name: past.item[past.type == n] for n, name in enumerate(self.types)}
 
-    def taken_up(self, user: str, before: float) -> npt.NDArray[np.int32]:
-        """Return the items of a user's positive events strictly before a moment, oldest first, repeats included."""
+    def positive_items(self, user: str, before: float) -> Int32Array:
+        """Return the items of a user's positive events before a time, oldest first, with repeats.
+
+        An event at exactly that time is not included.
+        """
         past = self.between(user, -np.inf, before)
-        return past.item[self._positive[past.kind]]
+        return past.item[self._is_positive[past.type]]
 
 
 def replay(
-    requests: Requests, features: PointInTime, codec: Codec, items: ItemTable, journal: Journal
-) -> Iterator[tuple[npt.NDArray[np.int64], UserBatch, ItemTable]]:
-    """Yield requests in small batches with user features and item table as they were at that moment.
+    requests: Requests,
+    *,
+    features: PointInTime,
+    codec: Codec,
+    items: ItemTable,
+    interactions: InteractionHistory,
+) -> Iterator[tuple[Int64Array, UserBatch, ItemTable]]:
+    """Yield requests in small batches with user features and item table as they were then.
 
     Item counts are those of the day's midnight, as the daily job would have written them; users'
     histories and what they have seen are up to just before each request, as a stream keeps them.
     """
     reader = UserReader(codec)
     for rows, columns, table in replay_columns(requests, features, codec, items):
-        yield rows, users_at(reader, columns, requests[rows], journal), table
+        yield rows, users_at(reader, columns, requests[rows], interactions), table
 
 
 def replay_columns(
     requests: Requests, features: PointInTime, codec: Codec, items: ItemTable
-) -> Iterator[tuple[npt.NDArray[np.int64], Columns, ItemTable]]:
+) -> Iterator[tuple[Int64Array, Columns, ItemTable]]:
     """Yield the same batches with the users' features by column, not yet read as arrays."""
     days = (requests.time // DAY_S).astype(np.int64)
-    tables = _day_tables(features, codec, items, np.unique(days))
+    tables = _DailyItemTables(features, codec, items, np.unique(days))
     for rows, columns in features.users(ONLINE_USERS, requests.user, requests.time):
+        # A batch has at most BATCH requests, all of one day.
         start, stop = rows.start, rows.stop
         while start < stop:
-            end = min(stop, start + BATCH, int(np.searchsorted(days, days[start], side="right")))
+            end_of_day = int(np.searchsorted(days, days[start], side="right"))
+            end = min(stop, start + BATCH, end_of_day)
             part = slice(start - rows.start, end - rows.start)
             columns_part = {name: values[part] for name, values in columns.items()}
-            yield np.arange(start, end), columns_part, tables(int(days[start]))
+            yield np.arange(start, end), columns_part, tables.of(int(days[start]))
             start = end
 
 
 def users_at(
-    reader: UserReader, columns: Columns, requests: Requests, journal: Journal
+    reader: UserReader, columns: Columns, requests: Requests, interactions: InteractionHistory
 ) -> UserBatch:
     """Return the users of requests with these features and with all that they had seen by then."""
     pairs = zip(requests.user, requests.time, strict=True)
-    return replace(
-        reader.read(columns, requests.time), seen=[journal.seen(user, time) for user, time in pairs]
-    )
+    seen = [interactions.seen(user, time) for user, time in pairs]
+    return replace(reader.read(columns, requests.time), seen=seen)
 
 
-class _day_tables:  # noqa: N801 - used as a function
-    """The item table of each day, days asked for in ascending order."""
+class _DailyItemTables:
+    """The item table of each day; days are asked for in ascending order."""
 
     def __init__(
-        self, features: PointInTime, codec: Codec, items: ItemTable, days: npt.NDArray[np.int64]
+        self, features: PointInTime, codec: Codec, items: ItemTable, days: Int64Array
     ) -> None:
         self._stream: Iterator[tuple[int, Activity]] = features.item_activity(codec, days)
         self._items = items
         self._day = -1
 
-    def __call__(self, day: int) -> ItemTable:
+    def of(self, day: int) -> ItemTable:
+        """Return the item table as of a day's midnight (days since the epoch)."""
         while self._day < day:
             self._day, activity = next(self._stream)
             self._items = self._items.with_activity(activity)

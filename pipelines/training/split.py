@@ -1,22 +1,25 @@
 """Time splits: what each part may learn from lies before what it is judged on.
 
-towers learn | ranker learns | calibration | choice of ranker | test
-^ ranker         ^ calibrate    ^ choose           ^ test
+towers learn | ranker learns | calibration | selection of the ranker | test
+^ ranker         ^ calibrate    ^ selection       ^ test
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from feature_repo import columns as c
+from feature_repo.arrays import Float64Array
 from feature_repo.dataset import SpecError
 
-SHARES = {"ranker": 0.80, "calibrate": 0.86, "choose": 0.88, "test": 0.90}
+SHARES = {"ranker": 0.80, "calibrate": 0.86, "selection": 0.88, "test": 0.90}
 """Each part begins where this share of the positive events has happened."""
+
+_STORED_NAMES = {"selection": "choose"}
+"""Names of parts that files written so far spell differently."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +28,23 @@ class Split:
 
     ranker: float
     calibrate: float
-    choose: float
+    selection: float
     test: float
 
     @classmethod
     def by_time(cls, events: pd.DataFrame) -> Split:
-        """Cut a log (in order of time) at the shares of its positive events, or as soon after as the time moves on.
+        """Cut a log (in order of time) at the shares of its positive events.
+
+        Events of equal time stay in one part: a cut moves on to the next later timestamp.
 
         Raises:
-            SpecError: the positive events have too few different moments.
+            SpecError: the positive events have too few distinct timestamps.
 
         """
         times = epoch_seconds(events.loc[events[c.POSITIVE], c.TIMESTAMP])
         cuts: dict[str, float] = {}
         last = times[0] if len(times) else 0.0
+
         for name, share in SHARES.items():
             later = times[int(share * (len(times) - 1)) :] if len(times) else times
             later = later[later > last]
@@ -47,18 +53,24 @@ class Split:
             last = cuts[name] = float(later[0])
         return cls(**cuts)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, float]) -> Split:
+        """Return the split that ``to_dict`` described, from ``split.json`` or a release manifest."""
+        return cls(**{name: values[_STORED_NAMES.get(name, name)] for name in SHARES})
+
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
-        return asdict(self)
+        """Return JSON-ready values; the selection part is stored as ``choose``."""
+        return {_STORED_NAMES.get(name, name): getattr(self, name) for name in SHARES}
 
 
-def too_few_events(what: str) -> SpecError:
-    """Return the error that says that a part of the time line has nothing to learn from or to be judged by."""
+def too_few_events(part: str) -> SpecError:
+    """Return the error for a part without events to learn from or to be judged by."""
     return SpecError(
-        f"{what}: too few positive events, or too few different moments; bring more events, finer times"
+        f"{part}: too few positive events, or too few distinct timestamps; "
+        "bring more events or finer timestamps"
     )
 
 
-def epoch_seconds(moments: pd.Series) -> np.ndarray[Any, np.dtype[np.float64]]:
+def epoch_seconds(timestamps: pd.Series) -> Float64Array:
     """Return UTC timestamps as float64 epoch seconds."""
-    return np.asarray(moments.astype("datetime64[us, UTC]").astype("int64").to_numpy() / 1e6)
+    return timestamps.astype("datetime64[us, UTC]").astype("int64").to_numpy() / 1e6

@@ -3,86 +3,123 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from feature_repo.workspace import Workspace, write_json
 from pipelines.ingest.ingest import read_events
+from pipelines.training.config import RetrievalConfig, SampleConfig
 from pipelines.training.from_impressions import train_from_impressions
 from pipelines.training.split import Split
 from pipelines.training.tracking import Tracker, track
-from pipelines.training.train_ranking import SampleConfig, train_ranking
+from pipelines.training.train_ranking import train_ranking
 from pipelines.training.train_retrieval import train_retrieval
-from pipelines.training.warm_start import Base, WarmStartConfig
+from pipelines.training.warm_start import BaseRelease, WarmStartConfig
 from ranking.config import RankerConfig
 from ranking.models.base import Log
 from ranking.training.train_rankers import RankerReport
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import Log as Curve
 from retrieval.towers.training import Progress, TowerTrainingConfig
 from serving.recommender.candidates import Shares
 
-Say = Callable[[str], None]
+Announce = Callable[[str], None]
+"""Called with a line that a person should read."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What to train and how; None means the default or, in a warm start, the release's setting.
+
+    Attributes:
+        towers: how the towers are trained.
+        shape: sizes and dropout of the towers; a warm start keeps the release's.
+        shares: how many candidates each source may propose.
+        sample: how many requests the rankers learn from.
+        rankers: which kinds are trained, and how; a warm start continues the release's kind.
+        warm_start: how far to continue from the current release; None: train from scratch.
+
+    """
+
+    towers: TowerTrainingConfig | None = None
+    shape: TowerShape | None = None
+    shares: Shares | None = None
+    sample: SampleConfig = field(default_factory=SampleConfig)
+    rankers: RankerConfig | None = None
+    warm_start: WarmStartConfig | None = None
+
+    def retrieval(self, base: BaseRelease | None) -> RetrievalConfig:
+        """Return how the candidate generator is made, from ``base`` where there is one."""
+        if base is None or self.warm_start is None:
+            return RetrievalConfig(
+                towers=self.towers or TowerTrainingConfig(),
+                shape=self.shape or TowerShape(),
+                shares=self.shares or Shares(),
+            )
+        return RetrievalConfig(
+            towers=self.warm_start.towers(self.towers or base.retrieval.towers),
+            shape=base.retrieval.shape,
+            shares=self.shares or base.retrieval.shares,
+        )
 
 
 def train(
     workspace: Workspace,
     progress: Progress,
-    towers: TowerTrainingConfig | None = None,
-    sample: SampleConfig | None = None,
-    rankers: RankerConfig | None = None,
-    shape: TowerShape | None = None,
-    warm: WarmStartConfig | None = None,
-    say: Say = lambda _: None,
-    shares: Shares | None = None,
+    settings: TrainSettings | None = None,
+    *,
+    announce: Announce = lambda _: None,
 ) -> RankerReport:
-    """Train everything that a release holds; finished parts of the same data and settings are kept.
+    """Train everything that a release holds; finished parts of equal data and settings are kept.
 
     Args:
         workspace: the working folder, features applied.
-        progress: told each step.
-        towers: how the towers are trained; by default as the release was that a warm start goes on
-            from.
-        sample: how many requests the rankers learn from.
-        rankers: which kinds are trained, and how; by default the release's kind as it was, for a
-            warm start.
-        shape: of the towers.
-        warm: go on from the current release, on what is new, as this says; by default all is
-            learned anew.
-        say: told what a person should know of a warm start.
-        shares: how many candidates each source may propose; by default as in the release to go on
-            from.
+        progress: progress callback.
+        settings: what to train and how.
+        announce: called with what a person should know of a warm start.
 
     Returns:
         the table of rankers, with the best one's name.
 
     Raises:
-        MissingStage: an earlier stage is missing, or the release to go on from.
+        MissingStage: an earlier stage is missing, or the release to continue from.
         SpecError: the release is of another data set.
         NothingNew: the release has learned from all events already.
 
     """
-    base = Base.of(workspace) if warm else None
-    if warm and base:
-        towers, rankers, shape = (
-            warm.towers(towers or base.config),
-            rankers or base.rankers,
-            base.shape,
-        )
-        shares = shares or base.shares
-        say(f"towers: go on from release {base.folder.name}")
-    towers, shape = towers or TowerTrainingConfig(), shape or TowerShape()
-    sample, rankers = sample or SampleConfig(), rankers or RankerConfig()
+    settings = settings or TrainSettings()
+    base = BaseRelease.of(workspace) if settings.warm_start else None
+    retrieval = settings.retrieval(base)
+    rankers = settings.rankers or (base.rankers if base else RankerConfig())
+    if base:
+        announce(f"towers: continue from release {base.folder.name}")
+
     events = read_events(workspace)
     split = Split.by_time(events)
     workspace.models.mkdir(parents=True, exist_ok=True)
     write_json(workspace.models / "split.json", split.to_dict())
+
     with track(workspace, "towers") as run:
-        run.parameters(vars(towers) | vars(shape))
-        note: Curve = lambda step, figures: run.metrics(figures, step)  # noqa: E731
-        train_retrieval(workspace, events, split, towers, note, progress, shares, shape, base)
-    start = warm.ranker(base) if warm and base else None
+        run.parameters(vars(retrieval.towers) | vars(retrieval.shape))
+        train_retrieval(
+            workspace,
+            events,
+            split,
+            retrieval,
+            base=base,
+            log=lambda step, figures: run.metrics(figures, step),
+            progress=progress,
+        )
+
     with track(workspace, "rankers") as run:
-        tell = _noting(run, rankers, progress, say)
-        return train_ranking(workspace, events, split, sample, rankers, tell, progress, start)
+        return train_ranking(
+            workspace,
+            events,
+            split,
+            rankers,
+            sample=settings.sample,
+            start=settings.warm_start.ranker(base) if settings.warm_start and base else None,
+            log=_log_to(run, rankers, progress, announce),
+            progress=progress,
+        )
 
 
 def train_served(
@@ -93,9 +130,14 @@ def train_served(
     *,
     ipw: bool = False,
 ) -> RankerReport:
-    """Train the rankers alone, from what was served and the events that followed within ``attribution_s``.
+    """Train the rankers alone, from served responses and the events that followed them.
 
-    With ``ipw``, what was taken up counts the more the seldomer its position is looked at.
+    Args:
+        workspace: the working folder, with a trained candidate generator.
+        attribution_s: how long after a response an event still counts, seconds.
+        progress: progress callback.
+        rankers: which kinds are trained, and how.
+        ipw: weight clicks by the inverse propensity of their position.
 
     Raises:
         MissingStage: there is no candidate generator.
@@ -105,26 +147,35 @@ def train_served(
     rankers = rankers or RankerConfig()
     with track(workspace, "rankers-from-impressions") as run:
         run.parameters({"attribution_s": attribution_s, "ipw": ipw})
-        log = _noting(run, rankers, progress)
-        return train_from_impressions(workspace, rankers, attribution_s, log, progress, ipw=ipw)
+        return train_from_impressions(
+            workspace,
+            rankers,
+            attribution_s=attribution_s,
+            log=_log_to(run, rankers, progress),
+            progress=progress,
+            ipw=ipw,
+        )
 
 
-def _noting(
-    run: Tracker, rankers: RankerConfig, progress: Progress, say: Say = lambda _: None
+def _log_to(
+    run: Tracker,
+    rankers: RankerConfig,
+    progress: Progress,
+    announce: Announce = lambda _: None,
 ) -> Log:
+    """Return a log that writes figures to MLflow and reports each finished kind as progress."""
     trained: set[str] = set()
 
-    def note(kind: str, metrics: dict[str, float]) -> None:
+    def log(kind: str, metrics: dict[str, float]) -> None:
         if "seconds" in metrics or "resumed" in metrics:
             trained.add(kind)
             progress(f"rankers: {kind} trained", len(trained), len(rankers.kinds))
         if "continued" in metrics:
-            how = (
-                "goes on from the release's"
+            announce(
+                f"rankers: {kind} continues from the release's"
                 if metrics["continued"]
-                else "trained anew: the release's cannot go on"
+                else f"rankers: {kind} is trained from scratch: the release's cannot continue"
             )
-            say(f"rankers: {kind} {how}")
         run.metrics({f"{kind}_{name}": value for name, value in metrics.items()})
 
-    return note
+    return log

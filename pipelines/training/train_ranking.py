@@ -1,28 +1,34 @@
-"""Builds the ranker's training sets from the retrieval stage's own candidates, and trains the rankers.
+"""Builds the rankers' training sets from the retrieval stage's own candidates; trains the rankers.
 
-A request's positives are the events that its user really had with the item next taken up; its
-negatives are the candidates that the retrieval stage proposed beside it, as serving would have.
-Other items that the user takes up within a day are neither: they are left out.
+A request's positives are the events that its user had with the next item that they interacted
+with. Its negatives are the candidates that the retrieval stage proposed beside it, as in serving.
+Other items that the user interacts with within a day are neither, and are left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes
+from feature_repo.arrays import BoolArray, Float32Array, Int32Array, Int64Array
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
 from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.ingest.ingest import read_events
-from pipelines.training.past_requests import Journal, Requests, replay, requests_from
+from pipelines.training.config import SampleConfig
+from pipelines.training.past_requests import (
+    InteractionHistory,
+    Requests,
+    replay,
+    requests_from,
+)
 from pipelines.training.split import Split, epoch_seconds, too_few_events
 from ranking.config import RankerConfig, WarmStart
 from ranking.data import RankingData, RowSchema
+from ranking.models.base import Log
 from ranking.training.train_rankers import RankerReport, train_rankers
 from retrieval.towers.training import Progress
 from serving.recommender.candidates import Candidates
@@ -30,22 +36,12 @@ from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, Filters, RequestRules
 from serving.recommender.hydrate import Hydrator
 from serving.recommender.item_table import ItemTable
+from serving.recommender.users import UserBatch
 from serving.releases.release import Retrieval, load_retrieval
 
 ATTRIBUTION_S = float(DAY_S)
 SAMPLE = "sample.json"
 """File beside the models: which requests the rankers' sets took."""
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """How many requests each part takes, and how many negatives a training request keeps."""
-
-    train_requests: int = 6_000
-    calibrate_requests: int = 1_500
-    choose_requests: int = 1_500
-    negatives: int = 60
-    seed: int = 7
 
 
 def row_schema(codec: Codec) -> RowSchema:
@@ -65,25 +61,77 @@ def train_ranking(
     workspace: Workspace,
     events: pd.DataFrame,
     split: Split,
-    sample: SampleConfig,
     config: RankerConfig,
-    log: Any,
+    *,
+    sample: SampleConfig,
+    log: Log,
     progress: Progress,
     start: WarmStart | None = None,
 ) -> RankerReport:
-    """Train every kind of ranker in ``models/ranking`` and return their table; the best is named in it.
+    """Train every kind of ranker in ``models/ranking``; return their table, which names the best.
 
-    ``start``: an earlier ranker; one of its kind goes on from it.
+    Args:
+        workspace: the working folder, with a trained candidate generator.
+        events: the whole log in order of time.
+        split: which part of it each set is drawn from.
+        config: which kinds are trained, and how.
+        sample: how many requests each set takes.
+        log: called with each kind's figures.
+        progress: progress callback.
+        start: an earlier ranker; one of its kind continues from it.
+
     """
     retrieval = load_retrieval(workspace.models / "retrieval")
-    write_json(workspace.models / SAMPLE, asdict(sample))
-    sets = RankingSets(workspace, retrieval, events, split, sample, progress)
-    parts, schema = (sets.train(), sets.calibrate(), sets.choose()), row_schema(retrieval.codec)
-    return train_rankers(*parts, schema, workspace.models / "ranking", config, log, start=start)
+    write_json(workspace.models / SAMPLE, sample.to_dict())
+    sets = RankingSets(workspace, retrieval, events, split, sample=sample, progress=progress)
+    return train_rankers(
+        sets.train(),
+        sets.calibrate(),
+        sets.selection(),
+        row_schema(retrieval.codec),
+        workspace.models / "ranking",
+        config,
+        log,
+        start=start,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which requests one set takes.
+
+    Attributes:
+        name: shown as progress.
+        stream: number of its random stream.
+        start: epoch seconds of the earliest request.
+        stop: epoch seconds after the latest request; nothing from then on is known.
+        requests: maximum number of requests that count.
+        negatives: maximum negatives of a request; None keeps every candidate.
+        positive_only: only requests with a positive event count.
+
+    """
+
+    name: str
+    stream: int
+    start: float
+    stop: float
+    requests: int
+    negatives: int | None = None
+    positive_only: bool = False
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Ranker rows of one batch: ``[n, F]``, ``[n, C]``, ``[n, T]``, and each row's request ``[n]``."""
+
+    numeric: Float32Array
+    categorical: Int32Array
+    labels: Float32Array
+    request: Int64Array
 
 
 class RankingSets:
-    """Builds the sets that rankers of one candidate generator are trained from, calibrated on and chosen by."""
+    """Builds the sets that the rankers of one candidate generator learn from and are judged by."""
 
     def __init__(
         self,
@@ -91,131 +139,179 @@ class RankingSets:
         retrieval: Retrieval,
         events: pd.DataFrame,
         split: Split,
+        *,
         sample: SampleConfig,
         progress: Progress,
     ) -> None:
-        """Take the whole log, in order of time, and where its slices begin."""
-        self.retrieval, self.split, self.sample, self.progress = retrieval, split, sample, progress
+        """Take the whole log, in order of time, and where its parts begin."""
+        self.retrieval = retrieval
+        self.split = split
+        self.sample = sample
+        self.progress = progress
         self.features = PointInTime(workspace)
         self.events = events
         self.time = epoch_seconds(events[c.TIMESTAMP])
-        self.first = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
-        self.journal = Journal(events, retrieval.codec)
+        self.first_contact = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+        self.interactions = InteractionHistory(events, retrieval.codec)
         self.hydrator = Hydrator(retrieval.vectors)
         self.filters = Filters(FilterRules(), retrieval.items)
 
     def train(self) -> RankingData:
-        """Return rows to learn from, at most so many negatives a request."""
+        """Return rows to learn from, with a maximum number of negatives per request."""
         return self._build(
-            "train",
-            self.split.ranker,
-            self.split.calibrate,
-            self.sample.train_requests,
-            self.sample.negatives,
+            _Part(
+                name="train",
+                stream=5,
+                start=self.split.ranker,
+                stop=self.split.calibrate,
+                requests=self.sample.train_requests,
+                negatives=self.sample.negatives,
+            )
         )
 
     def calibrate(self) -> RankingData:
-        """Return rows that say when to stop, and that probabilities are calibrated on."""
+        """Return rows for early stopping and for the calibration of probabilities."""
         return self._build(
-            "calibrate",
-            self.split.calibrate,
-            self.split.choose,
-            self.sample.calibrate_requests,
-            None,
+            _Part(
+                name="calibrate",
+                stream=9,
+                start=self.split.calibrate,
+                stop=self.split.selection,
+                requests=self.sample.calibrate_requests,
+            )
         )
 
-    def choose(self) -> RankingData:
-        """Return rows that models are compared by: every candidate of so many requests that ended well, and others.
+    def selection(self) -> RankingData:
+        """Return rows by which models are compared: every candidate of each request.
 
-        Orders are judged by requests that ended well, probabilities by all, since all are asked
-        for.
+        Orders are judged by requests with a positive event, which alone count towards the
+        maximum; probabilities are judged by all requests.
         """
         return self._build(
-            "choose",
-            self.split.choose,
-            self.split.test,
-            self.sample.choose_requests,
-            None,
-            wanted=True,
+            _Part(
+                name="selection",
+                stream=6,
+                start=self.split.selection,
+                stop=self.split.test,
+                requests=self.sample.selection_requests,
+                positive_only=True,
+            )
         )
 
     def test(self, requests: int) -> RankingData:
-        """Return rows like those of ``choose``, of the time after all of these."""
-        return self._build("test", self.split.test, np.inf, requests, None, wanted=True)
-
-    def _build(
-        self,
-        name: str,
-        start: float,
-        stop: float,
-        count: int,
-        negatives: int | None,
-        wanted: bool = False,
-    ) -> RankingData:
-        """Return the rows of sampled requests in ``[start, stop)``; ``negatives`` None keeps every candidate.
-
-        ``count``: how many requests, at most; ``wanted``: only those that ended well are counted.
-        """
-        rows = np.flatnonzero((self.time >= start) & (self.time < stop) & self.first)
-        generator = np.random.default_rng([self.sample.seed, len(name)])
-        rows = generator.permutation(rows)
-        counted = (
-            self.events[c.POSITIVE].to_numpy()[rows]
-            if wanted
-            else np.ones(len(rows), dtype=np.bool_)
+        """Return rows like those of ``selection``, from the test part."""
+        return self._build(
+            _Part(
+                name="test",
+                stream=4,
+                start=self.split.test,
+                stop=np.inf,
+                requests=requests,
+                positive_only=True,
+            )
         )
-        if not counted.any():
-            raise too_few_events(f"ranking rows: {name}")
-        rows = np.sort(rows[np.cumsum(counted) <= count])
+
+    def _build(self, part: _Part) -> RankingData:
+        """Return the rows of sampled requests of a part."""
+        generator = np.random.default_rng([self.sample.seed, part.stream])
+        rows = self._sampled_events(part, generator)
         requests = requests_from(self.events.iloc[rows], self.retrieval.codec)
         owner = pd.factorize(requests.user)[0].astype(np.int64)
-        parts = []
-        done = 0
-        past = replay(
-            requests, self.features, self.retrieval.codec, self.retrieval.items, self.journal
-        )
-        for places, users, items in past:
-            vectors = self.retrieval.tower(users.context)
-            time = users.context.time
-            narrow = [self.filters.narrow(items, RequestRules(1), float(t)) for t in time]
-            found = self.retrieval.retriever.retrieve(
-                vectors, users.context.history, items, time, narrow
-            )
-            allowed = self._allowed(found, requests[places], users.seen, items)
-            labels, ambiguous = next_labels(self.journal, requests[places], found, stop)
-            keep: npt.NDArray[np.bool_] = allowed & ~ambiguous
-            if negatives is not None:
-                keep &= _sampled(found, labels, negatives, generator)
-            numeric, categorical = self.hydrator.hydrate(users, vectors, found, items)
-            parts.append(
-                (numeric[keep], categorical[keep], labels[keep], places[found.request[keep]])
-            )
-            done += len(places)
-            self.progress(f"ranking rows: {name}", done, len(requests))
-        numeric, categorical, labels, request = (
-            np.concatenate(column) for column in zip(*parts, strict=True)
-        )
+
+        batches = list(self._batches(part, requests, generator))
+        request = np.concatenate([batch.request for batch in batches]).astype(np.int64)
         return RankingData(
-            numeric, categorical, labels, request.astype(np.int64), user=owner[request]
+            np.concatenate([batch.numeric for batch in batches]),
+            np.concatenate([batch.categorical for batch in batches]),
+            np.concatenate([batch.labels for batch in batches]),
+            request,
+            user=owner[request],
+        )
+
+    def _sampled_events(self, part: _Part, generator: np.random.Generator) -> Int64Array:
+        """Return the rows of the log that become requests, ascending."""
+        inside = (self.time >= part.start) & (self.time < part.stop) & self.first_contact
+        rows = generator.permutation(np.flatnonzero(inside))
+
+        # Draw in random order until enough requests count.
+        counts = np.ones(len(rows), dtype=np.bool_)
+        if part.positive_only:
+            counts = self.events[c.POSITIVE].to_numpy()[rows]
+        if not counts.any():
+            raise too_few_events(f"ranking rows: {part.name}")
+        return np.sort(rows[np.cumsum(counts) <= part.requests])
+
+    def _batches(
+        self, part: _Part, requests: Requests, generator: np.random.Generator
+    ) -> Iterator[_Rows]:
+        """Yield the rows of each batch of requests."""
+        replayed = replay(
+            requests,
+            features=self.features,
+            codec=self.retrieval.codec,
+            items=self.retrieval.items,
+            interactions=self.interactions,
+        )
+        done = 0
+        for rows, users, items in replayed:
+            yield self._rows_of(part, requests, rows, users=users, items=items, generator=generator)
+            done += len(rows)
+            self.progress(f"ranking rows: {part.name}", done, len(requests))
+
+    def _rows_of(
+        self,
+        part: _Part,
+        requests: Requests,
+        rows: Int64Array,
+        *,
+        users: UserBatch,
+        items: ItemTable,
+        generator: np.random.Generator,
+    ) -> _Rows:
+        """Return the rows of requests ``rows``, whose users and items were as given."""
+        batch = requests[rows]
+        vectors = self.retrieval.tower(users.context)
+        candidates = self.candidates(vectors, users, items)
+
+        labels, ambiguous = next_labels(self.interactions, batch, candidates, part.stop)
+        keep = self._allowed(candidates, batch, users, items) & ~ambiguous
+        if part.negatives is not None:
+            keep &= _sampled(candidates, labels, part.negatives, generator)
+
+        numeric, categorical = self.hydrator.hydrate(users, vectors, candidates, items)
+        return _Rows(numeric[keep], categorical[keep], labels[keep], rows[candidates.request[keep]])
+
+    def candidates(self, vectors: Float32Array, users: UserBatch, items: ItemTable) -> Candidates:
+        """Return what serving would propose to users with vectors float32 ``[B, D]``."""
+        time = users.context.time
+        narrow = [self.filters.narrow(items, RequestRules(1), float(at)) for at in time]
+        return self.retrieval.retriever.retrieve(
+            vectors, users.context.history, items, time, narrow
         )
 
     @staticmethod
     def _allowed(
-        found: Candidates, requests: Requests, seen: list[dict[str, Codes]], items: ItemTable
-    ) -> npt.NDArray[np.bool_]:
-        allowed = np.ones(len(found.item), dtype=np.bool_)
-        for row in range(len(requests)):
-            part = slice(found.offsets[row], found.offsets[row + 1])
-            met = np.concatenate([*seen[row].values(), np.zeros(0, dtype=np.int32)])
-            allowed[part] = items.available(float(requests.time[row]))[found.item[part]]
-            allowed[part] &= ~np.isin(found.item[part], met)
+        candidates: Candidates, requests: Requests, users: UserBatch, items: ItemTable
+    ) -> BoolArray:
+        """Return which candidates were available and unseen at their request, bool ``[n]``."""
+        allowed = np.ones(len(candidates.item), dtype=np.bool_)
+        for row, time in enumerate(requests.time):
+            part = slice(candidates.offsets[row], candidates.offsets[row + 1])
+            codes = candidates.item[part]
+            seen = np.concatenate([*users.seen[row].values(), np.zeros(0, dtype=np.int32)])
+            allowed[part] = items.available(float(time))[codes] & ~np.isin(codes, seen)
         return allowed
 
 
 def trained_sets(
     workspace: Workspace, sample: SampleConfig | None, progress: Progress
 ) -> RankingSets:
-    """Return what builds the sets of the models that are trained, released or not; ``sample`` None: those of training.
+    """Return the builder of the trained models' sets, whether or not they were released.
+
+    Args:
+        workspace: the working folder.
+        sample: how many requests each set takes; None: as in training.
+        progress: progress callback.
 
     Raises:
         MissingStage: nothing is trained yet.
@@ -228,49 +324,63 @@ def trained_sets(
             raise MissingStage(
                 f"{workspace.models} is of an earlier version: run 'funnel train' again"
             )
-        sample = SampleConfig(**read_json(workspace.models / SAMPLE))
-    retrieval = load_retrieval(workspace.models / "retrieval")
-    split = Split(**read_json(workspace.models / "split.json"))
-    return RankingSets(workspace, retrieval, read_events(workspace), split, sample, progress)
+        sample = SampleConfig.from_dict(read_json(workspace.models / SAMPLE))
+    return RankingSets(
+        workspace,
+        load_retrieval(workspace.models / "retrieval"),
+        read_events(workspace),
+        Split.from_dict(read_json(workspace.models / "split.json")),
+        sample=sample,
+        progress=progress,
+    )
 
 
 def next_labels(
-    journal: Journal, requests: Requests, found: Candidates, stop: float
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Return labels float32 ``[n, T]`` of candidates and which are ambiguous (taken up soon, but not next).
+    interactions: InteractionHistory, requests: Requests, candidates: Candidates, stop: float
+) -> tuple[Float32Array, BoolArray]:
+    """Return the labels of candidates, and which are ambiguous.
 
-    What happened from ``stop`` on (epoch seconds) is not known yet.
+    A candidate is ambiguous if its user soon interacts with it, but with another item first.
+
+    Args:
+        interactions: what each user did.
+        requests: the B requests.
+        candidates: n candidates of the requests.
+        stop: epoch seconds; what happened from then on is not known yet.
+
+    Returns:
+        labels float32 ``[n, T]`` and ambiguous bool ``[n]``.
+
     """
-    labels = np.zeros((len(found.item), len(journal.types)), dtype=np.float32)
-    ambiguous = np.zeros(len(found.item), dtype=np.bool_)
+    labels = np.zeros((len(candidates.item), len(interactions.types)), dtype=np.float32)
+    ambiguous = np.zeros(len(candidates.item), dtype=np.bool_)
     for row in range(len(requests)):
-        part = slice(found.offsets[row], found.offsets[row + 1])
+        part = slice(candidates.offsets[row], candidates.offsets[row + 1])
+        codes = candidates.item[part]
         start = float(requests.time[row])
-        _, soon, how = journal.between(requests.user[row], start, min(start + ATTRIBUTION_S, stop))
-        codes = found.item[part]
-        ambiguous[part] = np.isin(codes, soon) & (codes != requests.item[row])
-        place = np.flatnonzero(codes == requests.item[row])
-        if len(place):
-            labels[part.start + place[0], how[soon == requests.item[row]]] = 1.0
+        soon = interactions.between(requests.user[row], start, min(start + ATTRIBUTION_S, stop))
+
+        right = codes == requests.item[row]
+        ambiguous[part] = np.isin(codes, soon.item) & ~right
+        if right.any():
+            types = soon.type[soon.item == requests.item[row]]
+            labels[part.start + int(np.argmax(right)), types] = 1.0
     return labels, ambiguous
 
 
 def _sampled(
-    found: Candidates,
-    labels: npt.NDArray[np.float32],
+    candidates: Candidates,
+    labels: Float32Array,
     negatives: int,
     generator: np.random.Generator,
-) -> npt.NDArray[np.bool_]:
-    """Keep every positive and at most so many other candidates of each request."""
+) -> BoolArray:
+    """Return which candidates to keep: positives, and up to ``negatives`` others per request."""
     positive = np.asarray(labels.any(axis=1))
     draw = generator.random(len(positive))
-    draw[positive] = -1.0
+    draw[positive] = -1.0  # before all others
+
     keep = np.zeros(len(positive), dtype=np.bool_)
-    for first, last in zip(found.offsets[:-1], found.offsets[1:], strict=True):
-        keep[
-            first
-            + np.argsort(draw[first:last], kind="stable")[
-                : negatives + int(positive[first:last].sum())
-            ]
-        ] = True
+    for start, stop in zip(candidates.offsets[:-1], candidates.offsets[1:], strict=True):
+        count = negatives + int(positive[start:stop].sum())
+        keep[start + np.argsort(draw[start:stop], kind="stable")[:count]] = True
     return keep

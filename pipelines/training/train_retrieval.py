@@ -9,76 +9,85 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
 from feature_repo import columns as c
+from feature_repo.arrays import BoolArray
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
-from feature_repo.workspace import Workspace, fingerprint, read_json, staged_folder, write_json
+from feature_repo.workspace import Workspace, fingerprint, staged_folder, write_json
 from pipelines.features.point_in_time import DAY_S, PointInTime, catalogue_columns
 from pipelines.ingest.ingest import data_version
+from pipelines.training.config import RetrievalConfig
 from pipelines.training.past_requests import requests_from
+from pipelines.training.reports import RetrievalReport, TowersReport
 from pipelines.training.split import Split, epoch_seconds
-from pipelines.training.warm_start import Base
+from pipelines.training.warm_start import BaseRelease
 from retrieval.covisitation import similar_items
-from retrieval.index import build_index, save_index
+from retrieval.index import IndexReport, build_index, save_index
 from retrieval.towers.context import concatenate
 from retrieval.towers.examples import Examples
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.model import TowerConfig, TowerShape, TwoTowers
-from retrieval.towers.training import Log, Progress, TowerTrainingConfig, item_vectors, train_towers
-from serving.recommender.candidates import Shares
+from retrieval.towers.training import Log, Progress, item_vectors, train_towers
 from serving.recommender.codec import Codec
-from serving.recommender.item_table import ItemTable, build_items
+from serving.recommender.item_table import Activity, ItemTable, build_items
 from serving.recommender.recommender import UserTowerSession
 from serving.recommender.users import UserReader
 from serving.releases.item_files import save_items, with_spare
 from serving.releases.release import FORMAT
 
-_QUERIES = 1_000
+_INDEX_QUERIES = 1_000
+"""Requests whose vectors the index is measured with."""
 
 
 @dataclass(frozen=True)
 class TowerData:
-    """What towers are made of: codes, the catalogue, and examples before and after ``split.ranker``."""
+    """What towers learn from.
+
+    Attributes:
+        codec: the codes.
+        items: the catalogue of N items.
+        training: examples before ``split.ranker``.
+        validation: examples from there to ``split.calibrate``.
+        has_positive: bool ``[N]``, which items had a positive event before ``split.ranker``; the
+            others have no id embedding.
+
+    """
 
     codec: Codec
     items: ItemTable
     training: Examples
     validation: Examples
-    met: npt.NDArray[np.bool_]
-    """Which items, ``[items]``, had a positive event before ``split.ranker``: the others have no id embedding."""
+    has_positive: BoolArray
 
 
 def train_retrieval(
     workspace: Workspace,
     events: pd.DataFrame,
     split: Split,
-    config: TowerTrainingConfig,
+    config: RetrievalConfig,
+    *,
     log: Log,
     progress: Progress,
-    shares: Shares | None = None,
-    shape: TowerShape | None = None,
-    base: Base | None = None,
+    base: BaseRelease | None = None,
 ) -> Path:
-    """Train towers and write the candidate generator to ``models/retrieval``; a finished one is kept.
+    """Train towers and write the candidate generator to ``models/retrieval``.
+
+    A finished one of equal data and settings is kept.
 
     Args:
         workspace: the working folder, features applied.
         events: the whole log in order of time.
-        split: the towers learn from positive events before ``split.ranker``; the slice up to
+        split: the towers learn from positive events before ``split.ranker``; the part up to
             ``split.calibrate`` stops their training.
-        config: training settings.
-        log: told each epoch's metrics.
-        progress: told each step.
-        shares: how many candidates each source may propose.
-        shape: sizes and dropout of the towers.
-        base: the release to begin from, with its shape; by default untrained towers learn from all
-            events.
+        config: training settings, tower sizes and candidate quotas.
+        log: called with each epoch's metrics.
+        progress: progress callback.
+        base: the release to continue from; None: untrained towers learn from all events.
 
     Returns:
         the folder.
@@ -87,48 +96,47 @@ def train_retrieval(
         NothingNew: ``base`` has learned from all events already.
 
     """
-    final, shares, shape = workspace.models / "retrieval", shares or Shares(), shape or TowerShape()
-    shape = base.shape if base else shape
-    settings = (
-        asdict(config),
-        asdict(shape),
-        shares.model_dump(),
-        *([base.folder.name] if base else []),
+    final = workspace.models / "retrieval"
+    origin = [base.folder.name] if base else []
+    version = fingerprint(
+        FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
     )
-    version = fingerprint(FORMAT, data_version(workspace), split.to_dict(), *settings)
-    if (final / "report.json").is_file() and read_json(final / "report.json")["version"] == version:
+    finished = RetrievalReport.load(final)
+    if finished and finished.version == version:
         return final
-    data = tower_data(workspace, events, split, progress, base, config.seed)
+
+    data = tower_data(
+        workspace, events, split, progress=progress, base=base, seed=config.towers.seed
+    )
     towers, report = train_towers(
-        tower_builder(data, shape),
+        tower_builder(data, config.shape),
         data.training,
         data.validation,
-        config,
+        config.towers,
         workspace.models / "towers",
         version,
         log,
         progress,
-        (lambda towers: base.begin(towers, data.codec)) if base else lambda _: None,
+        (lambda towers: base.initialise(towers, data.codec)) if base else lambda _: None,
     )
     towers = towers.cpu()
+
     known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
     with staged_folder(final) as folder:
-        index_report = _write(folder, data, towers, known, shares)
-        write_json(
-            folder / "report.json",
-            {
-                "version": version,
-                "towers": {
-                    **report.to_dict(),
-                    "validation": f"recall@{report.recall_at} over the whole catalogue",
-                },
-                "index": index_report,
-                "examples": len(data.training),
-                "settings": asdict(config),
-                "sizes": asdict(towers.config),
-                **({"warm_start": base.folder.name} if base else {}),
-            },
-        )
+        index_report = _write(folder, data, towers, known)
+        write_json(folder / "shares.json", json.loads(config.shares.model_dump_json()))
+        RetrievalReport(
+            version=version,
+            towers=TowersReport(
+                **report.to_dict(),
+                validation=f"recall@{report.recall_at} over the whole catalogue",
+            ),
+            index=index_report,
+            examples=len(data.training),
+            settings=config.towers,
+            sizes=towers.config,
+            warm_start=base.folder.name if base else None,
+        ).save(folder)
     return final
 
 
@@ -136,8 +144,9 @@ def tower_data(
     workspace: Workspace,
     events: pd.DataFrame,
     split: Split,
+    *,
     progress: Progress,
-    base: Base | None = None,
+    base: BaseRelease | None = None,
     seed: int = 0,
 ) -> TowerData:
     """Fit the codes and read the towers' examples, point in time; see ``train_retrieval``."""
@@ -145,57 +154,45 @@ def tower_data(
     time = epoch_seconds(events[c.TIMESTAMP])
     known = events[time < split.ranker]
     learned = base.examples(known, split, seed) if base else known
-    codec, items = fit_codec(workspace.spec(), workspace, events, known, features, split, base)
+    codec, items = fit_codec(workspace, events, split, features=features, base=base)
+
     progress("reading histories point in time", 0, 1)
-    later = (
-        (time >= split.ranker)
-        & (time < split.calibrate)
-        & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
-    )
-    met = np.zeros(len(items), dtype=np.bool_)
-    met[codec.items.encode(known.loc[known[c.POSITIVE], c.ITEM].tolist())] = True
+    first_contact = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+    validation = (time >= split.ranker) & (time < split.calibrate) & first_contact
+
+    has_positive = np.zeros(len(items), dtype=np.bool_)
+    has_positive[codec.items.encode(known.loc[known[c.POSITIVE], c.ITEM].tolist())] = True
     return TowerData(
         codec,
         items,
-        examples(codec, features, learned),
-        examples(codec, features, events[later]),
-        met,
+        training=examples(codec, features, learned),
+        validation=examples(codec, features, events[validation]),
+        has_positive=has_positive,
     )
 
 
 def fit_codec(
-    spec: DatasetSpec,
     workspace: Workspace,
     events: pd.DataFrame,
-    known: pd.DataFrame,
-    features: PointInTime,
     split: Split,
-    base: Base | None = None,
+    *,
+    features: PointInTime,
+    base: BaseRelease | None = None,
 ) -> tuple[Codec, ItemTable]:
-    """Fit vocabularies on what was known when the towers were trained; the catalogue has every item.
+    """Fit vocabularies on what was known before ``split.ranker``; the catalogue has every item.
 
-    Codes of attributes and categories that ``base`` has keep their meaning, since its weights hang
-    on them.
+    Codes of attributes and categories that ``base`` has keep their meaning, since its weights
+    depend on them.
     """
+    spec = workspace.spec()
+    known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
     ids, columns = catalogue_columns(spec, workspace.ingest, events)
     users = sorted(known.loc[known[c.POSITIVE], c.USER].unique())
-    old = [
-        row
-        for row, start in enumerate(columns[c.AVAILABLE_FROM])
-        if start is None or start < split.ranker
-    ]
-    item_attributes = AttributeEncoder.fit(
-        spec.item_attributes,
-        {name: [columns[name][row] for row in old] for name in spec.item_attributes},
+
+    user_attributes = AttributeEncoder.fit(
+        spec.user_attributes, _user_attributes(spec, workspace, set(users))
     )
-    categories = Vocabulary(())
-    if spec.category:
-        kind = spec.item_attributes[spec.category]
-        categories = Vocabulary.fit(
-            part for row in old for part in parts(kind, columns[spec.category][row])
-        )
-    user_table = _user_attributes(spec, workspace, set(users))
-    user_attributes = AttributeEncoder.fit(spec.user_attributes, user_table)
+    item_attributes, categories = _fit_items(spec, columns, split.ranker)
     if base:
         item_attributes = base.codec.item_attributes.grown(item_attributes)
         categories = base.codec.categories.grown(categories)
@@ -203,15 +200,41 @@ def fit_codec(
     codec = Codec(
         spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes
     )
-    end = events[c.TIMESTAMP].max() + pd.Timedelta(days=1)
-    _, activity = next(
-        iter(features.item_activity(codec, np.array([int(end.timestamp()) // DAY_S])))
-    )
+
+    activity = _activity_at_end(codec, features, events)
     columns |= {name: activity.counts[1:, n].tolist() for n, name in enumerate(codec.item_activity)}
-    columns |= {
-        c.FIRST_EVENT_AT: activity.first_event_at[1:].tolist(), c.LAST_EVENT_AT: activity.last_event_at[1:].tolist()
-    }  # fmt: skip
+    columns[c.FIRST_EVENT_AT] = activity.first_event_at[1:].tolist()
+    columns[c.LAST_EVENT_AT] = activity.last_event_at[1:].tolist()
     return codec, build_items(codec, columns)
+
+
+def _fit_items(
+    spec: DatasetSpec, columns: dict[str, list[Any]], before: float
+) -> tuple[AttributeEncoder, Vocabulary]:
+    """Fit item attributes and categories on the items that were available before a time."""
+    available = [
+        row
+        for row, start in enumerate(columns[c.AVAILABLE_FROM])
+        if start is None or start < before
+    ]
+    attributes = AttributeEncoder.fit(
+        spec.item_attributes,
+        {name: [columns[name][row] for row in available] for name in spec.item_attributes},
+    )
+    if not spec.category:
+        return attributes, Vocabulary(())
+    kind = spec.item_attributes[spec.category]
+    return attributes, Vocabulary.fit(
+        part for row in available for part in parts(kind, columns[spec.category][row])
+    )
+
+
+def _activity_at_end(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Activity:
+    """Return the items' activity as of the midnight after the last event."""
+    end = events[c.TIMESTAMP].max() + pd.Timedelta(days=1)
+    day = np.array([int(end.timestamp()) // DAY_S])
+    _, activity = next(iter(features.item_activity(codec, day)))
+    return activity
 
 
 def _user_attributes(
@@ -253,13 +276,12 @@ def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]
     )
     codes = torch.from_numpy(items.encoded.codes.astype(np.int64))
     numbers = torch.from_numpy(codec.item_attributes.standardise(items.encoded.numbers))
-    return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(data.met))
+    return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(data.has_positive))
 
 
-def _write(
-    folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame, shares: Shares
-) -> dict[str, Any]:
-    codec, items = data.codec, data.items
+def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame) -> IndexReport:
+    """Write towers, vectors, index, similar items, catalogue and codes; return the index's report."""
+    codec = data.codec
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")
     export_item_tower(towers, folder / "item_tower.onnx")
@@ -269,20 +291,25 @@ def _write(
     )
     np.save(folder / "item_vectors.npy", with_spare(unit))
     np.save(folder / "raw_item_vectors.npy", with_spare(raw))
+
     session = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw)
-    index, report = build_index(unit[1:], session(data.validation.context[:_QUERIES]))
+    queries = session(data.validation.context[:_INDEX_QUERIES])
+    index, report = build_index(unit[1:], queries)
     save_index(index, folder / "index.faiss")
+
+    _write_similar_items(folder, codec, known)
+    save_items(data.items, folder)
+    write_json(folder / "codec.json", codec.to_dict())
+    return report
+
+
+def _write_similar_items(folder: Path, codec: Codec, known: pd.DataFrame) -> None:
+    """Write each item's neighbours: items that the same users had positive events with."""
     positive = known[known[c.POSITIVE]].sort_values(
         [c.USER, c.TIMESTAMP, c.EVENT_ID], kind="stable"
     )
-    near, similarity = similar_items(
-        positive[c.USER].astype("category").cat.codes.to_numpy(dtype=np.int64),
-        codec.items.encode(positive[c.ITEM].tolist()),
-        len(items),
-    )
+    users = positive[c.USER].astype("category").cat.codes.to_numpy(dtype=np.int64)
+    items = codec.items.encode(positive[c.ITEM].tolist())
+    near, similarity = similar_items(users, items, len(codec.items))
     np.save(folder / "neighbours.npy", with_spare(near))
     np.save(folder / "similarities.npy", with_spare(similarity))
-    save_items(items, folder)
-    write_json(folder / "codec.json", codec.to_dict())
-    write_json(folder / "shares.json", json.loads(shares.model_dump_json()))
-    return report.to_dict()

@@ -1,26 +1,28 @@
-"""What a training takes over from the current release: codes, weights, and how much of the past it sees again."""
+"""Warm start: the codes, weights and past events that a training takes from the current release."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from feature_repo import columns as c
+from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.workspace import MissingStage, Workspace, read_json
+from pipelines.training.config import RetrievalConfig
 from pipelines.training.release import current_release
+from pipelines.training.reports import RetrievalReport
 from pipelines.training.split import Split, epoch_seconds
 from ranking.config import RankerConfig, WarmStart
-from retrieval.towers.model import TowerShape, TwoTowers
+from retrieval.towers.model import TwoTowers
 from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import Shares
 from serving.recommender.codec import Codec
@@ -28,12 +30,21 @@ from serving.releases.release import verify
 
 
 class NothingNew(RuntimeError):
-    """The release has learned from all there is already."""
+    """The release has learned from all events already."""
 
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """How much less than a full training: epochs and their step size, rounds of boosting, steps of the network."""
+    """How much a warm start learns; never more than a training from scratch.
+
+    Attributes:
+        epochs: maximum epochs of the towers.
+        learning_rate: maximum step size of the towers.
+        rounds: maximum boosting rounds on top of the ranker's trees.
+        steps: maximum steps of a ranking network.
+        network_learning_rate: maximum step size of a ranking network.
+
+    """
 
     epochs: int = 5
     learning_rate: float = 1e-3
@@ -42,45 +53,41 @@ class WarmStartConfig:
     network_learning_rate: float = 1e-3
 
     def towers(self, config: TowerTrainingConfig) -> TowerTrainingConfig:
-        """Return how the towers are trained."""
-        epochs, rate = (
-            min(self.epochs, config.epochs),
-            min(self.learning_rate, config.learning_rate),
+        """Return how the towers are trained, from the settings of a training from scratch."""
+        return replace(
+            config,
+            epochs=min(self.epochs, config.epochs),
+            learning_rate=min(self.learning_rate, config.learning_rate),
         )
-        return replace(config, epochs=epochs, learning_rate=rate)
 
-    def ranker(self, base: Base) -> WarmStart:
-        """Return where the ranker goes on, and how far."""
+    def ranker(self, base: BaseRelease) -> WarmStart:
+        """Return the ranker to continue from, and how far."""
         return WarmStart(
             base.folder / "ranker", self.rounds, self.steps, self.network_learning_rate
         )
 
 
 @dataclass(frozen=True)
-class Base:
-    """The release that a warm start begins from.
+class BaseRelease:
+    """The release that a warm start continues from.
 
     Attributes:
-        folder: where it lies; its name is its id.
+        folder: its folder, named by its id.
         codec: its codes.
-        shape: of its towers.
-        config: its towers were trained so.
-        shares: how many candidates each source may propose in it.
-        rankers: the settings of its ranker; no other kind has anything to go on from.
-        cut: its towers have learned from events before this moment, epoch seconds.
+        retrieval: how its candidate generator was made.
+        rankers: the settings of its ranker, the only kind that can continue.
+        learned_until: its towers have learned from events before this time, epoch seconds.
 
     """
 
     folder: Path
     codec: Codec
-    shape: TowerShape
-    config: TowerTrainingConfig
-    shares: Shares
+    retrieval: RetrievalConfig
     rankers: RankerConfig
-    cut: float
+    learned_until: float
 
     @classmethod
-    def of(cls, workspace: Workspace) -> Base:
+    def of(cls, workspace: Workspace) -> BaseRelease:
         """Return the current release of a workspace.
 
         Raises:
@@ -89,8 +96,10 @@ class Base:
             BadRelease: it is damaged.
 
         """
-        spec, folder = workspace.spec(), current_release(workspace)
+        spec = workspace.spec()
+        folder = current_release(workspace)
         manifest = verify(folder)
+
         codec = Codec.from_dict(read_json(folder / "codec.json"))
         if codec.spec != spec:
             raise SpecError(
@@ -100,24 +109,26 @@ class Base:
         metrics = read_json(folder / "metrics.json")
         if "config" not in metrics["ranking"]:
             raise MissingStage(
-                f"release {folder.name} is of an earlier version: run 'funnel train' without --warm-start"
+                f"release {folder.name} is of an earlier version: "
+                "run 'funnel train' without --warm-start"
             )
-        report, kind = (
-            metrics["retrieval"],
-            str(read_json(folder / "ranker" / "model.json")["kind"]),
-        )
-        shape = TowerShape(
-            **{field.name: report["sizes"][field.name] for field in fields(TowerShape)}
-        )
-        config = TowerTrainingConfig(**report["settings"] | {"device": None})
-        shares = Shares.model_validate(read_json(folder / "shares.json"))
-        rankers = replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,))
+
+        report = RetrievalReport.model_validate(metrics["retrieval"])
+        kind = str(read_json(folder / "ranker" / "model.json")["kind"])
         return cls(
-            folder, codec, shape, config, shares, rankers, float(manifest["split"]["ranker"])
+            folder=folder,
+            codec=codec,
+            retrieval=RetrievalConfig(
+                towers=replace(report.settings, device=None),
+                shape=report.shape,
+                shares=Shares.model_validate(read_json(folder / "shares.json")),
+            ),
+            rankers=replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,)),
+            learned_until=Split.from_dict(manifest["split"]).ranker,
         )
 
     def examples(self, known: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:
-        """Return the events to learn from: those since the release's cut, and as many older ones.
+        """Return the events to learn from: the new ones, and a sample of as many older ones.
 
         Towers that see only new events forget what they knew of users and items that are not among
         them (McCloskey and Cohen 1989). Rehearsing a random sample of the old, as large as the new
@@ -127,37 +138,41 @@ class Base:
         Args:
             known: all events before ``split.ranker``, in order of time.
             split: of the new training.
-            seed: of the sample.
+            seed: random seed of the sample.
 
         Raises:
-            NothingNew: there is no positive event since the cut.
+            NothingNew: there is no positive event since ``learned_until``.
 
         """
         positive = known[known[c.POSITIVE]]
-        new = epoch_seconds(positive[c.TIMESTAMP]) >= self.cut
-        if not new.any() or split.ranker <= self.cut:
+        new = epoch_seconds(positive[c.TIMESTAMP]) >= self.learned_until
+        if not new.any() or split.ranker <= self.learned_until:
             raise NothingNew(
                 f"release {self.folder.name} has learned from all events up to the cut already: "
                 "bring new ones with 'funnel ingest', or run 'funnel train' without --warm-start"
             )
-        older = np.flatnonzero(~new)
-        chosen = np.random.default_rng(seed).permutation(older)[: int(new.sum())]
-        return positive.iloc[np.sort(np.concatenate([chosen, np.flatnonzero(new)]))]
 
-    def begin(self, towers: TwoTowers, codec: Codec) -> None:
-        """Give towers of a grown ``codec`` the release's weights; rows of what it did not know stay as they are."""
+        older = np.flatnonzero(~new)
+        sample = np.random.default_rng(seed).permutation(older)[: int(new.sum())]
+        return positive.iloc[np.sort(np.concatenate([sample, np.flatnonzero(new)]))]
+
+    def initialise(self, towers: TwoTowers, codec: Codec) -> None:
+        """Give towers of a grown ``codec`` the release's weights; rows of new values stay random."""
         weights = load_file(
             self.folder / "towers.safetensors", device=str(towers.log_temperature.device)
         )
         rows = table_rows(self.codec, codec)
         state: dict[str, Tensor] = towers.state_dict()
         for name, value in weights.items():
-            state[name] = carried(value, state[name], rows[name]) if name in rows else value
+            state[name] = carry_rows(value, state[name], rows[name]) if name in rows else value
         towers.load_state_dict(state)
 
 
-def table_rows(old: Codec, new: Codec) -> dict[str, npt.NDArray[np.int64]]:
-    """Return, for each embedding table by its name, the old row of each new row: int64 ``[rows]``, -1 for none."""
+def table_rows(old: Codec, new: Codec) -> dict[str, Int64Array]:
+    """Return, by the name of each embedding table, the old row of each new row.
+
+    Each is int64 ``[rows]``; -1: the value is new.
+    """
     return {
         "users.ids.weight": _rows(old.users, new.users),
         "items.ids.weight": _rows(old.items, new.items),
@@ -166,18 +181,25 @@ def table_rows(old: Codec, new: Codec) -> dict[str, npt.NDArray[np.int64]]:
     }
 
 
-def carried(old: Tensor, fresh: Tensor, rows: npt.NDArray[np.int64]) -> Tensor:
-    """Return ``fresh`` ``[n, D]`` with the rows of ``old`` ``[m, D]`` that ``rows`` int64 ``[n]`` names (-1: none)."""
-    chosen = torch.from_numpy(rows).to(old.device)
-    return torch.where((chosen >= 0).unsqueeze(1), old[chosen.clamp(min=0)], fresh)
+def carry_rows(old: Tensor, fresh: Tensor, rows: Int64Array) -> Tensor:
+    """Return ``fresh`` with known rows taken from ``old``.
+
+    Args:
+        old: trained table ``[m, D]``.
+        fresh: untrained table ``[n, D]``.
+        rows: int64 ``[n]``, the row of ``old`` for each row; -1: keep the fresh one.
+
+    """
+    source = torch.from_numpy(rows).to(old.device)
+    return torch.where((source >= 0).unsqueeze(1), old[source.clamp(min=0)], fresh)
 
 
-def _rows(old: Vocabulary, new: Vocabulary) -> npt.NDArray[np.int64]:
+def _rows(old: Vocabulary, new: Vocabulary) -> Int64Array:
     codes = old.encode(new.values).astype(np.int64)
     return np.concatenate([[0], np.where(codes > 0, codes, -1)])  # code 0 is unknown in both
 
 
-def _attribute_rows(old: AttributeEncoder, new: AttributeEncoder) -> npt.NDArray[np.int64]:
+def _attribute_rows(old: AttributeEncoder, new: AttributeEncoder) -> Int64Array:
     parts: list[Any] = [np.zeros(1, dtype=np.int64)]
     for name in new.coded:
         codes = _rows(old.vocabularies[name], new.vocabularies[name])[1:]

@@ -189,8 +189,8 @@ def run_train(
         NothingNew: the release has learned from all events already.
 
     """
-    from pipelines.training.train import train, train_served
-    from pipelines.training.train_ranking import SampleConfig
+    from pipelines.training.config import SampleConfig
+    from pipelines.training.train import TrainSettings, train, train_served
     from pipelines.training.warm_start import WarmStartConfig
     from ranking.config import RankerConfig
     from retrieval.towers.training import TowerTrainingConfig
@@ -205,7 +205,7 @@ def run_train(
             display.console.print(line)
     if not logq:
         config = replace(config or TowerTrainingConfig(), logq=False)
-    sample = None
+    sample = SampleConfig()
     if seed is not None:
         config, rankers = (
             replace(config or TowerTrainingConfig(), seed=seed),
@@ -214,18 +214,15 @@ def run_train(
         sample = SampleConfig(seed=seed)
     with display.stage("Train") as progress:
         if attribution_hours is None:
-            warm = WarmStartConfig() if warm_start else None
-            report = train(
-                workspace,
-                progress,
-                config,
-                sample,
-                rankers,
-                shape,
-                warm,
-                display.console.print,
-                shares,
+            settings = TrainSettings(
+                towers=config,
+                shape=shape,
+                shares=shares,
+                sample=sample,
+                rankers=rankers,
+                warm_start=WarmStartConfig() if warm_start else None,
             )
+            report = train(workspace, progress, settings, announce=display.console.print)
         else:
             report = train_served(workspace, attribution_hours * 3_600, progress, rankers, ipw=ipw)
     _show_rankers(report)

@@ -8,7 +8,7 @@ import pytest
 from feature_repo import columns as c
 from pipelines.evaluation import baseline_tuning as tuning
 from pipelines.evaluation.evaluate import evaluate
-from pipelines.evaluation.moments import histories
+from pipelines.evaluation.replayed_requests import histories
 from pipelines.evaluation.report import show
 from pipelines.evaluation.slices import (
     LEAST,
@@ -20,7 +20,7 @@ from pipelines.evaluation.slices import (
     value_names,
 )
 from pipelines.ingest.ingest import read_events
-from pipelines.training.past_requests import Journal, requests_from
+from pipelines.training.past_requests import InteractionHistory, requests_from
 from pipelines.training.release import UnknownRelease, current_release, make_release
 from pipelines.training.split import epoch_seconds
 from pipelines.workflow.stages import run_evaluate
@@ -111,7 +111,7 @@ def test_histories_hold_what_came_before_and_nothing_else(built, log):
     codec = load_release(built.release).codec
     rows = np.random.default_rng(1).choice(np.flatnonzero(log[c.POSITIVE]), 40, replace=False)
     requests = requests_from(log.iloc[np.sort(rows)], codec)
-    found = histories(Journal(log, codec), requests, len(codec.items))
+    found = histories(InteractionHistory(log, codec), requests, len(codec.items))
     time = epoch_seconds(log[c.TIMESTAMP])
     for row in range(len(requests)):
         before = log[
@@ -127,7 +127,7 @@ def test_what_cannot_be_fitted_is_named(built, log, monkeypatch):
     release = load_release(built.release)
     monkeypatch.setattr(tuning, "LARGEST_EASE", 100)
     monkeypatch.setattr(tuning, "LADDERS", {"ease": tuning.LADDERS["ease"]})
-    found = tuning.tuned_baselines(release, log, Journal(log, release.codec), silent)
+    found = tuning.tuned_baselines(release, log, InteractionHistory(log, release.codec), silent)
     assert not found.models and "250 items" in found.left_out["ease"]
 
 

@@ -14,18 +14,18 @@ from pipelines.evaluation.metrics import (
     list_figures,
     recall,
 )
-from pipelines.evaluation.moments import Lists, rank_all
+from pipelines.evaluation.replayed_requests import Lists, rank_all
 
-PLACES = np.array([0, 1, 9, 10, -1])
+RANKS = np.array([0, 1, 9, 10, -1])
 
 
 def test_gains_by_hand():
-    of = gains(PLACES)
+    of = gains(RANKS)
     assert of["recall@10"].tolist() == [1, 1, 1, 0, 0]
     assert of["ndcg@10"] == pytest.approx([1, 1 / np.log2(3), 1 / np.log2(11), 0, 0])
     assert of["mrr@10"] == pytest.approx([1, 0.5, 0.1, 0, 0])
-    found = accuracy(PLACES)
-    assert found["hit_rate@10"] == found["recall@10"] == recall(PLACES, 10) == pytest.approx(0.6)
+    found = accuracy(RANKS)
+    assert found["hit_rate@10"] == found["recall@10"] == recall(RANKS, 10) == pytest.approx(0.6)
     assert found["map@10"] == found["mrr@10"] == pytest.approx(1.6 / 5)
     assert deep_gains(np.array([99, 100, 499, 500]))["recall@100"].tolist() == [1, 0, 0, 0]
     assert deep_gains(np.array([99, 100, 499, 500]))["recall@500"].tolist() == [1, 1, 1, 0]
@@ -36,8 +36,8 @@ def test_accuracy_is_scikit_learns():
     generator = np.random.default_rng(3)
     scores, right = generator.random((200, 40)), generator.integers(1, 40, 200)
     allowed = np.ones(scores.shape, dtype=bool)
-    places = rank_all(scores, allowed, right.astype(np.int32)).places
-    ours = accuracy(places)
+    ranks = rank_all(scores, allowed, right.astype(np.int32)).ranks
+    ours = accuracy(ranks)
     truth = np.zeros_like(scores)
     truth[np.arange(200), right] = 1
     assert ours["ndcg@10"] == pytest.approx(ndcg_score(truth, scores, k=10), abs=1e-12)
@@ -45,11 +45,11 @@ def test_accuracy_is_scikit_learns():
     assert ours["recall@10"] == pytest.approx(
         top_k_accuracy_score(right, scores, k=10, labels=labels)
     )
-    assert recall(places, 25) == pytest.approx(
+    assert recall(ranks, 25) == pytest.approx(
         top_k_accuracy_score(right, scores, k=25, labels=labels)
     )
     # What is beyond the tenth place counts nothing in the list of ten.
-    found = (places >= 0) & (places < 10)
+    found = (ranks >= 0) & (ranks < 10)
     mean = label_ranking_average_precision_score(truth[found], scores[found]) * found.mean()
     assert ours["map@10"] == ours["mrr@10"] == pytest.approx(mean)
 
@@ -58,7 +58,7 @@ def test_ranking_passes_over_what_is_not_allowed_and_breaks_ties_by_code():
     scores = np.array([[9.0, 5.0, 7.0, 5.0, 1.0]])
     allowed = np.array([[False, True, False, True, True]])
     found = [rank_all(scores, allowed, np.array([right], dtype=np.int32)) for right in (1, 3, 4, 2)]
-    assert [int(lists.places[0]) for lists in found] == [0, 1, 2, -1]
+    assert [int(lists.ranks[0]) for lists in found] == [0, 1, 2, -1]
     assert found[0].top.tolist() == [[1, 3, 4] + [0] * (K - 3)]
 
 
@@ -71,7 +71,7 @@ def test_places_agree_with_the_lists():
     for row in range(50):
         order = [code for code in np.lexsort((np.arange(60), -scores[row])) if allowed[row, code]]
         assert lists.top[row].tolist() == order[:K]
-        assert lists.places[row] == (order.index(right[row]) if right[row] in order else -1)
+        assert lists.ranks[row] == (order.index(right[row]) if right[row] in order else -1)
 
 
 def test_lists_of_no_batches_are_empty():

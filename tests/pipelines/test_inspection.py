@@ -67,7 +67,7 @@ def test_replayed_retrieval_is_what_the_evaluation_says(built):
     found = inspection.replay_retrieval(built.workspace, load_release(built.release), 1_000_000)
     assert len(found.vectors) == built.evaluation["events"]
     for name in ("two_tower", "popular"):
-        assert recall(found.places[name], 10) == pytest.approx(
+        assert recall(found.ranks[name], 10) == pytest.approx(
             built.evaluation["models"][name]["recall@10"]
         )
     assert found.proposed.any(axis=1).mean() >= built.evaluation["candidates"]["recall@500"] - 0.01

@@ -22,16 +22,15 @@ from tests.conftest import RANKERS, SAMPLE, TOWERS
 TRAIN = f"""
 from pathlib import Path
 import sys
-from pipelines.training.train import train
-from pipelines.training.train_ranking import SampleConfig
-from ranking.config import DcnConfig, RankerConfig, TreeConfig
+from pipelines.training.train import TrainSettings, train
+from pipelines.training.config import SampleConfig
+from ranking.config import DcnConfig, LogisticConfig, PopularityConfig, RankerConfig, TreeConfig
 from retrieval.towers.training import TowerTrainingConfig
 from feature_repo.workspace import Workspace
 def say(what, done, total):
     print(what.split(',')[0], flush=True)
-train(Workspace(Path(sys.argv[1])), say, {TOWERS!r}, {SAMPLE!r},
-      RankerConfig(trees=TreeConfig(rounds={RANKERS.trees.rounds}, learning_rate={RANKERS.trees.learning_rate}),
-                   dcn=DcnConfig(epochs={RANKERS.dcn.epochs}, min_steps={RANKERS.dcn.min_steps})))
+train(Workspace(Path(sys.argv[1])), say,
+      TrainSettings(towers={TOWERS!r}, sample={SAMPLE!r}, rankers={RANKERS!r}))
 print('done', flush=True)
 """
 

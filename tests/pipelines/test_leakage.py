@@ -9,12 +9,13 @@ import pytest
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
 from pipelines.evaluation.ablations import _AsOfMidnight
-from pipelines.evaluation.moments import moments
+from pipelines.evaluation.replayed_requests import replay_requests
 from pipelines.features.point_in_time import PointInTime
 from pipelines.ingest.ingest import read_events
-from pipelines.training.past_requests import Journal, requests_from
+from pipelines.training.config import SampleConfig
+from pipelines.training.past_requests import InteractionHistory, requests_from
 from pipelines.training.split import Split, epoch_seconds
-from pipelines.training.train_ranking import RankingSets, SampleConfig
+from pipelines.training.train_ranking import RankingSets
 from pipelines.training.train_retrieval import examples
 from serving.releases.release import load_release, load_retrieval
 from tests.conftest import silent
@@ -23,7 +24,7 @@ PLANTED = 987_654_321
 
 
 def test_a_planted_feature_that_tells_the_future_is_never_joined(copied):
-    """Rows stamped at the very moment of the events they give away, in the table itself."""
+    """Rows stamped at the very batch of the events they give away, in the table itself."""
     events = read_events(copied)
     chosen = events.iloc[len(events) // 2 :: 97]
     folder = copied.features.resolve() / "user_activity"
@@ -37,8 +38,8 @@ def test_a_planted_feature_that_tells_the_future_is_never_joined(copied):
     )
     features = PointInTime(copied)
 
-    def told(moment):
-        rows = features.users("online_user_v1", chosen[c.USER].to_numpy(), moment)
+    def told(batch):
+        rows = features.users("online_user_v1", chosen[c.USER].to_numpy(), batch)
         return [value for _, columns in rows for value in columns["events_all"]]
 
     at = chosen[c.TIMESTAMP].astype("int64").to_numpy() / 1e6
@@ -49,27 +50,35 @@ def test_a_planted_feature_that_tells_the_future_is_never_joined(copied):
 
 
 def test_what_rankers_are_chosen_by_knows_nothing_of_the_test_slice(built):
-    """Also not by leaving out what a user takes up soon after, beyond the slice's end."""
+    """Also not by leaving out what a user interacts with soon after, beyond the slice's end."""
     events = read_events(built.workspace)
     split = Split.by_time(events)
     before = events[epoch_seconds(events[c.TIMESTAMP]) < split.test]
     retrieval = load_retrieval(built.workspace.models / "retrieval")
-    sample = SampleConfig(choose_requests=10_000)
+    sample = SampleConfig(selection_requests=10_000)
     logs = (events, before)
     whole, cut = (
-        RankingSets(built.workspace, retrieval, log, split, sample, silent).choose() for log in logs
+        RankingSets(
+            built.workspace, retrieval, log, split, sample=sample, progress=silent
+        ).selection()
+        for log in logs
     )
     assert whole.digest() == cut.digest()
 
 
-def test_orders_are_judged_by_requests_that_ended_well_and_probabilities_by_all(built):
+def test_orders_are_judged_by_positive_requests_and_probabilities_by_all(built):
     events = read_events(built.workspace)
     split = Split.by_time(events)
     events[c.POSITIVE] = np.arange(len(events)) % 2 == 0
     retrieval = load_retrieval(built.workspace.models / "retrieval")
     rows = RankingSets(
-        built.workspace, retrieval, events, split, SampleConfig(choose_requests=20), silent
-    ).choose()
+        built.workspace,
+        retrieval,
+        events,
+        split,
+        sample=SampleConfig(selection_requests=20),
+        progress=silent,
+    ).selection()
     assert 30 < len(rows.group_sizes()) < 55
 
 
@@ -78,29 +87,29 @@ def test_users_without_streaming_are_those_of_the_last_midnight(built):
     release = load_release(built.release)
     events = read_events(built.workspace).iloc[-400::20]
     requests, features = requests_from(events, release.codec), PointInTime(built.workspace)
-    midnight, journal = (
+    midnight, interactions = (
         _AsOfMidnight(features, requests),
-        Journal(read_events(built.workspace), release.codec),
+        InteractionHistory(read_events(built.workspace), release.codec),
     )
     daily = release.codec.user_activity
-    for moment in moments(release, features, requests, journal):
-        found = midnight(moment)
-        assert all(list(found[name]) == list(moment.columns[name]) for name in daily)
-        lengths = zip(found[c.HISTORY_TIMES], moment.columns[c.HISTORY_TIMES], strict=True)
+    for batch in replay_requests(release, features, requests, interactions):
+        found = midnight(batch)
+        assert all(list(found[name]) == list(batch.columns[name]) for name in daily)
+        lengths = zip(found[c.HISTORY_TIMES], batch.columns[c.HISTORY_TIMES], strict=True)
         assert all(len(old) <= len(new) for old, new in lengths if old is not None)
 
 
-def test_cuts_of_time_are_different_moments():
+def test_cuts_of_time_are_different_timestamps():
     days = pd.to_datetime(np.repeat(np.arange(20), 50), unit="D", utc=True)
     split = Split.by_time(pd.DataFrame({c.TIMESTAMP: days, c.POSITIVE: True}))
-    cuts = [split.ranker, split.calibrate, split.choose, split.test]
+    cuts = [split.ranker, split.calibrate, split.selection, split.test]
     assert cuts == sorted(set(cuts)) and cuts[-1] <= epoch_seconds(pd.Series(days)).max()
     for few in (days[:50], days[:0]):
         with pytest.raises(SpecError, match="too few positive events"):
             Split.by_time(pd.DataFrame({c.TIMESTAMP: few, c.POSITIVE: True}))
 
 
-def test_history_never_holds_its_own_moment(built):
+def test_history_never_holds_its_own_event(built):
     codec = load_release(built.release).codec
     events = read_events(built.workspace)
     events = events[~events.duplicated([c.USER, c.ITEM])]

@@ -12,10 +12,10 @@ from feature_repo.workspace import read_json, write_json
 from pipelines.evaluation import peers
 from pipelines.evaluation.baseline_tuning import Validation
 from pipelines.evaluation.baselines import popularity_bonus
-from pipelines.evaluation.moments import Moment
 from pipelines.evaluation.peers import LONGEST, Peer, PeerFailed, write_inputs
+from pipelines.evaluation.replayed_requests import PastRequests
 from pipelines.ingest.ingest import read_events
-from pipelines.training.past_requests import Journal, Requests, requests_from
+from pipelines.training.past_requests import InteractionHistory, Requests, requests_from
 from pipelines.training.split import epoch_seconds
 from serving.releases.release import load_release
 
@@ -35,11 +35,11 @@ def given(built, tmp_path_factory):
         load_release(built.release),
     )
     split = release.manifest["split"]
-    journal = Journal(log, release.codec)
+    interactions = InteractionHistory(log, release.codec)
     chosen = log[(epoch_seconds(log[c.TIMESTAMP]) >= split["test"]) & log[c.POSITIVE]].iloc[::9]
     requests = requests_from(chosen, release.codec)
-    write_inputs(folder, release, log, journal, requests)
-    return folder, log, release, journal, requests
+    write_inputs(folder, release, log, interactions, requests)
+    return folder, log, release, interactions, requests
 
 
 def test_what_is_learned_from_are_the_positive_events_before_the_cut_in_order(given):
@@ -58,10 +58,10 @@ def test_what_is_learned_from_are_the_positive_events_before_the_cut_in_order(gi
 
 
 def test_requests_know_the_newest_positive_events_strictly_before_them(given):
-    folder, log, release, journal, requests = given
+    folder, log, release, interactions, requests = given
     codec, time = release.codec, epoch_seconds(log[c.TIMESTAMP])
     for name, asked in (
-        ("choose", Validation.of(release, log, journal).requests),
+        ("choose", Validation.of(release, log, interactions).requests),
         ("test", requests),
     ):
         written = pd.read_parquet(folder / f"requests_{name}.parquet")
@@ -77,9 +77,11 @@ def test_requests_know_the_newest_positive_events_strictly_before_them(given):
 
 
 def test_validation_may_be_shown_what_the_baselines_may(given):
-    folder, log, release, journal, _ = given
+    folder, log, release, interactions, _ = given
     bits, items = np.load(folder / "allowed_choose.npy"), len(release.codec.items)
-    expected = np.concatenate([may for _, may, _ in Validation.of(release, log, journal).batches()])
+    expected = np.concatenate(
+        [may for _, may, _ in Validation.of(release, log, interactions).batches()]
+    )
     assert np.array_equal(np.unpackbits(bits, axis=1, count=items).astype(bool), expected)
     assert read_json(folder / "about.json")["items"] == items
 
@@ -88,7 +90,7 @@ def test_vectors_are_ranked_by_their_product():
     """Item 0 is none, item 4 came after the cut; item 3 was taken up twice, item 2 once."""
     users = np.array(
         [[9, 9], [1, 0], [0, 0], [0, 1]], dtype=np.float32
-    )  # the first is another moment's
+    )  # the first is another batch's
     items = np.array([[0, 0], [1, 0], [2, 5], [3, -1], [0, 0]], dtype=np.float32)
     peer = Peer(users, items, np.array([False, True, True, True, False]), {})
     bonus = popularity_bonus(
@@ -100,10 +102,10 @@ def test_vectors_are_ranked_by_their_product():
     asked = Requests(
         np.array(list("abc")), np.array([2, 1, 4], np.int32), np.array(["view"] * 3), np.zeros(3)
     )
-    moment = Moment(np.array([1, 2, 3]), asked, {}, None, None, allowed, None)
-    places, top = peer.model(bonus)(moment)
+    batch = PastRequests(np.array([1, 2, 3]), asked, {}, None, None, allowed, None)
+    ranks, top = peer.model(bonus)(batch)
     assert top[:, :4].tolist() == [[3, 2, 1, 4], [3, 2, 1, 4], [1, 3, 4, 0]]
-    assert places.tolist() == [1, 2, 2]
+    assert ranks.tolist() == [1, 2, 2]
 
 
 def test_without_the_environment_it_is_said_how_to_get_it(built, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from feature_repo.sanity import Guard
-from pipelines.training.position_bias import MOST, PositionBias
+from pipelines.training.position_bias import MAX_WEIGHT, PositionBias
 from ranking.config import LogisticConfig, PopularityConfig, RankerConfig, TreeConfig
 from ranking.data import RankingData, RowSchema
 from ranking.metrics import ndcg_at_k
@@ -106,7 +106,7 @@ def test_weights_are_bounded_and_rare_positions_stand_together() -> None:
     bias = PositionBias.estimate(position, np.zeros(len(position), dtype=np.float32), clicked)
     assert len(bias.propensity) == 2 and bias.shown.tolist() == [5_000, 5_010]
     assert bias.weights(np.array([0, 1, 9]), np.ones(3, dtype=bool)).tolist() == pytest.approx(
-        [1.0, MOST, MOST]
+        [1.0, MAX_WEIGHT, MAX_WEIGHT]
     )
 
 

@@ -12,7 +12,7 @@ from pipelines.training.importance import importance
 from pipelines.training.importance import show as show_importance
 from pipelines.training.learning_curve import learning_curve
 from pipelines.training.release import current_release, make_release
-from pipelines.training.warm_start import Base
+from pipelines.training.warm_start import BaseRelease
 from ranking.config import RankerConfig
 from ranking.training.distil import student_config
 from ranking.training.train_rankers import RankerReport
@@ -63,7 +63,7 @@ def test_compressed_rankers_are_released_when_asked_for(
     assert small != chosen and load_release(small).recommender.ranker.kind == "dcn"
     assert read_json(small / "metrics.json")["ranking"]["released"] == "dcn-int8-static"
     make_release(copied, ranker="dcn-student")
-    assert Base.of(copied).rankers == student_config(replace(RANKERS, kinds=("dcn",)))
+    assert BaseRelease.of(copied).rankers == student_config(replace(RANKERS, kinds=("dcn",)))
     assert make_release(copied) == chosen  # nothing was asked for
     report = copied.models / "ranking" / "report.json"
     of_later = read_json(report)

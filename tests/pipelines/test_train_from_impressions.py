@@ -44,6 +44,13 @@ def silent(*_):
     """Report to nobody."""
 
 
+def learn(workspace, **options):
+    """Train the rankers from impressions."""
+    return train_from_impressions(
+        workspace, RANKERS, attribution_s=DAY, log=silent, progress=silent, **options
+    )
+
+
 def served(request, user, at, items, ranked=None, release="now"):
     """One response, its vectors telling place and request."""
     n, m = len(items), len(items) if ranked is None else ranked
@@ -181,16 +188,20 @@ def test_rows_are_the_served_vectors():
         ("u", "a", "buy", 45, None),
     )
     table = to_table(impressions)
-    rows = impression_rows(table, events, SCHEMA, {"now", "older"}, 100.0, now=START + 139)
+    rows = impression_rows(
+        table, events, SCHEMA, {"now", "older"}, attribution_s=100.0, now=START + 139
+    )
     assert rows.data.request.tolist() == [0, 0, 2, 2]
     assert rows.time.tolist() == [START, START, START + 20, START + 20]
     assert rows.data.numeric.tolist() == [[0, 0], [0, 1], [20, 0], [20, 1]]
     assert rows.data.categorical.tolist() == [[0], [1], [0], [1]]
     assert rows.data.labels.tolist() == [[1, 0], [0, 0], [0, 0], [0, 0]]
     rows.data.check(SCHEMA)
-    later = impression_rows(table, events, SCHEMA, {"now", "older"}, 100.0, now=START + 140)
+    later = impression_rows(
+        table, events, SCHEMA, {"now", "older"}, attribution_s=100.0, now=START + 140
+    )
     assert later.requests().tolist() == [0, 2, 4]
-    shorter = impression_rows(table, events, SCHEMA, {"now"}, 50.0, now=START + 139)
+    shorter = impression_rows(table, events, SCHEMA, {"now"}, attribution_s=50.0, now=START + 139)
     assert shorter.data.labels.tolist()[-1] == [0, 1]
 
 
@@ -288,7 +299,7 @@ def live(workspace, release, schema, requests=400, shown=8, clicks=True, spoil=N
         write_events(workspace, happened(*events))
 
 
-def test_rankers_learn_what_users_took_up(lived):
+def test_rankers_learn_what_users_interacted_with(lived):
     workspace, release, schema = lived
     live(workspace, release, schema)
     said = []
@@ -314,10 +325,10 @@ def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
         module, "train_rankers", lambda *arguments, positions: given.append((*arguments, positions))
     )
     for ipw in (False, True):
-        train_from_impressions(workspace, RANKERS, DAY, silent, silent, ipw=ipw)
+        learn(workspace, ipw=ipw)
     plain, weighted = ([*arguments[:3], arguments[7]] for arguments in given)
     assert [one["position"] for one in plain[3]] == list(range(8)) and plain[3] == weighted[3]
-    # Positions have nothing to do with what is taken up here: 280 training requests of 8 items
+    # Positions have nothing to do with what is clicked here: 280 training requests of 8 items
     # each.
     assert all(one["shown"] == 280 and one["propensity"] > 0.7 for one in plain[3])
     share = plain[0].happened().mean()
@@ -339,7 +350,7 @@ def test_parts_are_cut_by_time(lived, monkeypatch):
     monkeypatch.setattr(
         module, "train_rankers", lambda *arguments, **_: given.extend(arguments[:3])
     )
-    train_from_impressions(workspace, RANKERS, DAY, silent, silent)
+    learn(workspace)
     assert [len(np.unique(part.request)) for part in given] == [280, 60, 60]
     assert [len(part) for part in given] == [280 * 8, 60 * 8, 60 * 8]
     assert (
@@ -361,7 +372,7 @@ def test_impressions_of_other_models_are_left_out(lived):
     with pytest.raises(
         TooFewImpressions, match=r"^0 usable requests of 400 \(400 left out.*200 are needed"
     ):
-        train_from_impressions(workspace, RANKERS, DAY, silent, silent)
+        learn(workspace)
 
 
 def test_too_little_is_refused(lived):
@@ -369,10 +380,10 @@ def test_too_little_is_refused(lived):
     with pytest.raises(
         TooFewImpressions, match="^0 usable requests of 0 .*24 hours ago: serve for longer"
     ):
-        train_from_impressions(workspace, RANKERS, DAY, silent, silent)
+        learn(workspace)
     live(workspace, release, schema, requests=199)
     with pytest.raises(TooFewImpressions, match="^199 usable requests of 199 .*200 are needed"):
-        train_from_impressions(workspace, RANKERS, DAY, silent, silent)
+        learn(workspace)
     assert not (workspace.models / "ranking").exists()
 
 
@@ -380,14 +391,14 @@ def test_without_events_nothing_can_be_learned(lived):
     workspace, release, schema = lived
     live(workspace, release, schema, requests=200, clicks=False)
     with pytest.raises(
-        TooFewImpressions, match="no event followed the 140 of them that are to train: post events"
+        TooFewImpressions, match="no event followed the 140 requests for part 'train': post events"
     ):
-        train_from_impressions(workspace, RANKERS, DAY, silent, silent)
+        learn(workspace)
 
 
 def test_candidates_come_first(tmp_path):
     with pytest.raises(MissingStage, match="run 'funnel train' first"):
-        train_from_impressions(Workspace(tmp_path), RANKERS, DAY, silent, silent)
+        learn(Workspace(tmp_path))
 
 
 @pytest.mark.parametrize("given", [["--no-logq"], ["--candidates", "new=5"]])

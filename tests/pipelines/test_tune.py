@@ -15,11 +15,11 @@ from optuna.trial import TrialState
 
 from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
-from pipelines.search.rankers import RankerSearch
+from pipelines.search.ranker_search import RankerSearch
 from pipelines.search.results import Tuned
 from pipelines.search.run import SearchStopped, run_search
 from pipelines.search.study import SearchConfig
-from pipelines.search.towers import TowerSearch
+from pipelines.search.tower_search import TowerSearch
 from ranking.config import RankerConfig
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import TowerTrainingConfig

@@ -15,12 +15,13 @@ from feature_repo import columns as c
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.workspace import MissingStage, file_hash, read_json, write_json
 from pipelines.ingest.ingest import read_events
+from pipelines.training.config import RetrievalConfig
 from pipelines.training.release import current_release, make_release
 from pipelines.training.split import Split, epoch_seconds
-from pipelines.training.train import train
+from pipelines.training.train import TrainSettings, train
 from pipelines.training.train_ranking import train_ranking
 from pipelines.training.train_retrieval import tower_builder, tower_data, train_retrieval
-from pipelines.training.warm_start import Base, NothingNew, WarmStartConfig, table_rows
+from pipelines.training.warm_start import BaseRelease, NothingNew, WarmStartConfig, table_rows
 from ranking.models import load
 from serving.recommender.candidates import Shares
 from serving.releases.release import write_manifest
@@ -41,7 +42,8 @@ go_on(Workspace(Path(sys.argv[1])), lambda what, done, total: print(what, flush=
 
 
 def go_on(workspace, progress=silent, say=silent):
-    return train(workspace, progress, sample=SAMPLE, warm=WARM, say=say)
+    settings = TrainSettings(sample=SAMPLE, warm_start=WARM)
+    return train(workspace, progress, settings, announce=say)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +57,10 @@ def older(built, copy, tmp_path_factory):
         shutil.rmtree(workspace.models)
         workspace.models.mkdir()
         write_json(workspace.models / "split.json", split.to_dict())
-        train_retrieval(workspace, events, split, SHORT, silent, silent, SHARES)
+        retrieval = RetrievalConfig(towers=SHORT, shares=SHARES)
+        train_retrieval(workspace, events, split, retrieval, log=silent, progress=silent)
         rankers = replace(RANKERS, kinds=("lambdarank",))
-        train_ranking(workspace, events, split, SAMPLE, rankers, silent, silent)
+        train_ranking(workspace, events, split, rankers, sample=SAMPLE, log=silent, progress=silent)
         make_release(workspace)
         yield workspace
 
@@ -77,13 +80,13 @@ def model_hashes(workspace):
 
 
 def test_known_ids_keep_their_vectors_in_a_grown_vocabulary(older):
-    base, events = Base.of(older), read_events(older)
+    base, events = BaseRelease.of(older), read_events(older)
     split = Split.by_time(events)
-    data = tower_data(older, events, split, silent, base)
+    data = tower_data(older, events, split, progress=silent, base=base)
     torch.manual_seed(3)
-    towers = tower_builder(data, base.shape)()
+    towers = tower_builder(data, base.retrieval.shape)()
     drawn = {name: value.clone() for name, value in towers.state_dict().items()}
-    base.begin(towers, data.codec)
+    base.initialise(towers, data.codec)
     old, new = load_file(base.folder / "towers.safetensors"), towers.state_dict()
     assert len(data.codec.users) > len(base.codec.users)
     for user in data.codec.users.values:
@@ -101,7 +104,7 @@ def test_known_ids_keep_their_vectors_in_a_grown_vocabulary(older):
 
 
 def test_attribute_rows_follow_their_values(older):
-    old = Base.of(older).codec
+    old = BaseRelease.of(older).codec
     kinds = {"colour": "categorical", "size": "categorical"}
     moments = {}
     before = AttributeEncoder(
@@ -118,16 +121,18 @@ def test_attribute_rows_follow_their_values(older):
 
 
 def test_it_learns_from_new_events_and_as_many_old_ones(older):
-    base, events = Base.of(older), read_events(older)
+    base, events = BaseRelease.of(older), read_events(older)
     split = Split.by_time(events)
     time = epoch_seconds(events[c.TIMESTAMP])
     chosen = base.examples(events[time < split.ranker], split, 1)
-    new = epoch_seconds(chosen[c.TIMESTAMP]) >= base.cut
-    expected = (time >= base.cut) & (time < split.ranker) & events[c.POSITIVE].to_numpy()
+    new = epoch_seconds(chosen[c.TIMESTAMP]) >= base.learned_until
+    expected = (time >= base.learned_until) & (time < split.ranker) & events[c.POSITIVE].to_numpy()
     assert new.sum() == expected.sum() == (~new).sum()
     assert chosen[c.POSITIVE].all() and not chosen[c.EVENT_ID].duplicated().any()
     with pytest.raises(NothingNew, match="funnel ingest"):
-        base.examples(events[time < base.cut], replace(split, ranker=base.cut), 1)
+        base.examples(
+            events[time < base.learned_until], replace(split, ranker=base.learned_until), 1
+        )
 
 
 def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
@@ -135,8 +140,8 @@ def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
     report = go_on(again, say=said.append)
     assert list(report.kinds) == ["lambdarank"]
     assert said == [
-        f"towers: go on from release {before.name}",
-        "rankers: lambdarank goes on from the release's",
+        f"towers: continue from release {before.name}",
+        "rankers: lambdarank continues from the release's",
     ]
     assert report.config == replace(RANKERS, kinds=("lambdarank",))
     retrieval = read_json(again.models / "retrieval" / "report.json")
@@ -152,7 +157,7 @@ def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
     go_on(again)
     assert model_hashes(again) == hashes
     assert make_release(again) != before
-    with pytest.raises(NothingNew):
+    with pytest.raises(NothingNew, match="has learned from all events up to the cut already"):
         go_on(again)
 
 
@@ -192,7 +197,7 @@ def test_a_release_that_does_not_say_how_its_ranker_was_trained_is_refused(copie
     with pytest.raises(
         MissingStage, match="is of an earlier version: run 'funnel train' without --warm-start"
     ):
-        Base.of(copied)
+        BaseRelease.of(copied)
 
 
 def test_a_release_of_another_data_set_is_refused(copied):

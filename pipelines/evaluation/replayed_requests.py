@@ -11,9 +11,9 @@ import numpy.typing as npt
 from scipy import sparse
 
 from feature_repo.encoding import Codes
-from pipelines.evaluation.metrics import K, Places
+from pipelines.evaluation.metrics import K, Ranks
 from pipelines.features.point_in_time import PointInTime
-from pipelines.training.past_requests import Journal, Requests, replay_columns, users_at
+from pipelines.training.past_requests import InteractionHistory, Requests, replay_columns, users_at
 from serving.recommender.candidates import top
 from serving.recommender.filters import Filters, RequestRules
 from serving.recommender.item_table import ItemTable
@@ -24,10 +24,10 @@ Allowed = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Moment:
+class PastRequests:
     """``B`` requests of one day and what was known just before each.
 
-    ``rows`` int64 ``[B]``: their places among all requests; ``columns``: the users' features by
+    ``rows`` int64 ``[B]``: their ranks among all requests; ``columns``: the users' features by
     name, ``users`` the same as arrays; ``items``: the item table as of the day's midnight;
     ``allowed`` bool ``[B, N]``: what may be shown; ``histories`` float32 ``[B, N]`` sparse, 1 where
     the user had taken the item up.
@@ -49,11 +49,11 @@ class Moment:
 class Lists(NamedTuple):
     """A model's lists for ``n`` requests.
 
-    ``places`` int64 ``[n]``: 0-based place of the right item, -1: not in the list. ``top`` int32
+    ``ranks`` int64 ``[n]``: 0-based place of the right item, -1: not in the list. ``top`` int32
     ``[n, K]``: the first ``K`` items, 0 where the list is shorter.
     """
 
-    places: Places
+    ranks: Ranks
     top: Codes
 
     @classmethod
@@ -63,21 +63,21 @@ class Lists(NamedTuple):
         return cls(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
 
 
-Model = Callable[[Moment], Lists]
-Scorer = Callable[[Moment], npt.NDArray[Any]]
+Model = Callable[[PastRequests], Lists]
+Scorer = Callable[[PastRequests], npt.NDArray[Any]]
 """Scores of all items, ``[B, N]`` or, where they are the same for everybody, ``[N]``."""
 
 
-def moments(
-    release: Release, features: PointInTime, requests: Requests, journal: Journal
-) -> Iterator[Moment]:
+def replay_requests(
+    release: Release, features: PointInTime, requests: Requests, interactions: InteractionHistory
+) -> Iterator[PastRequests]:
     """Yield requests (in order of time) in small batches with what was known before each."""
     for rows, columns, items in replay_columns(requests, features, release.codec, release.items):
         part = requests[rows]
-        users = users_at(release.reader, columns, part, journal)
+        users = users_at(release.reader, columns, part, interactions)
         allowed = allowed_items(release.recommender.filters, items, users.seen, part)
-        yield Moment(
-            rows, part, columns, users, items, allowed, histories(journal, part, len(items))
+        yield PastRequests(
+            rows, part, columns, users, items, allowed, histories(interactions, part, len(items))
         )
 
 
@@ -94,10 +94,12 @@ def allowed_items(
     )
 
 
-def histories(journal: Journal, requests: Requests, catalogue: int) -> sparse.csr_matrix:
+def histories(
+    interactions: InteractionHistory, requests: Requests, catalogue: int
+) -> sparse.csr_matrix:
     """Return which items each user had taken up before the request, float32 ``[B, N]``."""
     pairs = zip(requests.user, requests.time, strict=True)
-    met = [np.unique(journal.taken_up(user, time)) for user, time in pairs]
+    met = [np.unique(interactions.positive_items(user, time)) for user, time in pairs]
     met = [codes[codes > 0] for codes in met]
     ends = np.cumsum([0, *map(len, met)])
     codes = np.concatenate([*met, np.zeros(0, dtype=np.int32)])
@@ -107,7 +109,7 @@ def histories(journal: Journal, requests: Requests, catalogue: int) -> sparse.cs
 
 def by_scores(scorer: Scorer) -> Model:
     """Return the model that ranks all allowed items by score, equal ones by code."""
-    return lambda moment: rank_all(scorer(moment), moment.allowed, moment.requests.item)
+    return lambda batch: rank_all(scorer(batch), batch.allowed, batch.requests.item)
 
 
 def rank_all(scores: npt.NDArray[Any], allowed: Allowed, right: Codes) -> Lists:
@@ -122,9 +124,9 @@ def rank_all(scores: npt.NDArray[Any], allowed: Allowed, right: Codes) -> Lists:
     scores, rows = np.broadcast_to(scores, allowed.shape), np.arange(len(right))
     mine = scores[rows, right][:, None]
     better = (scores > mine) | ((scores == mine) & (np.arange(scores.shape[1]) < right[:, None]))
-    places = np.where(allowed[rows, right], (better & allowed).sum(axis=1), -1)
+    ranks = np.where(allowed[rows, right], (better & allowed).sum(axis=1), -1)
     return Lists(
-        places, first_items(top(values, K) for values in np.where(allowed, scores, -np.inf))
+        ranks, first_items(top(values, K) for values in np.where(allowed, scores, -np.inf))
     )
 
 

@@ -72,7 +72,7 @@ class TowerSearch:
     def data(self, workspace: Workspace, progress: Progress) -> TowerData:
         """See ``Plan``."""
         events = read_events(workspace)
-        return tower_data(workspace, events, Split.by_time(events), progress)
+        return tower_data(workspace, events, Split.by_time(events), progress=progress)
 
     def value(self, data: TowerData, params: Params, folder: Path, report: Report) -> float:
         """See ``Plan``."""

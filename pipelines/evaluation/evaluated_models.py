@@ -9,8 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo import columns as c
-from pipelines.evaluation.metrics import Places
-from pipelines.evaluation.moments import Lists, Model, Moment, Scorer, by_scores, first_items
+from pipelines.evaluation.metrics import Ranks
+from pipelines.evaluation.replayed_requests import (
+    Lists,
+    Model,
+    PastRequests,
+    Scorer,
+    by_scores,
+    first_items,
+)
 from serving.recommender.recommender import Recommendation, Recommender
 from serving.recommender.users import UserBatch
 from serving.releases.release import Release
@@ -21,7 +28,7 @@ DEEPEST = 500
 class Funnel:
     """The release's recommender, as it is called while serving.
 
-    ``degraded`` counts what it did without, ``candidate_places`` are the right item's places among
+    ``degraded`` counts what it did without, ``candidate_ranks`` are the right item's ranks among
     the ranked candidates (-1: no source proposed it).
     """
 
@@ -32,23 +39,23 @@ class Funnel:
         self._candidates: list[int] = []
 
     @property
-    def candidate_places(self) -> Places:
-        """Return the right items' places among the candidates, int64 ``[n]``."""
+    def candidate_ranks(self) -> Ranks:
+        """Return the right items' ranks among the candidates, int64 ``[n]``."""
         return np.array(self._candidates, dtype=np.int64)
 
-    def __call__(self, moment: Moment) -> Lists:
-        """Return the lists of a moment's requests."""
-        return self.lists(moment, moment.users)
+    def __call__(self, batch: PastRequests) -> Lists:
+        """Return the lists of a batch's requests."""
+        return self.lists(batch, batch.users)
 
-    def lists(self, moment: Moment, users: UserBatch) -> Lists:
-        """Return the lists of a moment's requests with other user features."""
-        answers = self._recommender.recommend(users, moment.rules(self._depth), moment.items)
-        places = []
-        for answer, right in zip(answers, moment.requests.item, strict=True):
-            places.append(_place(answer.items, right))
+    def lists(self, batch: PastRequests, users: UserBatch) -> Lists:
+        """Return the lists of a batch's requests with other user features."""
+        answers = self._recommender.recommend(users, batch.rules(self._depth), batch.items)
+        ranks = []
+        for answer, right in zip(answers, batch.requests.item, strict=True):
+            ranks.append(_place(answer.items, right))
             self._note(answer, right)
         return Lists(
-            np.array(places, dtype=np.int64), first_items(answer.items for answer in answers)
+            np.array(ranks, dtype=np.int64), first_items(answer.items for answer in answers)
         )
 
     def _note(self, answer: Recommendation, right: int) -> None:
@@ -68,9 +75,9 @@ def simple_models(popularity: npt.NDArray[np.float64]) -> dict[str, Model]:
     """Return the models that know no user: chance, popularity before the cut and of late, and age; by name."""
     generator = np.random.default_rng(7)
     scorers: dict[str, Scorer] = {
-        "random": lambda moment: generator.random(moment.allowed.shape),
+        "random": lambda batch: generator.random(batch.allowed.shape),
         "popular": lambda _: popularity,
-        "recently_popular": lambda moment: moment.items.count(c.events("30d")),
+        "recently_popular": lambda batch: batch.items.count(c.events("30d")),
         "newest": _first_met,
     }
     return {name: by_scores(scorer) for name, scorer in scorers.items()}
@@ -79,11 +86,11 @@ def simple_models(popularity: npt.NDArray[np.float64]) -> dict[str, Model]:
 def towers(release: Release) -> Model:
     """Return the exact search: all items by the cosine of user and item vector."""
     tower, vectors = release.recommender.tower, np.asarray(release.retrieval.vectors)
-    return by_scores(lambda moment: tower(moment.users.context) @ vectors.T)
+    return by_scores(lambda batch: tower(batch.users.context) @ vectors.T)
 
 
-def _first_met(moment: Moment) -> npt.NDArray[np.float64]:
+def _first_met(batch: PastRequests) -> npt.NDArray[np.float64]:
     """Return when each item came: when it could first be had, else when it was first met, else never."""
-    begin = moment.items.available_from
-    begin = np.where(np.isfinite(begin), begin, moment.items.activity.first_event_at)
+    begin = batch.items.available_from
+    begin = np.where(np.isfinite(begin), begin, batch.items.activity.first_event_at)
     return np.where(np.isfinite(begin), begin, -np.finfo(np.float64).max)

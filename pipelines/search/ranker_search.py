@@ -11,8 +11,9 @@ from optuna import Trial
 from feature_repo.workspace import MissingStage, Workspace, fingerprint, read_json
 from pipelines.ingest.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
+from pipelines.training.config import SampleConfig
 from pipelines.training.split import Split
-from pipelines.training.train_ranking import RankingSets, SampleConfig, row_schema
+from pipelines.training.train_ranking import RankingSets, row_schema
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.training.train_rankers import train_rankers
@@ -33,7 +34,7 @@ class RankerRows:
 
     train: RankingData
     calibrate: RankingData
-    choose: RankingData
+    selection: RankingData
     schema: RowSchema
 
 
@@ -64,7 +65,7 @@ class RankerSearch:
                 f"no towers of the newest data in {workspace.models}: run 'funnel train' first"
             )
         return fingerprint(
-            data, split, read_json(report)["version"], asdict(self.config), asdict(self.sample)
+            data, split, read_json(report)["version"], asdict(self.config), self.sample.to_dict()
         )
 
     def defaults(self) -> list[Params]:
@@ -121,10 +122,15 @@ class RankerSearch:
         events = read_events(workspace)
         retrieval = load_retrieval(workspace.models / "retrieval")
         sets = RankingSets(
-            workspace, retrieval, events, Split.by_time(events), self.sample, progress
+            workspace,
+            retrieval,
+            events,
+            Split.by_time(events),
+            sample=self.sample,
+            progress=progress,
         )
         return RankerRows(
-            sets.train(), sets.calibrate(), sets.choose(), row_schema(retrieval.codec)
+            sets.train(), sets.calibrate(), sets.selection(), row_schema(retrieval.codec)
         )
 
     def value(self, data: RankerRows, params: Params, folder: Path, report: Report) -> float:
@@ -146,6 +152,6 @@ class RankerSearch:
 
         config = self.settings(params)
         found = train_rankers(
-            data.train, data.calibrate, data.choose, data.schema, folder, config, note
+            data.train, data.calibrate, data.selection, data.schema, folder, config, note
         )
         return found.kinds[params["kind"]].ndcg or 0.0
