@@ -19,7 +19,7 @@ from feature_repo.stores.online_store import row_key
 from feature_repo.workspace import Workspace, link_atomically, read_json, write_json
 from pipelines.training.release import current_release
 from retrieval.index import build_index, save_index
-from serving.online.features import OnlineFeatures, together
+from serving.online.features import OnlineFeatures, concat_rows
 from serving.recommender.item_table import Activity, ItemTable, RawColumn
 from serving.releases.item_files import save_items, with_spare
 from serving.releases.release import MANIFEST, Release, load_release, write_manifest
@@ -119,7 +119,9 @@ def _queries(base: Workspace, release: Release) -> Floats:
     """Return the vectors of real users, float32 ``[q, D]``."""
     now, users = time.time(), release.codec.users.values[:_QUERIES]
     found = OnlineFeatures(base, release.items).users(users, now)
-    batch = release.reader.read(together([one.columns for one in found]), np.full(len(users), now))
+    batch = release.reader.read(
+        concat_rows([one.columns for one in found]), np.full(len(users), now)
+    )
     return release.retrieval.tower(batch.context)
 
 

@@ -28,7 +28,7 @@ from pipelines.training.release import current_release
 from pipelines.workflow.demo import run_demo
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
-from serving.recommender.candidates import Shares
+from serving.recommender.candidates import CandidateQuota
 from serving.recommender.filters import RequestRules
 from serving.releases.release import load_release
 
@@ -75,7 +75,7 @@ def run(
     if not (base.releases / "current").exists():
         run_demo("synthetic", None, root, serve=False, host="", port=0)
     with display.stage("Catalogue"):
-        workspace = expand(base, items, two_tower=max(50, candidates - Shares().new))
+        workspace = expand(base, items, two_tower=max(50, candidates - CandidateQuota().new))
     release = load_release(current_release(workspace))
     users = active_users(workspace)
     with display.stage("Items into Redis") as progress:
@@ -236,7 +236,7 @@ def _median_ms(work: Callable[[int], Any], times: int = 300) -> float:
 def _floors(engine: Engine, users: list[str]) -> tuple[dict[str, float], float]:
     """Return the median of each stage's one library call, on the inputs of real requests; and the candidates ranked."""
     release, items, now = engine.release, engine.items, time.time()
-    recommender, online = release.recommender, engine.live.online
+    recommender, online = release.recommender, engine.snapshot.online
     found = [online.user(user, now).columns for user in users[:100]]
     batches = [release.reader.read(columns, np.array([now])) for columns in found]
     rules = [RequestRules(K)]
@@ -245,7 +245,7 @@ def _floors(engine: Engine, users: list[str]) -> tuple[dict[str, float], float]:
     joined = [ranked.pairs[0].join(items.rows) for _, ranked, _ in made]
     codes = [ranked.candidates.item for _, ranked, _ in made]
     count, index, ranker = (
-        recommender.retriever.shares.two_tower,
+        recommender.retriever.quota.two_tower,
         recommender.retriever.index,
         recommender.ranker,
     )

@@ -65,7 +65,7 @@ class Vocabulary:
         return cls(kept[:LARGEST_VOCABULARY])
 
 
-class LongerVocabulary(Vocabulary):
+class ExtendedVocabulary(Vocabulary):
     """A vocabulary with a few values after those of another one, which is shared: a million strings are not copied."""
 
     def __init__(self, first: Vocabulary, more: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ class UnknownItem(LookupError):
 
 
 @dataclass(frozen=True)
-class Live:
+class ServingSnapshot:
     """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it.
 
     ``loaded`` is the release as it was loaded, ``release`` and ``items`` have what was added since;
@@ -69,7 +69,7 @@ class Answer:
 
 
 def make_answer(
-    live: Live,
+    snapshot: ServingSnapshot,
     request: RecommendationRequest,
     now: float,
     features: UserFeatures | None,
@@ -80,7 +80,7 @@ def make_answer(
     """Return the response to a request with everything behind it.
 
     Args:
-        live: what it is answered from.
+        snapshot: what it is answered from.
         request: who asked for what.
         now: the moment that features are of, epoch seconds.
         features: of the user; None: the online store did not answer.
@@ -90,9 +90,9 @@ def make_answer(
 
     """
     numeric, categorical = (
-        ranked.rows(row, result.rows, live.items) if ranked else _no_rows(live.release)
+        ranked.rows(row, result.rows, snapshot.items) if ranked else _no_rows(snapshot.release)
     )
-    names = live.release.codec.items.names(result.items)
+    names = snapshot.release.codec.items.names(result.items)
     items = [
         RecommendationItem(item_id=item_id, score=score, sources=sources)
         for item_id, score, sources in zip(
@@ -101,28 +101,32 @@ def make_answer(
     ]
     response = RecommendationResponse(
         request_id=uuid.uuid4().hex,
-        release=live.release.id,
+        release=snapshot.release.id,
         items=items,
         degraded=[*_losses(features), *result.degraded],
     )
     if request.explain:
         response["filtered"] = result.removed
         for item, explained in zip(
-            items, _explain(live, result, ranked, numeric, categorical), strict=True
+            items, _explain(snapshot, result, ranked, numeric, categorical), strict=True
         ):
             item["explain"] = explained
     return Answer(response, now, features, result, ranked, row, numeric, categorical)
 
 
 def _explain(
-    live: Live, result: Recommendation, ranked: Ranked | None, numerics: Floats, categoricals: Codes
+    snapshot: ServingSnapshot,
+    result: Recommendation,
+    ranked: Ranked | None,
+    numerics: Floats,
+    categoricals: Codes,
 ) -> list[dict[str, Any]]:
-    names, heads = live.release.codec.numeric, live.release.codec.spec.event_types
+    names, heads = snapshot.release.codec.numeric, snapshot.release.codec.spec.event_types
     explanations: list[dict[str, Any]] = []
     probabilities = ranked.probabilities[result.rows] if ranked else ()
     shown = zip(probabilities, result.sources, result.scores, numerics, categoricals, strict=False)
     for chances, sources, score, numeric, categorical in shown:
-        top = live.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
+        top = snapshot.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
         explanations.append(
             {
                 "sources": {s: _finite(numeric[names.index(_SOURCE_FEATURES[s])]) for s in sources},
@@ -137,18 +141,18 @@ def _explain(
     return explanations + [{"sources": dict.fromkeys(sources)} for sources in unranked]
 
 
-def similar_items(live: Live, item_id: str, k: int) -> SimilarItemsResponse:
+def similar_items(snapshot: ServingSnapshot, item_id: str, k: int) -> SimilarItemsResponse:
     """Return items like another: co-visited ones first, then the nearest vectors.
 
     Raises:
         UnknownItem: the release has no such item.
 
     """
-    code = live.release.codec.items.code(item_id)
+    code = snapshot.release.codec.items.code(item_id)
     if code == 0:
         raise UnknownItem(item_id)
-    retrieval = live.release.retrieval
-    available = live.items.available(time.time())
+    retrieval = snapshot.release.retrieval
+    available = snapshot.items.available(time.time())
     near, similarity = retrieval.retriever.neighbours[code], retrieval.retriever.similarities[code]
     found = [
         (int(other), float(score), "similar")
@@ -164,15 +168,17 @@ def similar_items(live: Live, item_id: str, k: int) -> SimilarItemsResponse:
             for other, score in zip(others[0], scores[0], strict=True)
             if other > 0 and other not in known and available[other]
         ]
-    names = live.release.codec.items.values
+    names = snapshot.release.codec.items.values
     items = [
         RecommendationItem(item_id=names[o - 1], score=s, sources=[source])
         for o, s, source in found[:k]
     ]
-    return SimilarItemsResponse(release=live.release.id, items=items)
+    return SimilarItemsResponse(release=snapshot.release.id, items=items)
 
 
-def impression_of(request: RecommendationRequest, answer: Answer, live: Live) -> Impression:
+def impression_of(
+    request: RecommendationRequest, answer: Answer, snapshot: ServingSnapshot
+) -> Impression:
     """Return what is logged of an answer."""
     response, features, result = answer.response, answer.features, answer.result
     return Impression(
@@ -184,9 +190,9 @@ def impression_of(request: RecommendationRequest, answer: Answer, live: Live) ->
         degraded=response["degraded"],
         position=features.position if features else None,
         row_position=features.row_position if features else None,
-        items_as_of=live.items_as_of,
+        items_as_of=snapshot.items_as_of,
         filters=filters_to_log(request.filters),
-        added=live.items.added,
+        added=snapshot.items.added,
         item_ids=[item["item_id"] for item in response["items"]],
         scores=result.scores,
         sources=result.sources,

@@ -1,4 +1,4 @@
-"""What the HTTP app calls: a release, the online store and the clock put together, never failing a request."""
+"""What the HTTP app calls: a release, the online store and the clock put concat_rows, never failing a request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ import numpy as np
 from feature_repo.encoding import Floats
 from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
-from serving.answers import Answer, Live, UnknownItem, impression_of, make_answer, similar_items
+from serving.answers import (
+    Answer,
+    ServingSnapshot,
+    UnknownItem,
+    impression_of,
+    make_answer,
+    similar_items,
+)
 from serving.api.schemas import (
     EventReceipt,
     ItemUpdate,
@@ -35,8 +42,8 @@ from serving.online.features import (
     OnlineFeatures,
     OnlineStoreUnavailable,
     UserFeatures,
+    concat_rows,
     no_features,
-    together,
 )
 from serving.recommender.deadline import NEVER, Breaker, Deadline
 from serving.recommender.filters import RequestRules
@@ -76,8 +83,8 @@ class Engine:
         self.erasure = Erasure(workspace)
         self.changes = ItemChanges(workspace)
         self._swapping = threading.Lock()
-        self._sample: tuple[Live, Floats] | None = None
-        self.live: Live
+        self._sample: tuple[ServingSnapshot, Floats] | None = None
+        self.snapshot: ServingSnapshot
         self.adopt(release)
         if log_impressions:
             self.impressions = ImpressionLog(workspace.impressions, self.metrics.impressions)
@@ -85,17 +92,17 @@ class Engine:
     @property
     def release(self) -> Release:
         """The release being served."""
-        return self.live.release
+        return self.snapshot.release
 
     @property
     def items(self) -> ItemTable:
         """Its item table, with the newest counters that were read."""
-        return self.live.items
+        return self.snapshot.items
 
     @property
     def items_as_of(self) -> str | None:
         """When the item counters were read from the online store (ISO 8601); None: they are the release's own."""
-        return self.live.items_as_of
+        return self.snapshot.items_as_of
 
     def close(self) -> None:
         """Write the impressions that still wait."""
@@ -107,25 +114,30 @@ class Engine:
         timeout_s = self.settings.redis_timeout_ms / 1_000
         online = OnlineFeatures(self.workspace, release.items, self.metrics.observe_age, timeout_s)
         with self._swapping:
-            self.changes.look()
+            self.changes.poll()
             self.changes.tidy(release, time.time())
-            live = self._refreshed(self._changed(Live(release, release, online, release.items)))
+            snapshot = self._refreshed(
+                self._changed(ServingSnapshot(release, release, online, release.items))
+            )
             for _ in range(_WARM_UPS):
-                self._answers(live, [RecommendationRequest(user_id="warm-up")], NEVER)
-            self.live, self.intake = (
-                live,
+                self._answers(snapshot, [RecommendationRequest(user_id="warm-up")], NEVER)
+            self.snapshot, self.intake = (
+                snapshot,
                 Intake(self._log, release.codec.spec, self.metrics.events, self.erasure),
             )
             self.metrics.serving(release.id)
-            self.metrics.items_read(_epoch(live.items_as_of))
+            self.metrics.items_read(_epoch(snapshot.items_as_of))
 
     def measure_recall(self) -> None:
         """Compare the index with exact search for the newest request's user vector, as a metric."""
         sample, self._sample = self._sample, None
         if sample is None:
             return
-        live, vector = sample
-        index, vectors = live.release.recommender.retriever.index, live.release.recommender.vectors
+        snapshot, vector = sample
+        index, vectors = (
+            snapshot.release.recommender.retriever.index,
+            snapshot.release.recommender.vectors,
+        )
         at = min(_RECALL_AT, index.ntotal)
         near = vectors[1 : index.ntotal + 1] @ vector
         exact = np.argpartition(-near, at - 1)[:at]
@@ -135,24 +147,28 @@ class Engine:
     def refresh_changes(self) -> None:
         """Show removed items no more, restored ones again, and added ones as well."""
         with self._swapping:
-            if self.changes.look():
-                self.live = self._changed(self.live)
+            if self.changes.poll():
+                self.snapshot = self._changed(self.snapshot)
 
-    def _changed(self, live: Live) -> Live:
+    def _changed(self, snapshot: ServingSnapshot) -> ServingSnapshot:
         """Return what is served with the items that were added and without those that were removed."""
-        release = self.changes.over(live.loaded)
+        release = self.changes.apply_to(snapshot.loaded)
         items = (
-            release.items if live.activity is None else release.items.with_activity(live.activity)
+            release.items
+            if snapshot.activity is None
+            else release.items.with_activity(snapshot.activity)
         )
         items = self.changes.remaining(release, items)
         release.recommender.prepare(items, time.time())
         self.metrics.spare_rows.set(release.retrieval.delta.left)
-        return replace(live, release=release, online=live.online.over(release.items), items=items)
+        return replace(
+            snapshot, release=release, online=snapshot.online.with_items(release.items), items=items
+        )
 
     def add_item(self, item_id: str, item: ItemUpdate) -> bool:
         """Add an item, here at once and on all servers within a second; see ``ItemChanges.add``."""
         self.refresh_changes()
-        changed = self.changes.add(item_id, item, self.live.loaded)
+        changed = self.changes.add(item_id, item, self.snapshot.loaded)
         self.refresh_changes()
         return changed
 
@@ -175,7 +191,7 @@ class Engine:
             UnknownItem: the release has no such item, and it was not added.
 
         """
-        if self.live.release.codec.items.code(item_id) == 0 and not self.changes.knows(item_id):
+        if self.snapshot.release.codec.items.code(item_id) == 0 and not self.changes.knows(item_id):
             raise UnknownItem(item_id)
         changed = self.changes.restore(item_id)
         self.refresh_changes()
@@ -186,30 +202,30 @@ class Engine:
         if self._counters is None or not self._counters.changed():
             return
         with self._swapping:
-            self.live = self._refreshed(self.live)
-            self.metrics.items_read(_epoch(self.live.items_as_of))
+            self.snapshot = self._refreshed(self.snapshot)
+            self.metrics.items_read(_epoch(self.snapshot.items_as_of))
 
-    def _refreshed(self, live: Live) -> Live:
+    def _refreshed(self, snapshot: ServingSnapshot) -> ServingSnapshot:
         """Return the newest item counters that there are; where the store does not answer, those in use stay."""
         if self._counters is not None:
-            found = self._counters.newest(live.release)
+            found = self._counters.newest(snapshot.release)
             if found is None:
-                return live
+                return snapshot
             activity, as_of = found
         else:
             now = datetime.now(UTC)
             as_of = now.isoformat(timespec="microseconds")
             try:
-                activity = live.online.item_activity(now.timestamp())
+                activity = snapshot.online.item_activity(now.timestamp())
             except OnlineStoreUnavailable:
-                return live
-        items = live.items.with_activity(activity)
-        live.release.recommender.prepare(items, time.time())
-        return replace(live, items=items, activity=activity, items_as_of=as_of)
+                return snapshot
+        items = snapshot.items.with_activity(activity)
+        snapshot.release.recommender.prepare(items, time.time())
+        return replace(snapshot, items=items, activity=activity, items_as_of=as_of)
 
     def user_features(self, user_id: str) -> UserFeatures:
         """Return what the online store knows of a user."""
-        return self.live.online.user(self.erasure.served_as(user_id), time.time(), whole=True)
+        return self.snapshot.online.user(self.erasure.served_as(user_id), time.time(), whole=True)
 
     def recommend(
         self, request: RecommendationRequest, deadline: Deadline | None = None
@@ -243,14 +259,14 @@ class Engine:
     def _served(
         self, requests: Sequence[RecommendationRequest], deadline: Deadline
     ) -> list[RecommendationResponse]:
-        live, requests = self.live, self.erasure.anonymous(requests)
+        snapshot, requests = self.snapshot, self.erasure.anonymous(requests)
         for request in requests:
-            live.release.recommender.filters.check(request.filters, live.items)
-        answers = self._answers(live, requests, deadline)
+            snapshot.release.recommender.filters.check(request.filters, snapshot.items)
+        answers = self._answers(snapshot, requests, deadline)
         for request, answer in zip(requests, answers, strict=True):
             note(
                 answer=answer.response["request_id"],
-                release=live.release.id,
+                release=snapshot.release.id,
                 degraded=answer.response["degraded"],
             )
             self.metrics.degrade(answer.response["degraded"])
@@ -260,20 +276,23 @@ class Engine:
                     answer.ranked.candidates.sources[answer.ranked.candidates.rows(answer.row)]
                 )
             if self.impressions and request.user_id:
-                self.impressions.offer(impression_of(request, answer, live))
+                self.impressions.offer(impression_of(request, answer, snapshot))
         return [answer.response for answer in answers]
 
     def _answers(
-        self, live: Live, requests: Sequence[RecommendationRequest], deadline: Deadline
+        self,
+        snapshot: ServingSnapshot,
+        requests: Sequence[RecommendationRequest],
+        deadline: Deadline,
     ) -> list[Answer]:
-        recommender, codec, now = live.release.recommender, live.release.codec, time.time()
+        recommender, codec, now = snapshot.release.recommender, snapshot.release.codec, time.time()
         with self.metrics.stage("features"):
-            known = self._features(live, [request.user_id for request in requests], now)
+            known = self._features(snapshot, [request.user_id for request in requests], now)
             columns = [
                 found.columns if found else no_features(request.user_id, codec)
                 for found, request in zip(known, requests, strict=True)
             ]
-            users = live.release.reader.read(together(columns), np.full(len(requests), now))
+            users = snapshot.release.reader.read(concat_rows(columns), np.full(len(requests), now))
         rules = [
             RequestRules(request.k, tuple(request.exclude), request.filters) for request in requests
         ]
@@ -282,29 +301,30 @@ class Engine:
         if deadline.left() > 0:
             try:
                 results, ranked, vectors = recommender.recommend_ranked(
-                    users, rules, live.items, deadline, self.metrics.stage
+                    users, rules, snapshot.items, deadline, self.metrics.stage
                 )
-                self._sample = (live, vectors[0])
+                self._sample = (snapshot, vectors[0])
             except Exception:
                 _log.exception("candidates failed; popular items are served")
         if ranked is None:
             results = [
-                recommender.popular(users, row, rule, live.items) for row, rule in enumerate(rules)
+                recommender.popular(users, row, rule, snapshot.items)
+                for row, rule in enumerate(rules)
             ]
         rows = zip(requests, known, results, strict=True)
         return [
-            make_answer(live, request, now, features, result, ranked, row)
+            make_answer(snapshot, request, now, features, result, ranked, row)
             for row, (request, features, result) in enumerate(rows)
         ]
 
     def _features(
-        self, live: Live, user_ids: list[str], now: float
+        self, snapshot: ServingSnapshot, user_ids: list[str], now: float
     ) -> Sequence[UserFeatures | None]:
         """Return users' features; None for all where the online store does not answer in time."""
         found: Sequence[UserFeatures | None] = [None] * len(user_ids)
         if self._breaker.allows():
             try:
-                found = live.online.users(user_ids, now)
+                found = snapshot.online.users(user_ids, now)
             except OnlineStoreUnavailable:
                 self._breaker.failed()
             else:
@@ -319,7 +339,7 @@ class Engine:
             UnknownItem: the release has no such item.
 
         """
-        return similar_items(self.live, item_id, k)
+        return similar_items(self.snapshot, item_id, k)
 
     def erase(self, user_id: str) -> ErasureResponse:
         """Forget a user, see ``Erasure``."""

@@ -152,10 +152,10 @@ def train(
             "--ipw and --attribution-hours are about impressions: give --from-impressions too"
         )
     use_all_cores()
-    from serving.recommender.candidates import Shares
+    from serving.recommender.candidates import CandidateQuota
 
     try:
-        shares = Shares.parse(candidates) if candidates else None
+        quota = CandidateQuota.parse(candidates) if candidates else None
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--candidates") from None
     hours = (24.0 if attribution_hours is None else attribution_hours) if from_impressions else None
@@ -168,7 +168,7 @@ def train(
         ipw=ipw,
         logq=logq,
         seed=seed,
-        shares=shares,
+        quota=quota,
     )
 
 

@@ -50,7 +50,7 @@ def ablations(
         "ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)
     }
     for source in SOURCES:
-        if getattr(whole.retriever.shares, source, 0):
+        if getattr(whole.retriever.quota, source, 0):
             retriever = _without_source(whole.retriever, source)
             models[f"candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
     models["streaming"] = _OtherUsers(release, interactions, _AsOfMidnight(features, requests))
@@ -108,7 +108,7 @@ def _without_source(retriever: Retriever, source: str) -> Retriever:
     if source == "two_tower":
         other.index = _NoIndex()  # type: ignore[assignment]
     else:
-        other.shares = retriever.shares.model_copy(update={source: 0})
+        other.quota = retriever.quota.model_copy(update={source: 0})
     return other
 
 

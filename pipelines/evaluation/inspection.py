@@ -101,11 +101,11 @@ def replay_retrieval(workspace: Workspace, release: Release, limit: int) -> Retr
         context = batch.users.context
         vectors.append(release.recommender.tower(context))
         filters = release.recommender.filters
-        narrow = [
-            filters.narrow(batch.items, RequestRules(1), float(time)) for time in context.time
+        prefilters = [
+            filters.prefilter(batch.items, RequestRules(1), float(time)) for time in context.time
         ]
         found = release.retrieval.retriever.retrieve(
-            vectors[-1], context.history, batch.items, context.time, narrow
+            vectors[-1], context.history, batch.items, context.time, prefilters
         )
         right = found.item == batch.requests.item[found.request]
         bits = np.zeros(len(context), dtype=np.uint8)

@@ -19,7 +19,7 @@ from feature_repo.workspace import Workspace, fingerprint, read_json, write_json
 from pipelines import display
 from pipelines.ingest.ingest import read_events
 from pipelines.training.release import current_release
-from serving.online.features import OnlineFeatures, together
+from serving.online.features import OnlineFeatures, concat_rows
 from serving.recommender.filters import RequestRules
 from serving.releases.release import load_release
 
@@ -79,7 +79,7 @@ class _Lists:
     def of(self, users: Sequence[str]) -> pa.Table:
         """Return the lists of some users, rows of ``_SCHEMA``."""
         now, codec = time.time(), self.release.codec
-        found = together([one.columns for one in self._online.users(users, now)])
+        found = concat_rows([one.columns for one in self._online.users(users, now)])
         batch = self.release.reader.read(found, np.full(len(users), now))
         lists = self.release.recommender.recommend(
             batch, [RequestRules(self._k)] * len(users), self._items

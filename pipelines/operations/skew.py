@@ -224,9 +224,9 @@ def recompute(
     """
     users, recommender = release.reader.read(columns, np.array([time])), release.recommender
     vectors = recommender.tower(users.context)
-    narrow = [recommender.filters.narrow(items, RequestRules(1, (), filters or {}), time)]
+    prefilters = [recommender.filters.prefilter(items, RequestRules(1, (), filters or {}), time)]
     candidates = recommender.retriever.retrieve(
-        vectors, users.context.history, items, users.context.time, narrow
+        vectors, users.context.history, items, users.context.time, prefilters
     )
     numeric, categorical = recommender.hydrator.hydrate(users, vectors, candidates, items)
     order = np.argsort(candidates.item)

@@ -7,7 +7,7 @@ from typing import Any
 
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import TowerTrainingConfig
-from serving.recommender.candidates import Shares
+from serving.recommender.candidates import CandidateQuota
 
 _STORED_NAMES = {"selection_requests": "choose_requests"}
 """Names of settings that files written so far spell differently."""
@@ -56,8 +56,8 @@ class RetrievalConfig:
 
     towers: TowerTrainingConfig = field(default_factory=TowerTrainingConfig)
     shape: TowerShape = field(default_factory=TowerShape)
-    shares: Shares = field(default_factory=Shares)
+    shares: CandidateQuota = field(default_factory=CandidateQuota)
 
     def version_parts(self) -> tuple[dict[str, Any], ...]:
         """Return JSON-like settings: where they are equal, so is the result on the same data."""
-        return asdict(self.towers), asdict(self.shape), self.shares.model_dump()
+        return asdict(self.towers), asdict(self.shape), self.quota.model_dump()

@@ -19,7 +19,7 @@ from ranking.models.base import Log
 from ranking.training.train_rankers import RankerReport
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import Progress, TowerTrainingConfig
-from serving.recommender.candidates import Shares
+from serving.recommender.candidates import CandidateQuota
 
 Announce = Callable[[str], None]
 """Called with a line that a person should read."""
@@ -32,7 +32,7 @@ class TrainSettings:
     Attributes:
         towers: how the towers are trained.
         shape: sizes and dropout of the towers; a warm start keeps the release's.
-        shares: how many candidates each source may propose.
+        quota: how many candidates each source may propose.
         sample: how many requests the rankers learn from.
         rankers: which kinds are trained, and how; a warm start continues the release's kind.
         warm_start: how far to continue from the current release; None: train from scratch.
@@ -41,7 +41,7 @@ class TrainSettings:
 
     towers: TowerTrainingConfig | None = None
     shape: TowerShape | None = None
-    shares: Shares | None = None
+    quota: CandidateQuota | None = None
     sample: SampleConfig = field(default_factory=SampleConfig)
     rankers: RankerConfig | None = None
     warm_start: WarmStartConfig | None = None
@@ -52,12 +52,12 @@ class TrainSettings:
             return RetrievalConfig(
                 towers=self.towers or TowerTrainingConfig(),
                 shape=self.shape or TowerShape(),
-                shares=self.shares or Shares(),
+                quota=self.quota or CandidateQuota(),
             )
         return RetrievalConfig(
             towers=self.warm_start.towers(self.towers or base.retrieval.towers),
             shape=base.retrieval.shape,
-            shares=self.shares or base.retrieval.shares,
+            quota=self.quota or base.retrieval.shares,
         )
 
 

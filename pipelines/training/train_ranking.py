@@ -284,9 +284,9 @@ class RankingSets:
     def candidates(self, vectors: Float32Array, users: UserBatch, items: ItemTable) -> Candidates:
         """Return what serving would propose to users with vectors float32 ``[B, D]``."""
         time = users.context.time
-        narrow = [self.filters.narrow(items, RequestRules(1), float(at)) for at in time]
+        prefilters = [self.filters.prefilter(items, RequestRules(1), float(at)) for at in time]
         return self.retrieval.retriever.retrieve(
-            vectors, users.context.history, items, time, narrow
+            vectors, users.context.history, items, time, prefilters
         )
 
     @staticmethod

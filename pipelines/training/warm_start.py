@@ -24,7 +24,7 @@ from pipelines.training.split import Split, epoch_seconds
 from ranking.config import RankerConfig, WarmStart
 from retrieval.towers.model import TwoTowers
 from retrieval.towers.training import TowerTrainingConfig
-from serving.recommender.candidates import Shares
+from serving.recommender.candidates import CandidateQuota
 from serving.recommender.codec import Codec
 from serving.releases.release import verify
 
@@ -121,7 +121,7 @@ class BaseRelease:
             retrieval=RetrievalConfig(
                 towers=replace(report.settings, device=None),
                 shape=report.shape,
-                shares=Shares.model_validate(read_json(folder / "shares.json")),
+                quota=CandidateQuota.model_validate(read_json(folder / "shares.json")),
             ),
             rankers=replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,)),
             learned_until=Split.from_dict(manifest["split"]).ranker,

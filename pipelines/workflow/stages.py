@@ -26,7 +26,7 @@ from pipelines import display
 
 if TYPE_CHECKING:
     from ranking.training.train_rankers import RankerReport
-    from serving.recommender.candidates import Shares
+    from serving.recommender.candidates import CandidateQuota
 
 SPECS = Path(__file__).resolve().parent.parent / "specs"
 FEATURES_VERSION = 2
@@ -172,7 +172,7 @@ def run_train(
     ipw: bool = False,
     logq: bool = True,
     seed: int | None = None,
-    shares: Shares | None = None,
+    quota: CandidateQuota | None = None,
 ) -> None:
     """Train towers, index and rankers, and print the rankers' table.
 
@@ -180,7 +180,7 @@ def run_train(
     that followed within that time; with ``ipw`` weighted against the bias of positions. With
     ``tuned`` the settings are those that ``funnel tune`` found. With ``warm_start`` the training
     goes on from the current release. Without ``logq`` the towers' loss is not corrected for how
-    negatives are drawn. ``seed`` is of all that is drawn, samples of requests included; ``shares``
+    negatives are drawn. ``seed`` is of all that is drawn, samples of requests included; ``quota``
     says how many candidates each source may propose.
 
     Raises:
@@ -217,7 +217,7 @@ def run_train(
             settings = TrainSettings(
                 towers=config,
                 shape=shape,
-                shares=shares,
+                quota=quota,
                 sample=sample,
                 rankers=rankers,
                 warm_start=WarmStartConfig() if warm_start else None,

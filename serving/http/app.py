@@ -47,9 +47,9 @@ from serving.http.telemetry import Telemetry, start_tracing
 from serving.observability.exposition import render
 from serving.observability.metrics import Metrics
 from serving.recommender.deadline import Deadline
+from serving.releases.poller import ReleasePoller
 from serving.releases.release import BadRelease, Release
 from serving.releases.verify import check_release, registered_features
-from serving.releases.watch import ReleaseWatch
 from serving.settings import ServeSettings
 
 _RECALL_S, _CHANGES_S, _ASIDE = 30.0, 0.5, 8
@@ -104,13 +104,13 @@ def create_app(
         recall = PeriodicTask(_RECALL_S, engine.measure_recall, "recall")
         aside = WorkerPool(_ASIDE)
         app.state.queues = {RECOMMEND: LoopExecutor(settings.under_way), BATCH: aside}
-        watch = ReleaseWatch(workspace, release, engine.adopt, _counted(workspace, metrics))
+        poller = ReleasePoller(workspace, release, engine.adopt, _counted(workspace, metrics))
         if follow:
-            watch.start()
+            poller.start()
         gc.collect()
         gc.freeze()  # what is loaded stays: a full collection would only stop requests for its time
         yield
-        watch.close()
+        poller.close()
         refresh.close()
         recall.close()
         changes.close()

@@ -24,14 +24,14 @@ class ItemChanges:
         self._gone: set[str] = set()
         self._items: dict[str, AddedItem] = {}
 
-    def look(self) -> bool:
+    def poll(self) -> bool:
         """Ask Redis, and return whether there is something else than before."""
         gone, items = self._removed.changed(), self._added.changed()
         self._gone = self._gone if gone is None else gone
         self._items = self._items if items is None else items
         return gone is not None or items is not None
 
-    def over(self, loaded: Release) -> Release:
+    def apply_to(self, loaded: Release) -> Release:
         """Return a release, as it was loaded, with the added items."""
         return with_added(
             loaded, {name: item for name, item in self._items.items() if name not in self._gone}

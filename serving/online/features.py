@@ -191,7 +191,7 @@ class OnlineFeatures:
         )
         self._read = PipelinedReads(self._redis)
 
-    def over(self, items: ItemTable) -> OnlineFeatures:
+    def with_items(self, items: ItemTable) -> OnlineFeatures:
         """Return the same reads for a release with more items."""
         made = copy(self)
         made._codec, made._category = items.codec, items.main_category
@@ -306,7 +306,7 @@ def no_features(user_id: str, codec: Codec) -> dict[str, list[Any]]:
     return {c.USER: [user_id], **{name: [None] for name in names}}
 
 
-def together(rows: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+def concat_rows(rows: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
     """Return feature rows of one user each as one table; what a row does not have is missing."""
     if len(rows) == 1:
         return rows[0]

@@ -32,8 +32,8 @@ from serving.http.app import create_app
 from serving.observability.logs import setup_logging
 from serving.observability.multiprocess import shared_by_workers
 from serving.process.listener import FairListener
+from serving.releases.poller import ReleasePoller
 from serving.releases.verify import check_release, registered_features
-from serving.releases.watch import ReleaseWatch
 
 _log = logging.getLogger(__name__)
 
@@ -88,9 +88,11 @@ def serve(
     def beside() -> None:
         listening.close()
         reader, serving = CounterReader(workspace, files), [release]
-        watch = ReleaseWatch(workspace, release, lambda promoted: serving.__setitem__(0, promoted))
+        poller = ReleasePoller(
+            workspace, release, lambda promoted: serving.__setitem__(0, promoted)
+        )
         while True:
-            watch.look()
+            poller.poll()
             reader.step(serving[0])
             time.sleep(1.0)
 

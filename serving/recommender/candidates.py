@@ -30,7 +30,7 @@ RECENT = 10
 """How many of the newest history items the similar-items source starts from."""
 
 
-class Shares(BaseModel):
+class CandidateQuota(BaseModel):
     """How many candidates each source may propose.
 
     By default those that pay on the data sets of docs/results.md: what is co-visited, popular or
@@ -46,7 +46,7 @@ class Shares(BaseModel):
     new: int = Field(default=70, ge=0)
 
     @classmethod
-    def parse(cls, given: Sequence[str]) -> Shares:
+    def parse(cls, given: Sequence[str]) -> CandidateQuota:
         """Read ``source=number`` pairs; sources that are not given have their default.
 
         Raises:
@@ -88,7 +88,7 @@ class Candidates:
         return slice(int(self.offsets[request]), int(self.offsets[request + 1]))
 
 
-class Narrow:
+class ItemFilter:
     """A part of the catalogue for the search to stay within; made once for a rule, used by many requests."""
 
     def __init__(self, mask: npt.NDArray[np.bool_]) -> None:
@@ -115,17 +115,17 @@ class Retriever:
     """All candidate sources of a release."""
 
     def __init__(
-        self, index: faiss.Index, neighbours: Codes, similarities: Floats, shares: Shares
+        self, index: faiss.Index, neighbours: Codes, similarities: Floats, quota: CandidateQuota
     ) -> None:
         self.index = index
         self.neighbours = np.asarray(neighbours)  # views without the costs of np.memmap's indexing
         self.similarities = np.asarray(similarities)
-        self.shares = shares
+        self.quota = quota
         self._recency = (0.8 ** np.arange(RECENT)).astype(np.float32)
         self._desk = _Desk(len(neighbours))
         self._added: Floats | None = None
 
-    def over(self, neighbours: Codes, similarities: Floats, added: Floats) -> Retriever:
+    def with_items(self, neighbours: Codes, similarities: Floats, added: Floats) -> Retriever:
         """Return the same sources with added items, which the index has not.
 
         Args:
@@ -134,7 +134,7 @@ class Retriever:
             added: float32 ``[A, D]``, unit vectors of the added items.
 
         """
-        made = Retriever(self.index, neighbours, similarities, self.shares)
+        made = Retriever(self.index, neighbours, similarities, self.quota)
         made._added = added
         return made
 
@@ -144,7 +144,7 @@ class Retriever:
         history: Codes,
         items: ItemTable,
         time: npt.NDArray[np.float64],
-        narrow: Sequence[Narrow | None] | None = None,
+        prefilters: Sequence[ItemFilter | None] | None = None,
     ) -> Candidates:
         """Return candidates of ``B`` requests.
 
@@ -153,11 +153,11 @@ class Retriever:
             history: int32 ``[B, H]`` newest first.
             items: the item table as of the requests.
             time: float64 ``[B]`` epoch seconds.
-            narrow: the items that a request's tower candidates are to be among; None: among all.
+            prefilters: the items that a request's tower candidates are to be among; None: among all.
 
         """
         near = self._nearest(
-            np.ascontiguousarray(vectors, dtype=np.float32), narrow or [None] * len(vectors)
+            np.ascontiguousarray(vectors, dtype=np.float32), prefilters or [None] * len(vectors)
         )
         parts = [
             self._merge(near[b], history[b], self._static(items, float(time[b])))
@@ -170,19 +170,19 @@ class Retriever:
         return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
 
     def _nearest(
-        self, vectors: Floats, narrow: Sequence[Narrow | None]
+        self, vectors: Floats, prefilters: Sequence[ItemFilter | None]
     ) -> list[npt.NDArray[np.int64]]:
         """Return the codes nearest to each user vector, best first; 0 where FAISS found fewer than were asked for."""
-        if not any(narrow):
-            return list(self.nearest(vectors, self.shares.two_tower)[1])
-        pairs = zip(vectors, narrow, strict=True)
+        if not any(prefilters):
+            return list(self.nearest(vectors, self.quota.two_tower)[1])
+        pairs = zip(vectors, prefilters, strict=True)
         return [
-            self.nearest(vector[None, :], self.shares.two_tower, among)[1][0]
+            self.nearest(vector[None, :], self.quota.two_tower, among)[1][0]
             for vector, among in pairs
         ]
 
     def nearest(
-        self, vectors: Floats, count: int, among: Narrow | None = None
+        self, vectors: Floats, count: int, among: ItemFilter | None = None
     ) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Return cosines and codes of the items nearest to unit vectors ``[B, D]``, best first, ``[B, count]`` each.
 
@@ -212,12 +212,12 @@ class Retriever:
 
         They are made once for as long as nothing comes or goes.
         """
-        known = items.memo.setdefault(self.shares, {})
+        known = items.memo.setdefault(self.quota, {})
         state = items.availability_state(time)
         if state not in known:
             if len(known) >= _STATES_KEPT:
                 known.clear()
-            lists = static_lists(items, self.shares, time)
+            lists = static_lists(items, self.quota, time)
             bits = [
                 np.full(len(codes), 1 << SOURCES.index(name), np.uint8)
                 for name, codes in lists.items()
@@ -239,7 +239,7 @@ class Retriever:
         size = len(tower) + near.size + len(static[0])
         item, bits = np.empty(size, np.int32), np.empty(size, np.uint8)
         rank, similar = np.empty(size, np.float32), np.empty((size, 2), np.float32)
-        most, place = self.shares.similar, self._desk.place
+        most, place = self.quota.similar, self._desk.place
         count = _union(
             tower, near, weight, self._recency, most, *static, place, item, bits, rank, similar
         )
@@ -340,7 +340,7 @@ def _union(
     return count
 
 
-def static_lists(items: ItemTable, shares: Shares, time: float) -> dict[str, Codes]:
+def static_lists(items: ItemTable, quota: CandidateQuota, time: float) -> dict[str, Codes]:
     """Return the sources that are the same for everybody: popular, trending and new items that can be had."""
     available = items.available(time)
     popular, trending = (
@@ -352,11 +352,11 @@ def static_lists(items: ItemTable, shares: Shares, time: float) -> dict[str, Cod
     )
     begin = np.where(np.isfinite(begin), begin, -np.inf)
     return {
-        "popular": top(np.where(available, popular, -np.inf), shares.popular),
+        "popular": top(np.where(available, popular, -np.inf), quota.popular),
         "trending": top(
-            np.where(available, trending * np.exp(trend(items)), -np.inf), shares.trending
+            np.where(available, trending * np.exp(trend(items)), -np.inf), quota.trending
         ),
-        "new": top(np.where(available, begin, -np.inf), shares.new),
+        "new": top(np.where(available, begin, -np.inf), quota.new),
     }
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_repo.dataset import SpecError
 from feature_repo.encoding import Codes, Floats
-from serving.recommender.candidates import Narrow
+from serving.recommender.candidates import ItemFilter
 from serving.recommender.item_table import ItemTable
 
 Mask = npt.NDArray[np.bool_]
@@ -102,7 +102,7 @@ class Filters:
         self._blocked[0] = False
         self._marks = _Marks(len(items))
         self._rules = _Kept(len(items))
-        self._narrow = _Kept(len(items))
+        self._prefilters = _Kept(len(items))
 
     def check(self, filters: dict[str, AttributeRule], items: ItemTable) -> None:
         """Raise ``UnknownAttribute`` if a request's filters cannot be applied to these items."""
@@ -148,20 +148,20 @@ class Filters:
             masks["attribute_rule"] = ~fits if codes is None else ~fits[codes]
         return masks
 
-    def narrow(self, items: ItemTable, request: RequestRules, time: float) -> Narrow | None:
+    def prefilter(self, items: ItemTable, request: RequestRules, time: float) -> ItemFilter | None:
         """Return the items that rules leave, for the search to look only there; None where most are left.
 
         What a user has seen and excludes is little beside the catalogue: the search may find it.
         """
         state = items.availability_state(time)
         rules = _spelled(request.filters)
-        if (known := self._narrow.get(items, (state, rules))) is not None:
+        if (known := self._prefilters.get(items, (state, rules))) is not None:
             return known[0]
         mask = items.available(time) & ~self._blocked
         if request.filters:
             mask &= self._fits(items, request.filters)
-        found = Narrow(mask) if mask.mean() < _SELECTIVE else None
-        self._narrow.put(items, (state, rules), (found,))
+        found = ItemFilter(mask) if mask.mean() < _SELECTIVE else None
+        self._prefilters.put(items, (state, rules), (found,))
         return found
 
     def _fits(self, items: ItemTable, filters: dict[str, AttributeRule]) -> Mask:
@@ -238,7 +238,7 @@ class _Marks(threading.local):
         return found
 
 
-def choose(
+def select_items(
     k: int,
     codes: Codes,
     scores: Floats,

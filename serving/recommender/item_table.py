@@ -46,7 +46,7 @@ class Activity:
     last_event_at: Times
     numeric: Floats | None = None
 
-    def upto(self, size: int) -> Activity:
+    def head(self, size: int) -> Activity:
         """Return the first ``size`` rows as views; rows that are not there yet have no counts."""
         missing = size - len(self.counts)
         if missing <= 0:
@@ -150,7 +150,7 @@ class ItemTable:
 
     def with_activity(self, activity: Activity) -> ItemTable:
         """Return the table with other counts; everything else is shared. Added items' counts may be missing."""
-        activity = activity.upto(len(self))
+        activity = activity.head(len(self))
         if self.added and activity.numeric is not None:
             # Whoever wrote the file knew of no added items.
             activity.numeric[-self.added :, activity.counts.shape[1] :] = self.encoded.numbers[
@@ -164,7 +164,7 @@ class ItemTable:
         until[codes] = -np.inf
         return self._changed(available_until=until)
 
-    def upto(self, size: int) -> ItemTable:
+    def head(self, size: int) -> ItemTable:
         """Return the first ``size`` rows as views, without their attributes as given: these stay as they are."""
         made = replace(
             self,
@@ -172,15 +172,15 @@ class ItemTable:
             categories=self.categories[:size],
             available_from=self.available_from[:size],
             available_until=self.available_until[:size],
-            activity=self.activity.upto(size),
+            activity=self.activity.head(size),
         )
         made.__dict__["categorical"] = self.categorical[:size]
         return made
 
-    def longer(self, codec: Codec, raw: Mapping[str, RawColumn], whole: ItemTable) -> ItemTable:
+    def extended(self, codec: Codec, raw: Mapping[str, RawColumn], whole: ItemTable) -> ItemTable:
         """Return the table with the items that ``codec`` and ``raw`` have more, whose rows stand in ``whole``."""
         start, size = len(self), len(codec.items)
-        made = replace(whole.upto(size), codec=codec, raw=raw, added=size - start)
+        made = replace(whole.head(size), codec=codec, raw=raw, added=size - start)
         times = np.sort(
             np.concatenate([whole.available_from[start:size], whole.available_until[start:size]])
         )

@@ -25,7 +25,7 @@ from ranking.rows import PairRows
 from retrieval.towers.context import UserContext
 from serving.recommender.candidates import SOURCES, Candidates, Retriever, top
 from serving.recommender.deadline import NEVER, Cost, Deadline
-from serving.recommender.filters import FilterRules, Filters, RequestRules, choose
+from serving.recommender.filters import FilterRules, Filters, RequestRules, select_items
 from serving.recommender.hydrate import Hydrator
 from serving.recommender.item_table import ItemTable
 from serving.recommender.users import UserBatch
@@ -100,7 +100,7 @@ class UserTowerSession:
         self._session = onnx_session(model)
         self._raw = np.asarray(raw_items)
 
-    def over(self, raw_items: Floats) -> UserTowerSession:
+    def with_items(self, raw_items: Floats) -> UserTowerSession:
         """Return the same tower over the raw vectors of more items."""
         made = copy(self)
         made._raw = raw_items
@@ -134,7 +134,7 @@ class Recommender:
         self._cost = Cost()
         self._prepared: tuple[ItemTable, Callable[[PairRows], tuple[Floats, Floats]]] | None = None
 
-    def over(
+    def with_items(
         self, tower: UserTowerSession, vectors: Floats, retriever: Retriever, items: ItemTable
     ) -> Recommender:
         """Return the same funnel over more items."""
@@ -166,12 +166,12 @@ class Recommender:
         with watch("tower"):
             vectors = self.tower(users.context)
         with watch("retrieve"):
-            narrow = [
-                self.filters.narrow(items, request, float(t))
+            prefilters = [
+                self.filters.prefilter(items, request, float(t))
                 for request, t in zip(requests, time, strict=True)
             ]
             candidates = self.retriever.retrieve(
-                vectors, users.context.history, items, time, narrow
+                vectors, users.context.history, items, time, prefilters
             )
         with watch("rank"):
             ranked, lost = self.rank(users, vectors, candidates, items, deadline)
@@ -230,7 +230,7 @@ class Recommender:
         worth = worth * (1.0 + 4.0 * users.category_shares[row][items.categories].max(axis=1))
         codes = top(np.where(banned, -np.inf, worth), max(200, 2 * request.k))
         scores = worth[codes].astype(np.float32)
-        chosen, _ = choose(request.k, codes, scores, items, self.vectors, self.rules)
+        chosen, _ = select_items(request.k, codes, scores, items, self.vectors, self.rules)
         result = Recommendation(
             codes[chosen], scores[chosen], [["popular"] for _ in chosen], ["retrieval_unavailable"]
         )
@@ -250,7 +250,7 @@ class Recommender:
         self._scorer(items)
         if time is not None:
             self.retriever.prepare(items, time)
-            self.filters.narrow(items, RequestRules(0), time)
+            self.filters.prefilter(items, RequestRules(0), time)
 
     def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Floats, Floats]]:
         """Return the ranker with what it reads of these items prepared; made once for a table."""
@@ -278,7 +278,7 @@ class Recommender:
         places = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
         order = places[np.argsort(-scores[places], kind="stable")]
         taken: Counter[int] = Counter()
-        chosen, over = choose(
+        chosen, over = select_items(
             request.k, codes[order], scores[order], items, self.vectors, self.rules, taken
         )
         rows = order[chosen] + span.start
@@ -320,7 +320,7 @@ class Recommender:
         )
         order = np.lexsort((codes, -near))
         missing = request.k - len(result.items)
-        chosen, _ = choose(
+        chosen, _ = select_items(
             missing, codes[order], near[order], items, self.vectors, self.rules, taken
         )
         extra = codes[order[chosen]]

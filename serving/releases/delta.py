@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind
-from feature_repo.encoding import Codes, Floats, LongerVocabulary, Vocabulary
+from feature_repo.encoding import Codes, ExtendedVocabulary, Floats, Vocabulary
 from ranking.models.onnx import onnx_session
 from serving.recommender.item_table import ATTRIBUTE_TYPES, ItemTable, RawColumn, build_items
 
@@ -143,7 +143,7 @@ class Delta:
     def table(self, released: ItemTable) -> ItemTable:
         """Return the release's item table with the added items behind its own."""
         whole, names = self.rows.items, list(self._codes)
-        codec = replace(whole.codec, items=LongerVocabulary(whole.codec.items, names))
+        codec = replace(whole.codec, items=ExtendedVocabulary(whole.codec.items, names))
         raw = {
             name: RawColumn(
                 pa.array(
@@ -153,7 +153,7 @@ class Delta:
             )
             for name, kind in codec.spec.item_attributes.items()
         }
-        return released.longer(codec, raw, whole)
+        return released.extended(codec, raw, whole)
 
     def _write(self, items: Mapping[str, AddedItem]) -> None:
         rows, whole = self.rows, self.rows.items

@@ -20,7 +20,7 @@ import numpy as np
 from feature_repo.encoding import Codes, Floats
 from feature_repo.workspace import file_hash, read_json, write_json
 from ranking.models.scorer import CalibratedRanker
-from serving.recommender.candidates import Retriever, Shares
+from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules
 from serving.recommender.item_table import ItemTable
@@ -95,7 +95,7 @@ def load_retrieval(folder: Path) -> Retrieval:
     neighbours: Codes = read_array(folder / "neighbours.npy", np.int32)
     similarities: Floats = read_array(folder / "similarities.npy", np.float32)
     with naming("shares.json"):
-        shares = Shares.model_validate(read_part(folder / "shares.json"))
+        quota = CandidateQuota.model_validate(read_part(folder / "shares.json"))
     index = read_index(folder / "index.faiss", vectors.shape[1])
     items = read_items(folder, codec)
     size = len(codec.items)
@@ -119,9 +119,9 @@ def load_retrieval(folder: Path) -> Retrieval:
         np.asarray(similarities),
         items,
     )
-    retriever = Retriever(index, neighbours[:size], similarities[:size], shares)
+    retriever = Retriever(index, neighbours[:size], similarities[:size], quota)
     return Retrieval(
-        codec, tower, vectors[:size], retriever, items.upto(size), Delta(whole, session)
+        codec, tower, vectors[:size], retriever, items.head(size), Delta(whole, session)
     )
 
 
@@ -141,14 +141,14 @@ def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
         return release
     rows, items = delta.rows, delta.table(loaded.items)
     vectors = rows.vectors[:size]
-    tower = loaded.tower.over(rows.raw[:size])
-    retriever = loaded.retriever.over(
+    tower = loaded.tower.with_items(rows.raw[:size])
+    retriever = loaded.retriever.with_items(
         rows.neighbours[:size], rows.similarities[:size], vectors[first:]
     )
     return replace(
         release,
         retrieval=Retrieval(items.codec, tower, vectors, retriever, items, delta),
-        recommender=release.recommender.over(tower, vectors, retriever, items),
+        recommender=release.recommender.with_items(tower, vectors, retriever, items),
         reader=UserReader(items.codec),
     )
 

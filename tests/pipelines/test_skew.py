@@ -62,9 +62,11 @@ def ask_later(engine, users, patch):
         engine_module, "time", SimpleNamespace(time=lambda: later, perf_counter=time.perf_counter)
     )
     now = datetime.fromtimestamp(later, UTC)
-    items = engine.release.items.with_activity(engine.live.online.item_activity(now.timestamp()))
-    engine.live = replace(
-        engine.live, items=items, items_as_of=now.isoformat(timespec="microseconds")
+    items = engine.release.items.with_activity(
+        engine.snapshot.online.item_activity(now.timestamp())
+    )
+    engine.snapshot = replace(
+        engine.snapshot, items=items, items_as_of=now.isoformat(timespec="microseconds")
     )
     return [
         engine.recommend(RecommendationRequest(user_id=user, k=5))["degraded"] for user in users

@@ -23,14 +23,14 @@ from pipelines.training.train_ranking import train_ranking
 from pipelines.training.train_retrieval import tower_builder, tower_data, train_retrieval
 from pipelines.training.warm_start import BaseRelease, NothingNew, WarmStartConfig, table_rows
 from ranking.models import load
-from serving.recommender.candidates import Shares
+from serving.recommender.candidates import CandidateQuota
 from serving.releases.release import write_manifest
 from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
 from tests.pipelines.test_cli import funnel
 
 WARM = WarmStartConfig(epochs=2, rounds=10, steps=20)
 SHORT = replace(TOWERS, epochs=2)
-SHARES = Shares(similar=40, new=30)
+QUOTA = CandidateQuota(similar=40, new=30)
 
 AGAIN = """
 from pathlib import Path
@@ -57,7 +57,7 @@ def older(built, copy, tmp_path_factory):
         shutil.rmtree(workspace.models)
         workspace.models.mkdir()
         write_json(workspace.models / "split.json", split.to_dict())
-        retrieval = RetrievalConfig(towers=SHORT, shares=SHARES)
+        retrieval = RetrievalConfig(towers=SHORT, shares=QUOTA)
         train_retrieval(workspace, events, split, retrieval, log=silent, progress=silent)
         rankers = replace(RANKERS, kinds=("lambdarank",))
         train_ranking(workspace, events, split, rankers, sample=SAMPLE, log=silent, progress=silent)
@@ -147,7 +147,7 @@ def test_a_warm_start_goes_on_from_the_release_and_can_be_released(again):
     retrieval = read_json(again.models / "retrieval" / "report.json")
     assert retrieval["warm_start"] == before.name
     assert retrieval["settings"] == vars(WARM.towers(SHORT))
-    assert read_json(again.models / "retrieval" / "shares.json") == SHARES.model_dump()
+    assert read_json(again.models / "retrieval" / "shares.json") == QUOTA.model_dump()
     anew = read_json(before / "metrics.json")["retrieval"]
     assert retrieval["towers"]["curve"][0]["loss"] < anew["towers"]["curve"][0]["loss"]
     rankers = before / "ranker", again.models / "ranking" / "lambdarank"

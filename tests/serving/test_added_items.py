@@ -30,7 +30,7 @@ from serving.http.app import create_app
 from serving.impressions import read_impressions
 from serving.live_items.added import AddedItems
 from serving.online.features import no_features
-from serving.recommender.candidates import Narrow
+from serving.recommender.candidates import ItemFilter
 from serving.recommender.filters import RequestRules
 from serving.releases.delta import AddedItem, ItemTowerSession
 from serving.releases.item_files import SPARE_ROWS
@@ -322,7 +322,7 @@ def test_added_items_outlast_restarts_and_releases(
     with Api(workspace, load_release(tiny.folder)) as api:
         assert {"fresh", "other"} <= set(ids(api.ask()))
         engine = api.engine
-        first = engine.live.loaded
+        first = engine.snapshot.loaded
         engine.adopt(newer)  # it has "fresh" itself, where the older one has its last item
         assert (
             engine.release.codec.items.code("fresh") == ITEMS
@@ -466,8 +466,8 @@ def test_the_nearest_of_all_items_are_found_within_what_is_allowed(
     release = with_added(load_release(tiny.folder), offered)
     vectors = generator.normal(size=(50, release.retrieval.vectors.shape[1])).astype(np.float32)
     among = generator.random(len(release.items)) < allowed
-    narrow = Narrow(among) if allowed < 1 else None
-    cosines, codes = release.retrieval.retriever.nearest(vectors, 12, narrow)
+    prefilter = ItemFilter(among) if allowed < 1 else None
+    cosines, codes = release.retrieval.retriever.nearest(vectors, 12, prefilter)
     exact = vectors @ release.retrieval.vectors[1:].T
     exact[:, ~among[1:]] = -np.inf
     np.testing.assert_allclose(cosines, -np.sort(-exact, axis=1)[:, :12], atol=1e-5)

@@ -6,16 +6,16 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from tiny_release import DAY, ITEMS, NOW, SHARES, Tiny, item_columns
+from tiny_release import DAY, ITEMS, NOW, QUOTA, Tiny, item_columns
 
 from feature_repo import columns as c
 from retrieval.index import build_index
 from serving.recommender.candidates import (
     RECENT,
     SOURCES,
+    CandidateQuota,
     Candidates,
     Retriever,
-    Shares,
     static_lists,
     top,
     trend,
@@ -50,7 +50,7 @@ def similar_by_hand(
 
 
 def test_shares_are_read_as_they_are_written_on_the_command_line():
-    assert Shares.parse(["new=5", "similar=100"]) == Shares(new=5, similar=100)
+    assert CandidateQuota.parse(["new=5", "similar=100"]) == CandidateQuota(new=5, similar=100)
     for wrong, word in (
         (["nova=3"], "nova"),
         (["new=-1"], "new"),
@@ -60,25 +60,25 @@ def test_shares_are_read_as_they_are_written_on_the_command_line():
         with pytest.raises(
             ValueError, match=f"{word}: .*sources: two_tower, similar, popular, trending, new"
         ):
-            Shares.parse(wrong)
+            CandidateQuota.parse(wrong)
 
 
 def test_every_source_is_the_recount(tiny: Tiny) -> None:
     users, retrieval = tiny.clickers(), tiny.release.retrieval
     found = retrieve(tiny, users)
     vectors = retrieval.tower(users.context)
-    static = static_lists(tiny.items, SHARES, NOW)
+    static = static_lists(tiny.items, QUOTA, NOW)
     assert found.offsets[0] == 0 and found.offsets[-1] == len(found.item)
     for row in range(len(users)):
         part = slice(found.offsets[row], found.offsets[row + 1])
         item, bits = found.item[part].tolist(), found.sources[part]
         assert 0 not in item and len(set(item)) == len(item)
         near = vectors[row] @ retrieval.vectors[1:].T
-        tower = (np.argsort(-near)[: SHARES.two_tower] + 1).tolist()
+        tower = (np.argsort(-near)[: QUOTA.two_tower] + 1).tolist()
         score, last = similar_by_hand(retrieval.retriever, users.context.history[row])
         proposed = {
             "two_tower": set(tower),
-            "similar": set(sorted(score, key=lambda code: (-score[code], code))[: SHARES.similar]),
+            "similar": set(sorted(score, key=lambda code: (-score[code], code))[: QUOTA.similar]),
             **{name: set(codes.tolist()) for name, codes in static.items()},
         }
         for position, name in enumerate(SOURCES[:-1]):
@@ -109,7 +109,7 @@ def test_rows_know_their_request(tiny: Tiny) -> None:
 
 def test_sources_can_be_switched_off(tiny: Tiny) -> None:
     source = tiny.release.retrieval.retriever
-    only = Retriever(source.index, source.neighbours, source.similarities, Shares(
+    only = Retriever(source.index, source.neighbours, source.similarities, CandidateQuota(
         two_tower=3, similar=0, popular=0, trending=0, new=0
     ))  # fmt: skip
     found = retrieve(tiny, tiny.clickers(3), only)
@@ -126,7 +126,7 @@ def test_lists_shorter_than_asked_for(tiny: Tiny) -> None:
     found = retrieve(
         tiny,
         tiny.clickers(3),
-        Retriever(index, source.neighbours, source.similarities, Shares(two_tower=1000)),
+        Retriever(index, source.neighbours, source.similarities, CandidateQuota(two_tower=1000)),
     )
     assert found.item.min() >= 1 and found.item.max() <= ITEMS
     assert np.isfinite(found.tower_rank[(found.sources & 1) > 0]).all()
@@ -137,14 +137,14 @@ def table(tiny: Tiny, **columns: list[float | None]) -> ItemTable:
 
 
 def test_static_lists_have_only_what_can_be_had(tiny: Tiny) -> None:
-    everything = Shares(popular=ITEMS, trending=ITEMS, new=ITEMS)
+    everything = CandidateQuota(popular=ITEMS, trending=ITEMS, new=ITEMS)
     for time in (NOW, NOW + 200.0, NOW - 10.0):
         allowed = set(np.flatnonzero(tiny.items.available(time)).tolist())
         lists = static_lists(tiny.items, everything, time)
         for codes in lists.values():
             assert len(set(codes.tolist())) == len(codes) and set(codes.tolist()) == allowed
     assert 4 not in static_lists(tiny.items, everything, NOW)["popular"]
-    assert static_lists(tiny.items, SHARES, NOW + 200.0)["new"][0] == 4
+    assert static_lists(tiny.items, QUOTA, NOW + 200.0)["new"][0] == 4
 
 
 def test_static_lists_are_in_order(tiny: Tiny) -> None:
@@ -154,7 +154,7 @@ def test_static_lists_are_in_order(tiny: Tiny) -> None:
         tiny,
         **{c.events("30d"): counts, c.events("7d"): week, c.TREND: [0.0] * (ITEMS - 1) + [3.0]},
     )
-    lists = static_lists(items, Shares(popular=6, trending=4, new=3), NOW)
+    lists = static_lists(items, CandidateQuota(popular=6, trending=4, new=3), NOW)
     # Items 4, 6 and 7 cannot be had; item 40 has the trend e^3, and the month tells items of equal
     # weeks apart.
     assert lists["popular"].tolist() == [14, 21, 28, 35, 13, 20]
@@ -171,7 +171,7 @@ def test_moments_of_one_batch_have_their_own_static_lists(tiny: Tiny) -> None:
     for row, time in enumerate(moments):
         part = slice(found.offsets[row], found.offsets[row + 1])
         new = found.item[part][found.sources[part] >> SOURCES.index("new") & 1 > 0]
-        assert sorted(new) == sorted(static_lists(tiny.items, SHARES, float(time))["new"])
+        assert sorted(new) == sorted(static_lists(tiny.items, QUOTA, float(time))["new"])
     state = [
         tiny.items.availability_state(time) for time in (NOW - DAY, NOW, NOW + 99.0, NOW + 100.0)
     ]

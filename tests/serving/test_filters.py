@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_release import GENRES, ITEMS, NOW, SHARES, TAGS, Tiny, item_columns, item_id
+from tiny_release import GENRES, ITEMS, NOW, QUOTA, TAGS, Tiny, item_columns, item_id
 
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
@@ -22,7 +22,7 @@ from serving.recommender.filters import (
     Filters,
     RequestRules,
     UnknownAttribute,
-    choose,
+    select_items,
 )
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.recommender import Recommender
@@ -276,7 +276,9 @@ def test_diversity_is_maximal_marginal_relevance(tiny: Tiny, diversity: float, s
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     allowed = (generator.permutation(ITEMS)[:25] + 1).astype(np.int32)
     scores = -np.sort(-generator.normal(size=25)).astype(np.float32)
-    found, over = choose(10, allowed, scores, tiny.items, vectors, FilterRules(diversity=diversity))
+    found, over = select_items(
+        10, allowed, scores, tiny.items, vectors, FilterRules(diversity=diversity)
+    )
     assert found == slow_mmr(10, scores, vectors[allowed], diversity)
     assert over == 0
 
@@ -284,7 +286,10 @@ def test_diversity_is_maximal_marginal_relevance(tiny: Tiny, diversity: float, s
 def test_nothing_to_choose_from(tiny: Tiny) -> None:
     none, vectors = np.zeros(0, dtype=np.int32), tiny.release.retrieval.vectors
     for rules in (FilterRules(), FilterRules(diversity=0.5), FilterRules(max_per_category=1)):
-        assert choose(5, none, np.zeros(0, dtype=np.float32), tiny.items, vectors, rules) == ([], 0)
+        assert select_items(5, none, np.zeros(0, dtype=np.float32), tiny.items, vectors, rules) == (
+            [],
+            0,
+        )
 
 
 def test_quota_counts_what_is_chosen_already(tiny: Tiny) -> None:
@@ -294,7 +299,7 @@ def test_quota_counts_what_is_chosen_already(tiny: Tiny) -> None:
     taken: Counter[int] = Counter({int(items.categories[1, 0]): 1})
     for diversity in (0.0, 1e-9):
         rules = FilterRules(max_per_category=2, diversity=diversity)
-        found, over = choose(
+        found, over = select_items(
             20, order, scores, items, tiny.release.retrieval.vectors, rules, Counter(taken)
         )
         assert found == [0, 5, 6, 10, 11] and over == 7
@@ -339,4 +344,4 @@ def test_missing_rules_are_refused_and_good_ones_read(tmp_path: Path) -> None:
 
 def test_backfill_is_what_the_property_tests_reach() -> None:
     """Fewer candidates than items: otherwise no list above would ever be filled from the catalogue."""
-    assert sum(SHARES.model_dump().values()) < ITEMS
+    assert sum(QUOTA.model_dump().values()) < ITEMS

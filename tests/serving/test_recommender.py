@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_release import ITEMS, NOW, SHARES, Tiny, random_rows
+from tiny_release import ITEMS, NOW, QUOTA, Tiny, random_rows
 
 from feature_repo import columns as c
 from ranking.config import DcnConfig, TreeConfig
 from ranking.models.scorer import CalibratedRanker
 from ranking.training.train_rankers import train_rankers
 from retrieval.index import build_index
-from serving.recommender.candidates import Retriever, Shares
+from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.filters import FilterRules, RequestRules
 from serving.recommender.recommender import Recommendation, Recommender
 from serving.recommender.users import UserBatch
@@ -128,7 +128,7 @@ def test_list_longer_than_the_candidates_is_filled_from_the_catalogue(tiny: Tiny
 
 def test_filling_goes_nearest_first_and_within_the_quota(tiny: Tiny) -> None:
     source = tiny.release.retrieval.retriever
-    two = Retriever(source.index, source.neighbours, source.similarities, Shares(
+    two = Retriever(source.index, source.neighbours, source.similarities, CandidateQuota(
         two_tower=2, similar=0, popular=0, trending=0, new=0
     ))  # fmt: skip
     users = tiny.users(["nobody"])
@@ -156,7 +156,7 @@ def test_index_that_finds_fewer_than_asked_for(tiny: Tiny) -> None:
     index, _ = build_index(vectors, vectors, kind="IVF8,Flat", at=1)
     index.nprobe = 1
     funnel = recommender(
-        tiny, retriever=Retriever(index, source.neighbours, source.similarities, SHARES)
+        tiny, retriever=Retriever(index, source.neighbours, source.similarities, QUOTA)
     )
     for result in lists(funnel, tiny, tiny.clickers(), k=25):
         check(result, 25)

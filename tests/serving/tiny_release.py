@@ -22,7 +22,7 @@ from retrieval.index import build_index, save_index
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.model import TowerConfig, TwoTowers
 from retrieval.towers.training import item_vectors
-from serving.recommender.candidates import Shares
+from serving.recommender.candidates import CandidateQuota
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules
 from serving.recommender.item_table import ItemTable, build_items
@@ -35,7 +35,7 @@ NOW = 1_700_000_000.0
 DAY = 86_400.0
 GENRES = ["War", "Drama", "Comedy", "Horror"]
 TAGS = [f"tag{n}" for n in range(12)]
-SHARES = Shares(two_tower=12, similar=6, popular=4, trending=3, new=3)
+QUOTA = CandidateQuota(two_tower=12, similar=6, popular=4, trending=3, new=3)
 VERSIONS = {
     "data_version": "d1",
     "shift_s": 0,
@@ -252,7 +252,7 @@ def write_release(
     np.save(folder / "similarities.npy", with_spare(similarity))
     save_items(items, folder)
     write_json(folder / "codec.json", codec.to_dict())
-    write_json(folder / "shares.json", SHARES.model_dump())
+    write_json(folder / "shares.json", QUOTA.model_dump())
     write_json(folder / "filters.json", json.loads((rules or FilterRules()).model_dump_json()))
     data, schema, config = random_rows(codec, 1)
     rankers = folder.parent / f".rankers-{folder.name}"

@@ -1,4 +1,4 @@
-"""The pointer moves under a watch: good releases are taken, bad ones refused, and something is always served."""
+"""The pointer moves under a poller: good releases are taken, bad ones refused, and something is always served."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from damage import DAMAGE
 from tiny_release import VERSIONS, Tiny
 
 from feature_repo.workspace import Workspace, link_atomically, read_json, write_json
+from serving.releases.poller import ReleasePoller
 from serving.releases.release import MANIFEST, BadRelease, Release, load_release, write_manifest
 from serving.releases.verify import check_release, features_read
-from serving.releases.watch import ReleaseWatch
 
 
 class Bench:
-    """A workspace with releases, a watch over it that is told when to look, and what was adopted."""
+    """A workspace with releases, a poller over it that is told when to look, and what was adopted."""
 
     def __init__(self, root: Path, tiny: Tiny, keep: int = 2) -> None:
         self.workspace = Workspace(root)
@@ -31,7 +31,7 @@ class Bench:
         self.checked: list[str] = []
         self.served = load_release(self.add("first"))
         self.point("first")
-        self.watch = ReleaseWatch(
+        self.poller = ReleasePoller(
             self.workspace, self.served, self.adopt, self.check, every_s=0.01, keep=keep
         )
 
@@ -60,9 +60,9 @@ class Bench:
     def point(self, name: str) -> None:
         link_atomically(self.workspace.releases / "current", self.workspace.releases / name)
 
-    def look(self, times: int = 3) -> None:
+    def poll(self, times: int = 3) -> None:
         for _ in range(times):
-            self.watch.look()
+            self.poller.poll()
 
     def id(self, name: str) -> str:
         return str(read_json(self.workspace.releases / name / MANIFEST)["release"])
@@ -74,20 +74,25 @@ def bench(tmp_path: Path, tiny: Tiny) -> Bench:
 
 
 def test_nothing_happens_while_the_pointer_stays(bench: Bench) -> None:
-    bench.look()
+    bench.poll()
     assert (bench.adopted, bench.checked) == ([], [])
     first = bench.served.id
-    assert bench.watch.status() == {"serving": first, "kept": [first], "refused": {}, "refusals": 0}
+    assert bench.poller.status() == {
+        "serving": first,
+        "kept": [first],
+        "refused": {},
+        "refusals": 0,
+    }
 
 
 def test_a_promoted_release_is_taken_at_the_first_look(bench: Bench) -> None:
     first = bench.served.id
     bench.add("second")
     bench.point("second")
-    bench.look(1)
+    bench.poll(1)
     assert bench.adopted == ["second"] and bench.served.id == bench.id("second")
-    assert bench.watch.status()["kept"] == [first, bench.id("second")]
-    bench.look()
+    assert bench.poller.status()["kept"] == [first, bench.id("second")]
+    bench.poll()
     assert bench.checked == ["second"]
 
 
@@ -96,7 +101,7 @@ def test_to_go_back_is_to_look_up(bench: Bench) -> None:
     bench.add("second")
     for name in ("second", "first", "second", "first"):
         bench.point(name)
-        bench.look(1)
+        bench.poll(1)
     assert bench.served is before
     assert bench.adopted == ["second", "first", "second", "first"]
     assert bench.checked == ["second"]
@@ -111,9 +116,9 @@ def test_so_many_stay_loaded(tmp_path: Path, tiny: Tiny, keep: int, checked: lis
     bench.add("b")
     for name in ("a", "b", "a", "first"):
         bench.point(name)
-        bench.look(1)
+        bench.poll(1)
     assert bench.checked == checked
-    assert len(bench.watch.status()["kept"]) == keep
+    assert len(bench.poller.status()["kept"]) == keep
 
 
 def test_the_others_are_let_go(bench: Bench) -> None:
@@ -121,7 +126,7 @@ def test_the_others_are_let_go(bench: Bench) -> None:
     for name in ("a", "b"):
         bench.add(name)
         bench.point(name)
-        bench.look(1)
+        bench.poll(1)
     gc.collect()
     assert first() is None
 
@@ -133,8 +138,8 @@ def test_a_bad_release_is_refused_once_and_the_old_one_goes_on(
     bench.add_bad("bad")
     bench.point("bad")
     with caplog.at_level(logging.ERROR):
-        bench.look(5)
-    status = bench.watch.status()
+        bench.poll(5)
+    status = bench.poller.status()
     assert bench.served is first and bench.adopted == [] and bench.checked == ["bad"]
     assert status["serving"] == first.id and status["refusals"] == 1
     assert "its ranker fails" in status["refused"]["bad"]
@@ -147,9 +152,9 @@ def test_after_a_refusal_the_pointer_may_go_anywhere(bench: Bench) -> None:
     bench.add_bad("bad", "truncated codec.json")
     for name in ("bad", "second", "bad", "first"):
         bench.point(name)
-        bench.look(1)
+        bench.poll(1)
     assert bench.adopted == ["second", "first"]
-    assert list(bench.watch.status()["refused"]) == ["bad"]
+    assert list(bench.poller.status()["refused"]) == ["bad"]
 
 
 @pytest.mark.parametrize(
@@ -160,12 +165,12 @@ def test_a_broken_pointer_is_refused_and_put_right(bench: Bench, broken: str) ->
     link.unlink()
     if broken != "the link is gone":
         link.symlink_to("nowhere" if "nowhere" in broken else "current")
-    bench.look()
-    assert bench.served is first and bench.watch.status()["refusals"] == 1
+    bench.poll()
+    assert bench.served is first and bench.poller.status()["refusals"] == 1
     link.unlink(missing_ok=True)
     bench.point("first")
-    bench.look(1)
-    assert bench.served is first and bench.adopted == [] and bench.watch.status()["refusals"] == 1
+    bench.poll(1)
+    assert bench.served is first and bench.adopted == [] and bench.poller.status()["refusals"] == 1
 
 
 def test_a_copy_under_way_is_taken_when_it_is_complete(bench: Bench) -> None:
@@ -173,36 +178,36 @@ def test_a_copy_under_way_is_taken_when_it_is_complete(bench: Bench) -> None:
     shutil.move(whole, bench.workspace.root / "whole")
     target = bench.workspace.releases / "whole"
     bench.point("whole")
-    bench.look(1)
+    bench.poll(1)
     files = sorted(path for path in (bench.workspace.root / "whole").rglob("*") if path.is_file())
     for path in files:
         assert bench.adopted == []
         copied = target / path.relative_to(bench.workspace.root / "whole")
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copied)  # with its old time, as a backup does
-        bench.look(1)
-    bench.look(1)
-    assert bench.adopted == ["whole"] and bench.watch.status()["refused"] == {}
+        bench.poll(1)
+    bench.poll(1)
+    assert bench.adopted == ["whole"] and bench.poller.status()["refused"] == {}
     assert len(bench.checked) < 5, "a copy that moves on is not hashed again and again"
 
 
 def test_a_refused_release_is_tried_again_when_it_is_promoted_again(bench: Bench) -> None:
     bench.add_bad("bad")
     bench.point("bad")
-    bench.look()
+    bench.poll()
     bench.point("bad")
-    bench.look()
-    assert bench.checked == ["bad", "bad"] and bench.watch.status()["refusals"] == 2
+    bench.poll()
+    assert bench.checked == ["bad", "bad"] and bench.poller.status()["refusals"] == 2
 
 
 def test_a_refused_release_is_tried_again_when_the_registry_has_changed(bench: Bench) -> None:
     bench.add_bad("bad")
     bench.point("bad")
-    bench.look()
+    bench.poll()
     registry = bench.workspace.feast_registry
     registry.parent.mkdir()
     registry.write_bytes(b"materialized")
-    bench.look()
+    bench.poll()
     assert bench.checked == ["bad", "bad"]
 
 
@@ -210,16 +215,16 @@ def test_a_manifest_of_the_release_being_served_deceives_nobody(bench: Bench) ->
     bad = bench.add_bad("bad", "truncated codec.json")
     shutil.copy(bench.workspace.releases / "first" / MANIFEST, bad / MANIFEST)
     bench.point("bad")
-    bench.look()
-    assert bench.adopted == [] and "bad" in bench.watch.status()["refused"]
+    bench.poll()
+    assert bench.adopted == [] and "bad" in bench.poller.status()["refused"]
 
 
 def test_an_equal_release_elsewhere_is_not_adopted_and_checked_once(bench: Bench) -> None:
     shutil.copytree(bench.workspace.releases / "first", bench.workspace.releases / "twin")
     bench.point("twin")
-    bench.look(4)
+    bench.poll(4)
     assert (
-        bench.adopted == [] and bench.checked == ["twin"] and bench.watch.status()["refusals"] == 0
+        bench.adopted == [] and bench.checked == ["twin"] and bench.poller.status()["refusals"] == 0
     )
 
 
@@ -228,29 +233,29 @@ def test_what_cannot_be_adopted_is_refused(bench: Bench) -> None:
         raise RuntimeError("no memory left")
 
     first = bench.served
-    watch = ReleaseWatch(bench.workspace, first, fail, bench.check)
+    poller = ReleasePoller(bench.workspace, first, fail, bench.check)
     bench.add("second")
     bench.point("second")
-    watch.look()
-    assert watch.status()["serving"] == first.id
-    assert watch.status()["refused"] == {"second": "RuntimeError: no memory left"}
+    poller.poll()
+    assert poller.status()["serving"] == first.id
+    assert poller.status()["refused"] == {"second": "RuntimeError: no memory left"}
 
 
 def test_the_default_check_asks_the_workspace_s_registry(bench: Bench) -> None:
-    watch = ReleaseWatch(bench.workspace, bench.served, bench.adopt)
+    poller = ReleasePoller(bench.workspace, bench.served, bench.adopt)
     bench.add("second")
     bench.point("second")
-    watch.look()
-    assert "run 'funnel materialize'" in watch.status()["refused"]["second"]
+    poller.poll()
+    assert "run 'funnel materialize'" in poller.status()["refused"]["second"]
 
 
 def test_refusals_are_forgotten_at_some_time(bench: Bench) -> None:
     for number in range(20):
         bench.add_bad(f"bad{number}", "nothing but the manifest")
         bench.point(f"bad{number}")
-        bench.look(1)
-    assert list(bench.watch.status()["refused"]) == [f"bad{number}" for number in range(4, 20)]
-    assert bench.watch.status()["refusals"] == 20
+        bench.poll(1)
+    assert list(bench.poller.status()["refused"]) == [f"bad{number}" for number in range(4, 20)]
+    assert bench.poller.status()["refusals"] == 20
 
 
 class TestRunning:
@@ -258,9 +263,9 @@ class TestRunning:
 
     @pytest.fixture
     def running(self, bench: Bench) -> Iterator[Bench]:
-        bench.watch.start()
+        bench.poller.start()
         yield bench
-        bench.watch.close()
+        bench.poller.close()
 
     def wait(self, until: Callable[[], bool]) -> None:
         end = time.monotonic() + 20.0
@@ -274,27 +279,29 @@ class TestRunning:
         self.wait(lambda: running.adopted == ["second"])
         running.point("first")
         self.wait(lambda: running.adopted == ["second", "first"])
-        running.watch.close()
+        running.poller.close()
         running.point("second")
         time.sleep(0.05)
         assert running.adopted == ["second", "first"]
-        assert "release-watch" not in {thread.name for thread in threading.enumerate()}
+        assert "release-poller" not in {thread.name for thread in threading.enumerate()}
 
     def test_nothing_ends_its_thread(self, running: Bench) -> None:
         for number, damage in enumerate(DAMAGE):
             if number % 8 == 0:
                 running.add_bad(f"bad{number}", damage)
                 running.point(f"bad{number}")
-                self.wait(lambda number=number: f"bad{number}" in running.watch.status()["refused"])  # type: ignore[misc]
+                self.wait(
+                    lambda number=number: f"bad{number}" in running.poller.status()["refused"]
+                )  # type: ignore[misc]
         shutil.rmtree(running.workspace.releases)
-        self.wait(lambda: "current" in running.watch.status()["refused"])
+        self.wait(lambda: "current" in running.poller.status()["refused"])
         running.add("second")
         running.point("second")
         self.wait(lambda: running.adopted == ["second"])
 
 
 def test_closing_before_starting_is_allowed(bench: Bench) -> None:
-    bench.watch.close()
+    bench.poller.close()
 
 
 def test_the_reason_is_the_check_s_own(bench: Bench) -> None:
@@ -302,5 +309,5 @@ def test_the_reason_is_the_check_s_own(bench: Bench) -> None:
     with pytest.raises(BadRelease) as refused:
         bench.check(bad)
     bench.point("bad")
-    bench.look()
-    assert bench.watch.status()["refused"]["bad"] == str(refused.value)
+    bench.poll()
+    assert bench.poller.status()["refused"]["bad"] == str(refused.value)

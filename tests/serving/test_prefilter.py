@@ -1,4 +1,4 @@
-"""A narrow filter still finds k items: the search stays within what the rules leave, in any kind of index."""
+"""A selective filter still finds k items: the search stays within the items that pass the rules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from tiny_release import NOW, Tiny
 
 from retrieval.index import build_index
-from serving.recommender.candidates import Narrow, Retriever, Shares
+from serving.recommender.candidates import CandidateQuota, ItemFilter, Retriever
 from serving.recommender.filters import AttributeRule, RequestRules
 
 ITEMS = 20_000
-SHARES = Shares(two_tower=100, similar=0, popular=0, trending=0, new=0)
+QUOTA = CandidateQuota(two_tower=100, similar=0, popular=0, trending=0, new=0)
 
 
 def unit(seed: int, rows: int) -> np.ndarray:
@@ -25,11 +25,11 @@ def test_the_nearest_of_what_is_left_are_found(kind: str, share: float) -> None:
     vectors, queries = unit(1, ITEMS), unit(2, 20)
     index, _ = build_index(vectors, queries, kind=kind)
     nothing = np.zeros((ITEMS + 1, 1), dtype=np.int32)
-    retriever = Retriever(index, nothing, nothing.astype(np.float32), SHARES)
+    retriever = Retriever(index, nothing, nothing.astype(np.float32), QUOTA)
     mask = np.concatenate([[False], np.random.default_rng(3).random(ITEMS) < share])
     codes = np.flatnonzero(mask)
-    found = retriever._nearest(queries, [Narrow(mask)] * len(queries))
-    wanted, hits = min(SHARES.two_tower, len(codes)), 0
+    found = retriever._nearest(queries, [ItemFilter(mask)] * len(queries))
+    wanted, hits = min(QUOTA.two_tower, len(codes)), 0
     for query, near in zip(queries, found, strict=True):
         near = near[near > 0]
         assert mask[near].all()
@@ -40,8 +40,8 @@ def test_the_nearest_of_what_is_left_are_found(kind: str, share: float) -> None:
 
 def test_rules_narrow_the_search_only_where_they_are_selective(tiny: Tiny) -> None:
     filters, items = tiny.release.recommender.filters, tiny.items
-    assert filters.narrow(items, RequestRules(5), NOW) is None
+    assert filters.prefilter(items, RequestRules(5), NOW) is None
     genre = RequestRules(5, (), {"genre": AttributeRule.model_validate({"in": ["War"]})})
-    narrow = filters.narrow(items, genre, NOW)
-    assert narrow is not None and narrow is filters.narrow(items, genre, NOW)
-    assert 0 < narrow.share < 0.5
+    prefilter = filters.prefilter(items, genre, NOW)
+    assert prefilter is not None and prefilter is filters.prefilter(items, genre, NOW)
+    assert 0 < prefilter.share < 0.5

@@ -22,7 +22,7 @@ Adopt = Callable[[Release], None]
 """Serves a release from now on; it is wholly loaded and checked."""
 
 
-class ReleaseWatch:
+class ReleasePoller:
     """Follows ``releases/current`` on a thread of its own.
 
     A release that is refused is tried again only when its files, the link or the feature registry
@@ -63,7 +63,7 @@ class ReleaseWatch:
         self._tried: Any = None
         self._seen: Any = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="release-watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="release-poller", daemon=True)
 
     def start(self) -> None:
         """Begin to look, at once."""
@@ -90,12 +90,12 @@ class ReleaseWatch:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                self.look()
+                self.poll()
             except Exception:
-                _log.exception("the watch of releases failed; it goes on")
+                _log.exception("the release poller failed; it tries again")
             self._stop.wait(self._every_s)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Look once, and serve what ``releases/current`` points at if that has changed and is good."""
         folder = Path(os.path.realpath(self._link))
         known = self._known(folder)
