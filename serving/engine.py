@@ -1,4 +1,4 @@
-"""What the HTTP app calls: a release, the online store and the clock put concat_rows, never failing a request."""
+"""What the HTTP app calls: a release, the online store and the clock put together, never failing a request."""
 
 from __future__ import annotations
 

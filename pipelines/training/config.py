@@ -50,13 +50,13 @@ class RetrievalConfig:
     Attributes:
         towers: how the towers are trained.
         shape: sizes and dropout of the towers.
-        shares: how many candidates each source may propose.
+        quota: how many candidates each source may propose.
 
     """
 
     towers: TowerTrainingConfig = field(default_factory=TowerTrainingConfig)
     shape: TowerShape = field(default_factory=TowerShape)
-    shares: CandidateQuota = field(default_factory=CandidateQuota)
+    quota: CandidateQuota = field(default_factory=CandidateQuota)
 
     def version_parts(self) -> tuple[dict[str, Any], ...]:
         """Return JSON-like settings: where they are equal, so is the result on the same data."""

@@ -57,7 +57,7 @@ class TrainSettings:
         return RetrievalConfig(
             towers=self.warm_start.towers(self.towers or base.retrieval.towers),
             shape=base.retrieval.shape,
-            quota=self.quota or base.retrieval.shares,
+            quota=self.quota or base.retrieval.quota,
         )
 
 

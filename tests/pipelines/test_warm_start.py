@@ -57,7 +57,7 @@ def older(built, copy, tmp_path_factory):
         shutil.rmtree(workspace.models)
         workspace.models.mkdir()
         write_json(workspace.models / "split.json", split.to_dict())
-        retrieval = RetrievalConfig(towers=SHORT, shares=QUOTA)
+        retrieval = RetrievalConfig(towers=SHORT, quota=QUOTA)
         train_retrieval(workspace, events, split, retrieval, log=silent, progress=silent)
         rankers = replace(RANKERS, kinds=("lambdarank",))
         train_ranking(workspace, events, split, rankers, sample=SAMPLE, log=silent, progress=silent)
