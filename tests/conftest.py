@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,37 +19,11 @@ from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.ingest.ingest import ingest
-from pipelines.synthetic.generate import WorldConfig, generate
-from pipelines.training.config import SampleConfig
+from pipelines.synthetic.generate import generate
 from pipelines.training.release import make_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.workflow import stages
-from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TowerTrainingConfig
-
-WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
-TOWERS = TowerTrainingConfig(
-    epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000
-)
-SAMPLE = SampleConfig(
-    train_requests=800, calibrate_requests=250, selection_requests=250, negatives=40
-)
-RANKERS = RankerConfig(
-    trees=TreeConfig(rounds=40, learning_rate=0.1), dcn=DcnConfig(epochs=1, min_steps=60)
-)
-
-
-def silent(*_: object) -> None:
-    """Report progress to nobody."""
-
-
-@dataclass(frozen=True)
-class Built:
-    """The workspace, its release and the release's evaluation."""
-
-    workspace: Workspace
-    release: Path
-    evaluation: dict
+from tests.support.small_world import RANKERS, SAMPLE, TOWERS, WORLD, Built, silent
 
 
 @pytest.fixture(scope="session")

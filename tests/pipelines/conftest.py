@@ -1,6 +1,6 @@
 import pytest
 
-from tests.pipelines.ingest_world import World
+from tests.support.ingest_folder import World
 
 
 @pytest.fixture

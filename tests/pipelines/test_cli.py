@@ -19,6 +19,7 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from pipelines.commands.cli import app
 from pipelines.workflow.stages import known_specs
+from tests.support.command_line import funnel
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -40,18 +41,6 @@ COMMANDS = [
     "learning-curve",
     "compress",
 ]
-
-
-def funnel(*arguments, **environment):
-    command = [
-        sys.executable,
-        "-c",
-        "from pipelines.commands.cli import main; main()",
-        *map(str, arguments),
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
-    )
 
 
 def test_every_command_explains_itself():

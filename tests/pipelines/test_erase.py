@@ -41,7 +41,7 @@ from serving.online.features import no_features
 from serving.recommender.codec import Codec
 from serving.recommender.filters import RequestRules
 from serving.releases.release import load_release
-from tests.pipelines.stream_world import drained, kill_started, start_job, stop_job, wait_until
+from tests.support.streaming_job import drained, kill_started, start_job, stop_job, wait_until
 
 USER, OTHERS = "u0017", ["u0016", "u0018", "u0170", "u0001"]
 

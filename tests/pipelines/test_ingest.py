@@ -11,7 +11,7 @@ import pytest
 from feature_repo.workspace import read_json
 from pipelines.ingest.ingest import EVENT_SCHEMA, event_files, read_events
 from pipelines.ingest.parsing import parse_times
-from tests.pipelines.ingest_world import MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
+from tests.support.ingest_folder import MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
 
 
 def test_events_are_typed_ordered_and_parted_by_month(world):

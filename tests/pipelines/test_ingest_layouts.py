@@ -5,7 +5,7 @@ import pytest
 
 from feature_repo.dataset import load_spec
 from pipelines.workflow.stages import SPECS
-from tests.pipelines.ingest_world import rows_of
+from tests.support.ingest_folder import rows_of
 
 
 def test_movielens_1m(world):

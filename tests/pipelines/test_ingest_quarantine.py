@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.pipelines.ingest_world import ITEMS, MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
+from tests.support.ingest_folder import ITEMS, MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
 
 REASONS = {
     f",i,{MAY},view,": "missing user_id",

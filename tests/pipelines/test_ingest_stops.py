@@ -10,7 +10,7 @@ import pytest
 from feature_repo.dataset import SpecError
 from feature_repo.workspace import MissingStage
 from pipelines.ingest.ingest import read_events
-from tests.pipelines.ingest_world import ITEMS, MAY, NOW, World, rows_of, spec_of
+from tests.support.ingest_folder import ITEMS, MAY, NOW, World, rows_of, spec_of
 
 
 def test_a_wrong_spec_stops_before_anything_is_written(world):

@@ -12,7 +12,7 @@ from pipelines.ingest.ingest import read_events
 from pipelines.training.split import epoch_seconds
 from pipelines.training.train_ranking import row_schema
 from serving.releases.release import load_release
-from tests.pipelines.ingest_world import MAY, rows_of, spec_of
+from tests.support.ingest_folder import MAY, rows_of, spec_of
 
 
 def test_quarantine_has_every_bad_row(world):

@@ -17,7 +17,7 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace, file_hash, read_json
 from pipelines.features.stream_facts import KEY
 from pipelines.ingest.ingest import event_files
-from tests.conftest import RANKERS, SAMPLE, TOWERS
+from tests.support.small_world import RANKERS, SAMPLE, TOWERS
 
 TRAIN = f"""
 from pathlib import Path

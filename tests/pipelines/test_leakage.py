@@ -18,7 +18,7 @@ from pipelines.training.split import Split, epoch_seconds
 from pipelines.training.train_ranking import RankingSets
 from pipelines.training.train_retrieval import examples
 from serving.releases.release import load_release, load_retrieval
-from tests.conftest import silent
+from tests.support.small_world import silent
 
 PLANTED = 987_654_321
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import CONFIG, SCHEMA, planted
 
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.training.config import SampleConfig
@@ -19,6 +18,7 @@ from pipelines.training.learning_curve import (
     learning_curve,
     share_of_requests,
 )
+from tests.support.planted_rows import CONFIG, SCHEMA, planted
 
 LINEAR = replace(CONFIG, kinds=("popularity", "logistic"))
 

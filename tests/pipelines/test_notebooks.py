@@ -10,7 +10,7 @@ from feature_repo.workspace import Workspace
 from pipelines.evaluation.evaluate import evaluate
 from pipelines.evaluation.notebooks import FOLDER, NotReady, begin, execute, run_notebooks
 from pipelines.training.release import make_release
-from tests.conftest import silent
+from tests.support.small_world import silent
 
 FIGURES = {"1_data_and_features": 6, "2_retrieval": 5, "3_ranking": 3, "4_end_to_end": 5}
 """How many figures each notebook makes of a workspace that has everything."""

@@ -17,7 +17,7 @@ from ranking.config import RankerConfig
 from ranking.training.distil import student_config
 from ranking.training.train_rankers import RankerReport
 from serving.releases.release import load_release, verify
-from tests.conftest import RANKERS, SAMPLE, silent
+from tests.support.small_world import RANKERS, SAMPLE, silent
 
 
 def test_importance_of_the_served_features(copied: Workspace) -> None:

@@ -26,8 +26,8 @@ from pipelines.training.release import (
     rollback,
 )
 from serving.releases.release import MANIFEST, BadRelease, write_manifest
-from tests.serving.damage import DAMAGE, change_json
-from tests.serving.tiny_release import SPEC, VERSIONS, write_release
+from tests.support.damaged_release import DAMAGE, change_json
+from tests.support.tiny_release import SPEC, VERSIONS, write_release
 
 BAD = "ranker that gives NaN"
 

@@ -23,8 +23,8 @@ from serving import engine as engine_module
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.releases.release import load_release
-from tests.pipelines.stream_world import drained, kill_started, start_job, stop_job, wait_until
-from tests.pipelines.test_cli import funnel
+from tests.support.command_line import funnel
+from tests.support.streaming_job import drained, kill_started, start_job, stop_job, wait_until
 
 LATER_S = 91 * 86_400
 """Past the TTL of daily features."""

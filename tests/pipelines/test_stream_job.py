@@ -24,7 +24,7 @@ from pipelines.streaming.sink import DEAD_LETTERS
 from pipelines.streaming.status import stream_status
 from pipelines.workflow.stages import run_features, run_materialize
 from serving.event_log.redis_stream import RedisStreamLog
-from tests.pipelines.stream_world import (
+from tests.support.streaming_job import (
     PLACES,
     Feeder,
     drained,

@@ -30,8 +30,8 @@ from ranking.data import RowSchema
 from ranking.models.scorer import CalibratedRanker
 from serving.impressions import Impression, ImpressionLog, read_impressions, to_table
 from serving.recommender.codec import Codec
-from tests.pipelines.test_cli import funnel
-from tests.serving.tiny_release import SPEC, write_release
+from tests.support.command_line import funnel
+from tests.support.tiny_release import SPEC, write_release
 
 DAY = 86_400.0
 START = 1_700_000_000.0

@@ -23,10 +23,10 @@ from pipelines.search.tower_search import TowerSearch
 from ranking.config import RankerConfig
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import TowerTrainingConfig
-from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
-from tests.pipelines.ingest_world import rows_of, spec_of
-from tests.pipelines.test_cli import funnel
-from tests.pipelines.tune_plan import TOP, Parabola, search
+from tests.support.command_line import funnel
+from tests.support.ingest_folder import rows_of, spec_of
+from tests.support.parabola_search import TOP, Parabola, search
+from tests.support.small_world import RANKERS, SAMPLE, TOWERS, silent
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_trials_also_when_stopped_between(root):
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_killed_search_goes_on_and_tries_the_killed_trial_again(root, at):
-    command = [sys.executable, "-m", "tests.pipelines.tune_plan", str(root), str(at)]
+    command = [sys.executable, "-m", "tests.support.parabola_search", str(root), str(at)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not (root / "waiting").is_file():
         assert process.poll() is None

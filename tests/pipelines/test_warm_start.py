@@ -25,8 +25,8 @@ from pipelines.training.warm_start import BaseRelease, NothingNew, WarmStartConf
 from ranking.models import load
 from serving.recommender.candidates import CandidateQuota
 from serving.releases.release import write_manifest
-from tests.conftest import RANKERS, SAMPLE, TOWERS, silent
-from tests.pipelines.test_cli import funnel
+from tests.support.command_line import funnel
+from tests.support.small_world import RANKERS, SAMPLE, TOWERS, silent
 
 WARM = WarmStartConfig(epochs=2, rounds=10, steps=20)
 SHORT = replace(TOWERS, epochs=2)

@@ -1,20 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
-from planted import CONFIG, SCHEMA, silent, splits
 
-from ranking.data import RankingData
-from ranking.training.train_rankers import RankerReport, train_rankers
-
-
-@dataclass(frozen=True)
-class Trained:
-    folder: Path
-    report: RankerReport
-    validate: RankingData
+from ranking.training.train_rankers import train_rankers
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, silent, splits
 
 
 @pytest.fixture(scope="session")

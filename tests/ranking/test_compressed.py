@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Trained
-from planted import CONFIG, SCHEMA, silent, splits
 
 from ranking.calibration import Calibration, HeadCalibration
 from ranking.config import PopularityConfig
@@ -24,6 +22,7 @@ from ranking.training.distil import at_rate, distil, student_config
 from ranking.training.fit import Task
 from ranking.training.quantise import dynamic_int8, static_int8
 from ranking.transform import RowTransform
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, silent, splits
 
 
 def size(ranker: CalibratedRanker, folder: Path) -> int:

@@ -3,7 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from planted import CONFIG, SCHEMA, planted, silent
 
 from feature_repo.sanity import Guard
 from ranking.config import DcnConfig
@@ -13,6 +12,7 @@ from ranking.models.dcn import DcnRanker
 from ranking.training.dcn_network import CrossNetwork, DcnNetwork, export_onnx
 from ranking.training.fit_dcn import train_network
 from ranking.transform import RowTransform
+from tests.support.planted_rows import CONFIG, SCHEMA, planted, silent
 
 SHORT = replace(CONFIG.dcn, min_steps=20, epochs=1, batch=256)
 

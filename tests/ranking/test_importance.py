@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import Trained
-from planted import SCHEMA, planted
 
 from ranking.calibration import Calibration, HeadCalibration
 from ranking.data import RankingData, RowSchema
@@ -15,6 +13,7 @@ from ranking.inspection.importance import permutation_importance
 from ranking.metrics import calibration_curve, ece
 from ranking.models.popularity import PopularityRanker
 from ranking.models.scorer import CalibratedRanker
+from tests.support.planted_rows import SCHEMA, Trained, planted
 
 
 def by_count(schema: RowSchema, column: int) -> CalibratedRanker:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import SCHEMA, planted
 from sklearn.linear_model import LogisticRegression
 
 from feature_repo.sanity import Guard
@@ -15,6 +14,7 @@ from ranking.models import load, trees
 from ranking.models.logistic import Slots, fit_logistic
 from ranking.models.popularity import fit_popularity
 from ranking.transform import RowTransform
+from tests.support.planted_rows import SCHEMA, planted
 
 
 def test_logistic_equals_one_hot_by_hand() -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Trained
-from planted import CONFIG, SCHEMA, planted, splits
 
 from ranking.config import RankerConfig, WarmStart
 from ranking.data import RowSchema
@@ -22,6 +20,7 @@ from ranking.training.dcn_network import DcnNetwork
 from ranking.training.fit_dcn import load_weights
 from ranking.training.quantise import dynamic_int8
 from ranking.training.train_rankers import RankerReport, train_rankers
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, splits
 
 GROWN = replace(SCHEMA, cardinalities=(9, 4))
 SHORT = WarmStart(Path(), rounds=10, steps=20, learning_rate=1e-3)

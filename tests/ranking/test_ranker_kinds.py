@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Trained
-from planted import CONFIG, SCHEMA, planted, silent, splits
 
 from feature_repo.workspace import PROJECT_ROOT
 from ranking.config import KINDS
@@ -18,6 +16,7 @@ from ranking.data import RowSchema
 from ranking.models.scorer import CalibratedRanker
 from ranking.sigmoid import logit
 from ranking.training.train_rankers import COSTS, choose, train_rankers
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, silent, splits
 
 LEARNERS = [kind for kind in KINDS if kind != "popularity"]
 

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import Trained
-from planted import CONFIG, SCHEMA, planted, silent
 
 from feature_repo.sanity import CannotLearn, Guard, check_chance, check_learnt
 from ranking.training.fit import Task, fit
 from ranking.training.fit_dcn import train_network
 from ranking.training.sanity import GRADIENT_KINDS, chance_tolerance, check_kind
 from ranking.transform import RowTransform
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, silent
 
 
 @pytest.mark.parametrize("kind", ["logistic", "lightgbm", "lambdarank", "dcn"])

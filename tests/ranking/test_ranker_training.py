@@ -10,13 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from conftest import Trained
-from planted import CONFIG, SCHEMA, planted, splits
 from pydantic import TypeAdapter
 
 from feature_repo.workspace import PROJECT_ROOT, MissingStage
 from ranking.config import KINDS, RankerConfig
 from ranking.training.train_rankers import RankerReport, train_rankers
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, splits
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -45,7 +44,7 @@ def test_killed_run_resumes_to_the_same_bytes(trained: Trained, tmp_path: Path) 
     code = f"""
 import os, signal
 from pathlib import Path
-from planted import CONFIG, SCHEMA, splits
+from tests.support.planted_rows import CONFIG, SCHEMA, splits
 from ranking.training.train_rankers import train_rankers
 
 def strike(kind, figures):
@@ -54,8 +53,7 @@ def strike(kind, figures):
 
 train_rankers(*splits(), SCHEMA, Path({str(tmp_path)!r}), CONFIG, strike)
 """
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), here])}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()}

@@ -3,9 +3,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from planted import SCHEMA, planted
 
 from ranking.data import RowSchema, spaced_rows
+from tests.support.planted_rows import SCHEMA, planted
 
 
 def test_schema_survives_json() -> None:

@@ -1,13 +1,8 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
-
-from checkerboard import Solved, World, solve
+from tests.support.checkerboard import Solved, World, solve
 
 
 @pytest.fixture(scope="session")

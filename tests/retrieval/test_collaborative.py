@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from blocks import BEST, ITEMS, USERS, blocks
 from scipy import sparse
 
 from retrieval.interactions.collaborative import (
@@ -19,6 +18,7 @@ from retrieval.interactions.collaborative import (
 )
 from retrieval.interactions.metrics import recall_and_ndcg
 from retrieval.interactions.spectral import SparseProduct, normalised, right_factors
+from tests.support.block_world import BEST, ITEMS, USERS, blocks
 
 CPU = torch.device("cpu")
 

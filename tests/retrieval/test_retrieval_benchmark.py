@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from blocks import BEST, blocks, lines
+
+from tests.support.block_world import BEST, blocks, lines
 
 KEYS = {
     *("recall@20", "ndcg@20", "recall@20_std", "ndcg@20_std", "recall@20_64d", "ndcg@20_64d"),

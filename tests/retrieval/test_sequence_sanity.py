@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from blocks import blocks
 from torch import Tensor
 
 from feature_repo.sanity import CannotLearn
@@ -19,6 +18,7 @@ from retrieval.interactions.collaborative import (
 from retrieval.sequences.losses import SoftmaxLoss
 from retrieval.sequences.model import SequenceTower, SequenceTowerConfig
 from retrieval.sequences.sanity import check_sequences
+from tests.support.block_world import blocks
 
 ITEMS, ROWS, LENGTH = 80, 128, 12
 

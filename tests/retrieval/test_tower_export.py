@@ -12,13 +12,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from checkerboard import NEW_ITEMS, Solved
 
 from feature_repo.workspace import PROJECT_ROOT
 from retrieval.towers.context import GAP_BUCKETS, concatenate, gap_buckets
 from retrieval.towers.examples import user_inputs
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.training import item_vectors
+from tests.support.checkerboard import NEW_ITEMS, Solved
 
 
 @pytest.fixture(scope="module", params=["histories", "attributes"])

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from checkerboard import CONFIG, Solved, World, solve
 
 from feature_repo.workspace import PROJECT_ROOT
+from tests.support.checkerboard import CONFIG, Solved, World, solve
 
 SHORT = replace(CONFIG, epochs=3)
 WORLD = World(known_users=True, attributes=True)
@@ -43,8 +43,8 @@ def test_killed_training_ends_with_the_same_bytes(undisturbed: Solved, tmp_path:
     code = f"""
 import os, signal
 from pathlib import Path
-from checkerboard import solve
-from test_towers_resume import SHORT, WORLD
+from tests.support.checkerboard import solve
+from tests.retrieval.test_towers_resume import SHORT, WORLD
 
 def strike(text, step, steps):
     if text.startswith("epoch 2") and step == 3:
@@ -52,8 +52,7 @@ def strike(text, step, steps):
 
 solve(WORLD, Path({str(tmp_path)!r}), SHORT, progress=strike)
 """
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), here])}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "checkpoint.pt").is_file() and not (tmp_path / "report.json").exists()

@@ -8,7 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkerboard import (
+
+from feature_repo.sanity import CannotLearn
+from retrieval.towers.context import UserContext
+from retrieval.towers.examples import user_inputs
+from retrieval.towers.model import TwoTowers
+from retrieval.towers.sanity import paired_auc
+from retrieval.towers.training import item_vectors
+from tests.support.checkerboard import (
     CHANCE,
     CONFIG,
     HISTORY,
@@ -22,13 +29,6 @@ from checkerboard import (
     shuffled,
     solve,
 )
-
-from feature_repo.sanity import CannotLearn
-from retrieval.towers.context import UserContext
-from retrieval.towers.examples import user_inputs
-from retrieval.towers.model import TwoTowers
-from retrieval.towers.sanity import paired_auc
-from retrieval.towers.training import item_vectors
 
 
 def best(towers: TwoTowers, context: UserContext, k: int) -> np.ndarray:

@@ -1,22 +1,18 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # the helpers beside the tests
-
-from access_world import Client, an_app
-from tiny_release import Tiny, build_tiny
-
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.http.access import Access
 from serving.http.keys import KeyRing, Scope, create
+from tests.support.access_app import Client, an_app
+from tests.support.tiny_release import Tiny, build_tiny
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from access_world import Client, a_call, an_app, bearer, is_problem
 
 from serving.http.access import Access, NoKeys, guard, needed
 from serving.http.keys import BadKeys, KeyRing, Scope, revoke, rotate
+from tests.support.access_app import Client, a_call, an_app, bearer, is_problem
 
 ROUTES = [
     ("POST", "/v1/recommendations", {"recommend", "admin"}),

@@ -3,10 +3,10 @@
 import asyncio
 
 import pytest
-from access_world import SAFE, SHOP, Client, a_call, an_app, bearer, is_problem
 
 from serving.http.access import Access
 from serving.http.headers import BadOrigin, allowed_origins
+from tests.support.access_app import SAFE, SHOP, Client, a_call, an_app, bearer, is_problem
 
 
 def test_every_response_has_the_headers(door, new_key):

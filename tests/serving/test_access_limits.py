@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import httpx
 import pytest
-from access_world import Client, a_call, bearer, coming, is_problem, parts
 from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
@@ -16,6 +15,7 @@ from starlette.routing import Route
 
 from serving.http.access import Access, Rates
 from serving.http.keys import Key, KeyRing
+from tests.support.access_app import Client, a_call, bearer, coming, is_problem, parts
 
 
 def test_rate_limits_are_for_each_key(door, new_key):

@@ -14,9 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from damage import change_array, change_json, remade
-from log_world import kill_redis
-from tiny_release import GENRES, ITEMS, SPEC, TAGS, Tiny
 
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import apply, feature_store
@@ -35,6 +32,9 @@ from serving.recommender.filters import RequestRules
 from serving.releases.delta import AddedItem, ItemTowerSession
 from serving.releases.item_files import SPARE_ROWS
 from serving.releases.release import Release, load_release, with_added
+from tests.support.damaged_release import change_array, change_json, remade
+from tests.support.event_log import kill_redis
+from tests.support.tiny_release import GENRES, ITEMS, SPEC, TAGS, Tiny
 
 WAR = {
     "title": "The last story",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from test_api import start_server, stop
 
 from feature_repo.stores.feature_store import redis_client
+from tests.support.api_server import start_server, stop
 
 EXAMPLES = 40
 

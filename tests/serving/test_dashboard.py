@@ -8,7 +8,6 @@ import numpy as np
 import promql_parser as promql
 import pytest
 import yaml
-from log_world import event
 from prometheus_client.parser import text_string_to_metric_families
 
 from feature_repo.stores.feature_store import redis_client
@@ -21,6 +20,7 @@ from serving.observability.exposition import render
 from serving.observability.metrics import BreakerState, Metrics
 from serving.recommender.candidates import SOURCES
 from serving.recommender.recommender import Degradation
+from tests.support.event_log import event
 
 FOLDER = PROJECT_ROOT / "docs" / "grafana"
 DASHBOARD = json.loads((FOLDER / "funnel.json").read_text())

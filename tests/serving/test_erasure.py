@@ -5,9 +5,7 @@ import os
 import stat
 
 import pytest
-from log_world import client, event, in_a_process_that_is_killed, kill_redis
 from prometheus_client import Counter
-from tiny_release import SPEC
 
 from feature_repo.erased import LISTED, ErasedUsers
 from feature_repo.events.log_names import DEAD_LETTERS, LOG, batch_key, recent_key
@@ -19,6 +17,8 @@ from serving.erasure import Erasure
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.intake import Intake
 from serving.online.features import OnlineStoreUnavailable
+from tests.support.event_log import client, event, in_a_process_that_is_killed, kill_redis
+from tests.support.tiny_release import SPEC
 
 STRANGE = ['o"brien', "zoë:1", "a b,c", "back\\slash"]
 

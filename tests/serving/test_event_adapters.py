@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from log_world import client, die, event, in_a_process_that_is_killed, kill_redis, overlay
 
 from feature_repo.events.log_folder import LogFolder
 from feature_repo.events.log_names import BadLogAddress, KafkaAddress, log_address
@@ -16,6 +15,14 @@ from serving.event_log import files_and_kafka as event_adapters
 from serving.event_log.files_and_kafka import FileLog
 from serving.event_log.redis_stream import Appended, RedisStreamLog, open_log
 from serving.online.features import OnlineStoreUnavailable
+from tests.support.event_log import (
+    client,
+    die,
+    event,
+    in_a_process_that_is_killed,
+    kill_redis,
+    overlay,
+)
 
 # ---- the address
 

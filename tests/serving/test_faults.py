@@ -22,7 +22,6 @@ from pathlib import Path
 import httpx
 import pytest
 import redis
-from damage import DAMAGE
 
 from benchmarks.live import free_port
 from benchmarks.load import Load, encode_requests, load
@@ -33,6 +32,7 @@ from pipelines.ingest.ingest import read_events
 from pipelines.streaming.status import stream_status
 from pipelines.workflow.stages import run_materialize
 from serving.releases.release import MANIFEST, load_release, write_manifest
+from tests.support.damaged_release import DAMAGE
 
 pytestmark = pytest.mark.faults
 

@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
-from log_world import client, event, kill_redis
-from tiny_release import SPEC
 
 from feature_repo.events.log_names import LOG
 from feature_repo.stores.embedded_redis import release as stop_redis
@@ -22,6 +20,8 @@ from serving.http.health import ITEMS_AGE_S, LAG_S, liveness, readiness
 from serving.observability.exposition import render
 from serving.observability.metrics import Metrics
 from serving.releases.release import Release
+from tests.support.event_log import client, event, kill_redis
+from tests.support.tiny_release import SPEC
 
 
 @dataclass

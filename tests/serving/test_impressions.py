@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from prometheus_client import CollectorRegistry, Counter
-from tiny_release import SPEC
 
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import apply, feature_store
@@ -22,6 +21,7 @@ from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.http.app import create_app
 from serving.impressions import IMPRESSION_SCHEMA, Impression, ImpressionLog, read_impressions
+from tests.support.tiny_release import SPEC
 
 POSITIONS = ("position", "row_position", "items_as_of")
 

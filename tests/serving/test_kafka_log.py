@@ -6,7 +6,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from log_world import client, die, event, in_a_process_that_is_killed, kill_redis, numbers, overlay
 
 from feature_repo.events.log_names import KafkaAddress
 from feature_repo.facts import position_key
@@ -15,6 +14,15 @@ from serving.event_log.dedup import HELD_S
 from serving.event_log.files_and_kafka import KafkaLog, KafkaMissing
 from serving.event_log.redis_stream import Appended, RedisStreamLog, open_log
 from serving.online.features import OnlineStoreUnavailable
+from tests.support.event_log import (
+    client,
+    die,
+    event,
+    in_a_process_that_is_killed,
+    kill_redis,
+    numbers,
+    overlay,
+)
 
 
 class Fussy:
@@ -56,7 +64,7 @@ class Kafka:
 @pytest.fixture(scope="module")
 def broker():
     pytest.importorskip("confluent_kafka", reason="the kafka extra is not installed")
-    from mock_kafka import MockKafka
+    from tests.support.mock_kafka import MockKafka
 
     broker = MockKafka()
     yield broker

@@ -142,10 +142,9 @@ def test_numbers_stay_in_memory_though_feast_is_imported(metrics):
 @pytest.fixture(scope="module")
 def workers():
     """Two real workers behind one port; yields a way to ask one, whichever takes the connection."""
-    script = Path(__file__).parent / "worker_app.py"
     environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(script)],
+        [sys.executable, "-m", "tests.support.worker_app"],
         env=environment,
         stdout=subprocess.PIPE,
         text=True,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny_release import NOW, Tiny
 
 from retrieval.index import build_index
 from serving.recommender.candidates import CandidateQuota, ItemFilter, Retriever
 from serving.recommender.filters import AttributeRule, RequestRules
+from tests.support.tiny_release import NOW, Tiny
 
 ITEMS = 20_000
 QUOTA = CandidateQuota(two_tower=100, similar=0, popular=0, trending=0, new=0)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_release import ITEMS, NOW, SPEC, VERSIONS, Tiny, tiny_codec, write_release
 
 from feature_repo.workspace import PROJECT_ROOT, file_hash, read_json, write_json
 from serving.recommender.codec import Codec
@@ -25,6 +24,7 @@ from serving.releases.release import (
     verify,
     write_manifest,
 )
+from tests.support.tiny_release import ITEMS, NOW, SPEC, VERSIONS, Tiny, tiny_codec, write_release
 
 FILES = [
     "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy", "items.arrow",

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from damage import DAMAGE
-from tiny_release import VERSIONS, Tiny
 
 from feature_repo.workspace import Workspace, link_atomically, read_json, write_json
 from serving.releases.poller import ReleasePoller
 from serving.releases.release import MANIFEST, BadRelease, Release, load_release, write_manifest
 from serving.releases.verify import check_release, features_read
+from tests.support.damaged_release import DAMAGE
+from tests.support.tiny_release import VERSIONS, Tiny
 
 
 class Bench:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_release import DAY, GENRES, ITEMS, NOW, TAGS, Tiny, item_columns, item_id
 
 from feature_repo import columns as c
 from serving.recommender.filters import AttributeRule, FilterRules, RequestRules
 from serving.recommender.item_table import build_items
 from serving.recommender.recommender import Recommendation, Recommender
+from tests.support.tiny_release import DAY, GENRES, ITEMS, NOW, TAGS, Tiny, item_columns, item_id
 
 KINDS = ["view", "buy", "hide"]
 IDS = st.lists(st.integers(1, ITEMS + 5).map(item_id), max_size=ITEMS, unique=True)

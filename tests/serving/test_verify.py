@@ -10,8 +10,6 @@ from threading import Event, Thread
 import faiss
 import numpy as np
 import pytest
-from damage import DAMAGE, change_array, change_json, put, remade, vectors_of
-from tiny_release import SPEC, Tiny
 
 from feature_repo.dataset import DatasetSpec
 from feature_repo.stores.feature_store import feature_store
@@ -23,6 +21,8 @@ from serving.releases import verify
 from serving.releases.release import BadRelease, Release, load_release
 from serving.releases.smoke import made_up_users
 from serving.releases.verify import check_release, features_read, registered_features
+from tests.support.damaged_release import DAMAGE, change_array, change_json, put, remade, vectors_of
+from tests.support.tiny_release import SPEC, Tiny
 
 NOW = 1_800_000_000.0
 

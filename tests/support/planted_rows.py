@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from ranking.data import RankingData, RowSchema
+from ranking.training.train_rankers import RankerReport
 
 SCHEMA = RowSchema(
     numeric=("noise", "affinity", "item_events_30d", "recency"),
@@ -20,6 +24,13 @@ CONFIG = RankerConfig(
     dcn=DcnConfig(batch=512, min_steps=200, hidden=(32,), learning_rate=5e-3, threads=1),
 )
 GENRE_EFFECT = np.array([0.0, 1.5, -1.5, 0.0, 1.0, -1.0])
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    report: RankerReport
+    validate: RankingData
 
 
 def planted(seed: int, requests: int = 200, candidates: int = 20) -> RankingData:

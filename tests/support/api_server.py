@@ -1,0 +1,39 @@
+"""``funnel serve`` in a process of its own, and a client of it."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_server(workspace):
+    port = free_port()
+    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()"]
+    command += ["serve", "--home", str(workspace.root), "--port", str(port)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            client.get("/healthz")
+            return process, client
+        except httpx.TransportError:
+            assert process.poll() is None, process.stderr.read()[-3_000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def stop(process):
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
