@@ -13,7 +13,9 @@ WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0
 TOWERS = TowerTrainingConfig(
     epochs=4, batch=512, uniform_negatives=128, patience=2, validation_sample=1_000
 )
-SAMPLE = SampleConfig(train_requests=800, calibrate_requests=250, selection_requests=250, negatives=40)
+SAMPLE = SampleConfig(
+    train_requests=800, calibrate_requests=250, selection_requests=250, negatives=40
+)
 RANKERS = RankerConfig(
     trees=TreeConfig(rounds=40, learning_rate=0.1), dcn=DcnConfig(epochs=1, min_steps=60)
 )
