@@ -6,7 +6,6 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from tests.support.tiny_release import DAY, ITEMS, NOW, QUOTA, Tiny, item_columns
 
 from feature_repo import columns as c
 from retrieval.index import build_index
@@ -22,7 +21,7 @@ from serving.recommender.candidates import (
 )
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.users import UserBatch
-from tests.support.tiny_release import DAY, ITEMS, NOW, SHARES, Tiny, item_columns
+from tests.support.tiny_release import DAY, ITEMS, NOW, QUOTA, Tiny, item_columns
 
 
 def retrieve(tiny: Tiny, users: UserBatch, retriever: Retriever | None = None) -> Candidates:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.support.tiny_release import GENRES, ITEMS, NOW, QUOTA, TAGS, Tiny, item_columns, item_id
 
 from feature_repo import columns as c
 from feature_repo.dataset import SpecError
@@ -26,7 +25,16 @@ from serving.recommender.filters import (
 )
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.recommender import Recommender
-from tests.support.tiny_release import GENRES, ITEMS, NOW, SHARES, TAGS, Tiny, item_columns, item_id
+from tests.support.tiny_release import (
+    GENRES,
+    ITEMS,
+    NOW,
+    QUOTA,
+    TAGS,
+    Tiny,
+    item_columns,
+    item_id,
+)
 
 QUICK = settings(
     max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.tiny_release import ITEMS, NOW, QUOTA, Tiny, random_rows
 
 from feature_repo import columns as c
 from ranking.config import DcnConfig, TreeConfig
@@ -19,7 +18,7 @@ from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.filters import FilterRules, RequestRules
 from serving.recommender.recommender import Recommendation, Recommender
 from serving.recommender.users import UserBatch
-from tests.support.tiny_release import ITEMS, NOW, SHARES, Tiny, random_rows
+from tests.support.tiny_release import ITEMS, NOW, QUOTA, Tiny, random_rows
 
 K = 10
 
