@@ -124,7 +124,7 @@ def train_retrieval(
     known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
     with staged_folder(final) as folder:
         index_report = _write(folder, data, towers, known)
-        write_json(folder / "shares.json", json.loads(config.shares.model_dump_json()))
+        write_json(folder / "shares.json", json.loads(config.quota.model_dump_json()))
         RetrievalReport(
             version=version,
             towers=TowersReport(
