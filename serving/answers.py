@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import Float32Array, Int32Array
 from serving.api.schemas import (
     RecommendationItem,
     RecommendationRequest,
@@ -64,8 +64,8 @@ class Answer:
     result: Recommendation
     ranked: Ranked | None
     row: int
-    numeric: Floats
-    categorical: Codes
+    numeric: Float32Array
+    categorical: Int32Array
 
 
 def make_answer(
@@ -118,8 +118,8 @@ def _explain(
     snapshot: ServingSnapshot,
     result: Recommendation,
     ranked: Ranked | None,
-    numerics: Floats,
-    categoricals: Codes,
+    numerics: Float32Array,
+    categoricals: Int32Array,
 ) -> list[dict[str, Any]]:
     names, heads = snapshot.release.codec.numeric, snapshot.release.codec.spec.event_types
     explanations: list[dict[str, Any]] = []
@@ -209,14 +209,14 @@ def _losses(features: UserFeatures | None) -> list[str]:
     return stale if features.known else [*stale, "unknown_user"]
 
 
-def _no_rows(release: Release) -> tuple[Floats, Codes]:
+def _no_rows(release: Release) -> tuple[Float32Array, Int32Array]:
     codec = release.codec
     return np.zeros((0, len(codec.numeric)), np.float32), np.zeros(
         (0, len(codec.categorical)), np.int32
     )
 
 
-def _finites(values: Floats) -> list[float]:
+def _finites(values: Float32Array) -> list[float]:
     return np.where(np.isfinite(values), values, 0.0).tolist()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.encoding import Floats
+from feature_repo.arrays import Float32Array
 from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
 from serving.answers import (
@@ -83,7 +83,7 @@ class Engine:
         self.erasure = Erasure(workspace)
         self.changes = ItemChanges(workspace)
         self._swapping = threading.Lock()
-        self._sample: tuple[ServingSnapshot, Floats] | None = None
+        self._sample: tuple[ServingSnapshot, Float32Array] | None = None
         self.snapshot: ServingSnapshot
         self.adopt(release)
         if log_impressions:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 from ranking.compiled import compiled
 from serving.recommender.item_table import ItemTable
 
@@ -72,14 +72,14 @@ class Candidates:
     co-visitation with the recent items and with the newest one.
     """
 
-    item: Codes
+    item: Int32Array
     sources: npt.NDArray[np.uint8]
-    tower_rank: Floats
-    similar: Floats
-    offsets: npt.NDArray[np.int64]
+    tower_rank: Float32Array
+    similar: Float32Array
+    offsets: Int64Array
 
     @property
-    def request(self) -> npt.NDArray[np.int64]:
+    def request(self) -> Int64Array:
         """Which request each row belongs to, int64 ``[n]``."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
 
@@ -91,14 +91,14 @@ class Candidates:
 class ItemFilter:
     """A part of the catalogue for the search to stay within; made once for a rule, used by many requests."""
 
-    def __init__(self, mask: npt.NDArray[np.bool_]) -> None:
+    def __init__(self, mask: BoolArray) -> None:
         """``mask`` bool ``[N]``: which items are in it."""
         self.share = float(mask.mean())
         # The index has no row for item 0.
         self._bits = np.packbits(mask[1:], bitorder="little")
         self._selector = faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))
 
-    def has(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    def has(self, codes: Int64Array) -> BoolArray:
         """Return which items are in it, bool ``[n]``."""
         rows = codes - 1
         return np.asarray(self._bits[rows >> 3] >> (rows & 7) & 1, dtype=np.bool_)
@@ -115,7 +115,11 @@ class Retriever:
     """All candidate sources of a release."""
 
     def __init__(
-        self, index: faiss.Index, neighbours: Codes, similarities: Floats, quota: CandidateQuota
+        self,
+        index: faiss.Index,
+        neighbours: Int32Array,
+        similarities: Float32Array,
+        quota: CandidateQuota,
     ) -> None:
         self.index = index
         self.neighbours = np.asarray(neighbours)  # views without the costs of np.memmap's indexing
@@ -123,9 +127,11 @@ class Retriever:
         self.quota = quota
         self._recency = (0.8 ** np.arange(RECENT)).astype(np.float32)
         self._desk = _Desk(len(neighbours))
-        self._added: Floats | None = None
+        self._added: Float32Array | None = None
 
-    def with_items(self, neighbours: Codes, similarities: Floats, added: Floats) -> Retriever:
+    def with_items(
+        self, neighbours: Int32Array, similarities: Float32Array, added: Float32Array
+    ) -> Retriever:
         """Return the same sources with added items, which the index has not.
 
         Args:
@@ -140,10 +146,10 @@ class Retriever:
 
     def retrieve(
         self,
-        vectors: Floats,
-        history: Codes,
+        vectors: Float32Array,
+        history: Int32Array,
         items: ItemTable,
-        time: npt.NDArray[np.float64],
+        time: Float64Array,
         prefilters: Sequence[ItemFilter | None] | None = None,
     ) -> Candidates:
         """Return candidates of ``B`` requests.
@@ -170,8 +176,8 @@ class Retriever:
         return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
 
     def _nearest(
-        self, vectors: Floats, prefilters: Sequence[ItemFilter | None]
-    ) -> list[npt.NDArray[np.int64]]:
+        self, vectors: Float32Array, prefilters: Sequence[ItemFilter | None]
+    ) -> list[Int64Array]:
         """Return the codes nearest to each user vector, best first; 0 where FAISS found fewer than were asked for."""
         if not any(prefilters):
             return list(self.nearest(vectors, self.quota.two_tower)[1])
@@ -182,8 +188,8 @@ class Retriever:
         ]
 
     def nearest(
-        self, vectors: Floats, count: int, among: ItemFilter | None = None
-    ) -> tuple[Floats, npt.NDArray[np.int64]]:
+        self, vectors: Float32Array, count: int, among: ItemFilter | None = None
+    ) -> tuple[Float32Array, Int64Array]:
         """Return cosines and codes of the items nearest to unit vectors ``[B, D]``, best first, ``[B, count]`` each.
 
         They are fewer if there are fewer items; a code is 0 where too few were found ``among``
@@ -207,7 +213,7 @@ class Retriever:
         """Work out, not on a request's time, what is the same for every request of a moment."""
         self._static(items, time)
 
-    def _static(self, items: ItemTable, time: float) -> tuple[Codes, npt.NDArray[np.uint8]]:
+    def _static(self, items: ItemTable, time: float) -> tuple[Int32Array, npt.NDArray[np.uint8]]:
         """Return the static lists of a moment end to end, with the bit of the source that each item is from.
 
         They are made once for as long as nothing comes or goes.
@@ -223,15 +229,15 @@ class Retriever:
                 for name, codes in lists.items()
             ]
             known[state] = np.concatenate(list(lists.values())), np.concatenate(bits)
-        found: tuple[Codes, npt.NDArray[np.uint8]] = known[state]
+        found: tuple[Int32Array, npt.NDArray[np.uint8]] = known[state]
         return found
 
     def _merge(
         self,
-        tower: npt.NDArray[np.int64],
-        history: Codes,
-        static: tuple[Codes, npt.NDArray[np.uint8]],
-    ) -> tuple[Codes, npt.NDArray[np.uint8], Floats, Floats]:
+        tower: Int64Array,
+        history: Int32Array,
+        static: tuple[Int32Array, npt.NDArray[np.uint8]],
+    ) -> tuple[Int32Array, npt.NDArray[np.uint8], Float32Array, Float32Array]:
         """Return items in the order in which the sources first propose them, with their bits and scores."""
         recent = history[:RECENT]
         recent = recent[recent > 0]
@@ -258,18 +264,18 @@ class _Desk(threading.local):
 
 @compiled
 def _union(
-    tower: npt.NDArray[np.int64],
-    near: Codes,
-    weight: Floats,
-    recency: Floats,
+    tower: Int64Array,
+    near: Int32Array,
+    weight: Float32Array,
+    recency: Float32Array,
     most_similar: int,
-    static: Codes,
+    static: Int32Array,
     static_bits: npt.NDArray[np.uint8],
-    place: Codes,
-    item: Codes,
+    place: Int32Array,
+    item: Int32Array,
     bits: npt.NDArray[np.uint8],
-    rank: Floats,
-    similar: Floats,
+    rank: Float32Array,
+    similar: Float32Array,
 ) -> int:
     """Write the union of all sources into ``item``, ``bits``, ``rank`` and ``similar``, and return its size.
 
@@ -340,7 +346,7 @@ def _union(
     return count
 
 
-def static_lists(items: ItemTable, quota: CandidateQuota, time: float) -> dict[str, Codes]:
+def static_lists(items: ItemTable, quota: CandidateQuota, time: float) -> dict[str, Int32Array]:
     """Return the sources that are the same for everybody: popular, trending and new items that can be had."""
     available = items.available(time)
     popular, trending = (
@@ -360,12 +366,12 @@ def static_lists(items: ItemTable, quota: CandidateQuota, time: float) -> dict[s
     }
 
 
-def trend(items: ItemTable) -> Floats:
+def trend(items: ItemTable) -> Float32Array:
     """Return each item's trend, log of its week's daily rate over its month's, float32 ``[N]``."""
     return items.count(c.TREND)
 
 
-def top(values: npt.NDArray[Any], k: int) -> Codes:
+def top(values: npt.NDArray[Any], k: int) -> Int32Array:
     """Return the rows of the ``k`` highest finite values, best first, ties by row."""
     k = min(k, len(values))
     if k == 0:
@@ -376,5 +382,5 @@ def top(values: npt.NDArray[Any], k: int) -> Codes:
     # Partitioning alone would let chance decide between equals at the edge.
     rows = np.concatenate([above, np.flatnonzero(values == least)[: k - len(above)]])
     rows = rows[np.lexsort((rows, -values[rows]))]
-    best: Codes = rows[np.isfinite(values[rows])].astype(np.int32)
+    best: Int32Array = rows[np.isfinite(values[rows])].astype(np.int32)
     return best

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from feature_repo.arrays import BoolArray, Float32Array, Int32Array
 from feature_repo.dataset import SpecError
-from feature_repo.encoding import Codes, Floats
 from serving.recommender.candidates import ItemFilter
 from serving.recommender.item_table import ItemTable
 
-Mask = npt.NDArray[np.bool_]
 Reason = Literal["seen", "unavailable", "blocklist", "excluded", "attribute_rule", "category_quota"]
 
 
@@ -65,7 +63,7 @@ _SELECTIVE = 0.5
 
 _KEPT_BYTES = 32 << 20
 
-_NOWHERE: Codes = np.zeros(0, dtype=np.int32)
+_NOWHERE: Int32Array = np.zeros(0, dtype=np.int32)
 
 
 class AttributeRule(BaseModel):
@@ -125,17 +123,17 @@ class Filters:
         self,
         items: ItemTable,
         request: RequestRules,
-        seen: dict[str, Codes],
+        seen: dict[str, Int32Array],
         time: float,
-        codes: Codes | None = None,
-    ) -> dict[Reason, Mask]:
+        codes: Int32Array | None = None,
+    ) -> dict[Reason, BoolArray]:
         """Return, by reason, which items the request may not show: of ``codes`` ``[n]``, or of all ``N``; bool."""
         met = [
             of
             for kind, of in seen.items()
             if self.rules.exclude_seen == "all" or kind in self.rules.exclude_seen
         ]
-        masks: dict[Reason, Mask] = {
+        masks: dict[Reason, BoolArray] = {
             "unavailable": ~items.available(time, codes),
             "seen": self._marks.among(np.concatenate(met) if met else _NOWHERE, codes),
         }
@@ -164,7 +162,7 @@ class Filters:
         self._prefilters.put(items, (state, rules), (found,))
         return found
 
-    def _fits(self, items: ItemTable, filters: dict[str, AttributeRule]) -> Mask:
+    def _fits(self, items: ItemTable, filters: dict[str, AttributeRule]) -> BoolArray:
         """Return which items satisfy all conditions."""
         masks = []
         for name, rule in filters.items():
@@ -176,7 +174,7 @@ class Filters:
             masks.append(mask)
         return np.logical_and.reduce(masks)
 
-    def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> Mask:
+    def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> BoolArray:
         column = items.raw[name]
         if items.codec.spec.item_attributes[name] == "numeric":
             # Without a bound every item fits, also one that has no value.
@@ -228,22 +226,22 @@ class _Marks(threading.local):
     def __init__(self, size: int) -> None:
         self.marked = np.zeros(size, dtype=np.bool_)
 
-    def among(self, some: Codes, codes: Codes | None) -> Mask:
+    def among(self, some: Int32Array, codes: Int32Array | None) -> BoolArray:
         """Return which of ``codes`` ``[n]``, or of all items, are among some; item 0 never is."""
         marked = self.marked
         marked[some] = True
         marked[0] = False
-        found: Mask = marked.copy() if codes is None else marked[codes]
+        found: BoolArray = marked.copy() if codes is None else marked[codes]
         marked[some] = False
         return found
 
 
 def select_items(
     k: int,
-    codes: Codes,
-    scores: Floats,
+    codes: Int32Array,
+    scores: Float32Array,
     items: ItemTable,
-    vectors: Floats,
+    vectors: Float32Array,
     rules: FilterRules,
     taken: Counter[int] | None = None,
 ) -> tuple[list[int], int]:
@@ -296,7 +294,11 @@ def select_items(
 
 
 def _most_diverse(
-    codes: Codes, scores: Floats, vectors: Floats, diversity: float, chosen: list[int]
+    codes: Int32Array,
+    scores: Float32Array,
+    vectors: Float32Array,
+    diversity: float,
+    chosen: list[int],
 ) -> Iterator[int]:
     """Yield places of ``codes``, each the best beside what the caller has put into ``chosen`` by then."""
     spread = float(scores.max() - scores.min()) or 1.0

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.request_time import SECONDS_PER_DAY
 from ranking.compiled import compiled, dot
 from ranking.rows import CROSS, ITEM_AGES, PairRows
@@ -23,13 +22,13 @@ _LINE = 16
 class Hydrator:
     """Builds the ranker's inputs of candidates; training sets and serving both come through here."""
 
-    def __init__(self, vectors: Floats) -> None:
+    def __init__(self, vectors: Float32Array) -> None:
         """Keep the unit item vectors, float32 ``[N, D]``."""
         self._vectors = vectors
 
     def hydrate(
-        self, users: UserBatch, vectors: Floats, candidates: Candidates, items: ItemTable
-    ) -> tuple[Floats, Codes]:
+        self, users: UserBatch, vectors: Float32Array, candidates: Candidates, items: ItemTable
+    ) -> tuple[Float32Array, Int32Array]:
         """Return numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]`` of all candidates.
 
         ``vectors`` float32 ``[B, D]`` are the users' unit vectors.
@@ -42,7 +41,12 @@ class Hydrator:
         return np.concatenate(numeric), np.concatenate(categorical)
 
     def pairs(
-        self, users: UserBatch, row: int, vector: Floats, candidates: Candidates, items: ItemTable
+        self,
+        users: UserBatch,
+        row: int,
+        vector: Float32Array,
+        candidates: Candidates,
+        items: ItemTable,
     ) -> PairRows:
         """Return the candidates of one request beside its user; ``vector`` float32 ``[D]`` is the user's."""
         rows, catalogue = candidates.rows(row), items.rows
@@ -59,7 +63,13 @@ class Hydrator:
 
 
 @compiled
-def _cosines(vectors: Floats, item: Codes, user: Floats, recent: Floats, pair: Floats) -> None:
+def _cosines(
+    vectors: Float32Array,
+    item: Int32Array,
+    user: Float32Array,
+    recent: Float32Array,
+    pair: Float32Array,
+) -> None:
     """Write the cosines of items ``[n]`` with the user, with the newest item, the newest ones and the nearest one."""
     # Memory is waited for once here, for many rows at a time; between products it would be waited
     # for at every row.
@@ -85,13 +95,13 @@ def _cosines(vectors: Floats, item: Codes, user: Floats, recent: Floats, pair: F
 
 @compiled
 def _lookups(
-    item: Codes,
-    shares: Floats,
-    categories: Codes,
-    first: npt.NDArray[np.float64],
-    last: npt.NDArray[np.float64],
+    item: Int32Array,
+    shares: Float32Array,
+    categories: Int32Array,
+    first: Float64Array,
+    last: Float64Array,
     time: float,
-    pair: Floats,
+    pair: Float32Array,
 ) -> None:
     """Write the user's shares of the items' categories, and the items' ages in days."""
     for row in range(len(item)):

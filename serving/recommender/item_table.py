@@ -16,13 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes, Encoded, Floats
+from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int32Array
+from feature_repo.encoding import Encoded
 from ranking.rows import ItemRows
 from serving.recommender.codec import Codec, ranked_columns
 
-Times = npt.NDArray[np.float64]
-
-_NOWHERE: Codes = np.zeros(0, dtype=np.int32)
+_NOWHERE: Int32Array = np.zeros(0, dtype=np.int32)
 
 ATTRIBUTE_TYPES = {
     "categorical": pa.string(),
@@ -41,10 +40,10 @@ class Activity:
     if they lie so in memory (in a file that processes share); None: they do not.
     """
 
-    counts: Floats
-    first_event_at: Times
-    last_event_at: Times
-    numeric: Floats | None = None
+    counts: Float32Array
+    first_event_at: Float64Array
+    last_event_at: Float64Array
+    numeric: Float32Array | None = None
 
     def head(self, size: int) -> Activity:
         """Return the first ``size`` rows as views; rows that are not there yet have no counts."""
@@ -80,7 +79,7 @@ class RawColumn(Sequence[Any]):
             return self.values[code - self._start].as_py()
         return self._before[code] if self._before is not None else None
 
-    def between(self, least: float | None, most: float | None) -> npt.NDArray[np.bool_]:
+    def between(self, least: float | None, most: float | None) -> BoolArray:
         """Return which values of a numeric attribute are in a range, bool ``[N]``; a missing one never is.
 
         The values are compared as given: the models' float32 cannot tell 16,777,216 from
@@ -98,7 +97,7 @@ class RawColumn(Sequence[Any]):
         )
         return np.concatenate([before, fits])
 
-    def having(self, value: str) -> Codes:
+    def having(self, value: str) -> Int32Array:
         """Return the codes of the items that have a value, int32 ``[n]``; those of a list have each of its values."""
         codes = self._by_value.get(value, _NOWHERE)
         return (
@@ -106,13 +105,13 @@ class RawColumn(Sequence[Any]):
         )
 
     @cached_property
-    def _numbers(self) -> Times:
+    def _numbers(self) -> Float64Array:
         return np.asarray(
             self.values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64
         )
 
     @cached_property
-    def _by_value(self) -> dict[str, Codes]:
+    def _by_value(self) -> dict[str, Int32Array]:
         flat, owner = self.values, np.arange(self._start, len(self), dtype=np.int32)
         if pa.types.is_list(flat.type):
             owner = owner[pc.list_parent_indices(flat).to_numpy()]
@@ -139,9 +138,9 @@ class ItemTable:
     codec: Codec
     raw: Mapping[str, RawColumn]
     encoded: Encoded
-    categories: Codes
-    available_from: Times
-    available_until: Times
+    categories: Int32Array
+    available_from: Float64Array
+    available_until: Float64Array
     activity: Activity
     added: int = 0
 
@@ -158,7 +157,7 @@ class ItemTable:
             ]
         return self._changed(activity=activity)
 
-    def without(self, codes: Codes, whole: ItemTable) -> ItemTable:
+    def without(self, codes: Int32Array, whole: ItemTable) -> ItemTable:
         """Return the table in which some items cannot be had, and all others as in ``whole``, whose codes it shares."""
         until = whole.available_until.copy()
         until[codes] = -np.inf
@@ -196,9 +195,9 @@ class ItemTable:
         return made
 
     @cached_property
-    def categorical(self) -> Codes:
+    def categorical(self) -> Int32Array:
         """The codes that the ranker sees, int32 ``[N, C]``."""
-        found: Codes = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
+        found: Int32Array = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
         return found
 
     @cached_property
@@ -213,7 +212,7 @@ class ItemTable:
             numeric, self.categorical, self.activity.first_event_at, self.activity.last_event_at
         )
 
-    def available(self, time: float, codes: Codes | None = None) -> npt.NDArray[np.bool_]:
+    def available(self, time: float, codes: Int32Array | None = None) -> BoolArray:
         """Return which items can be had at a moment (epoch seconds): of ``codes`` ``[n]``, or of all; row 0 never."""
         begin, end = self.available_from, self.available_until
         if codes is not None:
@@ -232,7 +231,7 @@ class ItemTable:
         return {}
 
     @cached_property
-    def _turns(self) -> Times:
+    def _turns(self) -> Float64Array:
         return np.unique(np.concatenate([self.available_from, self.available_until]))
 
     def main_category(self, item_id: str) -> str:
@@ -240,7 +239,7 @@ class ItemTable:
         code = self.categories[self.codec.items.code(item_id), 0]
         return self.codec.categories.values[code - 1] if code else ""
 
-    def count(self, name: str) -> Floats:
+    def count(self, name: str) -> Float32Array:
         """Return one activity column, float32 ``[N]``, 0 where nothing is known."""
         return np.nan_to_num(self.activity.counts[:, self.codec.item_activity.index(name)], nan=0.0)
 
@@ -250,7 +249,7 @@ def activity_from(
 ) -> Activity:
     """Return activity from feature columns that have one value per item code, row 0 included."""
 
-    def numbers(name: str) -> Times:
+    def numbers(name: str) -> Float64Array:
         return np.array([np.nan if v is None else v for v in columns[name]], dtype=np.float64)
 
     counts = np.stack([numbers(name) for name in codec.item_activity], axis=1).astype(np.float32)
@@ -267,7 +266,7 @@ def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable
         for name, kind in codec.spec.item_attributes.items()
     }
 
-    def times(name: str, missing: float) -> Times:
+    def times(name: str, missing: float) -> Float64Array:
         values = columns.get(name)
         if values is None:
             return np.full(size, missing)
@@ -282,7 +281,7 @@ def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable
     )  # fmt: skip
 
 
-def _categories(codec: Codec, raw: Mapping[str, Sequence[Any]], size: int) -> Codes:
+def _categories(codec: Codec, raw: Mapping[str, Sequence[Any]], size: int) -> Int32Array:
     name = codec.spec.category
     if name is None:
         return np.zeros((size, 1), dtype=np.int32)

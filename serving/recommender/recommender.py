@@ -15,10 +15,9 @@ from time import perf_counter
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import BoolArray, Float32Array, Int32Array, Int64Array
 from ranking.models.onnx import onnx_session
 from ranking.models.scorer import CalibratedRanker
 from ranking.rows import PairRows
@@ -33,7 +32,7 @@ from serving.recommender.users import UserBatch
 _log = logging.getLogger(__name__)
 
 Watch = Callable[[str], AbstractContextManager[Any]]
-"""Times the stage of that name."""
+"""Float64Array the stage of that name."""
 
 Degradation = Literal[
     "online_store_unavailable",  # Redis did not answer: the request was served without user features
@@ -58,12 +57,12 @@ Degradation = Literal[
 class Recommendation:
     """One request's list: codes, scores and sources, best first, and what lay behind it."""
 
-    items: Codes
-    scores: Floats
+    items: Int32Array
+    scores: Float32Array
     sources: list[list[str]]
     degraded: list[Degradation]
     removed: dict[str, int] = field(default_factory=dict)
-    rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    rows: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ class Ranked:
 
     candidates: Candidates
     pairs: list[PairRows]
-    scores: Floats
-    probabilities: Floats
+    scores: Float32Array
+    probabilities: Float32Array
 
     def rows(
-        self, request: int, rows: npt.NDArray[np.int64], items: ItemTable
-    ) -> tuple[Floats, Codes]:
+        self, request: int, rows: Int64Array, items: ItemTable
+    ) -> tuple[Float32Array, Int32Array]:
         """Return the ranker's inputs, numeric and categorical, of some of a request's candidates.
 
         Args:
@@ -96,17 +95,17 @@ class Ranked:
 class UserTowerSession:
     """The user tower in ONNX Runtime."""
 
-    def __init__(self, model: bytes, raw_items: Floats) -> None:
+    def __init__(self, model: bytes, raw_items: Float32Array) -> None:
         self._session = onnx_session(model)
         self._raw = np.asarray(raw_items)
 
-    def with_items(self, raw_items: Floats) -> UserTowerSession:
+    def with_items(self, raw_items: Float32Array) -> UserTowerSession:
         """Return the same tower over the raw vectors of more items."""
         made = copy(self)
         made._raw = raw_items
         return made
 
-    def __call__(self, context: UserContext) -> Floats:
+    def __call__(self, context: UserContext) -> Float32Array:
         """Return unit vectors float32 ``[B, D]``."""
         inputs = {**context.arrays(), "clicked": self._raw[context.history]}
         return np.asarray(self._session.run(["vector"], inputs)[0], dtype=np.float32)
@@ -118,7 +117,7 @@ class Recommender:
     def __init__(
         self,
         tower: UserTowerSession,
-        vectors: Floats,
+        vectors: Float32Array,
         retriever: Retriever,
         ranker: CalibratedRanker,
         rules: FilterRules,
@@ -132,10 +131,12 @@ class Recommender:
         self.rules = rules
         self.filters = Filters(rules, items)
         self._cost = Cost()
-        self._prepared: tuple[ItemTable, Callable[[PairRows], tuple[Floats, Floats]]] | None = None
+        self._prepared: (
+            tuple[ItemTable, Callable[[PairRows], tuple[Float32Array, Float32Array]]] | None
+        ) = None
 
     def with_items(
-        self, tower: UserTowerSession, vectors: Floats, retriever: Retriever, items: ItemTable
+        self, tower: UserTowerSession, vectors: Float32Array, retriever: Retriever, items: ItemTable
     ) -> Recommender:
         """Return the same funnel over more items."""
         made = Recommender(tower, vectors, retriever, self.ranker, self.rules, items)
@@ -155,7 +156,7 @@ class Recommender:
         items: ItemTable,
         deadline: Deadline = NEVER,
         watch: Watch | None = None,
-    ) -> tuple[list[Recommendation], Ranked, Floats]:
+    ) -> tuple[list[Recommendation], Ranked, Float32Array]:
         """Like ``recommend``, with the ranked candidates and the user vectors behind it.
 
         ``deadline``: ranking is left out where it would not end in time; ``watch`` times the
@@ -185,7 +186,7 @@ class Recommender:
     def rank(
         self,
         users: UserBatch,
-        vectors: Floats,
+        vectors: Float32Array,
         candidates: Candidates,
         items: ItemTable,
         deadline: Deadline = NEVER,
@@ -252,7 +253,7 @@ class Recommender:
             self.retriever.prepare(items, time)
             self.filters.prefilter(items, RequestRules(0), time)
 
-    def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Floats, Floats]]:
+    def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Float32Array, Float32Array]]:
         """Return the ranker with what it reads of these items prepared; made once for a table."""
         prepared = self._prepared
         if prepared is None or prepared[0] is not items:
@@ -263,7 +264,7 @@ class Recommender:
         self,
         row: int,
         users: UserBatch,
-        vectors: Floats,
+        vectors: Float32Array,
         request: RequestRules,
         ranked: Ranked,
         items: ItemTable,
@@ -303,8 +304,8 @@ class Recommender:
         self,
         result: Recommendation,
         request: RequestRules,
-        banned: npt.NDArray[np.bool_],
-        vector: Floats | None,
+        banned: BoolArray,
+        vector: Float32Array | None,
         items: ItemTable,
         taken: Counter[int],
     ) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes, Encoded, Floats
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
+from feature_repo.encoding import Encoded
 from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
 from ranking.rows import MOMENT, UserRows
 from retrieval.towers.context import UserContext
@@ -30,8 +30,8 @@ class UserBatch:
 
     context: UserContext
     rows: UserRows
-    category_shares: Floats
-    seen: list[dict[str, Codes]]
+    category_shares: Float32Array
+    seen: list[dict[str, Int32Array]]
 
     def __len__(self) -> int:
         return len(self.context)
@@ -45,13 +45,11 @@ class UserReader:
         self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
         self._width, self._ranked = len(codec.user_numeric), ranked_columns(codec.user_attributes)
 
-    def context(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserContext:
+    def context(self, columns: Columns, time: Float64Array) -> UserContext:
         """Return the user tower's view of ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds)."""
         return self._context(columns, time, self.codec.user_attributes.encode(columns, len(time)))
 
-    def _context(
-        self, columns: Columns, time: npt.NDArray[np.float64], attributes: Encoded
-    ) -> UserContext:
+    def _context(self, columns: Columns, time: Float64Array, attributes: Encoded) -> UserContext:
         codec, size = self.codec, len(time)
         history = np.zeros((size, c.HISTORY_LENGTH), dtype=np.int32)
         ages = np.zeros((size, c.HISTORY_LENGTH), dtype=np.float32)
@@ -74,7 +72,7 @@ class UserReader:
             time,
         )
 
-    def read(self, columns: Columns, time: npt.NDArray[np.float64]) -> UserBatch:
+    def read(self, columns: Columns, time: Float64Array) -> UserBatch:
         """Return ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds) as arrays."""
         attributes = self.codec.user_attributes.encode(columns, len(time))
         context = self._context(columns, time, attributes)
@@ -97,7 +95,7 @@ class UserReader:
         categorical[:, 2:] = attributes.first[:, self._ranked]
         return UserRows(numeric, categorical, time)
 
-    def _shares(self, columns: Columns, size: int) -> Floats:
+    def _shares(self, columns: Columns, size: int) -> Float32Array:
         shares = np.zeros((size, len(self.codec.categories)), dtype=np.float32)
         if c.CATEGORIES in columns:
             pairs = zip(columns[c.CATEGORIES], columns[c.CATEGORY_SHARES], strict=True)
@@ -107,7 +105,7 @@ class UserReader:
             shares[:, 0] = 0.0
         return shares
 
-    def _seen(self, columns: Columns) -> list[dict[str, Codes]]:
+    def _seen(self, columns: Columns) -> list[dict[str, Int32Array]]:
         by_type = {
             t: columns[c.seen(t)] for t in self.codec.spec.event_types if c.seen(t) in columns
         }
@@ -121,7 +119,7 @@ class UserReader:
         ]
 
 
-def _numbers(columns: Columns, names: Sequence[str], size: int) -> npt.NDArray[np.float64]:
+def _numbers(columns: Columns, names: Sequence[str], size: int) -> Float64Array:
     """Return numeric columns side by side, float64 ``[size, len(names)]``; NaN where missing."""
     missing = [None] * size
     # None becomes NaN.

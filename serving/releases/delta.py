@@ -12,8 +12,9 @@ import pyarrow as pa
 from pydantic import Field, TypeAdapter, ValidationError
 
 from feature_repo import columns as c
+from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.dataset import AttributeKind
-from feature_repo.encoding import Codes, ExtendedVocabulary, Floats, Vocabulary
+from feature_repo.encoding import ExtendedVocabulary, Vocabulary
 from ranking.models.onnx import onnx_session
 from serving.recommender.item_table import ATTRIBUTE_TYPES, ItemTable, RawColumn, build_items
 
@@ -67,7 +68,7 @@ class ItemTowerSession:
     def __init__(self, model: bytes) -> None:
         self._session = onnx_session(model)
 
-    def __call__(self, attributes: Codes, numbers: Floats) -> Floats:
+    def __call__(self, attributes: Int32Array, numbers: Float32Array) -> Float32Array:
         """Return raw vectors float32 ``[n, D]`` from codes int32 ``[n, L]`` and standardised numbers ``[n, M]``."""
         inputs = {"attributes": attributes.astype(np.int64), "numbers": numbers}
         return np.asarray(self._session.run(["vector"], inputs)[0], dtype=np.float32)
@@ -77,10 +78,10 @@ class ItemTowerSession:
 class Rows:
     """A release's arrays by item code, their spare rows included: ``[N + spare, ...]`` each."""
 
-    vectors: Floats
-    raw: Floats
-    neighbours: Codes
-    similarities: Floats
+    vectors: Float32Array
+    raw: Float32Array
+    neighbours: Int32Array
+    similarities: Float32Array
     items: ItemTable
 
 
@@ -198,7 +199,7 @@ def _fitting(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) 
     return {name: value for name, value in attributes.items() if name not in bad}
 
 
-def _unit(raw: Floats) -> Floats:
+def _unit(raw: Float32Array) -> Float32Array:
     return np.asarray(
         raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-6), dtype=np.float32
     )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.workspace import file_hash, read_json, write_json
 from ranking.models.scorer import CalibratedRanker
 from serving.recommender.candidates import CandidateQuota, Retriever
@@ -52,7 +52,7 @@ class Retrieval:
 
     codec: Codec
     tower: UserTowerSession
-    vectors: Floats
+    vectors: Float32Array
     retriever: Retriever
     items: ItemTable
     delta: Delta
@@ -90,10 +90,10 @@ def load_retrieval(folder: Path) -> Retrieval:
     """
     with naming("codec.json"):
         codec = Codec.from_dict(read_part(folder / "codec.json"))
-    vectors: Floats = read_array(folder / "item_vectors.npy", np.float32)
-    raw: Floats = read_array(folder / "raw_item_vectors.npy", np.float32)
-    neighbours: Codes = read_array(folder / "neighbours.npy", np.int32)
-    similarities: Floats = read_array(folder / "similarities.npy", np.float32)
+    vectors: Float32Array = read_array(folder / "item_vectors.npy", np.float32)
+    raw: Float32Array = read_array(folder / "raw_item_vectors.npy", np.float32)
+    neighbours: Int32Array = read_array(folder / "neighbours.npy", np.int32)
+    similarities: Float32Array = read_array(folder / "similarities.npy", np.float32)
     with naming("shares.json"):
         quota = CandidateQuota.model_validate(read_part(folder / "shares.json"))
     index = read_index(folder / "index.faiss", vectors.shape[1])

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from feature_repo import columns as c
+from feature_repo.arrays import Float32Array
 from feature_repo.dataset import AttributeKind
-from feature_repo.encoding import AttributeEncoder, Floats
+from feature_repo.encoding import AttributeEncoder
 from ranking.data import spaced_rows
 from ranking.rows import CROSS, ITEM_AGES, PairRows
 from serving.recommender.codec import Codec
@@ -81,7 +82,7 @@ def _value(encoder: AttributeEncoder, name: str, kind: AttributeKind) -> Any:
     return known if kind == "multi_categorical" else next(iter(known), None)
 
 
-def _bad_users(vectors: Floats, dimension: int) -> str | None:
+def _bad_users(vectors: Float32Array, dimension: int) -> str | None:
     if vectors.shape[1:] != (dimension,):
         return f"its user tower gives {vectors.shape[1:]} values, its item vectors have {dimension}"
     if not np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=_UNIT_WITHIN):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo import columns as c
+from feature_repo.arrays import Int64Array
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from ranking.calibration import HeadCalibration, Method
@@ -149,7 +150,7 @@ def _bad_vectors(release: Release) -> str | None:
 
 
 def _against_exact(
-    exact: npt.NDArray[Any], cosines: npt.NDArray[Any], found: npt.NDArray[np.int64]
+    exact: npt.NDArray[Any], cosines: npt.NDArray[Any], found: Int64Array
 ) -> tuple[float, float]:
     """Return the share of ``found`` ``[q, k]`` that is among the nearest, and the largest error of a cosine.
 
