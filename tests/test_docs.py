@@ -48,7 +48,9 @@ def test_links_lead_to_files_and_headings(path: Path) -> None:
             assert heading in slugs, f"{path.name} links to {target}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/glossary.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/glossary.md", "docs/architecture.md"]
+)
 def test_first_documents_are_read_at_once(name: str) -> None:
     paragraphs = prose(PROJECT_ROOT / name)
     long = [s for p in paragraphs for s in sentences(p) if len(s.split()) > LONGEST_SENTENCE]
