@@ -58,13 +58,13 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
         with display.stage(f"Evaluate {name}") as progress:
             figures = evaluate(workspace, folder, progress, limit, baselines=False, against=before)
         before = folder
-        candidates, ours = figures["candidates"], figures["models"]["funnel"]
+        candidates, ours = figures.candidates, figures.models["funnel"]
         found[name] = {
             **seconds,
             "ndcg@10": ours["ndcg@10"],
             "candidates_recall@100": candidates["recall@100"],
         }
-    found["anew_minus_warm_start"] = figures["against"]["metrics"]["ndcg@10"]
+    found["anew_minus_warm_start"] = figures.against.metrics["ndcg@10"].model_dump()
     rows = [[name, *found[name].values()] for name in ("warm_start", "anew")]
     display.table("Training when 15% of the events are new", ["", *found["anew"]], rows)
     return found

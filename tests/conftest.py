@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     stages.run_materialize(workspace)
     train(workspace, silent, TrainSettings(towers=TOWERS, sample=SAMPLE, rankers=RANKERS))
     release = make_release(workspace)
-    yield Built(workspace, release, evaluate(workspace, release, silent))
+    yield Built(workspace, release, evaluate(workspace, release, silent).to_dict())
     stop_redis(workspace.redis)
 
 

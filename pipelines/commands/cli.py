@@ -209,7 +209,7 @@ def evaluate(
         ablations=ablations,
         against=against,
     )
-    result(json.dumps(figures))
+    result(json.dumps(figures.to_dict()))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The funnel with one part switched off, as a server could without a new training."""
+"""The funnel without one of its parts, as a server could run it without a new training."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_repo import columns as c
+from feature_repo.arrays import Float32Array, Int64Array
 from feature_repo.dataset import DatasetSpec
-from feature_repo.encoding import Floats
 from feature_repo.views import (
     HISTORY_SCHEMA,
     ONLINE_USERS,
@@ -32,33 +31,41 @@ from serving.recommender.recommender import Recommender
 from serving.recommender.users import Columns
 from serving.releases.release import Release
 
+ChangeUsers = Callable[[PastRequests], Columns]
+"""Returns the users' features as the ablated funnel knows them."""
+
+ChangeItems = Callable[[ItemTable], ItemTable]
+"""Returns the item table as the ablated funnel knows it."""
+
 
 def ablations(
     release: Release, features: PointInTime, requests: Requests, interactions: InteractionHistory
 ) -> dict[str, Model]:
-    """Return the funnel without its ranker, each source it uses, each view of users, and what is known of items.
+    """Return the funnel without each of its parts, named by what is missing.
 
-    Each is named by what it goes without; ``streaming`` knows users as they were at the day's
-    midnight.
+    The parts are the ranker, each candidate source in use, each view of users, and what is known of
+    items; ``streaming`` knows users as they were at the day's midnight.
 
     A view that is missing is what serving makes of one past its TTL: every value of it counts as
     unknown. Item vectors were made with the items' attributes and keep them; only the ranker goes
-    without. Items' counts and ages are missing to the sources that go by them too.
+    without. Items' counts and ages are missing to the sources that use them too.
     """
-    whole = release.recommender
-    models: dict[str, Model] = {
-        "ranker": Funnel(_with(release, ranker=_TowerOrder(whole.ranker)), K)
-    }
+    recommender = release.recommender
+    unranked = _with_parts(release, ranker=_CosineRanker(recommender.ranker))
+    models: dict[str, Model] = {"ranker": Funnel(unranked, K)}
+
     for source in SOURCES:
-        if getattr(whole.retriever.quota, source, 0):
-            retriever = _without_source(whole.retriever, source)
-            models[f"candidates: {source}"] = Funnel(_with(release, retriever=retriever), K)
-    models["streaming"] = _OtherUsers(release, interactions, _AsOfMidnight(features, requests))
+        if getattr(recommender.retriever.quota, source, 0):
+            retriever = _without_source(recommender.retriever, source)
+            models[f"candidates: {source}"] = Funnel(_with_parts(release, retriever=retriever), K)
+
+    models["streaming"] = _ChangedUsers(release, interactions, _AsOfMidnight(features, requests))
     for view, names in _user_views(release.codec.spec).items():
-        models[view] = _OtherUsers(release, interactions, _Without(names))
+        models[view] = _ChangedUsers(release, interactions, _WithoutFeatures(names))
+
     if release.codec.spec.item_attributes:
-        models["item attributes (ranker)"] = _OtherItems(_with(release), _no_attributes)
-    models["item_activity"] = _OtherItems(_with(release), _no_activity)
+        models["item attributes (ranker)"] = _ChangedItems(_with_parts(release), _no_attributes)
+    models["item_activity"] = _ChangedItems(_with_parts(release), _no_activity)
     return models
 
 
@@ -72,15 +79,23 @@ def _user_views(spec: DatasetSpec) -> dict[str, list[str]]:
     return {view: names for view, names in views.items() if names}
 
 
-def _with(release: Release, ranker: Any = None, retriever: Retriever | None = None) -> Recommender:
-    """Return a recommender that shares all but one part with the release's."""
+def _with_parts(
+    release: Release, ranker: Any = None, retriever: Retriever | None = None
+) -> Recommender:
+    """Return a recommender that shares all parts with the release's except those given."""
     whole = release.recommender
-    parts = (retriever or whole.retriever, ranker or whole.ranker)
-    return Recommender(whole.tower, whole.vectors, *parts, whole.rules, release.items)
+    return Recommender(
+        whole.tower,
+        whole.vectors,
+        retriever or whole.retriever,
+        ranker or whole.ranker,
+        whole.rules,
+        release.items,
+    )
 
 
-class _TowerOrder:
-    """In the ranker's place: candidates by the cosine of user and item vector."""
+class _CosineRanker:
+    """A stand-in for the ranker: orders candidates by the cosine of user and item vector."""
 
     def __init__(self, ranker: CalibratedRanker) -> None:
         self.schema = ranker.schema
@@ -88,48 +103,47 @@ class _TowerOrder:
     def for_items(self, _: ItemRows) -> Any:
         return self._score
 
-    def _score(self, pairs: PairRows) -> tuple[Floats, Floats]:
-        return pairs.pair[:, 0], np.zeros((len(pairs), len(self.schema.heads)), dtype=np.float32)
+    def _score(self, pairs: PairRows) -> tuple[Float32Array, Float32Array]:
+        probabilities = np.zeros((len(pairs), len(self.schema.heads)), dtype=np.float32)
+        return pairs.pair[:, 0], probabilities
 
 
-class _NoIndex:
-    """In the index's place: finds nothing."""
+class _EmptyIndex:
+    """A stand-in for the index: finds nothing."""
 
     ntotal = 0
 
-    def search(self, vectors: Floats, k: int, **_: Any) -> tuple[Floats, npt.NDArray[np.int64]]:
-        return np.zeros((len(vectors), k), dtype=np.float32), np.full(
-            (len(vectors), k), -1, dtype=np.int64
-        )
+    def search(self, vectors: Float32Array, k: int, **_: Any) -> tuple[Float32Array, Int64Array]:
+        shape = (len(vectors), k)
+        return np.zeros(shape, dtype=np.float32), np.full(shape, -1, dtype=np.int64)
 
 
 def _without_source(retriever: Retriever, source: str) -> Retriever:
     other = copy.copy(retriever)
     if source == "two_tower":
-        other.index = _NoIndex()  # type: ignore[assignment]
+        other.index = _EmptyIndex()  # type: ignore[assignment]
     else:
         other.quota = retriever.quota.model_copy(update={source: 0})
     return other
 
 
-class _OtherUsers:
+class _ChangedUsers:
     """The funnel with other features of users; what they have seen stays known."""
 
     def __init__(
-        self,
-        release: Release,
-        interactions: InteractionHistory,
-        change: Callable[[PastRequests], Columns],
+        self, release: Release, interactions: InteractionHistory, change: ChangeUsers
     ) -> None:
         self._funnel = Funnel(release.recommender, K)
-        self._reader, self._interactions, self._change = release.reader, interactions, change
+        self._reader = release.reader
+        self._interactions = interactions
+        self._change = change
 
     def __call__(self, batch: PastRequests) -> Lists:
         users = users_at(self._reader, self._change(batch), batch.requests, self._interactions)
         return self._funnel.lists(batch, users)
 
 
-class _Without:
+class _WithoutFeatures:
     """Users' features with some missing."""
 
     def __init__(self, names: list[str]) -> None:
@@ -141,10 +155,10 @@ class _Without:
 
 
 class _AsOfMidnight:
-    """Users' features as a daily job leaves them."""
+    """Users' features as a daily job leaves them; batches come in the order of the requests."""
 
     def __init__(self, features: PointInTime, requests: Requests) -> None:
-        # A request is joined a microsecond before its time, and the job's rows are stamped with the
+        # A request is joined a microsecond before its time; the job's rows are stamped with the
         # midnight itself.
         midnight = requests.time // DAY_S * DAY_S + 1e-6
         self._parts = features.users(
@@ -154,19 +168,20 @@ class _AsOfMidnight:
         self._columns: Columns = {}
 
     def __call__(self, batch: PastRequests) -> Columns:
-        while batch.rows[0] >= self._rows.stop:  # batches come in the order of the requests
+        first = int(batch.rows[0])
+        last = int(batch.rows[-1])
+        while first >= self._rows.stop:
             self._rows, self._columns = next(self._parts)
-        part = slice(
-            int(batch.rows[0]) - self._rows.start, int(batch.rows[-1]) + 1 - self._rows.start
-        )
+        part = slice(first - self._rows.start, last + 1 - self._rows.start)
         return {name: values[part] for name, values in self._columns.items()}
 
 
-class _OtherItems:
-    """The funnel with something of all items missing; the tables of a day are made once."""
+class _ChangedItems:
+    """The funnel with another item table, which is made once for each day's table."""
 
-    def __init__(self, recommender: Recommender, change: Any) -> None:
-        self._funnel, self._change = Funnel(recommender, K), change
+    def __init__(self, recommender: Recommender, change: ChangeItems) -> None:
+        self._funnel = Funnel(recommender, K)
+        self._change = change
         self._last: tuple[ItemTable, ItemTable] | None = None
 
     def __call__(self, batch: PastRequests) -> Lists:
@@ -180,20 +195,22 @@ def _no_attributes(items: ItemTable) -> ItemTable:
     unknown = replace(
         old, first=np.zeros_like(old.first), numbers=np.full_like(old.numbers, np.nan)
     )
-    categories = np.zeros_like(items.categories)
     return replace(
         items,
         encoded=unknown,
-        categories=categories,
+        categories=np.zeros_like(items.categories),
         activity=replace(items.activity, numeric=None),
     )
 
 
 def _no_activity(items: ItemTable) -> ItemTable:
     never = np.full(len(items), np.nan)
-    counts = np.full_like(items.activity.counts, np.nan)
     return items.with_activity(
         replace(
-            items.activity, counts=counts, first_event_at=never, last_event_at=never, numeric=None
+            items.activity,
+            counts=np.full_like(items.activity.counts, np.nan),
+            first_event_at=never,
+            last_event_at=never,
+            numeric=None,
         )
     )

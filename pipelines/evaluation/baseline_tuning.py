@@ -1,18 +1,17 @@
-"""Baselines tuned on the validation slice, then fitted on everything before the test cut."""
+"""Baselines tuned on the validation part, then fitted on everything before the test cut."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
 from feature_repo import columns as c
-from feature_repo.encoding import Codes
+from feature_repo.arrays import BoolArray, Int32Array
 from pipelines.evaluation.baselines import (
     LARGEST_EASE,
     Baseline,
@@ -22,9 +21,10 @@ from pipelines.evaluation.baselines import (
     Matrix,
     WithPopularity,
 )
+from pipelines.evaluation.figures import BaselineFigures, BaselineSearch
+from pipelines.evaluation.held_out import spaced
 from pipelines.evaluation.metrics import accuracy
 from pipelines.evaluation.replayed_requests import (
-    Allowed,
     Lists,
     Model,
     allowed_items,
@@ -33,7 +33,7 @@ from pipelines.evaluation.replayed_requests import (
     rank_all,
 )
 from pipelines.training.past_requests import InteractionHistory, Requests, requests_from
-from pipelines.training.split import epoch_seconds
+from pipelines.training.split import Split, epoch_seconds
 from retrieval.towers.training import Progress
 from serving.recommender.codec import Codec
 from serving.releases.release import Release
@@ -64,55 +64,61 @@ LADDERS: dict[str, tuple[Callable[..., Baseline], Ladders]] = {
 }
 """The values that each setting of a baseline can have, in order."""
 
-_SAMPLE = 2_000
+_MAX_REQUESTS = 2_000
 _BATCH = 128
-_LONGEST = 1_000
+_MAX_HISTORY = 1_000
 
 
 @dataclass
-class Tuned:
-    """Fitted baselines by name, the figures of each setting tried, and why others are left out."""
+class TunedBaselines:
+    """Fitted baselines by name, how each was tuned, and why others are left out."""
 
     models: dict[str, Model] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)
+    searches: dict[str, BaselineSearch] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def __or__(self, other: Tuned) -> Tuned:
-        return Tuned(
+    def __or__(self, other: TunedBaselines) -> TunedBaselines:
+        return TunedBaselines(
             self.models | other.models,
-            self.settings | other.settings,
+            self.searches | other.searches,
             self.left_out | other.left_out,
         )
 
     def __bool__(self) -> bool:
         return bool(self.models or self.left_out)
 
+    def figures(self) -> BaselineFigures:
+        """Return what the evaluation says of them."""
+        return BaselineFigures(settings=self.searches, left_out=self.left_out)
+
 
 def tuned_baselines(
     release: Release, events: pd.DataFrame, interactions: InteractionHistory, progress: Progress
-) -> Tuned:
-    """Tune each baseline on the slice from ``split.choose`` to ``split.test``, then fit it on all before the test.
+) -> TunedBaselines:
+    """Tune each baseline on the selection part, then fit it on all events before the test part.
 
     Args:
-        release: whose catalogue, rules and split count.
+        release: whose catalogue, rules and split apply.
         events: the whole log in order of time.
         interactions: the same log by user.
-        progress: told before each fit.
+        progress: progress callback.
 
     """
-    split, time = release.manifest["split"], epoch_seconds(events[c.TIMESTAMP])
-    codec, tuned = release.codec, Tuned()
-    earlier = interaction_matrix(events[time < split["choose"]], codec)
-    known = interaction_matrix(events[time < split["test"]], codec)
+    split = Split.from_dict(release.manifest["split"])
+    time = epoch_seconds(events[c.TIMESTAMP])
+    earlier = interaction_matrix(events[time < split.selection], release.codec)
+    known = interaction_matrix(events[time < split.test], release.codec)
     validation = Validation.of(release, events, interactions)
+
+    tuned = TunedBaselines()
     for name, (build, _) in LADDERS.items():
-        if reason := _cannot(name, codec):
+        if reason := _reason_to_leave_out(name, release.codec):
             tuned.left_out[name] = reason
             continue
         best, tried = _tune(name, earlier, validation, progress)
         progress(f"fitting {name}", len(tried), 0)
         tuned.models[name] = _model(WithPopularity(build(known, **best), known))
-        tuned.settings[name] = {"chosen": best, "validation": tried}
+        tuned.searches[name] = BaselineSearch(chosen=dict(best), validation=tried)
     return tuned
 
 
@@ -125,37 +131,43 @@ def _tune(
 
     def ndcg(setting: Setting) -> float:
         progress(f"tuning {name}", len(tried), 0)
-        found = validation.ndcg(WithPopularity(build(earlier, **setting), earlier))
-        tried.append({**setting, "ndcg@10": found})
-        return found
+        value = validation.ndcg(WithPopularity(build(earlier, **setting), earlier))
+        tried.append({**setting, "ndcg@10": value})
+        return value
 
     return climb(ladders, ndcg), tried
 
 
 def climb(ladders: Ladders, figure: Callable[[Setting], float]) -> Setting:
-    """Return a setting that no single step on any ladder makes better, sought from the middle of all.
+    """Return a setting that no single step on any ladder improves, starting in the middle of all.
 
-    One value at a time goes up or down for as long as the figure grows, until none can: a local
-    optimum, which reaches further than a grid of as many trials.
+    One value at a time goes up or down for as long as the figure grows, until none can: coordinate
+    ascent to a local optimum, which reaches further than a grid of as many trials.
     """
     names = list(ladders)
-    found: dict[tuple[int, ...], float] = {}
+    figures: dict[tuple[int, ...], float] = {}
 
-    def at(place: tuple[int, ...]) -> float:
-        inside = all(0 <= row < len(ladders[name]) for name, row in zip(names, place, strict=True))
-        if inside and place not in found:
-            found[place] = figure(setting(place))
-        return found[place] if inside else -np.inf
+    def setting(rungs: tuple[int, ...]) -> Setting:
+        return {name: ladders[name][rung] for name, rung in zip(names, rungs, strict=True)}
 
-    def setting(place: tuple[int, ...]) -> Setting:
-        return {name: ladders[name][row] for name, row in zip(names, place, strict=True)}
+    def figure_at(rungs: tuple[int, ...]) -> float:
+        for name, rung in zip(names, rungs, strict=True):
+            if not 0 <= rung < len(ladders[name]):
+                return -np.inf
+        if rungs not in figures:
+            figures[rungs] = figure(setting(rungs))
+        return figures[rungs]
 
-    best, before = tuple(len(ladders[name]) // 2 for name in names), None
+    best = tuple(len(ladders[name]) // 2 for name in names)
+    before = None
     while best != before:
         before = best
         for axis, step in ((axis, step) for axis in range(len(names)) for step in (1, -1)):
-            while at(best) < at(further := (*best[:axis], best[axis] + step, *best[axis + 1 :])):
-                best = further
+            while True:
+                neighbour = (*best[:axis], best[axis] + step, *best[axis + 1 :])
+                if figure_at(best) >= figure_at(neighbour):
+                    break
+                best = neighbour
     return setting(best)
 
 
@@ -163,9 +175,12 @@ def _model(baseline: Baseline) -> Model:
     return by_scores(lambda batch: baseline.scores(batch.histories))
 
 
-def _cannot(name: str, codec: Codec) -> str | None:
+def _reason_to_leave_out(name: str, codec: Codec) -> str | None:
     if name == "ease" and len(codec.items) - 1 > LARGEST_EASE:
-        return f"{len(codec.items) - 1} items are more than the {LARGEST_EASE} whose pairs fit in memory"
+        return (
+            f"{len(codec.items) - 1} items are more than the {LARGEST_EASE} "
+            "whose pairs fit in memory"
+        )
     if name == "ials" and find_spec("implicit") is None:
         return (
             "the library implicit is not installed: pip install '.[baselines]' -c constraints.txt"
@@ -174,55 +189,57 @@ def _cannot(name: str, codec: Codec) -> str | None:
 
 
 def interaction_matrix(events: pd.DataFrame, codec: Codec) -> Matrix:
-    """Return who took up what, float32 ``[users, N]`` sparse: 1 for a user's positive events, once an item.
+    """Return who interacted with what, float32 ``[users, N]`` sparse: 1 for positive events.
 
     Of users with more, the newest 1,000 items count: pairs grow with the square of a history.
     """
     pairs = events[events[c.POSITIVE]].drop_duplicates([c.USER, c.ITEM], keep="last")
-    pairs = pairs.groupby(c.USER, sort=False).tail(_LONGEST)
-    user, item = (
-        pairs[c.USER].astype("category").cat.codes.to_numpy(),
-        codec.items.encode(pairs[c.ITEM].tolist()),
-    )
+    pairs = pairs.groupby(c.USER, sort=False).tail(_MAX_HISTORY)
+    user = pairs[c.USER].astype("category").cat.codes.to_numpy()
+    item = codec.items.encode(pairs[c.ITEM].tolist())
     shape = (int(user.max(initial=-1)) + 1, len(codec.items))
     return sparse.csr_matrix((np.ones(len(item), dtype=np.float32), (user, item)), shape=shape)
 
 
 class Validation:
-    """The validation slice's requests; what they may be shown is worked out anew each time, to be small in memory."""
+    """The requests of the selection part.
+
+    Which items may be shown is computed anew for each pass, to use little memory.
+    """
 
     def __init__(
         self, release: Release, requests: Requests, interactions: InteractionHistory
     ) -> None:
         self.requests = requests
-        self._release, self._interactions = release, interactions
+        self._release = release
+        self._interactions = interactions
         self._histories = histories(interactions, requests, len(release.codec.items))
 
     @classmethod
     def of(
         cls, release: Release, events: pd.DataFrame, interactions: InteractionHistory
     ) -> Validation:
-        """Return first contacts from ``split.choose`` to ``split.test``, at most 2,000, evenly spaced."""
-        split, time = release.manifest["split"], epoch_seconds(events[c.TIMESTAMP])
-        inside = (time >= split["choose"]) & (time < split["test"]) & events[c.POSITIVE].to_numpy()
-        rows = np.flatnonzero(inside & ~events.duplicated([c.USER, c.ITEM]).to_numpy())
-        if len(rows) > _SAMPLE:
-            rows = rows[np.linspace(0, len(rows) - 1, _SAMPLE).astype(np.int64)]
+        """Return the part's positive first contacts, at most 2,000, evenly spaced."""
+        split = Split.from_dict(release.manifest["split"])
+        time = epoch_seconds(events[c.TIMESTAMP])
+        inside = (time >= split.selection) & (time < split.test) & events[c.POSITIVE].to_numpy()
+        first_contact = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+        rows = spaced(np.flatnonzero(inside & first_contact), _MAX_REQUESTS)
         return cls(release, requests_from(events.iloc[rows], release.codec), interactions)
 
-    def batches(self) -> Iterator[tuple[Matrix, Allowed, Codes]]:
-        """Yield histories float32 ``[B, N]`` sparse, what may be shown bool ``[B, N]``, right items int32 ``[B]``."""
+    def batches(self) -> Iterator[tuple[Matrix, BoolArray, Int32Array]]:
+        """Yield histories, items that may be shown, and right items.
+
+        They are float32 ``[B, N]`` sparse, bool ``[B, N]`` and int32 ``[B]``.
+        """
+        filters = self._release.recommender.filters
         for start in range(0, len(self.requests), _BATCH):
             rows = slice(start, start + _BATCH)
             part = self.requests[rows]
             pairs = zip(part.user, part.time, strict=True)
             seen = [self._interactions.seen(user, time) for user, time in pairs]
-            filters = self._release.recommender.filters
-            yield (
-                self._histories[rows],
-                allowed_items(filters, self._release.items, seen, part),
-                part.item,
-            )
+            allowed = allowed_items(filters, self._release.items, seen, part)
+            yield self._histories[rows], allowed, part.item
 
     def ndcg(self, baseline: Baseline) -> float:
         """Return the mean NDCG@10 of a baseline."""

@@ -1,27 +1,26 @@
-"""Offline evaluation as it would have been served: the test slice replayed through the real funnel.
+"""Offline evaluation as it would have been served: the test part replayed through the real funnel.
 
 Every positive event after the cut that is its user's first contact with the item is predicted from
 what was known just before it; the model is frozen, histories and counts advance. All items that
-could be had and were not seen are ranked: no sampled metrics. Baselines get the same events and
-the same knowledge.
+were available and unseen are ranked: no sampled metrics. Baselines get the same events and the
+same knowledge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
-from feature_repo import columns as c
-from feature_repo.workspace import Workspace, write_json
-from pipelines.evaluation.ablations import ablations as without_parts
-from pipelines.evaluation.baseline_tuning import Tuned, tuned_baselines
-from pipelines.evaluation.evaluated_models import Funnel, simple_models, towers
+from feature_repo.arrays import Float64Array
+from feature_repo.workspace import Workspace
+from pipelines.evaluation.ablations import ablations as ablated_models
+from pipelines.evaluation.baseline_tuning import TunedBaselines, tuned_baselines
+from pipelines.evaluation.evaluated_models import Funnel, simple_models, two_tower_search
+from pipelines.evaluation.figures import Comparison, Evaluation, Interval, PairedDifference
+from pipelines.evaluation.held_out import HeldOut
 from pipelines.evaluation.intervals import UserBootstrap, interval, paired
 from pipelines.evaluation.metrics import (
     DEPTHS,
@@ -34,14 +33,18 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.oracle import oracle
 from pipelines.evaluation.peers import sasrec
-from pipelines.evaluation.replayed_requests import Lists, Model, replay_requests
+from pipelines.evaluation.replayed_requests import (
+    Lists,
+    Model,
+    PastRequests,
+    replay_requests,
+)
 from pipelines.evaluation.slices import dimensions, slice_figures
 from pipelines.features.point_in_time import PointInTime
 from pipelines.ingest.ingest import read_events
-from pipelines.training.past_requests import InteractionHistory, Requests, requests_from
-from pipelines.training.split import epoch_seconds
+from pipelines.training.past_requests import InteractionHistory
 from retrieval.towers.training import Progress
-from serving.releases.release import EVALUATION, Release, load_release
+from serving.releases.release import Release, load_release
 
 PAIRED = ("ndcg@10", "recall@10", "mrr@10")
 
@@ -56,170 +59,179 @@ def evaluate(
     peer_minutes: float | None = None,
     ablations: bool = False,
     against: Path | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a release, write ``evaluation.json`` into it and return it.
 
     Args:
         workspace: the working folder with events and features.
         folder: the release.
-        progress: told after each batch.
-        limit: at most so many events, evenly spaced over the test slice; by default all.
-        baselines: also item kNN, EASE and iALS, tuned on the validation slice.
-        peer_minutes: also SASRec, if its environment is there, which may take about so long; by
-            default not.
+        progress: progress callback.
+        limit: maximum test events, evenly spaced; None: all.
+        baselines: also item kNN, EASE and iALS, tuned on the validation part.
+        peer_minutes: also SASRec, if its environment is installed, in about that time; None: not.
         ablations: also the funnel without each of its parts.
-        against: another release, to be compared on the same events.
+        against: another release to compare with on the same events.
 
     """
-    release, other = load_release(folder), load_release(against) if against else None
-    test = HeldOut.of(read_events(workspace), release, limit)
-    interactions, requests = (
-        InteractionHistory(test.events, release.codec),
-        requests_from(test.chosen, release.codec),
-    )
-    tuned = tuned_baselines(release, test.events, interactions, progress) if baselines else Tuned()
+    release = load_release(folder)
+    other = load_release(against) if against else None
+    held_out = HeldOut.of(read_events(workspace), release, limit)
+
+    tuned = TunedBaselines()
+    if baselines:
+        tuned = tuned_baselines(release, held_out.events, held_out.interactions, progress)
     if peer_minutes is not None:
-        tuned = tuned | sasrec(
-            workspace, release, test.events, interactions, requests, peer_minutes, progress
-        )
-    catalogue = _catalogue(release, test.known)
-    funnel, best = Funnel(release.recommender), oracle(workspace, release, interactions)
-    models: dict[str, Model] = {
-        **simple_models(catalogue.popularity), **tuned.models, "two_tower": towers(release), "funnel": funnel,
-        **({"oracle": best} if best else {}),
-    }  # fmt: skip
-    switched = (
-        without_parts(release, PointInTime(workspace), requests, interactions) if ablations else {}
-    )
-    lists = _run(release, workspace, requests, interactions, {**models, **switched}, progress)
-    per_event = {name: {**gains(of.ranks), **deep_gains(of.ranks)} for name, of in lists.items()}
-    ndcg = {name: values["ndcg@10"] for name, values in per_event.items()}
-    users = UserBootstrap(requests.user)
-    figures = {
-        name: {
-            **accuracy(lists[name].ranks),
-            **_deep(lists[name]),
-            **list_figures(lists[name].top, catalogue),
-        }
-        for name in models
-    }
-    parts = dimensions(workspace, release, requests, interactions, test.known)
-    slices, gaps = slice_figures(
-        parts, requests.user, {name: ndcg[name] for name in models}, "funnel"
-    )
-    result: dict[str, Any] = {
-        "data": release.codec.spec.name,
-        "release": release.id,
-        "users": users.size,
-        "events": len(requests),
-        "repeats_left_out": test.repeats,
-        "models": figures,
-        "intervals": {name: _intervals(users, per_event[name]) for name in models},
-        "funnel_minus": {
-            name: paired(users, ndcg["funnel"], ndcg[name]) for name in models if name != "funnel"
-        },
-        "baselines": {"settings": tuned.settings, "left_out": tuned.left_out} if tuned else None,
-        "candidates": {
-            f"recall@{depth}": recall(funnel.candidate_ranks, depth) for depth in DEPTHS
-        },
-        "degraded": dict(funnel.degraded),
-        "slices": slices,
-        "gaps": gaps,
-    }
-    if best and (ceiling := figures["oracle"]["ndcg@10"]):
-        result["share_of_best_possible"] = {
-            name: of["ndcg@10"] / ceiling for name, of in figures.items()
-        }
+        tuned |= sasrec(workspace, held_out, peer_minutes, progress)
+
+    funnel = Funnel(release.recommender)
+    models = _models(workspace, held_out, tuned, funnel)
+    features = PointInTime(workspace)
+    ablated: dict[str, Model] = {}
     if ablations:
-        result["ablations"] = {name: paired(users, ndcg[name], ndcg["funnel"]) for name in switched}
-    if other is not None:
-        result["against"] = _against(workspace, other, test, per_event["funnel"], progress)
-    write_json(folder / EVALUATION, result)
-    return result
+        ablated = ablated_models(release, features, held_out.requests, held_out.interactions)
+    replayed = replay_requests(release, features, held_out.requests, held_out.interactions)
+    lists = run_models(models | ablated, replayed, len(held_out.requests), progress)
+    compared = _Compared.of(lists, held_out)
+
+    parts = dimensions(workspace, held_out)
+    ndcg = {name: compared.per_event[name]["ndcg@10"] for name in models}
+    slices, gaps = slice_figures(parts, held_out.requests.user, ndcg, "funnel")
+    figures = compared.figures(list(models))
+    evaluation = Evaluation(
+        data=release.codec.spec.name,
+        release=release.id,
+        users=compared.users.size,
+        events=len(held_out.requests),
+        repeats_left_out=held_out.repeats,
+        models=figures,
+        intervals={name: compared.intervals(name) for name in models},
+        funnel_minus={
+            name: compared.difference("funnel", name) for name in models if name != "funnel"
+        },
+        baselines=tuned.figures() if tuned else None,
+        candidates={f"recall@{depth}": recall(funnel.candidate_ranks, depth) for depth in DEPTHS},
+        degraded=dict(funnel.degraded),
+        slices=slices,
+        gaps=gaps,
+        share_of_best_possible=_shares_of_oracle(figures),
+        ablations=(
+            {name: compared.difference(name, "funnel") for name in ablated} if ablations else None
+        ),
+        against=_against(features, other, compared, progress) if other else None,
+    )
+    evaluation.save(folder)
+    return evaluation
+
+
+def _models(
+    workspace: Workspace, held_out: HeldOut, tuned: TunedBaselines, funnel: Funnel
+) -> dict[str, Model]:
+    """Return everything that is compared, by name; the oracle only where the truth is known."""
+    best = oracle(workspace, held_out.release, held_out.interactions)
+    return {
+        **simple_models(held_out.popularity()),
+        **tuned.models,
+        "two_tower": two_tower_search(held_out.release),
+        "funnel": funnel,
+        **({"oracle": best} if best else {}),
+    }
+
+
+def run_models(
+    models: Mapping[str, Model],
+    replayed: Iterable[PastRequests],
+    total: int,
+    progress: Progress,
+) -> dict[str, Lists]:
+    """Return every model's lists for all replayed requests, of which there are ``total``."""
+    lists: dict[str, list[Lists]] = {name: [] for name in models}
+    done = 0
+    for batch in replayed:
+        for name, model in models.items():
+            lists[name].append(model(batch))
+        done += len(batch.requests)
+        progress("evaluating", done, total)
+    return {name: Lists.join(parts) for name, parts in lists.items()}
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The log, what of it was known before the cut, and the events of the test slice that are to be predicted."""
+class _Compared:
+    """Every model's lists for the same ``n`` test events.
 
-    events: pd.DataFrame
-    known: pd.DataFrame
-    chosen: pd.DataFrame
-    repeats: int
+    Attributes:
+        held_out: the test events.
+        lists: by model.
+        per_event: by model and metric, float64 ``[n]``.
+        users: resamples of the users of the events.
+
+    """
+
+    held_out: HeldOut
+    lists: dict[str, Lists]
+    per_event: dict[str, dict[str, Float64Array]]
+    users: UserBootstrap
 
     @classmethod
-    def of(cls, events: pd.DataFrame, release: Release, limit: int | None) -> HeldOut:
-        """Return positive events after the cut that are their user's first contact with the item, ``limit`` of them."""
-        after = epoch_seconds(events[c.TIMESTAMP]) >= release.manifest["split"]["test"]
-        positive = after & events[c.POSITIVE].to_numpy()
-        first = positive & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
-        rows = np.flatnonzero(first)
-        if limit is not None and len(rows) > limit:
-            rows = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
-        return cls(events, events[~after], events.iloc[rows], int(positive.sum() - first.sum()))
+    def of(cls, lists: dict[str, Lists], held_out: HeldOut) -> _Compared:
+        per_event = {
+            name: {**gains(of.ranks), **deep_gains(of.ranks)} for name, of in lists.items()
+        }
+        return cls(held_out, lists, per_event, UserBootstrap(held_out.requests.user))
+
+    def figures(self, models: list[str]) -> dict[str, dict[str, float]]:
+        """Return each model's metrics: accuracy, recall at greater depths, and the lists' own."""
+        release = self.held_out.release
+        catalogue = Catalogue(
+            self.held_out.popularity(),
+            np.asarray(release.retrieval.vectors),
+            release.items.categories,
+        )
+        return {
+            name: {
+                **accuracy(self.lists[name].ranks),
+                **{f"recall@{depth}": recall(self.lists[name].ranks, depth) for depth in DEPTHS},
+                **list_figures(self.lists[name].top, catalogue),
+            }
+            for name in models
+        }
+
+    def intervals(self, model: str) -> dict[str, Interval | None]:
+        """Return the intervals of a model's per-event metrics."""
+        values = self.per_event[model]
+        draws = self.users.means(list(values.values()))
+        return {name: interval(draws[:, column]) for column, name in enumerate(values)}
+
+    def difference(self, first: str, second: str) -> PairedDifference:
+        """Compare the NDCG@10 of two models event by event."""
+        return paired(
+            self.users, self.per_event[first]["ndcg@10"], self.per_event[second]["ndcg@10"]
+        )
 
 
-def popularity(release: Release, known: pd.DataFrame) -> npt.NDArray[np.float64]:
-    """Return how many of the known events took each item up, float64 ``[N]``."""
-    items = release.codec.items
-    taken = items.encode(known.loc[known[c.POSITIVE], c.ITEM].tolist())
-    return np.bincount(taken, minlength=len(items)).astype(np.float64)
-
-
-def _catalogue(release: Release, known: pd.DataFrame) -> Catalogue:
-    return Catalogue(
-        popularity(release, known), np.asarray(release.retrieval.vectors), release.items.categories
-    )
-
-
-def _run(
-    release: Release,
-    workspace: Workspace,
-    requests: Requests,
-    interactions: InteractionHistory,
-    models: Mapping[str, Model],
-    progress: Progress,
-) -> dict[str, Lists]:
-    """Return every model's lists for all requests."""
-    found: dict[str, list[Lists]] = {name: [] for name in models}
-    done = 0
-    for batch in replay_requests(release, PointInTime(workspace), requests, interactions):
-        for name, model in models.items():
-            found[name].append(model(batch))
-        done += len(batch.requests)
-        progress("evaluating", done, len(requests))
-    return {name: Lists.join(parts) for name, parts in found.items()}
-
-
-def _deep(lists: Lists) -> dict[str, float]:
-    return {f"recall@{depth}": recall(lists.ranks, depth) for depth in DEPTHS}
-
-
-def _intervals(
-    users: UserBootstrap, values: dict[str, npt.NDArray[np.float64]]
-) -> dict[str, list[float] | None]:
-    draws = users.means(list(values.values()))
-    return {name: interval(draws[:, column]) for column, name in enumerate(values)}
+def _shares_of_oracle(figures: dict[str, dict[str, float]]) -> dict[str, float] | None:
+    """Return each model's NDCG@10 as a share of the oracle's; None where there is no oracle."""
+    best = figures.get("oracle", {}).get("ndcg@10")
+    return {name: of["ndcg@10"] / best for name, of in figures.items()} if best else None
 
 
 def _against(
-    workspace: Workspace,
-    other: Release,
-    test: HeldOut,
-    ours: dict[str, npt.NDArray[np.float64]],
-    progress: Progress,
-) -> dict[str, Any]:
-    """Compare with another release on the events that neither had learned from: those after the later cut."""
-    later = epoch_seconds(test.chosen[c.TIMESTAMP]) >= other.manifest["split"]["test"]
-    requests = requests_from(test.chosen[later], other.codec)
-    models = {"funnel": Funnel(other.recommender)}
-    theirs = _run(
-        other, workspace, requests, InteractionHistory(test.events, other.codec), models, progress
-    )["funnel"]
-    users, values = UserBootstrap(requests.user), gains(theirs.ranks)
-    return {
-        "release": other.id,
-        "events": len(requests),
-        "users": users.size,
-        "metrics": {name: paired(users, ours[name][later], values[name]) for name in PAIRED},
-    }
+    features: PointInTime, other: Release, compared: _Compared, progress: Progress
+) -> Comparison:
+    """Compare with another release on the events after the later of the two cuts.
+
+    Neither release has learned from these.
+    """
+    requests, rows = compared.held_out.requests_after_cut_of(other)
+    interactions = InteractionHistory(compared.held_out.events, other.codec)
+    replayed = replay_requests(other, features, requests, interactions)
+    lists = run_models({"funnel": Funnel(other.recommender)}, replayed, len(requests), progress)
+
+    users = UserBootstrap(requests.user)
+    ours = compared.per_event["funnel"]
+    theirs = gains(lists["funnel"].ranks)
+    return Comparison(
+        release=other.id,
+        events=len(requests),
+        users=users.size,
+        metrics={name: paired(users, ours[name][rows], theirs[name]) for name in PAIRED},
+    )

@@ -1,4 +1,7 @@
-"""``funnel notebooks``: every notebook run on a finished workspace and written as a page; and how each begins."""
+"""``funnel notebooks``: runs the notebooks on a finished workspace and writes them as pages.
+
+Also what each notebook begins with.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,21 @@ from feature_repo.workspace import (
     MissingStage,
     Workspace,
     default_root,
-    read_json,
     write_atomically,
 )
 from pipelines import display
+from pipelines.evaluation.figures import Evaluation
 from pipelines.evaluation.plots import use_style
 from pipelines.training.release import current_release
-from serving.releases.release import EVALUATION
 
 FOLDER = PROJECT_ROOT / "notebooks"
+"""In a checkout, and in an installed wheel, beside the packages."""
+
 _CELL_TIMEOUT_S = 1_800
 
 
 class NotReady(MissingStage):
-    """A notebook cannot begin: there is no finished workspace."""
+    """The notebooks cannot run: there is no finished workspace, or a part is not installed."""
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows in place of a traceback."""
@@ -35,7 +39,7 @@ def begin() -> Workspace:
     """Set the style of figures and return the workspace in use: FUNNEL_HOME, else ``work/current``.
 
     Raises:
-        NotReady: it is not there, or has no release yet; the message says what to run.
+        NotReady: it does not exist, or has no release yet; the message says what to run.
 
     """
     use_style()
@@ -47,29 +51,44 @@ def _finished(workspace: Workspace) -> Workspace:
         current_release(workspace)
     except MissingStage:
         raise NotReady(
-            f"No finished workspace in {workspace.root}: run 'make demo SERVE=no' first, or set FUNNEL_HOME to one."
+            f"No finished workspace in {workspace.root}: "
+            "run 'make demo SERVE=no' first, or set FUNNEL_HOME to one."
         ) from None
     return workspace
 
 
-def evaluation(workspace: Workspace) -> dict[str, Any]:
+def evaluation(workspace: Workspace) -> Evaluation:
     """Return the evaluation of the current release.
 
     Raises:
         NotReady: there is none; the message says what to run.
 
     """
-    path = current_release(workspace) / EVALUATION
-    if not path.is_file():
-        raise NotReady(
-            f"Release {path.parent.name} has no evaluation yet: run 'funnel evaluate' first."
-        )
-    found: dict[str, Any] = read_json(path)
+    folder = current_release(workspace)
+    found = Evaluation.load(folder)
+    if found is None:
+        raise NotReady(f"Release {folder.name} has no evaluation yet: run 'funnel evaluate' first.")
     return found
 
 
+def notebook_paths() -> list[Path]:
+    """Return the notebooks, in the order in which they are read.
+
+    Raises:
+        NotReady: this installation of Funnel has none; the message says what to do.
+
+    """
+    paths = sorted(FOLDER.glob("*.ipynb"))
+    if not paths:
+        raise NotReady(
+            f"No notebooks in {FOLDER}: install Funnel again, from a wheel built by "
+            "'pip wheel --no-deps .' in a checkout, or with 'pip install -e .' there."
+        )
+    return paths
+
+
 def execute(notebook: Path, workspace: Workspace) -> Any:
-    """Return a notebook with what it says and draws of a workspace, run from the first cell to the last.
+    """Return a notebook with its outputs on a workspace, run from the first cell to the last.
 
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
@@ -79,15 +98,13 @@ def execute(notebook: Path, workspace: Workspace) -> Any:
     from nbclient import NotebookClient
 
     content = nbformat.read(notebook, as_version=4)
-    where = {"metadata": {"path": str(notebook.parent)}}
-    # Above warnings: the kernel has one about its transport, which is this machine's loopback.
-    quiet = ["--IPKernelApp.log_level=ERROR"]
     client = NotebookClient(
         content,
         timeout=_CELL_TIMEOUT_S,
         kernel_name="python3",
-        resources=where,
-        extra_arguments=quiet,
+        resources={"metadata": {"path": str(notebook.parent)}},
+        # Above warnings: the kernel warns of its transport, which is this machine's loopback.
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
     return client.execute(env={**os.environ, "FUNNEL_HOME": str(workspace.root.resolve())})
 
@@ -103,14 +120,21 @@ def run_notebooks(workspace: Workspace, out: Path) -> list[Path]:
         the pages.
 
     Raises:
-        NotReady: the workspace is not finished.
+        NotReady: the workspace is not finished, or the notebooks' packages are not installed.
 
     """
-    from nbconvert import HTMLExporter
+    try:
+        import nbclient  # noqa: F401
+        from nbconvert import HTMLExporter
+    except ModuleNotFoundError as error:
+        raise NotReady(
+            f"The package {error.name} is not installed: "
+            "run pip install 'funnel-recommender[notebooks]'."
+        ) from None
 
     _finished(workspace)
     pages = []
-    for notebook in sorted(FOLDER.glob("*.ipynb")):
+    for notebook in notebook_paths():
         with display.stage(notebook.stem):
             body, _ = HTMLExporter().from_notebook_node(execute(notebook, workspace))
         pages.append(out / f"{notebook.stem}.html")

@@ -1,10 +1,9 @@
-"""Models of other libraries that cannot live beside Feast, so far SASRec of RecTools: files go out, vectors come back.
+"""Models of other libraries that cannot be installed beside Feast: so far SASRec of RecTools.
 
-``make peers`` makes the environment, ``benchmarks/peers/sasrec.py`` is what runs in it. It gets
-what the baselines
-get: the positive events before a cut, and for each request its user's before it. Settings that were
-tried and vectors that were made are kept under ``peers/`` in the working folder, under a name made
-of what went out.
+``make peers`` makes the environment, ``benchmarks/peers/sasrec.py`` is what runs in it: files go
+out, vectors come back. It gets what the baselines get: the positive events before a cut, and for
+each request its user's before it. Settings that were tried and vectors that were made are kept
+under ``peers/`` in the working folder, under a fingerprint of the inputs.
 """
 
 from __future__ import annotations
@@ -17,13 +16,11 @@ from threading import Timer
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns as c
-from feature_repo.encoding import Floats
+from feature_repo.arrays import BoolArray, Float32Array
 from feature_repo.workspace import (
     PROJECT_ROOT,
     Workspace,
@@ -32,50 +29,62 @@ from feature_repo.workspace import (
     read_json,
     write_json,
 )
-from pipelines.evaluation.baseline_tuning import Tuned, Validation, interaction_matrix
+from pipelines.evaluation.baseline_tuning import TunedBaselines, Validation, interaction_matrix
 from pipelines.evaluation.baselines import popularity_bonus
+from pipelines.evaluation.figures import BaselineSearch
+from pipelines.evaluation.held_out import HeldOut
 from pipelines.evaluation.replayed_requests import Model, by_scores
 from pipelines.training.past_requests import InteractionHistory, Requests
-from pipelines.training.split import epoch_seconds
+from pipelines.training.split import Split, epoch_seconds
 from retrieval.towers.training import Progress
-from serving.releases.release import Release
 
 NAME = "sasrec"
 PYTHON = PROJECT_ROOT / ".venv-peers" / "bin" / "python"
 SCRIPT = PROJECT_ROOT / "benchmarks" / "peers" / "sasrec.py"
 CONSTRAINTS = SCRIPT.with_name("constraints.txt")
-HOW = "it runs in an environment of its own: 'make peers'"
+INSTALL = "it runs in an environment of its own: 'make peers'"
 
 _COMMON = {"n_blocks": 2, "n_heads": 4, "lr": 1e-3}
+_GBCE = {"loss": "gBCE", "n_negatives": 128, "gbce_t": 0.75}
 GRID: list[dict[str, Any]] = [
     {"n_factors": 64, "dropout_rate": 0.2, "session_max_len": 50, "loss": "softmax", **_COMMON},
     {"n_factors": 128, "dropout_rate": 0.2, "session_max_len": 100, "loss": "softmax", **_COMMON},
     {"n_factors": 128, "dropout_rate": 0.5, "session_max_len": 100, "loss": "softmax", **_COMMON},
-    {"n_factors": 128, "dropout_rate": 0.2, "session_max_len": 100, "loss": "gBCE", "n_negatives": 128,
-     "gbce_t": 0.75, **_COMMON},
+    {"n_factors": 128, "dropout_rate": 0.2, "session_max_len": 100, **_GBCE, **_COMMON},
     {"n_factors": 128, "dropout_rate": 0.2, "session_max_len": 200, "loss": "softmax", **_COMMON},
     {"n_factors": 256, "dropout_rate": 0.5, "session_max_len": 100, "loss": "softmax", **_COMMON},
 ]  # fmt: skip
-"""Settings of RecTools' ``SASRecModel``, the cheapest first: time may not suffice for all (gBCE: arXiv 2308.07192)."""
+"""Settings of RecTools' ``SASRecModel``, the cheapest first, since there may not be time for all.
+
+gBCE: Petrov and Macdonald, arXiv 2308.07192.
+"""
 
 MAX_EPOCHS = 300
-LONGEST = 200
+MAX_HISTORY = 200
 """The newest events of a history that count."""
-LARGEST_SOFTMAX = 50_000
+MAX_SOFTMAX_ITEMS = 50_000
 """Items above which settings with a softmax over all of them are left out."""
 
 
 class PeerFailed(RuntimeError):  # noqa: N818 - said to the user
-    """The other environment's program ended without a result; the message says why, or where that is written."""
+    """The other environment's program gave no result; the message says why, or where to look."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A fitted peer: float32 ``users`` ``[n, d]`` of the requests, ``items`` ``[N, d]``, ``known`` bool ``[N]``."""
+    """A fitted peer.
 
-    users: Floats
-    items: Floats
-    known: npt.NDArray[np.bool_]
+    Attributes:
+        users: vectors of the requests' users, float32 ``[n, d]``.
+        items: vectors of the items, float32 ``[N, d]``.
+        known: which items it has learned of, bool ``[N]``.
+        report: what it says of its training.
+
+    """
+
+    users: Float32Array
+    items: Float32Array
+    known: BoolArray
     report: dict[str, Any]
 
     @classmethod
@@ -86,12 +95,11 @@ class Peer:
                 arrays["users"], arrays["items"], arrays["known"], read_json(folder / "report.json")
             )
 
-    def model(self, bonus: Floats) -> Model:
+    def model(self, bonus: Float32Array) -> Model:
         """Return the model that ranks by the product of vectors.
 
         Args:
-            bonus: float32 ``[N]``, added to break ties, which all items are for a user without
-                history.
+            bonus: float32 ``[N]``, added to break ties; for a user without history all items tie.
 
         """
         lowest = np.finfo(np.float32).min
@@ -101,103 +109,97 @@ class Peer:
             )
         )
 
+    def search(self) -> BaselineSearch:
+        """Return how it was tuned."""
+        return BaselineSearch(
+            chosen=self.report["chosen"],
+            validation=self.report["validation"],
+            unfinished=self.report["unfinished"],
+        )
+
 
 def sasrec(
-    workspace: Workspace,
-    release: Release,
-    events: pd.DataFrame,
-    interactions: InteractionHistory,
-    requests: Requests,
-    minutes: float,
-    progress: Progress,
-) -> Tuned:
-    """Tune SASRec on the validation slice, fit it on all before the test cut, and return it as a model.
+    workspace: Workspace, held_out: HeldOut, minutes: float, progress: Progress
+) -> TunedBaselines:
+    """Tune SASRec on the selection part, fit it on all before the test cut; return it as a model.
 
     Args:
         workspace: where results are kept.
-        release: whose catalogue, rules and split count.
-        events: the whole log in order of time.
-        interactions: the same log by user.
-        requests: all test requests, in the order in which their moments will come.
-        minutes: for tuning and the last fit together, about; three times as much is the limit.
-        progress: told what the peer does.
+        held_out: the test events; their requests are replayed in this order.
+        minutes: for tuning and the last fit together, about; the limit is three times as long.
+        progress: progress callback.
 
     """
     if not PYTHON.is_file():
-        return Tuned(left_out={NAME: HOW})
-    known = interaction_matrix(
-        events[epoch_seconds(events[c.TIMESTAMP]) < release.manifest["split"]["test"]],
-        release.codec,
-    )
+        return TunedBaselines(left_out={NAME: INSTALL})
+
     inputs = workspace.peers / "inputs"
     shutil.rmtree(inputs, ignore_errors=True)
     inputs.mkdir(parents=True)
     try:
-        write_inputs(inputs, release, events, interactions, requests)
+        write_inputs(inputs, held_out)
         peer = run(inputs, workspace.peers / NAME, minutes, progress)
     except PeerFailed as reason:
-        return Tuned(left_out={NAME: str(reason)})
+        return TunedBaselines(left_out={NAME: str(reason)})
     finally:
         shutil.rmtree(inputs)
-    settings = {"chosen": peer.report["chosen"], "validation": peer.report["validation"]}
-    if peer.report["unfinished"]:
-        settings["unfinished"] = peer.report["unfinished"]
-    return Tuned({NAME: peer.model(popularity_bonus(known))}, {NAME: settings})
+
+    known = interaction_matrix(held_out.known, held_out.release.codec)
+    model = peer.model(popularity_bonus(known))
+    return TunedBaselines(models={NAME: model}, searches={NAME: peer.search()})
 
 
-def write_inputs(
-    folder: Path,
-    release: Release,
-    events: pd.DataFrame,
-    interactions: InteractionHistory,
-    requests: Requests,
-) -> None:
+def write_inputs(folder: Path, held_out: HeldOut) -> None:
     """Write what a peer learns from and is asked for; items are codes, users are numbers."""
-    split, items = release.manifest["split"], release.codec.items
-    positive = events[events[c.POSITIVE]]
-    user, item = (
-        positive[c.USER].astype("category").cat.codes.to_numpy(),
-        items.encode(positive[c.ITEM].tolist()),
-    )
+    release = held_out.release
+    items = len(release.codec.items)
+    _write_events(folder, held_out)
+
+    validation = Validation.of(release, held_out.events, held_out.interactions)
+    bits = [np.packbits(allowed, axis=1) for _, allowed, _ in validation.batches()]
+    no_bits = np.zeros((0, -(-items // 8)), np.uint8)
+    np.save(folder / "allowed_choose.npy", np.concatenate([no_bits, *bits]))
+
+    interactions = held_out.interactions
+    _write_requests(folder / "requests_choose.parquet", interactions, validation.requests)
+    _write_requests(folder / "requests_test.parquet", interactions, held_out.requests)
+
+    grid = [
+        setting for setting in GRID if setting["loss"] != "softmax" or items <= MAX_SOFTMAX_ITEMS
+    ]
+    write_json(folder / "about.json", {"items": items, "grid": grid, "max_epochs": MAX_EPOCHS})
+
+
+def _write_events(folder: Path, held_out: HeldOut) -> None:
+    """Write the positive events before the selection part, and those before the test part."""
+    split = Split.from_dict(held_out.release.manifest["split"])
+    positive = held_out.events[held_out.events[c.POSITIVE]]
+    user = positive[c.USER].astype("category").cat.codes.to_numpy()
+    item = held_out.release.codec.items.encode(positive[c.ITEM].tolist())
     time = epoch_seconds(positive[c.TIMESTAMP])
-    for name in ("choose", "test"):
-        rows = (time < split[name]) & (item > 0)
+    for name, cut in (("choose", split.selection), ("test", split.test)):
+        rows = (time < cut) & (item > 0)
         table = pa.table({"user": user[rows].astype(np.int32), "item": item[rows].astype(np.int32)})
         pq.write_table(table, folder / f"learn_{name}.parquet")
-    validation = Validation.of(release, events, interactions)
-    allowed = [np.packbits(may, axis=1) for _, may, _ in validation.batches()]
-    np.save(
-        folder / "allowed_choose.npy",
-        np.concatenate([np.zeros((0, -(-len(items) // 8)), np.uint8), *allowed]),
-    )
-    _write_requests(folder / "requests_choose.parquet", interactions, validation.requests)
-    _write_requests(folder / "requests_test.parquet", interactions, requests)
-    grid = [
-        setting for setting in GRID if setting["loss"] != "softmax" or len(items) <= LARGEST_SOFTMAX
-    ]
-    write_json(folder / "about.json", {"items": len(items), "grid": grid, "max_epochs": MAX_EPOCHS})
 
 
 def _write_requests(path: Path, interactions: InteractionHistory, requests: Requests) -> None:
-    histories = [
-        interactions.positive_items(user, at)
-        for user, at in zip(requests.user, requests.time, strict=True)
-    ]
-    histories = [codes[codes > 0][-LONGEST:] for codes in histories]
-    pq.write_table(
-        pa.table({"history": pa.array(histories, pa.list_(pa.int32())), "item": requests.item}),
-        path,
-    )
+    """Write each request's history, oldest first, and its right item."""
+    pairs = zip(requests.user, requests.time, strict=True)
+    histories = [interactions.positive_items(user, time) for user, time in pairs]
+    histories = [codes[codes > 0][-MAX_HISTORY:] for codes in histories]
+    history = pa.array(histories, pa.list_(pa.int32()))
+    pq.write_table(pa.table({"history": history, "item": requests.item}), path)
 
 
-def run(inputs: Path, kept: Path, minutes: float, progress: Progress) -> Peer:
-    """Run the peer on what was written, or return what it made of the same before, in as much time.
+def run(inputs: Path, results: Path, minutes: float, progress: Progress) -> Peer:
+    """Run the peer on its inputs, or return an earlier result of equal inputs and as much time.
 
     Args:
         inputs: the folder with its inputs.
-        kept: where results of earlier runs are and this one's go; those of other data are removed.
+        results: where results are kept; those of other data are removed.
         minutes: for tuning and the last fit.
-        progress: told each step.
+        progress: progress callback.
 
     Raises:
         PeerFailed: it ended without a result, or took three times as long.
@@ -205,39 +207,47 @@ def run(inputs: Path, kept: Path, minutes: float, progress: Progress) -> Peer:
     """
     hashes = {path.name: file_hash(path) for path in sorted(inputs.iterdir())}
     asked = {name: hashes.pop(name) for name in ("learn_test.parquet", "requests_test.parquet")}
-    tuning = kept / fingerprint(hashes, file_hash(SCRIPT), file_hash(CONSTRAINTS))
-    for old in kept.iterdir() if kept.is_dir() else ():
+    tuning = results / fingerprint(hashes, file_hash(SCRIPT), file_hash(CONSTRAINTS))
+    for old in results.iterdir() if results.is_dir() else ():
         if old != tuning:
             shutil.rmtree(old)
+
     result = tuning / fingerprint(asked)
     report = read_json(result / "report.json") if (result / "report.json").is_file() else None
     if report is None or (report["unfinished"] and report["minutes"] < minutes):
         tuning.mkdir(parents=True, exist_ok=True)
-        _run(inputs, tuning, result, minutes, progress)
+        arguments = [str(inputs), str(tuning / "tried.json"), str(result)]
+        _run_script([*arguments, "--minutes", str(minutes)], tuning / "log.txt", minutes, progress)
+        if not (result / "report.json").is_file():
+            raise _failure(minutes, tuning / "log.txt")
     return Peer.read(result)
 
 
-def _run(inputs: Path, tuning: Path, result: Path, minutes: float, progress: Progress) -> None:
-    folders = (inputs, tuning / "tried.json", result)
-    command = [str(part) for part in (PYTHON, "-I", SCRIPT, *folders, "--minutes", minutes)]
-    said = tuning / "log.txt"
+def _run_script(arguments: list[str], log_path: Path, minutes: float, progress: Progress) -> None:
+    """Run the peer's script in its environment; it prints tab-separated progress."""
+    command = [str(PYTHON), "-I", str(SCRIPT), *arguments]
     with (
-        said.open("w") as log,
+        log_path.open("w") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
     ):
-        late = Timer(180.0 * minutes, process.kill)
-        late.start()
+        timeout = Timer(180.0 * minutes, process.kill)
+        timeout.start()
         try:
             for line in process.stdout or ():
-                what, done, total = line.rstrip("\n").split("\t")
-                progress(what, int(done), int(total))
+                description, done, total = line.rstrip("\n").split("\t")
+                progress(description, int(done), int(total))
         except BaseException:
             process.kill()
             raise
         finally:
-            late.cancel()
-    # Lightning turns a SIGTERM into a quiet end.
-    if process.returncode or not (result / "report.json").is_file():
-        raise PeerFailed(
-            f"it failed, or was stopped after {3 * minutes:g} minutes, which the next run goes on from: {said}"
-        )
+            timeout.cancel()
+    # Lightning ends without an error after a SIGTERM, so the caller looks for the result as well.
+    if process.returncode:
+        raise _failure(minutes, log_path)
+
+
+def _failure(minutes: float, log_path: Path) -> PeerFailed:
+    return PeerFailed(
+        f"it failed, or was stopped after {3 * minutes:g} minutes; "
+        f"the next run continues where it stopped. Its log: {log_path}"
+    )

@@ -1,4 +1,4 @@
-"""How the notebooks' figures look, and the one kind of figure that several of them have."""
+"""The style of the notebooks' figures, and a plot that several of them use."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ def dots_with_intervals(
     names: Sequence[str],
     values: Sequence[float],
     intervals: Sequence[Interval],
+    *,
     colour: str = "C0",
 ) -> None:
-    """Draw one row for each name, from the top down: a dot at its value, and a line over its interval.
+    """Draw a row for each name, from the top down: a dot at its value, a line over its interval.
 
     Args:
         axes: where to; the values go along x.

@@ -1,4 +1,4 @@
-"""``funnel compress``: smaller and faster versions of trained rankers, and their loss of quality."""
+"""``funnel compress``: smaller and faster versions of trained rankers, and what they cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed settings of a training: the candidate generator, and the samples that rankers learn from."""
+"""Typed settings of a training: the candidate generator, and the rankers' samples."""
 
 from __future__ import annotations
 

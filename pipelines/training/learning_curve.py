@@ -119,7 +119,7 @@ def curve(
 
 
 def share_of_requests(data: RankingData, share: Fraction, seed: int) -> RankingData:
-    """Return the rows of a random share of the requests; smaller shares are parts of larger ones."""
+    """Return the rows of a random share of requests; smaller shares are parts of larger ones."""
     requests = np.unique(data.request)
     count = max(1, round(share * len(requests)))
     sample = np.random.default_rng(seed).permutation(requests)[:count]

@@ -55,7 +55,7 @@ class Split:
 
     @classmethod
     def from_dict(cls, values: dict[str, float]) -> Split:
-        """Return the split that ``to_dict`` described, from ``split.json`` or a release manifest."""
+        """Return the split that ``to_dict`` described, as in ``split.json`` and in manifests."""
         return cls(**{name: values[_STORED_NAMES.get(name, name)] for name in SHARES})
 
     def to_dict(self) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Ranker rows of one batch: ``[n, F]``, ``[n, C]``, ``[n, T]``, and each row's request ``[n]``."""
+    """Ranker rows of a batch: ``[n, F]``, ``[n, C]``, ``[n, T]``, and their requests ``[n]``."""
 
     numeric: Float32Array
     categorical: Int32Array

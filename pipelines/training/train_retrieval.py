@@ -280,7 +280,7 @@ def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]
 
 
 def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame) -> IndexReport:
-    """Write towers, vectors, index, similar items, catalogue and codes; return the index's report."""
+    """Write towers, vectors, index, similar items, catalogue and codes; report the index."""
     codec = data.codec
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")

@@ -157,7 +157,7 @@ class BaseRelease:
         return positive.iloc[np.sort(np.concatenate([sample, np.flatnonzero(new)]))]
 
     def initialise(self, towers: TwoTowers, codec: Codec) -> None:
-        """Give towers of a grown ``codec`` the release's weights; rows of new values stay random."""
+        """Give towers of a grown ``codec`` the release's weights; new values stay random."""
         weights = load_file(
             self.folder / "towers.safetensors", device=str(towers.log_temperature.device)
         )

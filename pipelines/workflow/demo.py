@@ -37,7 +37,7 @@ def run_demo(
     stages.run_release(workspace, None)
     figures = stages.run_evaluate(workspace, baselines=False)
     users = show_recommendations(workspace)
-    display.result(json.dumps(figures))
+    display.result(json.dumps(figures.to_dict()))
     if serve:
         # A process of its own: this one holds what training and Spark needed, and its libraries are
         # set for them.

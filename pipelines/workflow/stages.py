@@ -25,6 +25,7 @@ from feature_repo.workspace import (
 from pipelines import display
 
 if TYPE_CHECKING:
+    from pipelines.evaluation.figures import Evaluation
     from ranking.training.train_rankers import RankerReport
     from serving.recommender.candidates import CandidateQuota
 
@@ -270,7 +271,7 @@ def run_evaluate(
     peer_minutes: float | None = None,
     ablations: bool = False,
     against: str | None = None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate the current release, print its tables and return the figures.
 
     Raises:
@@ -281,14 +282,18 @@ def run_evaluate(
     from pipelines.evaluation.report import show
     from pipelines.training.release import current_release, find_release
 
-    folder, other = (
-        current_release(workspace),
-        find_release(workspace, against) if against else None,
-    )
+    folder = current_release(workspace)
+    other = find_release(workspace, against) if against else None
     with display.stage("Evaluate") as progress:
-        figures = evaluate(
-            workspace, folder, progress, limit,
-            baselines=baselines, peer_minutes=peer_minutes, ablations=ablations, against=other,
-        )  # fmt: skip
-    show(figures)
-    return figures
+        evaluation = evaluate(
+            workspace,
+            folder,
+            progress,
+            limit,
+            baselines=baselines,
+            peer_minutes=peer_minutes,
+            ablations=ablations,
+            against=other,
+        )
+    show(evaluation)
+    return evaluation

@@ -8,7 +8,7 @@ from pipelines.evaluation import baselines
 from pipelines.evaluation.baselines import Ease, Ials, ItemKnn, WithPopularity
 
 #                 items: 0 1 2 3
-TAKEN = np.array(
+INTERACTIONS = np.array(
     [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]], dtype=np.float32
 )
 
@@ -18,7 +18,7 @@ def rows(matrix):
 
 
 def blocks(groups=4, users=60, items=12, share=0.5, seed=0):
-    """Users who take up items of their own group only; returns what they took and their groups."""
+    """Users who interact with items of their own group only; returns the matrix and the groups."""
     generator = np.random.default_rng(seed)
     group = np.repeat(np.arange(groups), users)
     own = group[:, None] == np.repeat(np.arange(groups), items)[None, :]
@@ -26,9 +26,9 @@ def blocks(groups=4, users=60, items=12, share=0.5, seed=0):
 
 
 def test_ease_is_its_closed_form():
-    inverse = np.linalg.inv(TAKEN.T @ TAKEN + 2.0 * np.eye(4))
+    inverse = np.linalg.inv(INTERACTIONS.T @ INTERACTIONS + 2.0 * np.eye(4))
     expected = np.eye(4) - inverse / np.diag(inverse)
-    model = Ease(rows(TAKEN), l2=2.0)
+    model = Ease(rows(INTERACTIONS), l2=2.0)
     assert np.allclose(model.weights, expected, atol=1e-6)
     assert np.array_equal(np.diag(model.weights), np.zeros(4))
     assert np.allclose(model.scores(rows([[1, 0, 0, 1]])), expected[0] + expected[3], atol=1e-6)
@@ -36,17 +36,17 @@ def test_ease_is_its_closed_form():
 
 def test_ease_solves_its_own_problem():
     """Each column of B is the ridge regression of one item on all others."""
-    model = Ease(rows(TAKEN), l2=0.5)
+    model = Ease(rows(INTERACTIONS), l2=0.5)
     for item in range(4):
         others = [column for column in range(4) if column != item]
-        x, y = TAKEN[:, others], TAKEN[:, item]
+        x, y = INTERACTIONS[:, others], INTERACTIONS[:, item]
         expected = np.linalg.solve(x.T @ x + 0.5 * np.eye(3), x.T @ y)
         assert np.allclose(model.weights[others, item], expected, atol=1e-5)
 
 
 def test_ease_says_when_it_cannot_be_solved():
     with pytest.raises(ValueError, match="cannot be inverted"):
-        Ease(rows(TAKEN), l2=-5.0)
+        Ease(rows(INTERACTIONS), l2=-5.0)
 
 
 @pytest.mark.parametrize("entries", [20_000_000, 1])
@@ -54,20 +54,20 @@ def test_item_knn_by_hand(monkeypatch, entries):
     monkeypatch.setattr(
         baselines, "_BLOCK_ENTRIES", entries
     )  # in one block, and in one for each item
-    similarity = ItemKnn(rows(TAKEN), neighbours=4, shrinkage=1.0).similarity.toarray()
-    # Together: 0-1 twice, 0-2 once, 0-3 once, 1-2 twice, 2-3 once; taken up 3, 3, 3, 2 times.
+    similarity = ItemKnn(rows(INTERACTIONS), neighbours=4, shrinkage=1.0).similarity.toarray()
+    # Together: 0-1 twice, 0-2 once, 0-3 once, 1-2 twice, 2-3 once; 3, 3, 3 and 2 users.
     assert similarity[0] == pytest.approx([0, 2 / 4, 1 / 4, 1 / (np.sqrt(6) + 1)])
     assert similarity[1] == pytest.approx([2 / 4, 0, 2 / 4, 0])
-    nearest = ItemKnn(rows(TAKEN), neighbours=1, shrinkage=1.0)
+    nearest = ItemKnn(rows(INTERACTIONS), neighbours=1, shrinkage=1.0)
     assert nearest.similarity.toarray()[1].tolist() == [0.5, 0, 0, 0]  # equals go by code
     assert nearest.similarity.toarray()[0].tolist() == [0, 0.5, 0, 0]
-    whole = ItemKnn(rows(TAKEN), neighbours=4, shrinkage=0.0)
+    whole = ItemKnn(rows(INTERACTIONS), neighbours=4, shrinkage=0.0)
     assert whole.scores(rows([[1, 0, 0, 1]]))[0] == pytest.approx(
         [1 / 6**0.5, 2 / 3, 1 / 3 + 1 / 6**0.5, 1 / 6**0.5]
     )
 
 
-def test_item_knn_takes_items_that_nobody_took_up():
+def test_item_knn_takes_items_without_interactions():
     model = ItemKnn(rows([[0, 1, 0, 1, 0], [0, 1, 0, 1, 0]]), neighbours=2, shrinkage=0.0)
     assert model.similarity.toarray()[1].tolist() == pytest.approx([0, 0, 0, 1, 0])
     assert model.similarity.nnz == 2
@@ -76,9 +76,9 @@ def test_item_knn_takes_items_that_nobody_took_up():
 @pytest.mark.parametrize(
     "fit",
     [
-        lambda taken: ItemKnn(taken, neighbours=20, shrinkage=5.0),
-        lambda taken: Ease(taken, l2=10.0),
-        lambda taken: Ials(taken, factors=8, alpha=5.0, regularization=1.0),
+        lambda matrix: ItemKnn(matrix, neighbours=20, shrinkage=5.0),
+        lambda matrix: Ease(matrix, l2=10.0),
+        lambda matrix: Ials(matrix, factors=8, alpha=5.0, regularization=1.0),
     ],
     ids=["item_knn", "ease", "ials"],
 )
@@ -99,7 +99,9 @@ def test_ials_is_the_same_each_time_and_knows_nothing_of_an_empty_history():
 
 
 def test_without_history_popularity_decides():
-    model = WithPopularity(ItemKnn(rows(TAKEN), neighbours=4, shrinkage=0.0), rows(TAKEN[:4]))
+    model = WithPopularity(
+        ItemKnn(rows(INTERACTIONS), neighbours=4, shrinkage=0.0), rows(INTERACTIONS[:4])
+    )
     found = model.scores(rows([[0, 0, 0, 0], [0, 1, 0, 0]]))
     assert np.lexsort((np.arange(4), -found[0])).tolist() == [
         1,

@@ -8,12 +8,13 @@ import pytest
 from feature_repo import columns as c
 from pipelines.evaluation import baseline_tuning as tuning
 from pipelines.evaluation.evaluate import evaluate
+from pipelines.evaluation.figures import Evaluation, Gap
 from pipelines.evaluation.replayed_requests import histories
 from pipelines.evaluation.report import show
 from pipelines.evaluation.slices import (
-    LEAST,
+    MAX_VALUES,
+    MIN_EVENTS,
     MISSING,
-    MOST,
     OTHER,
     Dimension,
     slice_figures,
@@ -89,7 +90,7 @@ def test_gaps_are_between_values_that_have_events_enough(built):
     assert built.evaluation["gaps"]
     for name, gap in built.evaluation["gaps"].items():
         high, low = (built.evaluation["slices"][name][gap[end]] for end in ("highest", "lowest"))
-        assert min(high["events"], low["events"]) >= LEAST
+        assert min(high["events"], low["events"]) >= MIN_EVENTS
         assert (
             gap["gap"] == pytest.approx(high["ndcg@10"]["funnel"] - low["ndcg@10"]["funnel"])
             and gap["gap"] >= 0
@@ -139,17 +140,25 @@ def test_a_release_against_itself_and_against_another(copied, tmp_path, capsys):
     same = evaluate(
         copied, release, silent, LIMIT, baselines=False, ablations=True, against=release
     )
-    assert json.loads((release / EVALUATION).read_text()) == same
+    assert (
+        json.loads((release / EVALUATION).read_text())
+        == same.to_dict()
+        == Evaluation.load(release).to_dict()
+    )
+    assert same == Evaluation.load(release)
+    shown = same
+    same = same.to_dict()
     assert same["against"]["release"] == same["release"] and same["against"]["events"] == LIMIT
     for of in same["against"]["metrics"].values():
         assert of["difference"] == 0.0 and of["p_bootstrap"] == of["p_wilcoxon"] == 1.0
     _ablations_make_sense(same)
-    show(same)
+    show(shown)
     told = capsys.readouterr().err
     assert all(word in told for word in ("Slices", "Gaps", "Ablations", "two_tower", "p Wilcoxon"))
 
-    alone = evaluate(copied, other, silent, LIMIT, baselines=False)
-    pair = evaluate(copied, release, silent, LIMIT, baselines=False, against=other)["against"]
+    alone = evaluate(copied, other, silent, LIMIT, baselines=False).to_dict()
+    pair = evaluate(copied, release, silent, LIMIT, baselines=False, against=other).to_dict()
+    pair = pair["against"]
     assert pair["release"] == other.name
     for metric, of in pair["metrics"].items():
         assert of["second"] == pytest.approx(alone["models"]["funnel"][metric])
@@ -179,22 +188,25 @@ def test_an_unknown_release_is_named_before_anything_is_computed(built):
 
 
 def test_rare_values_are_put_together():
-    labels = np.array(["a"] * LEAST + ["b"] * (LEAST - 1) + ["c"] * 3, dtype=object)
+    labels = np.array(["a"] * MIN_EVENTS + ["b"] * (MIN_EVENTS - 1) + ["c"] * 3, dtype=object)
     part = Dimension.from_labels("x", labels)
-    assert [(value, int((part.of == row).sum())) for row, value in enumerate(part.values)] == [
-        (OTHER, LEAST + 2),
-        ("a", LEAST),
+    assert [
+        (value, int((part.of_event == row).sum())) for row, value in enumerate(part.values)
+    ] == [
+        (OTHER, MIN_EVENTS + 2),
+        ("a", MIN_EVENTS),
     ]
 
 
 def test_only_the_most_frequent_values_are_told_apart():
     labels = np.repeat(
-        [f"v{row:02}" for row in range(MOST + 2)], [LEAST + 1] * MOST + [LEAST] * 2
+        [f"v{row:02}" for row in range(MAX_VALUES + 2)],
+        [MIN_EVENTS + 1] * MAX_VALUES + [MIN_EVENTS] * 2,
     ).astype(object)
     part = Dimension.from_labels("x", labels)
     assert (
-        len(part.values) == MOST + 1
-        and int((part.of == part.values.index(OTHER)).sum()) == 2 * LEAST
+        len(part.values) == MAX_VALUES + 1
+        and int((part.of_event == part.values.index(OTHER)).sum()) == 2 * MIN_EVENTS
     )
 
 
@@ -220,7 +232,7 @@ def test_slices_by_hand():
         "events": 60,
         "users": 60,
         "ndcg@10": {"funnel": 1.0, "popular": 0.0},
-        "interval": [1.0, 1.0],
+        "interval": (1.0, 1.0),
     }
-    assert slices["kind"]["x"] == expected
-    assert gaps == {"kind": {"gap": 0.75, "highest": "x", "lowest": "y", "interval": [0.75, 0.75]}}
+    assert slices["kind"]["x"].model_dump(by_alias=True) == expected
+    assert gaps == {"kind": Gap(gap=0.75, highest="x", lowest="y", interval=(0.75, 0.75))}

@@ -49,7 +49,7 @@ def test_a_slice_that_no_resample_has_is_no_number():
     user, values = np.array([0, 1, 2]), np.ones(3)
     draws = UserBootstrap(user, 200).means([values, values], [user == 0, user > 5])
     assert np.isnan(draws[:, 1]).all() and interval(draws[:, 1]) is None
-    assert interval(draws[:, 0]) == [1.0, 1.0]  # resamples without user 0 do not count
+    assert interval(draws[:, 0]) == (1.0, 1.0)  # resamples without user 0 do not count
 
 
 def test_a_planted_difference_is_found():
@@ -58,10 +58,10 @@ def test_a_planted_difference_is_found():
     found = paired(
         UserBootstrap(user), values + 0.2 + 0.5 * generator.normal(size=len(user)), values
     )
-    assert found["difference"] == pytest.approx(0.2, abs=0.05)
-    assert found["interval"][0] > 0.1 and found["interval"][1] < 0.3
-    assert found["p_bootstrap"] < 0.01 and found["p_wilcoxon"] < 1e-6
-    assert found["first"] - found["second"] == pytest.approx(found["difference"])
+    assert found.difference == pytest.approx(0.2, abs=0.05)
+    assert found.interval[0] > 0.1 and found.interval[1] < 0.3
+    assert found.p_bootstrap < 0.01 and found.p_wilcoxon < 1e-6
+    assert found.first - found.second == pytest.approx(found.difference)
 
 
 def test_wilcoxon_is_scipys_over_users():
@@ -69,7 +69,7 @@ def test_wilcoxon_is_scipys_over_users():
     user, values = events_of(generator, 80, spread=1.0)
     other = values + generator.normal(0.05, 0.3, len(user))
     means = [float((values - other)[user == one].mean()) for one in range(80)]
-    assert paired(UserBootstrap(user), values, other)["p_wilcoxon"] == pytest.approx(
+    assert paired(UserBootstrap(user), values, other).p_wilcoxon == pytest.approx(
         wilcoxon(means).pvalue
     )
 
@@ -77,8 +77,8 @@ def test_wilcoxon_is_scipys_over_users():
 def test_equal_models_do_not_differ():
     user, values = events_of(np.random.default_rng(6), 100, spread=1.0)
     found = paired(UserBootstrap(user), values, values.copy())
-    assert found["difference"] == 0.0 and found["interval"] == [0.0, 0.0]
-    assert found["p_bootstrap"] == found["p_wilcoxon"] == 1.0
+    assert found.difference == 0.0 and found.interval == (0.0, 0.0)
+    assert found.p_bootstrap == found.p_wilcoxon == 1.0
 
 
 def test_no_difference_is_found_only_as_often_as_the_level_says():
@@ -86,7 +86,7 @@ def test_no_difference_is_found_only_as_often_as_the_level_says():
     for seed in range(200):
         user, noise = events_of(generator, 60, spread=0.5)
         of = paired(UserBootstrap(user, 300, seed), noise, np.zeros_like(noise))
-        found.append((of["p_bootstrap"] < 0.05, of["p_wilcoxon"] < 0.05))
+        found.append((of.p_bootstrap < 0.05, of.p_wilcoxon < 0.05))
     assert (np.mean(found, axis=0) <= 0.11).all()
 
 
@@ -94,10 +94,10 @@ def test_no_difference_is_found_only_as_often_as_the_level_says():
 def test_a_few_users_prove_nothing(count, least):
     user = np.repeat(np.arange(count), 20)
     found = paired(UserBootstrap(user), np.ones(len(user)), np.zeros(len(user)))
-    assert found["p_bootstrap"] == pytest.approx(least)
+    assert found.p_bootstrap == pytest.approx(least)
 
 
 def test_no_events_have_no_interval():
     found = paired(UserBootstrap(np.zeros(0)), np.zeros(0), np.zeros(0))
-    assert found["interval"] is None and found["difference"] == 0.0
-    assert found["p_bootstrap"] == found["p_wilcoxon"] == 1.0
+    assert found.interval is None and found.difference == 0.0
+    assert found.p_bootstrap == found.p_wilcoxon == 1.0

@@ -1,5 +1,6 @@
 """SASRec of the other environment: what it is given, what it learns, and how its vectors are ranked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from feature_repo.workspace import read_json, write_json
 from pipelines.evaluation import peers
 from pipelines.evaluation.baseline_tuning import Validation
 from pipelines.evaluation.baselines import popularity_bonus
-from pipelines.evaluation.peers import LONGEST, Peer, PeerFailed, write_inputs
+from pipelines.evaluation.held_out import HeldOut
+from pipelines.evaluation.peers import MAX_HISTORY, Peer, PeerFailed, write_inputs
 from pipelines.evaluation.replayed_requests import PastRequests
 from pipelines.ingest.ingest import read_events
-from pipelines.training.past_requests import InteractionHistory, Requests, requests_from
+from pipelines.training.past_requests import Requests, requests_from
 from pipelines.training.split import epoch_seconds
 from serving.releases.release import load_release
 
@@ -29,25 +31,25 @@ def silent(*_):
 @pytest.fixture(scope="module")
 def given(built, tmp_path_factory):
     """What is written of the built world: the folder, its log, its codec, its split and the test requests."""
-    folder, log, release = (
-        tmp_path_factory.mktemp("inputs"),
-        read_events(built.workspace),
-        load_release(built.release),
-    )
-    split = release.manifest["split"]
-    interactions = InteractionHistory(log, release.codec)
-    chosen = log[(epoch_seconds(log[c.TIMESTAMP]) >= split["test"]) & log[c.POSITIVE]].iloc[::9]
-    requests = requests_from(chosen, release.codec)
-    write_inputs(folder, release, log, interactions, requests)
-    return folder, log, release, interactions, requests
+    folder = tmp_path_factory.mktemp("inputs")
+    log = read_events(built.workspace)
+    release = load_release(built.release)
+    held_out = HeldOut.of(log, release, None)
+    test = log[log[c.POSITIVE] & (epoch_seconds(log[c.TIMESTAMP]) >= cuts(release)["test"])]
+    requests = requests_from(test.iloc[::9], release.codec)
+    held_out = replace(held_out, requests=requests)
+    write_inputs(folder, held_out)
+    return folder, log, release, held_out.interactions, requests
+
+
+def cuts(release):
+    return release.manifest["split"]
 
 
 def test_what_is_learned_from_are_the_positive_events_before_the_cut_in_order(given):
     folder, log, release, _, _ = given
     for name in ("choose", "test"):
-        before = log[
-            (epoch_seconds(log[c.TIMESTAMP]) < release.manifest["split"][name]) & log[c.POSITIVE]
-        ]
+        before = log[(epoch_seconds(log[c.TIMESTAMP]) < cuts(release)[name]) & log[c.POSITIVE]]
         learned = pd.read_parquet(folder / f"learn_{name}.parquet")
         assert (
             learned["item"].tolist() == release.codec.items.encode(before[c.ITEM].tolist()).tolist()
@@ -72,7 +74,7 @@ def test_requests_know_the_newest_positive_events_strictly_before_them(given):
             ]
             assert (
                 written["history"][row].tolist()
-                == codec.items.encode(before[c.ITEM].tolist())[-LONGEST:].tolist()
+                == codec.items.encode(before[c.ITEM].tolist())[-MAX_HISTORY:].tolist()
             )
 
 
@@ -87,7 +89,7 @@ def test_validation_may_be_shown_what_the_baselines_may(given):
 
 
 def test_vectors_are_ranked_by_their_product():
-    """Item 0 is none, item 4 came after the cut; item 3 was taken up twice, item 2 once."""
+    """Item 0 is none, item 4 came after the cut; item 3 has two users, item 2 one."""
     users = np.array(
         [[9, 9], [1, 0], [0, 0], [0, 1]], dtype=np.float32
     )  # the first is another batch's
@@ -110,7 +112,7 @@ def test_vectors_are_ranked_by_their_product():
 
 def test_without_the_environment_it_is_said_how_to_get_it(built, monkeypatch, tmp_path):
     monkeypatch.setattr(peers, "PYTHON", tmp_path / "python")
-    found = peers.sasrec(built.workspace, None, None, None, None, 1.0, silent)
+    found = peers.sasrec(built.workspace, None, 1.0, silent)
     assert not found.models and "make peers" in found.left_out["sasrec"]
 
 
@@ -129,7 +131,7 @@ def test_a_peer_that_ends_without_a_result_says_where_to_look(monkeypatch, tmp_p
 
 
 ITEMS, STRANGE = 40, 41
-"""Items 1 to 40 follow each other in one circle; nobody took up item 41."""
+"""Items 1 to 40 follow each other in one circle; nobody interacted with item 41."""
 AFTER = dict(
     zip(circle := np.random.default_rng(3).permutation(ITEMS) + 1, np.roll(circle, -1), strict=True)
 )
