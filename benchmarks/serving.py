@@ -25,7 +25,7 @@ from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.ingest.ingest import read_events
 from pipelines.training.release import current_release
-from pipelines.workflow.demo import run_demo
+from pipelines.workflow.demo import FULL, run_demo
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.recommender.candidates import CandidateQuota
@@ -73,7 +73,7 @@ def run(
     """
     base = Workspace(root)
     if not (base.releases / "current").exists():
-        run_demo("synthetic", None, root, serve=False, host="", port=0)
+        run_demo("synthetic-full", None, root, FULL)
     with display.stage("Catalogue"):
         workspace = expand(base, items, two_tower=max(50, candidates - CandidateQuota().new))
     release = load_release(current_release(workspace))

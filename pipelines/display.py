@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -21,33 +22,61 @@ console = Console(stderr=True)
 if not console.is_terminal and "COLUMNS" not in os.environ:
     console.width = 110  # a file has room for wide tables
 
-_LINE_EVERY_S = 15.0
+_LINE_EVERY_S = 60.0
+
+
+class Stage:
+    """One stage of a command on the screen; calling it reports progress."""
+
+    def __init__(self, name: str, report: Report) -> None:
+        """Take the stage's name and where its progress goes."""
+        self._report = report
+        self._start = time.monotonic()
+        self.name = name
+        self.summary = ""
+        """What came out, in a few words; it is printed beside the time."""
+
+    def __call__(self, description: str, done: int, total: int) -> None:
+        """Report a step; ``total`` 0: it is unknown how many there are."""
+        self._report(description, done, total)
+
+    def line(self) -> str:
+        """Return the line that remains on the screen: name, seconds, summary."""
+        seconds = time.monotonic() - self._start
+        return f"[green]{self.name:<28}[/] {seconds:6.1f} s  {escape(self.summary)}".rstrip()
 
 
 @contextmanager
-def stage(name: str) -> Iterator[Report]:
-    """Show a stage's progress; the value is called with what is done, how many steps, of how many (0: unknown)."""
-    start = time.monotonic()
+def stage(name: str) -> Iterator[Stage]:
+    """Show the progress of a stage, and one line with its time when it ends."""
     if console.is_terminal:
         with _bar() as bar:
             task = bar.add_task(name, total=None)
 
-            def show(what: str, done: int, total: int) -> None:
-                bar.update(task, description=f"{name}: {what}", completed=done, total=total or None)
+            def show(description: str, done: int, total: int) -> None:
+                text = f"{name}: {description}"
+                bar.update(task, description=text, completed=done, total=total or None)
 
-            yield show
-            bar.update(task, description=name, completed=1, total=1)
+            shown = Stage(name, show)
+            yield shown
     else:
-        console.print(f"{name} ...")
-        said = [start]
+        shown = Stage(name, _lines(name))
+        yield shown
+    console.print(shown.line(), highlight=False)
 
-        def tell(what: str, done: int, total: int) -> None:
-            if time.monotonic() - said[0] > _LINE_EVERY_S:
-                said[0] = time.monotonic()
-                console.print(f"  {what} ({done} of {total})" if total else f"  {what} ({done})")
 
-        yield tell
-    console.print(f"[green]{name}[/]: {time.monotonic() - start:.1f} s")
+def _lines(name: str) -> Report:
+    """Return a progress report for files: a line every minute."""
+    last = time.monotonic()
+
+    def report(description: str, done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > _LINE_EVERY_S:
+            last = time.monotonic()
+            steps = f"{done} of {total}" if total else str(done)
+            console.print(f"{name}: {description} ({steps})", highlight=False)
+
+    return report
 
 
 def _bar() -> Progress:

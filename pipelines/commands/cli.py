@@ -37,8 +37,10 @@ from pipelines.commands.options import (  # noqa: E402
     DataDir,
     Home,
     Host,
+    Kinds,
     Limit,
     Port,
+    known_kinds,
     use_all_cores,
     use_one_core,
     workspace_of,
@@ -64,10 +66,11 @@ def ingest(
         bool, typer.Option(help="Move historic times, by whole weeks, to end now")
     ] = False,
 ) -> None:
-    """Bring new files in: typed tables, bad rows to quarantine."""
-    from pipelines.workflow.stages import run_ingest
+    """Read new files into typed tables; bad rows go to quarantine."""
+    from pipelines.workflow.stages import run_ingest, show_ingest
 
-    run_ingest(data, data_dir, home, shift_to_now)
+    _, report = run_ingest(data, data_dir, home, shift_to_now)
+    show_ingest(report)
 
 
 @app.command()
@@ -92,65 +95,71 @@ def materialize(home: Home = None) -> None:
 
 
 @app.command()
-def train(
+def train(  # noqa: PLR0913 - the options of the command
+    *,
     home: Home = None,
-    from_impressions: Annotated[
-        bool,
+    kind: Kinds = None,
+    requests: Annotated[
+        int | None,
         typer.Option(
-            "--from-impressions", help="Only the rankers, from what was served and what came of it"
+            help="Past requests that the rankers learn from (default: 6000); a quarter as many "
+            "calibrate them, and a quarter select the best",
+            min=40,
         ),
-    ] = False,
-    attribution_hours: Annotated[
-        float | None,
-        typer.Option(help="How long after a response an event counts (default: 24)", min=0),
-    ] = None,
-    tuned: Annotated[
-        bool, typer.Option("--tuned", help="With the settings that 'funnel tune' found")
-    ] = False,
-    warm_start: Annotated[
-        bool,
-        typer.Option(
-            "--warm-start", help="Go on from the current release, on the events since then"
-        ),
-    ] = False,
-    ipw: Annotated[
-        bool,
-        typer.Option(
-            "--ipw", help="Weight clicks by how seldom their position is looked at (impressions)"
-        ),
-    ] = False,
-    logq: Annotated[
-        bool,
-        typer.Option(
-            "--logq/--no-logq", help="Correct the towers' loss for how often each negative is drawn"
-        ),
-    ] = True,
-    seed: Annotated[
-        int | None, typer.Option(help="Of all that is drawn (default: a fixed one)", min=0)
     ] = None,
     candidates: Annotated[
         list[str] | None,
         typer.Option(
-            help="SOURCE=NUMBER, of two_tower, similar, popular, trending, new; may be repeated (default: 430 of "
-            "two_tower, 70 new)"
+            help="SOURCE=NUMBER, of two_tower, similar, popular, trending, new; repeatable "
+            "(default: two_tower=430, new=70)"
         ),
     ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Random seed (default: a fixed one)", min=0)
+    ] = None,
+    logq: Annotated[
+        bool,
+        typer.Option(
+            "--logq/--no-logq", help="Correct the towers' loss for how negatives are sampled"
+        ),
+    ] = True,
+    tuned: Annotated[
+        bool, typer.Option("--tuned", help="Use the settings that 'funnel tune' found")
+    ] = False,
+    warm_start: Annotated[
+        bool,
+        typer.Option("--warm-start", help="Continue from the current release, on newer events"),
+    ] = False,
+    from_impressions: Annotated[
+        bool,
+        typer.Option(
+            "--from-impressions", help="Train only the rankers, from impressions and responses"
+        ),
+    ] = False,
+    attribution_hours: Annotated[
+        float | None,
+        typer.Option(help="Hours in which an event counts for an impression (default: 24)", min=0),
+    ] = None,
+    ipw: Annotated[
+        bool,
+        typer.Option("--ipw", help="Weight clicks by the inverse propensity of their position"),
+    ] = False,
 ) -> None:
     """Train towers, index and rankers."""
-    from pipelines.workflow.stages import run_train
+    from pipelines.workflow.stages import TrainOptions, run_train, show_rankers
 
-    if warm_start and (tuned or from_impressions or not logq or seed is not None):
+    if warm_start and (tuned or from_impressions or not logq or seed is not None or kind):
         raise typer.BadParameter(
-            "--warm-start keeps the release's settings: leave --tuned, --from-impressions, --no-logq and --seed out"
+            "--warm-start keeps the release's settings: remove --tuned, --from-impressions, "
+            "--no-logq, --seed and --kind"
         )
-    if from_impressions and (candidates or not logq):
+    if from_impressions and (candidates or not logq or requests):
         raise typer.BadParameter(
-            "--from-impressions trains no towers: leave --candidates and --no-logq out"
+            "--from-impressions trains no towers and takes all impressions: "
+            "remove --candidates, --no-logq and --requests"
         )
     if (ipw or attribution_hours is not None) and not from_impressions:
-        raise typer.BadParameter(
-            "--ipw and --attribution-hours are about impressions: give --from-impressions too"
-        )
+        raise typer.BadParameter("--ipw and --attribution-hours need --from-impressions")
     use_all_cores()
     from serving.recommender.candidates import CandidateQuota
 
@@ -159,17 +168,18 @@ def train(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--candidates") from None
     hours = (24.0 if attribution_hours is None else attribution_hours) if from_impressions else None
-    workspace = workspace_of(home)
-    run_train(
-        workspace,
-        hours,
+    options = TrainOptions(
+        attribution_hours=hours,
+        ipw=ipw,
         tuned=tuned,
         warm_start=warm_start,
-        ipw=ipw,
         logq=logq,
         seed=seed,
+        kinds=known_kinds(kind),
+        requests=requests,
         quota=quota,
     )
+    show_rankers(run_train(workspace_of(home), options))
 
 
 @app.command()
@@ -197,6 +207,7 @@ def evaluate(
 ) -> None:
     """Replay the test slice through the current release; the last line is JSON."""
     from pipelines.display import result
+    from pipelines.evaluation.report import show
     from pipelines.workflow.stages import run_evaluate
 
     use_all_cores()
@@ -209,6 +220,7 @@ def evaluate(
         ablations=ablations,
         against=against,
     )
+    show(figures)
     result(json.dumps(figures.to_dict()))
 
 
@@ -234,13 +246,16 @@ def serve(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     workers: Annotated[int, typer.Option(help="Processes that answer requests", min=1)] = 1,
-    user: Annotated[str, typer.Option(help="User of the call that is shown", hidden=True)] = "1",
+    user: Annotated[str, typer.Option(help="User of the printed call", hidden=True)] = "1",
+    next_steps: Annotated[
+        bool, typer.Option("--next-steps", help="Print what to do next", hidden=True)
+    ] = False,
 ) -> None:
     """Serve the current release over HTTP."""
     use_one_core()
     from pipelines.workflow.demo import run_server
 
-    run_server(workspace_of(home), host, port, user, workers)
+    run_server(workspace_of(home), (host, port), workers, user, next_steps=next_steps)
 
 
 @app.command()
@@ -371,18 +386,26 @@ def erase(
 
 @app.command()
 def demo(
+    *,
     data: Data = "synthetic",
     data_dir: DataDir = None,
     home: Home = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every kind of ranker, and the whole test slice")
+    ] = False,
     serve: Annotated[bool, typer.Option(help="Start the API at the end")] = True,
     host: Host = "127.0.0.1",
     port: Port = 8000,
 ) -> None:
-    """Run every stage, show recommendations, and serve."""
-    from pipelines.workflow.demo import run_demo
+    """Run every stage, show three users' recommendations, and start the API."""
+    from pipelines.workflow import demo
 
     use_all_cores()
-    run_demo(data, data_dir, home, serve, host, port)
+    workspace = demo.run_demo(data, data_dir, home, demo.FULL if full else demo.QUICK)
+    users = demo.show_recommendations(workspace)
+    if serve:
+        demo.become_server(workspace, host, port, users[0])
+    demo.show_next_steps(workspace, serving=False)
 
 
 def main() -> None:

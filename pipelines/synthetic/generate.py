@@ -34,9 +34,11 @@ from pipelines.synthetic.world import (
 VERSION = 1
 """Raise it when the same configuration gives other bytes: folders of older versions are made anew."""
 
+CONFIG = "config.json"
+"""File of the settings that a folder's world was made with."""
+
 FILES = ("events.csv", "users.csv", "items.csv", "truth.npz", "dataset.toml")
 SPEC = Path(__file__).resolve().parent.parent / "specs" / "synthetic.toml"
-DEFAULT = WorldConfig()
 
 WORDS_BY_GENRE = {
     "adventure": "Lost Rope Jungle Compass Storm Summit Treasure Raft",
@@ -94,28 +96,43 @@ class Events(NamedTuple):
     time: Ints
 
 
-def generate(folder: Path, config: WorldConfig = DEFAULT) -> World:
+def generate(folder: Path, config: WorldConfig, name: str = "synthetic") -> World:
     """Write the world to ``folder`` as FILES and return it; if it is there already, only load it.
 
-    ``config.json`` goes first and comes back last, so a run cut short is seen and made again, and
-    the same configuration always gives the same bytes.
+    ``config.json`` is removed first and written last: a run that was killed is repeated. The same
+    configuration always gives the same bytes.
+
+    Args:
+        folder: where the files go.
+        config: size, seed and strengths of the world.
+        name: of the data set, in its ``dataset.toml``.
+
     """
-    mark, wanted = (
-        folder / "config.json",
-        json.dumps({"version": VERSION, **asdict(config)}, indent=1),
-    )
-    complete = all((folder / name).is_file() for name in (*FILES, mark.name))
-    if complete and mark.read_text(encoding="utf-8") == wanted:
+    marker = folder / CONFIG
+    settings = _settings(config)
+    complete = all((folder / file).is_file() for file in (*FILES, CONFIG))
+    if complete and marker.read_text(encoding="utf-8") == settings:
         return World.load(folder / "truth.npz")
-    mark.unlink(missing_ok=True)
+    marker.unlink(missing_ok=True)
     world = make_world(config)
     world.save(folder / "truth.npz")
     _write_users(folder / "users.csv", world)
     _write_items(folder / "items.csv", world)
     _write_events(folder / "events.csv", world, simulate(world, config))
-    write_atomically(folder / "dataset.toml", SPEC.read_bytes())
-    write_atomically(mark, wanted)
+    spec = SPEC.read_text(encoding="utf-8").replace('name = "synthetic"', f'name = "{name}"')
+    write_atomically(folder / "dataset.toml", spec)
+    write_atomically(marker, settings)
     return world
+
+
+def holds_another_world(folder: Path, config: WorldConfig) -> bool:
+    """Return whether a finished world of other settings lies in ``folder``."""
+    marker = folder / CONFIG
+    return marker.is_file() and marker.read_text(encoding="utf-8") != _settings(config)
+
+
+def _settings(config: WorldConfig) -> str:
+    return json.dumps({"version": VERSION, **asdict(config)}, indent=1)
 
 
 def make_world(config: WorldConfig) -> World:

@@ -91,7 +91,14 @@ class WorldConfig:
         return np.random.default_rng([self.seed, *purpose.encode()])
 
 
-DEFAULT = WorldConfig()
+FULL = WorldConfig()
+"""The world of all published figures of the built-in data: its files are frozen, byte for byte."""
+
+SMALL = WorldConfig(users=700, items=500, days=60, events_per_user=60.0)
+"""The world of the demo: small enough to be trained in a minute."""
+
+BUILT_IN = {"synthetic": SMALL, "synthetic-full": FULL}
+"""The built-in worlds by the name of their data set."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,13 @@ from feature_repo.workspace import (
     staged_folder,
 )
 from pipelines import display
+from pipelines.synthetic.world import BUILT_IN
 
 if TYPE_CHECKING:
     from pipelines.evaluation.figures import Evaluation
+    from pipelines.ingest.ingest import IngestReport
+    from pipelines.training.config import SampleConfig
+    from pipelines.training.train import TrainSettings
     from ranking.training.train_rankers import RankerReport
     from serving.recommender.candidates import CandidateQuota
 
@@ -36,7 +40,7 @@ FEATURES_VERSION = 2
 
 def known_specs() -> list[str]:
     """Return the names of the data sets whose layout Funnel knows."""
-    return sorted(path.stem for path in SPECS.glob("*.toml"))
+    return sorted({*BUILT_IN, *(path.stem for path in SPECS.glob("*.toml"))})
 
 
 def find_spec(data: str) -> DatasetSpec:
@@ -46,6 +50,8 @@ def find_spec(data: str) -> DatasetSpec:
         SpecError: neither is there, or the file breaks the schema.
 
     """
+    if data in BUILT_IN:
+        return load_spec(SPECS / "synthetic.toml").model_copy(update={"name": data})
     if data in known_specs():
         return load_spec(SPECS / f"{data}.toml")
     if data.endswith(".toml"):
@@ -67,39 +73,64 @@ def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
 
 def run_ingest(
     data: str, data_dir: Path | None, home: Path | None, shift_to_now: bool
-) -> Workspace:
-    """Ingest a data set (the built-in one is generated first) and print the report."""
+) -> tuple[Workspace, IngestReport]:
+    """Ingest a data set; a built-in world is generated first."""
     from pipelines.ingest.ingest import ingest
 
     spec = find_spec(data)
-    if data_dir is None and spec.name != "synthetic":
+    if data_dir is None and data not in BUILT_IN:
         if not data.endswith(".toml"):
             raise SpecError(f"'{data}' needs its files: give --data-dir (make: DATA_DIR=<folder>)")
         data_dir = Path(data).resolve().parent
     workspace = workspace_for(spec, home)
     if data_dir is None:
-        from pipelines.synthetic.generate import generate
+        data_dir = _generate(data, workspace)
 
-        data_dir = workspace.root / "raw"
-        with display.stage("Generate the built-in world"):
-            generate(data_dir)
-    with display.stage("Ingest") as progress:
-        report = ingest(spec, data_dir, workspace, shift_to_now=shift_to_now, progress=progress)
-    rows = [
+    with display.stage("Ingest") as stage:
+        report = ingest(spec, data_dir, workspace, shift_to_now=shift_to_now, progress=stage)
+        stage.summary = (
+            f"{report.total_events:,} events, {report.users:,} users, {report.items:,} items"
+        )
+        if bad := sum(report.quarantined.values()):
+            stage.summary += f"; {bad:,} bad rows in {workspace.ingest / 'quarantine'}"
+    return workspace, report
+
+
+def _generate(name: str, workspace: Workspace) -> Path:
+    """Generate a built-in world in ``raw/`` of its working folder and return that folder.
+
+    Raises:
+        SpecError: other events than this world's have been ingested there.
+
+    """
+    from pipelines.synthetic.generate import generate, holds_another_world
+
+    config = BUILT_IN[name]
+    folder = workspace.root / "raw"
+    if workspace.ingest.is_dir() and holds_another_world(folder, config):
+        raise SpecError(
+            f"{workspace.root} holds another built-in world than '{name}' of this version: "
+            "remove that folder, or give another one with --home"
+        )
+    with display.stage("Generate the built-in world"):
+        generate(folder, config, name)
+    return folder
+
+
+def show_ingest(report: IngestReport) -> None:
+    """Print what an ingest added and what it kept out."""
+    rows: list[list[Any]] = [
         ["new files", report.files],
         ["new events", report.events],
         ["all events", report.total_events],
-    ]
-    rows += [
         ["users", report.users],
         ["items", report.items],
-        ["shifted by days", report.shift_s // 86_400],
+        ["days shifted", report.shift_s // 86_400],
     ]
     rows += [
         [f"quarantined: {reason}", count] for reason, count in sorted(report.quarantined.items())
     ]
     display.table("Ingest", ["", "rows"], rows)
-    return workspace
 
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:
@@ -120,16 +151,17 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
     from pipelines.features.spark_job import build_features
     from pipelines.streaming.offline import carry_over, tables_lock
 
-    with display.stage("Features (Spark)") as progress:
-        progress("starting Spark", 0, 1)
+    with display.stage("Features (Spark)") as stage:
+        stage("starting Spark", 0, 0)
         spark = spark_session("funnel-features", master, workspace.root)
         try:
             with staged_folder(final) as folder:
                 files = event_files(workspace)
-                say: Callable[[str], None] = lambda what: progress(what, 0, 1)  # noqa: E731
-                build_features(
+                say: Callable[[str], None] = lambda table: stage(table, 0, 0)  # noqa: E731
+                rows = build_features(
                     spark, spec, workspace.ingest, folder, files, say, log_position(workspace)
                 )
+                stage.summary = f"{sum(rows.values()):,} rows in {len(rows)} tables"
         finally:
             spark.stop()
     with tables_lock(workspace, exclusive=True):
@@ -164,74 +196,113 @@ def _muted() -> Any:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-def run_train(
-    workspace: Workspace,
-    attribution_hours: float | None = None,
-    *,
-    tuned: bool = False,
-    warm_start: bool = False,
-    ipw: bool = False,
-    logq: bool = True,
-    seed: int | None = None,
-    quota: CandidateQuota | None = None,
-) -> None:
-    """Train towers, index and rankers, and print the rankers' table.
+@dataclass(frozen=True)
+class TrainOptions:
+    """What ``funnel train`` was asked for; the defaults train everything from scratch.
 
-    With ``attribution_hours`` only the rankers are trained, from what was served and the events
-    that followed within that time; with ``ipw`` weighted against the bias of positions. With
-    ``tuned`` the settings are those that ``funnel tune`` found. With ``warm_start`` the training
-    goes on from the current release. Without ``logq`` the towers' loss is not corrected for how
-    negatives are drawn. ``seed`` is of all that is drawn, samples of requests included; ``quota``
-    says how many candidates each source may propose.
-
-    Raises:
-        MissingStage: there are no data, nothing was tuned, or there is no release.
-        SpecError: the release is of another data set.
-        NothingNew: the release has learned from all events already.
+    Attributes:
+        attribution_hours: train only the rankers, from impressions and the events that followed
+            within that time.
+        ipw: weight clicks on impressions by the inverse of their position's propensity.
+        tuned: use the settings that ``funnel tune`` found.
+        warm_start: continue from the current release.
+        logq: correct the towers' loss for the sampling of negatives.
+        seed: random seed of models and samples.
+        kinds: kinds of ranker to train; by default all.
+        requests: past requests that the rankers learn from.
+        quota: candidates of each source.
 
     """
-    from pipelines.training.config import SampleConfig
-    from pipelines.training.train import TrainSettings, train, train_served
+
+    attribution_hours: float | None = None
+    ipw: bool = False
+    tuned: bool = False
+    warm_start: bool = False
+    logq: bool = True
+    seed: int | None = None
+    kinds: tuple[str, ...] = ()
+    requests: int | None = None
+    quota: CandidateQuota | None = None
+
+
+def run_train(workspace: Workspace, options: TrainOptions) -> RankerReport:
+    """Train towers, index and rankers.
+
+    Raises:
+        MissingStage: there is no data, nothing was tuned, or there is no release.
+        SpecError: the release is of another data set.
+        NothingNew: the release was trained on all events already.
+
+    """
+    from pipelines.training.train import train, train_served
+
+    settings = _train_settings(workspace, options)
+    with display.stage("Train") as stage:
+        if options.attribution_hours is None:
+            report = train(workspace, stage, settings, announce=display.console.print)
+        else:
+            attribution_s = options.attribution_hours * 3_600
+            report = train_served(
+                workspace, attribution_s, stage, settings.rankers, ipw=options.ipw
+            )
+        stage.summary = f"{', '.join(report.kinds)}; best: {report.best}"
+    return report
+
+
+def _train_settings(workspace: Workspace, options: TrainOptions) -> TrainSettings:
+    """Return settings for the options; None where the defaults, or the release's, apply."""
+    from pipelines.training.train import TrainSettings
     from pipelines.training.warm_start import WarmStartConfig
     from ranking.config import RankerConfig
     from retrieval.towers.training import TowerTrainingConfig
 
-    config, shape, rankers = None, None, None
-    if tuned:
+    towers, shape, rankers = None, None, None
+    if options.tuned:
         from pipelines.search.results import Tuned
 
-        found = Tuned.of(workspace)
-        config, shape, rankers = found.train_config, found.shape, found.ranker_config
-        for line in found.describe(workspace):
+        tuned = Tuned.of(workspace)
+        towers, shape, rankers = tuned.train_config, tuned.shape, tuned.ranker_config
+        for line in tuned.describe(workspace):
             display.console.print(line)
-    if not logq:
-        config = replace(config or TowerTrainingConfig(), logq=False)
+    if not options.logq:
+        towers = replace(towers or TowerTrainingConfig(), logq=False)
+    if options.seed is not None:
+        towers = replace(towers or TowerTrainingConfig(), seed=options.seed)
+        rankers = replace(rankers or RankerConfig(), seed=options.seed)
+    if options.kinds:
+        rankers = replace(rankers or RankerConfig(), kinds=options.kinds)
+    return TrainSettings(
+        towers=towers,
+        shape=shape,
+        quota=options.quota,
+        sample=_sample(options),
+        rankers=rankers,
+        warm_start=WarmStartConfig() if options.warm_start else None,
+    )
+
+
+def _sample(options: TrainOptions) -> SampleConfig:
+    """Return how past requests are sampled; a quarter as many calibrate, and a quarter select."""
+    from pipelines.training.config import SampleConfig
+
     sample = SampleConfig()
-    if seed is not None:
-        config, rankers = (
-            replace(config or TowerTrainingConfig(), seed=seed),
-            replace(rankers or RankerConfig(), seed=seed),
+    if options.seed is not None:
+        sample = replace(sample, seed=options.seed)
+    if options.requests is not None:
+        held_out = max(1, options.requests // 4)
+        sample = replace(
+            sample,
+            train_requests=options.requests,
+            calibrate_requests=held_out,
+            choose_requests=held_out,
         )
-        sample = SampleConfig(seed=seed)
-    with display.stage("Train") as progress:
-        if attribution_hours is None:
-            settings = TrainSettings(
-                towers=config,
-                shape=shape,
-                quota=quota,
-                sample=sample,
-                rankers=rankers,
-                warm_start=WarmStartConfig() if warm_start else None,
-            )
-            report = train(workspace, progress, settings, announce=display.console.print)
-        else:
-            report = train_served(workspace, attribution_hours * 3_600, progress, rankers, ipw=ipw)
-    _show_rankers(report)
+    return sample
 
 
-def _show_rankers(report: RankerReport) -> None:
-    """Print what each kind is worth, and what impressions say of positions."""
-    rows, head = [], next(iter(report.kinds[report.best].heads))
+def show_rankers(report: RankerReport) -> None:
+    """Print each ranker's validation metrics, and the position bias that impressions show."""
+    rows = []
+    head = next(iter(report.kinds[report.best].heads))
     for kind, figures in sorted(report.kinds.items(), key=lambda pair: pair[1].ndcg or 0.0):
         name = f"{kind} *" if kind == report.best else kind
         first = figures.heads[head]
@@ -257,9 +328,9 @@ def run_release(workspace: Workspace, rules: Path | None, ranker: str | None = N
     """Pack and check a release (of the named ranker, else the chosen one), and make it the current one."""
     from pipelines.training.release import make_release
 
-    with display.stage("Release"):
+    with display.stage("Release") as stage:
         folder = make_release(workspace, rules, ranker)
-    display.console.print(f"release {folder.name}")
+        stage.summary = folder.name
     return folder
 
 
@@ -272,28 +343,29 @@ def run_evaluate(
     ablations: bool = False,
     against: str | None = None,
 ) -> Evaluation:
-    """Evaluate the current release, print its tables and return the figures.
+    """Evaluate the current release and return the figures.
 
     Raises:
         UnknownRelease: there is no release of the id ``against``, or several.
 
     """
     from pipelines.evaluation.evaluate import evaluate
-    from pipelines.evaluation.report import show
     from pipelines.training.release import current_release, find_release
 
     folder = current_release(workspace)
     other = find_release(workspace, against) if against else None
-    with display.stage("Evaluate") as progress:
-        evaluation = evaluate(
+    with display.stage("Evaluate") as stage:
+        figures = evaluate(
             workspace,
             folder,
-            progress,
+            stage,
             limit,
             baselines=baselines,
             peer_minutes=peer_minutes,
             ablations=ablations,
             against=other,
         )
-    show(evaluation)
-    return evaluation
+        models = ("funnel", "two_tower", "popular")
+        shown = (f"{name} {figures.models[name]['ndcg@10']:.3f}" for name in models)
+        stage.summary = f"NDCG@10 of {figures.events:,} events: {', '.join(shown)}"
+    return figures
