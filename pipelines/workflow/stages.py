@@ -294,7 +294,7 @@ def _sample(options: TrainOptions) -> SampleConfig:
             sample,
             train_requests=options.requests,
             calibrate_requests=held_out,
-            choose_requests=held_out,
+            selection_requests=held_out,
         )
     return sample
 

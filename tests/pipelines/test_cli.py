@@ -63,28 +63,29 @@ class Reached(Exception):
 
 
 def test_options_of_train_become_its_settings(monkeypatch, tmp_path):
-    def trained(*given):
-        raise Reached(given)
+    def trained(_workspace, _progress, settings, **_):
+        raise Reached(settings)
 
     monkeypatch.setattr("pipelines.training.train.train", trained)
-    options = [
-        "--no-logq",
-        "--seed",
-        "5",
-        "--candidates",
-        "similar=100",
-        "--candidates",
-        "two_tower=400",
-    ]
+    options = ["--no-logq", "--seed", "5", "--candidates", "similar=100"]
+    options += ["--candidates", "two_tower=400", "--kind", "lambdarank", "--requests", "400"]
     reached = CliRunner().invoke(app, ["train", "--home", str(tmp_path), *options]).exception
     assert isinstance(reached, Reached)
-    _, _, towers, sample, rankers, shape, warm, _, shares = reached.args[0]
-    assert (towers.logq, towers.seed, rankers.seed, sample.seed) == (False, 5, 5, 5)
-    assert (shares.similar, shares.two_tower, shares.new) == (
-        100,
-        400,
-        70,
-    ) and shape is warm is None
+    settings = reached.args[0]
+    sample, quota = settings.sample, settings.quota
+    assert settings.towers.logq is False
+    assert (settings.towers.seed, settings.rankers.seed, sample.seed) == (5, 5, 5)
+    assert settings.rankers.kinds == ("lambdarank",)
+    requests = (sample.train_requests, sample.calibrate_requests, sample.selection_requests)
+    assert requests == (400, 100, 100)
+    assert (quota.similar, quota.two_tower, quota.new) == (100, 400, 70)
+    assert settings.shape is settings.warm_start is None
+
+
+def test_an_unknown_kind_of_ranker_names_the_known_ones(tmp_path):
+    done = CliRunner().invoke(app, ["train", "--home", str(tmp_path), "--kind", "svm"])
+    assert done.exit_code == 2
+    assert "svm" in done.output and "lambdarank" in done.output
 
 
 def test_options_of_evaluate_reach_it(monkeypatch, built):

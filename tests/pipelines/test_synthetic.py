@@ -14,9 +14,24 @@ import numpy as np
 import pytest
 
 from feature_repo.dataset import load_spec
+from feature_repo.workspace import file_hash
 from pipelines.synthetic import generate as synthetic
-from pipelines.synthetic.generate import FILES, generate, make_world, simulate
-from pipelines.synthetic.world import DAY, END, REPEAT_PENALTY, SESSION_GAP_S, World, WorldConfig
+from pipelines.synthetic.generate import (
+    FILES,
+    generate,
+    holds_another_world,
+    make_world,
+    simulate,
+)
+from pipelines.synthetic.world import (
+    BUILT_IN,
+    DAY,
+    END,
+    REPEAT_PENALTY,
+    SESSION_GAP_S,
+    World,
+    WorldConfig,
+)
 
 SMALL = WorldConfig(users=150, items=120, days=30, events_per_user=40)
 MEDIUM = WorldConfig(users=500, items=500, days=60, events_per_user=60)
@@ -62,6 +77,54 @@ def test_the_same_seed_gives_the_same_bytes_at_any_moment(
     generate(tmp_path, SMALL)
     assert contents(tmp_path) == contents(folder)
     assert set(contents(folder)) == {*FILES, "config.json"}
+
+
+FROZEN_SETTINGS = {
+    "users": 3000,
+    "items": 2000,
+    "days": 120,
+    "seed": 7,
+    "events_per_user": 75.0,
+    "latent_dim": 16,
+    "taste": 7.0,
+    "intent": 6.0,
+    "popularity": 0.8,
+    "rhythm": 0.6,
+    "drift": 0.12,
+}
+"""Settings of `synthetic-full`: all published figures of the built-in world are of it."""
+
+FROZEN_SMALL = {
+    "events.csv": "ba44d5187bc6a0bed3aad64ad3e21775ce228019f85f866ad248b686d1fdb2f1",
+    "items.csv": "c7c50a4504bd1385de2c07dd487085387dbb4c2767e9554d7f3c3be4c2eac29f",
+    "users.csv": "629ec78c1f848b3c64e959d91dd1dc1bff5aa4245b95b9042edea0f9a066a0f5",
+}
+"""SHA-256 of the files of SMALL, made by the same code in a second."""
+
+FROZEN_FULL = {
+    "events.csv": "46a12e673d4c8ee286eaf0e038646c4f49ec9d9f15e272f013d977684b98b1f0",
+    "items.csv": "bfd58c9dfc94bd98d204d406a1614d95885f3dfd6d56cd19ce9ee0e79491c2fd",
+    "users.csv": "b5fe05d07a6a9c14020fcadfb65a883f2fff171fe5d386823c576fc7be207d67",
+}
+"""SHA-256 of the files of `synthetic-full`."""
+
+
+def test_the_world_of_the_published_figures_is_frozen(folder: Path) -> None:
+    assert dataclasses.asdict(BUILT_IN["synthetic-full"]) == FROZEN_SETTINGS
+    assert {name: file_hash(folder / name) for name in FROZEN_SMALL} == FROZEN_SMALL
+
+
+@pytest.mark.faults  # ten seconds of a processor; the small one above is of the same code
+def test_every_byte_of_the_world_of_the_published_figures_is_frozen(tmp_path: Path) -> None:
+    generate(tmp_path, BUILT_IN["synthetic-full"], "synthetic-full")
+    assert {name: file_hash(tmp_path / name) for name in FROZEN_FULL} == FROZEN_FULL
+    assert load_spec(tmp_path / "dataset.toml").name == "synthetic-full"
+
+
+def test_a_folder_says_whether_it_holds_another_world(folder: Path) -> None:
+    assert not holds_another_world(folder, SMALL)
+    assert holds_another_world(folder, MEDIUM)
+    assert not holds_another_world(folder / "absent", MEDIUM)
 
 
 def test_another_seed_gives_another_world(folder: Path, tmp_path: Path) -> None:
