@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from feature_repo import columns as c
 from feature_repo.encoding import Encoded, Floats
+from feature_repo.files import link_atomically, read_json, write_json
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import row_key
-from feature_repo.workspace import Workspace, link_atomically, read_json, write_json
+from feature_repo.workspace import Workspace
 from pipelines.training.release import current_release
 from retrieval.index import build_index, save_index
 from serving.online.features import OnlineFeatures, concat_rows

@@ -22,7 +22,8 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from benchmarks.seeds import deviation
-from feature_repo.workspace import file_hash, fingerprint, read_json, write_json
+from feature_repo.files import read_json, write_json
+from feature_repo.hashing import file_hash, fingerprint
 from pipelines import display
 from pipelines.evaluation.metrics import accuracy
 from retrieval.sequences.batches import parts, places_by_score

@@ -14,7 +14,8 @@ import numpy as np
 from benchmarks.live import free_port, running
 from benchmarks.load import encode_requests, load
 from benchmarks.serving import K, active_users, memory, ready
-from feature_repo.workspace import Workspace, read_json
+from feature_repo.files import read_json
+from feature_repo.workspace import Workspace
 from pipelines import display
 
 _EVERY_S = 5.0

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from feature_repo import columns as c
+from feature_repo.errors import FunnelError
 from feature_repo.facts import PANE_S
 from feature_repo.request_time import OUTPUTS
 
@@ -23,8 +24,10 @@ AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 
 
-class SpecError(ValueError):
+class SpecError(FunnelError, ValueError):
     """A dataset spec, or the data it names, cannot be used; the message says what to change."""
+
+    exit_code = 2
 
 
 class _Strict(BaseModel):

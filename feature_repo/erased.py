@@ -24,8 +24,8 @@ from typing import Any
 
 import redis
 
-from feature_repo.system import sync_folder
-from feature_repo.workspace import Workspace, read_json, write_json
+from feature_repo.files import read_json, sync_folder, write_json
+from feature_repo.workspace import Workspace
 
 LISTED = "funnel:erased"
 """Redis set of the numbers of all erasures."""

@@ -6,10 +6,12 @@ import math
 from dataclasses import dataclass, field
 from statistics import median
 
+from feature_repo.errors import FunnelError
+
 _REMEMBERED = 50
 
 
-class CannotLearn(RuntimeError):
+class CannotLearn(FunnelError):
     """A training failed one of its own checks: the data or the settings are broken."""
 
 

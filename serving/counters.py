@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import redis
 
+from feature_repo.files import write_json
 from feature_repo.stores.feature_store import redis_client, redis_url
 from feature_repo.stores.online_store import written_key
-from feature_repo.workspace import Workspace, write_json
+from feature_repo.workspace import Workspace
 from serving.online.features import OnlineFeatures, OnlineStoreUnavailable
 from serving.recommender.item_table import Activity
 from serving.releases.item_files import map_rows, with_spare

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from prometheus_client import Counter
 
 from feature_repo.encoding import Codes, Floats
-from feature_repo.workspace import write_atomically
+from feature_repo.files import write_atomically
 from serving.recommender.filters import AttributeRule
 
 QUEUE = 10_000

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO
 
 from feature_repo.events.log_names import encode
-from feature_repo.system import sync_folder
+from feature_repo.files import sync_folder
 
 _HOUR_MS = 3_600_000
 _NAME = re.compile(r"(\d+)-(\d+)-\d+\.jsonl")

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from feature_repo.errors import FunnelError
+
 LOG = "funnel:events"
 """Redis Stream of accepted events."""
 
@@ -28,7 +30,7 @@ LEASE = "funnel:stream:lease"
 _KAFKA = re.compile(r"kafka://([^/\s,]+:\d+(?:,[^/\s,]+:\d+)*)/([A-Za-z0-9._-]{1,249})")
 
 
-class BadLogAddress(RuntimeError):
+class BadLogAddress(FunnelError):
     """``FUNNEL_EVENT_LOG`` names no event log."""
 
 

@@ -21,12 +21,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from feature_repo.errors import FunnelError
+
 _LONGEST_SOCKET_PATH = 100  # the kernel's limit is 108 bytes
 _START_TIMEOUT_S = 60.0
 _held: dict[Path, tuple[int, IO[bytes]]] = {}
 
 
-class RedisFailed(RuntimeError):
+class RedisFailed(FunnelError):
     """The embedded Redis did not start; the message names its log."""
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import quote, urlencode
 
+from feature_repo.errors import FunnelError
+
 VARIABLE = "FUNNEL_REDIS"
 _DEFAULT_PORT = "6379"
 _ADDRESS = re.compile(r"([\w.-]+)(?::(\d{1,5}))?")
@@ -38,7 +40,7 @@ _KNOWN = (
 )
 
 
-class BadRedisSettings(RuntimeError):
+class BadRedisSettings(FunnelError):
     """``FUNNEL_REDIS`` is missing or wrong; the message never repeats what was written, which may be a password."""
 
 

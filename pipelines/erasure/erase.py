@@ -24,9 +24,11 @@ import redis
 from pyspark.sql import SparkSession
 
 from feature_repo.erased import ERASED, PENDING, ErasedUsers
+from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import KafkaAddress, log_address
+from feature_repo.files import TEMPORARY, read_json
 from feature_repo.stores.feature_store import feature_store, redis_client
-from feature_repo.workspace import TEMPORARY, Workspace, read_json
+from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.erasure.models import model_places
 from pipelines.erasure.places import LogFiles, Place, Unsearchable, file_places
@@ -53,7 +55,7 @@ Found = dict[str, Counter[str] | str]
 """What was found, by place: rows of each user, or why it could not be searched."""
 
 
-class NotErased(RuntimeError):  # noqa: N818 - said to the user
+class NotErased(FunnelError):  # noqa: N818 - said to the user
     """Something of an erased user is left, or may be; the message says where, and what to do."""
 
 

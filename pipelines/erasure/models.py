@@ -21,13 +21,8 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from feature_repo.erased import ErasedUsers
-from feature_repo.workspace import (
-    Workspace,
-    link_atomically,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from feature_repo.files import link_atomically, read_json, write_atomically, write_json
+from feature_repo.workspace import Workspace
 from pipelines.erasure.places import Place
 from pipelines.training.release import _pointer
 from serving.releases.release import MANIFEST, write_manifest

@@ -21,15 +21,10 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
+from feature_repo.errors import FunnelError
 from feature_repo.events.log_folder import LogFolder
-from feature_repo.workspace import (
-    TEMPORARY,
-    MissingStage,
-    Workspace,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from feature_repo.files import TEMPORARY, read_json, write_atomically, write_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.stream_facts import KEY, STATE, USER_KEY
 from pipelines.ingest.ingest import erased_version, ingest_lock
 from pipelines.streaming.offline import archive, tables_lock
@@ -37,7 +32,7 @@ from pipelines.streaming.offline import archive, tables_lock
 Lock = Callable[[], AbstractContextManager[None]]
 
 
-class Unsearchable(RuntimeError):  # noqa: N818 - said to the user
+class Unsearchable(FunnelError):  # noqa: N818 - said to the user
     """A place cannot be looked through, or changed, as things are; the message says what to do."""
 
 

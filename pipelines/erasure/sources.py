@@ -14,7 +14,8 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
-from feature_repo.workspace import Workspace, read_json, write_atomically, write_json
+from feature_repo.files import read_json, write_atomically, write_json
+from feature_repo.workspace import Workspace
 from pipelines.ingest.ingest import ingest_lock
 
 _EVENTS, _TRUTH, _MARK = "events.csv", "truth.npz", "config.json"

@@ -22,8 +22,9 @@ from pyspark.sql import functions as F
 
 from feature_repo.erased import ErasedUsers
 from feature_repo.facts import position_key
+from feature_repo.files import read_json, staged_folder, write_json
 from feature_repo.stores.feature_store import redis_url
-from feature_repo.workspace import Workspace, read_json, staged_folder, write_json
+from feature_repo.workspace import Workspace
 from pipelines.erasure.places import Unsearchable
 from pipelines.features.activity import MOMENT
 from pipelines.features.stream_facts import FACTS, KEY, POSITION_FILE, STATE, USER_KEY

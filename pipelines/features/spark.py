@@ -12,7 +12,9 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from feature_repo.workspace import default_root, write_atomically
+from feature_repo.errors import FunnelError
+from feature_repo.files import write_atomically
+from feature_repo.workspace import default_root
 
 OLDEST_JAVA = 17
 
@@ -43,7 +45,7 @@ appender.stderr.layout.pattern = %d{yy/MM/dd HH:mm:ss} %p %c{1}: %m%n%ex
 """
 
 
-class JavaMissing(RuntimeError):
+class JavaMissing(FunnelError):
     """There is no Java that Spark can run on; the message says how to get one."""
 
 

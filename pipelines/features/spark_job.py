@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec
-from feature_repo.workspace import write_json
+from feature_repo.files import write_json
 from pipelines.features.activity import (
     DAY,
     DAY_MICROS,

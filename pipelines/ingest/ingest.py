@@ -23,16 +23,9 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError, Users
 from feature_repo.erased import ErasedUsers
-from feature_repo.workspace import (
-    TEMPORARY,
-    MissingStage,
-    Workspace,
-    file_hash,
-    fingerprint,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from feature_repo.files import TEMPORARY, read_json, write_atomically, write_json
+from feature_repo.hashing import file_hash, fingerprint
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.parsing import (
     QUARANTINE_COLUMNS,
     parse_entities,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec, Users
-from feature_repo.workspace import write_atomically
+from feature_repo.files import write_atomically
 from pipelines.ingest.parsing import QUARANTINE_COLUMNS
 
 EVENT_SCHEMA = pa.schema(

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.events.log_names import batch_key
+from feature_repo.files import read_json, write_json
+from feature_repo.hashing import fingerprint
 from feature_repo.stores.feature_store import redis_client
-from feature_repo.workspace import Workspace, fingerprint, read_json, write_json
+from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.ingest.ingest import read_events
 from pipelines.training.release import current_release

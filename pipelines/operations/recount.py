@@ -17,6 +17,7 @@ from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
+from feature_repo.errors import FunnelError
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -162,7 +163,7 @@ def _trends(events: pd.DataFrame, now: float) -> dict[str, dict[str, float]]:
     return trends
 
 
-class FeaturesDiffer(RuntimeError):
+class FeaturesDiffer(FunnelError):
     """Online features are not what the events say."""
 
 

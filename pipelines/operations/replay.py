@@ -22,6 +22,7 @@ import pandas as pd
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError
+from feature_repo.errors import FunnelError
 from pipelines.ingest.parsing import parse_events, wanted_events
 from pipelines.ingest.readers import find_files, read_file
 
@@ -33,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 """Called with what is done, how many events of it are done, and how many there are."""
 
 
-class ReplayFailed(RuntimeError):
+class ReplayFailed(FunnelError):
     """The API refused a request, or did not come back; the message says how to go on."""
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.errors import FunnelError
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines import display
 from pipelines.features.point_in_time import PointInTime
@@ -40,7 +41,7 @@ RETRIEVED, ROW = "retrieved", "row_missing"
 _BATCH = 500
 
 
-class FeaturesSkewed(RuntimeError):
+class FeaturesSkewed(FunnelError):
     """Something was served on features that the offline tables do not have."""
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from optuna import Trial
 
-from feature_repo.workspace import MissingStage, Workspace, fingerprint, read_json
+from feature_repo.files import read_json
+from feature_repo.hashing import fingerprint
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.training.config import SampleConfig

@@ -14,6 +14,7 @@ import torch
 from optuna import Trial, TrialPruned
 from optuna.trial import TrialState
 
+from feature_repo.errors import FunnelError
 from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import Workspace
 from pipelines.search.plan import Plan
@@ -25,7 +26,7 @@ from retrieval.towers.training import Progress
 _POLL_S = 0.5
 
 
-class SearchStopped(RuntimeError):
+class SearchStopped(FunnelError):
     """A process of the search ended before its time; what is finished is kept."""
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from optuna import Trial
 
-from feature_repo.workspace import MissingStage, Workspace, fingerprint
+from feature_repo.hashing import fingerprint
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.training.split import Split

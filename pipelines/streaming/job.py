@@ -18,8 +18,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
 from feature_repo.dataset import DatasetSpec
+from feature_repo.files import read_json, write_json
 from feature_repo.stores.feature_store import feature_store, redis_url
-from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.display import console
 from pipelines.features.spark import spark_session
 from pipelines.features.stream_facts import POSITION_FILE, STATE, main_categories

@@ -12,8 +12,9 @@ from typing import Any
 
 import redis
 
+from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import LEASE
-from feature_repo.system import lives
+from feature_repo.processes import is_running
 
 FENCE = "funnel:stream:fence"
 _TTL_MS = 15_000
@@ -35,11 +36,11 @@ return 1
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
-class JobRunning(RuntimeError):  # noqa: N818 - a state, said to the user
+class JobRunning(FunnelError):  # noqa: N818 - a state, said to the user
     """Another streaming job works on this log."""
 
 
-class Fenced(RuntimeError):  # noqa: N818
+class Fenced(FunnelError):  # noqa: N818
     """Another job has taken this log over: what this one writes would not be the newest."""
 
 
@@ -76,7 +77,7 @@ class Lease:
             now_left: Any = self._redis.pttl(LEASE)
             alive = left is not None and now_left > left  # it was renewed between two looks
             if other["host"] == socket.gethostname():
-                alive = lives(other["pid"])
+                alive = is_running(other["pid"])
                 if not alive:
                     self._redis.eval(_RELEASE, 1, LEASE, holder)
             if alive:

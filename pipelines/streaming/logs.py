@@ -15,6 +15,7 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
+from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import KafkaAddress, log_address
 from feature_repo.facts import position_key
 from feature_repo.stores.feature_store import redis_url
@@ -27,7 +28,7 @@ CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.13"
 """Spark's own connector, in Maven's notation, for the Scala that PySpark carries; its version is Spark's."""
 
 
-class ConnectorMissing(RuntimeError):
+class ConnectorMissing(FunnelError):
     """Spark was started without its Kafka connector; the message says how to start it with it."""
 
 

@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.facts import position_key
-from feature_repo.workspace import TEMPORARY, Workspace
+from feature_repo.files import TEMPORARY
+from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import ITEM_COLUMNS, USER_COLUMNS
 
 MERGE = 200

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from feature_repo.workspace import write_atomically
+from feature_repo.files import write_atomically
 from pipelines.synthetic.world import (
     DAY,
     END,

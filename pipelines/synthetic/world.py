@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_repo.workspace import write_atomically
+from feature_repo.files import write_atomically
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_repo.workspace import Workspace, staged_folder, write_json
+from feature_repo.files import staged_folder, write_json
+from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.training.config import SampleConfig
 from pipelines.training.train_ranking import trained_sets

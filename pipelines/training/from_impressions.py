@@ -18,7 +18,10 @@ import pyarrow.compute as pc
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int64Array
-from feature_repo.workspace import MissingStage, Workspace, file_hash, read_json
+from feature_repo.errors import FunnelError
+from feature_repo.files import read_json
+from feature_repo.hashing import file_hash
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.point_in_time import DAY_S
 from pipelines.streaming.offline import read_archive
 from pipelines.training.position_bias import PositionBias
@@ -42,7 +45,7 @@ _SAME_FILES = ("codec.json", "item_vectors.npy")
 _LOGGED = [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, REQUEST_ID]
 
 
-class TooFewImpressions(RuntimeError):
+class TooFewImpressions(FunnelError):
     """There are too few impressions; the message says how many there are and what to do."""
 
 

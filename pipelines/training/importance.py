@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from feature_repo.workspace import Workspace, write_json
+from feature_repo.files import write_json
+from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.ingest.ingest import read_events
 from pipelines.training.config import SampleConfig

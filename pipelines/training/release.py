@@ -21,15 +21,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from feature_repo.dataset import DatasetSpec
-from feature_repo.workspace import (
-    PROJECT_ROOT,
-    MissingStage,
-    Workspace,
-    link_atomically,
-    read_json,
-    write_atomically,
-    write_json,
-)
+from feature_repo.errors import FunnelError
+from feature_repo.files import link_atomically, read_json, write_atomically, write_json
+from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace
 from ranking.training.train_rankers import VALIDATION
 from serving.recommender.filters import FilterRules
 from serving.releases.release import EVALUATION, MANIFEST, BadRelease, verify, write_manifest
@@ -42,7 +36,7 @@ Cause = Literal["release", "promote", "rollback"]
 """What moved the pointer: a new release, or the operator."""
 
 
-class UnknownRelease(RuntimeError):
+class UnknownRelease(FunnelError):
     """There is no such release, or several."""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from feature_repo.workspace import read_json, write_json
+from feature_repo.files import read_json, write_json
 from retrieval.index import IndexReport
 from retrieval.towers.model import TowerConfig, TowerShape
 from retrieval.towers.training import TowerTrainingConfig

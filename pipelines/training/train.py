@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from feature_repo.workspace import Workspace, write_json
+from feature_repo.files import write_json
+from feature_repo.workspace import Workspace
 from pipelines.ingest.ingest import read_events
 from pipelines.training.config import RetrievalConfig, SampleConfig
 from pipelines.training.from_impressions import train_from_impressions

@@ -15,7 +15,8 @@ import pandas as pd
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array, Int32Array, Int64Array
-from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
+from feature_repo.files import read_json, write_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.ingest.ingest import read_events
 from pipelines.training.config import SampleConfig

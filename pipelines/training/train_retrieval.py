@@ -18,7 +18,9 @@ from feature_repo import columns as c
 from feature_repo.arrays import BoolArray
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
-from feature_repo.workspace import Workspace, fingerprint, staged_folder, write_json
+from feature_repo.files import staged_folder, write_json
+from feature_repo.hashing import fingerprint
+from feature_repo.workspace import Workspace
 from pipelines.features.point_in_time import DAY_S, PointInTime, catalogue_columns
 from pipelines.ingest.ingest import data_version
 from pipelines.training.config import RetrievalConfig

@@ -16,7 +16,9 @@ from feature_repo import columns as c
 from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
 from feature_repo.encoding import AttributeEncoder, Vocabulary
-from feature_repo.workspace import MissingStage, Workspace, read_json
+from feature_repo.errors import FunnelError
+from feature_repo.files import read_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.training.config import RetrievalConfig
 from pipelines.training.release import current_release
 from pipelines.training.reports import RetrievalReport
@@ -29,7 +31,7 @@ from serving.recommender.codec import Codec
 from serving.releases.release import verify
 
 
-class NothingNew(RuntimeError):
+class NothingNew(FunnelError):
     """The release has learned from all events already."""
 
 

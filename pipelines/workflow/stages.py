@@ -14,14 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_repo.dataset import DatasetSpec, SpecError, load_spec
-from feature_repo.workspace import (
-    PROJECT_ROOT,
-    MissingStage,
-    Workspace,
-    fingerprint,
-    link_atomically,
-    staged_folder,
-)
+from feature_repo.files import link_atomically, staged_folder
+from feature_repo.hashing import fingerprint
+from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace
 from pipelines import display
 from pipelines.synthetic.world import BUILT_IN
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from feature_repo.workspace import read_json
+from feature_repo.files import read_json
 from ranking.data import RowSchema
 from ranking.models.base import Ranker
 

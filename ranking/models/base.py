@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from feature_repo.workspace import write_json
+from feature_repo.files import write_json
 from ranking.data import Codes, Floats, RowSchema
 from ranking.rows import ItemRows, PairRows
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import onnxruntime
 
-from feature_repo.workspace import read_json, write_json
+from feature_repo.files import read_json, write_json
 from ranking.data import Codes, Floats, RowSchema
 from ranking.models.base import Contributions, PairScorer, largest, save_description
 from ranking.models.onnx import onnx_session

@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.files import read_json, write_json
 from feature_repo.sanity import Guard
-from feature_repo.workspace import read_json, write_json
 from ranking.config import LogisticConfig
 from ranking.data import Codes, Floats, RankingData, RowSchema
 from ranking.metrics import log_loss

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from feature_repo.workspace import read_json
+from feature_repo.files import read_json
 from ranking.config import PopularityConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
 from ranking.models.base import Contributions, PredictsJoinedRows, largest, save_description

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_repo.workspace import read_json, write_json
+from feature_repo.files import read_json, write_json
 from ranking.calibration import Calibration, fit_calibration
 from ranking.data import Codes, Floats, RankingData, RowSchema
 from ranking.metrics import calibration_curve

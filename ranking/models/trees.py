@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from feature_repo.files import read_json
 from feature_repo.sanity import Guard
-from feature_repo.workspace import read_json
 from ranking.config import TreeConfig
 from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema, group_starts
 from ranking.models.base import Contributions, Log, PairScorer, largest, save_description

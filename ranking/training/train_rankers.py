@@ -11,15 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from feature_repo.files import read_json, staged_folder, write_json
+from feature_repo.hashing import file_hash, fingerprint
 from feature_repo.sanity import Guard
-from feature_repo.workspace import (
-    MissingStage,
-    file_hash,
-    fingerprint,
-    read_json,
-    staged_folder,
-    write_json,
-)
+from feature_repo.workspace import MissingStage
 from ranking.config import RankerConfig, WarmStart
 from ranking.data import Doubles, RankingData, RowSchema
 from ranking.metrics import auc, difference, ece, log_loss, mean_known, ndcg_at_k, ndcg_per_request

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from feature_repo.workspace import write_atomically
+from feature_repo.files import write_atomically
 from retrieval.towers.model import USER_INPUT_NAMES, ItemTower, TwoTowers, UserInputs
 
 

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from feature_repo.files import read_json, write_json
+from feature_repo.hashing import fingerprint
 from feature_repo.sanity import Guard
-from feature_repo.workspace import fingerprint, read_json, write_json
 from retrieval.towers.examples import Examples, user_inputs
 from retrieval.towers.model import TwoTowers
 from retrieval.towers.sanity import Checks

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from feature_repo.errors import FunnelError
 from feature_repo.events.log_folder import LogFile, LogFolder, Writer
 from feature_repo.events.log_names import KafkaAddress
 from feature_repo.workspace import Workspace
@@ -47,7 +48,7 @@ _LOG_APPEND_TIME = 2  # confluent_kafka.TIMESTAMP_LOG_APPEND_TIME
 _log = logging.getLogger(__name__)
 
 
-class KafkaMissing(RuntimeError):
+class KafkaMissing(FunnelError):
     """The client of Kafka is not installed."""
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import redis
 
+from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import COMMITTED, LOG, encode, log_address, recent_key
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
@@ -69,7 +70,7 @@ return accepted
 )
 
 
-class LogFull(RuntimeError):
+class LogFull(FunnelError):
     """The log holds as many events as it may that the streaming job has not finished with; nothing was appended."""
 
 

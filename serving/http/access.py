@@ -13,6 +13,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
+from feature_repo.errors import FunnelError
 from serving.api.problems import MEDIA_TYPE, problem
 from serving.http.headers import DOCS_POLICY, POLICY, PREFLIGHT, Headers, ResponseHeaders
 from serving.http.keys import Key, KeyRing, Scope
@@ -29,7 +30,7 @@ _READ = {b"authorization", b"x-api-key", b"content-length", b"origin", _PREFLIGH
 _log = logging.getLogger(__name__)
 
 
-class NoKeys(RuntimeError):
+class NoKeys(FunnelError):
     """The server would be open to a network, and nobody has said that it may be."""
 
 

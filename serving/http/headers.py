@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Collection
 
+from feature_repo.errors import FunnelError
+
 Headers = list[tuple[bytes, bytes]]
 """Headers as ASGI has them, names in lower case."""
 
@@ -37,7 +39,7 @@ PREFLIGHT: Headers = [
 """What a browser is told before it sends a request from a page of another origin."""
 
 
-class BadOrigin(RuntimeError):
+class BadOrigin(FunnelError):
     """``FUNNEL_CORS_ORIGINS`` holds something that no browser sends as its origin."""
 
 

@@ -21,7 +21,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from feature_repo.workspace import write_json
+from feature_repo.errors import FunnelError
+from feature_repo.files import write_json
 
 GRACE = timedelta(hours=24)
 """For so long the old key of a rotation stays valid."""
@@ -30,11 +31,11 @@ _PREFIX = "fk"
 _log = logging.getLogger(__name__)
 
 
-class BadKeys(RuntimeError):
+class BadKeys(FunnelError):
     """The file of keys is missing or damaged."""
 
 
-class UnknownKey(RuntimeError):
+class UnknownKey(FunnelError):
     """The file has no key with the id; the message does not repeat what may be a whole key."""
 
 

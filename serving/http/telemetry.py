@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from feature_repo.errors import FunnelError
 from serving.api.problems import MEDIA_TYPE, problem
 from serving.observability.logs import begin_notes, request_id, trace_id
 from serving.observability.metrics import Metrics
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 _access = logging.getLogger("serving.http.access")
 
 
-class TracingMissing(RuntimeError):  # noqa: N818 - a state, said to the user
+class TracingMissing(FunnelError):  # noqa: N818 - a state, said to the user
     """Tracing is wanted, and its packages are not installed."""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import redis
 
+from feature_repo.errors import FunnelError
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import redis_answering
@@ -43,7 +44,7 @@ class ReleasedItem(ValueError):
     """The item is one of the release, which alone says what it is like."""
 
 
-class NoSpareRow(RuntimeError):
+class NoSpareRow(FunnelError):
     """The release has no place for another item."""
 
 

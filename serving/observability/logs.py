@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 import orjson
 
+from feature_repo.errors import FunnelError
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that is being answered."""
 
@@ -26,7 +28,7 @@ _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SILENT = logging.CRITICAL + 1
 
 
-class BadLogSetting(RuntimeError):
+class BadLogSetting(FunnelError):
     """``FUNNEL_LOG`` or ``FUNNEL_LOG_LEVEL`` has a value that means nothing."""
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
-from feature_repo.system import lives
+from feature_repo.processes import is_running
 
 _OURS = "FUNNEL_METRICS_DIR"
 _LIBRARYS = "PROMETHEUS_MULTIPROC_DIR"
@@ -75,7 +75,7 @@ def _name() -> str:
 def living(folder: Path) -> set[int]:
     """Return the process ids of the workers that live; the gauges of the others are removed."""
     known = {int(path.stem.rpartition("_worker")[2]) for path in folder.glob("*_worker*.db")}
-    alive = set(filter(lives, known))
+    alive = set(filter(is_running, known))
     for pid in known - alive:
         with suppress(FileNotFoundError):  # another worker was quicker
             mark_process_dead(f"worker{pid}", str(folder))  # type: ignore[no-untyped-call]

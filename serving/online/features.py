@@ -12,6 +12,7 @@ import redis
 from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
+from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import RowReader
@@ -32,7 +33,7 @@ Stamps = dict[str, list[int | None]]
 """The time of each entity's row of a view in whole epoch seconds; None: there is no row."""
 
 
-class OnlineStoreUnavailable(RuntimeError):
+class OnlineStoreUnavailable(FunnelError):
     """Redis did not answer in time."""
 
 

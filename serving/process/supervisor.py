@@ -25,6 +25,7 @@ from typing import Any
 
 import uvicorn
 
+from feature_repo.errors import FunnelError
 from feature_repo.workspace import Workspace
 from serving.counters import CounterFiles, CounterReader
 from serving.http.access import guard
@@ -114,11 +115,11 @@ def _listen(address: tuple[str, int]) -> socket.socket:
     return listening
 
 
-class PortTaken(RuntimeError):  # noqa: N818 - a state, said to the user
+class PortTaken(FunnelError):  # noqa: N818 - a state, said to the user
     """The address cannot be listened on."""
 
 
-class WorkerFailed(RuntimeError):  # noqa: N818 - a state, said to the user
+class WorkerFailed(FunnelError):  # noqa: N818 - a state, said to the user
     """A worker ended while it was starting; its own words are above."""
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from feature_repo import columns as c
-from feature_repo.workspace import read_json
+from feature_repo.files import read_json
 from ranking.data import RowSchema
 from ranking.models.booster_text import check_booster
 from ranking.models.scorer import CalibratedRanker

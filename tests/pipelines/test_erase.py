@@ -20,8 +20,9 @@ from prometheus_client import Counter
 from feature_repo import columns as c
 from feature_repo.events.log_names import DEAD_LETTERS, LOG
 from feature_repo.facts import Happened, UserFacts, dump, event_micros
+from feature_repo.files import TEMPORARY, read_json
+from feature_repo.hashing import file_hash
 from feature_repo.stores.feature_store import feature_store, redis_client
-from feature_repo.workspace import TEMPORARY, file_hash, read_json
 from pipelines.erasure import erase as erase_command
 from pipelines.erasure.erase import NotErased, erase, run_erase
 from pipelines.ingest.ingest import data_version, ingest, read_events

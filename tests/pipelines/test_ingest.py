@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.workspace import read_json
+from feature_repo.files import read_json
 from pipelines.ingest.ingest import EVENT_SCHEMA, event_files, read_events
 from pipelines.ingest.parsing import parse_times
 from tests.support.ingest_folder import MAY, NOW, TYPED, WEEK, World, rows_of, spec_of

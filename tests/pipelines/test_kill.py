@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 
 from feature_repo import columns as c
+from feature_repo.files import read_json
+from feature_repo.hashing import file_hash
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import feature_store
-from feature_repo.workspace import Workspace, file_hash, read_json
+from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import KEY
 from pipelines.ingest.ingest import event_files
 from tests.support.small_world import RANKERS, SAMPLE, TOWERS

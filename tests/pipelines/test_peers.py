@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from feature_repo import columns as c
-from feature_repo.workspace import read_json, write_json
+from feature_repo.files import read_json, write_json
 from pipelines.evaluation import peers
 from pipelines.evaluation.baseline_tuning import Validation
 from pipelines.evaluation.baselines import popularity_bonus

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
+from feature_repo.files import read_json, write_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.training.compress import compress
 from pipelines.training.importance import importance
 from pipelines.training.importance import show as show_importance

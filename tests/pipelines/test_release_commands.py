@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from feature_repo.files import link_atomically, read_json, write_json
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.views import build
-from feature_repo.workspace import MissingStage, Workspace, link_atomically, read_json, write_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.commands.releases import releases as command
 from pipelines.training.release import (
     HISTORY,

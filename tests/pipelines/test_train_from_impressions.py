@@ -12,7 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from feature_repo import columns as c
-from feature_repo.workspace import MissingStage, Workspace, read_json, write_atomically, write_json
+from feature_repo.files import read_json, write_atomically, write_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.streaming.offline import EVENT_SCHEMA, Part, archive, arrival, write_part
 from pipelines.training import from_impressions as module
 from pipelines.training.from_impressions import (

@@ -13,8 +13,9 @@ import pytest
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from feature_repo.files import read_json, write_json
 from feature_repo.sanity import CannotLearn
-from feature_repo.workspace import MissingStage, Workspace, read_json, write_json
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines.search.ranker_search import RankerSearch
 from pipelines.search.results import Tuned
 from pipelines.search.run import SearchStopped, run_search

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from feature_repo import columns as c
 from feature_repo.encoding import AttributeEncoder, Vocabulary
-from feature_repo.workspace import MissingStage, file_hash, read_json, write_json
+from feature_repo.files import read_json, write_json
+from feature_repo.hashing import file_hash
+from feature_repo.workspace import MissingStage
 from pipelines.ingest.ingest import read_events
 from pipelines.training.config import RetrievalConfig
 from pipelines.training.release import current_release, make_release

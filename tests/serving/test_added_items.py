@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from feature_repo.files import write_atomically
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import apply, feature_store
-from feature_repo.workspace import Workspace, write_atomically
+from feature_repo.workspace import Workspace
 from retrieval.towers.examples import user_inputs
 from retrieval.towers.export import export_item_tower
 from serving.api.schemas import ItemUpdate, RecommendationRequest

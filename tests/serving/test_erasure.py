@@ -9,9 +9,9 @@ from prometheus_client import Counter
 
 from feature_repo.erased import LISTED, ErasedUsers
 from feature_repo.events.log_names import DEAD_LETTERS, LOG, batch_key, recent_key
+from feature_repo.files import read_json
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.stores.online_store import row_key
-from feature_repo.workspace import read_json
 from serving.api.schemas import RecommendationRequest
 from serving.erasure import Erasure
 from serving.event_log.redis_stream import RedisStreamLog

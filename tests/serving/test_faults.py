@@ -26,8 +26,9 @@ import redis
 from benchmarks.live import free_port
 from benchmarks.load import Load, encode_requests, load
 from feature_repo import columns as c
+from feature_repo.files import link_atomically, read_json
 from feature_repo.stores.embedded_redis import ensure_running, socket_path
-from feature_repo.workspace import Workspace, link_atomically, read_json
+from feature_repo.workspace import Workspace
 from pipelines.ingest.ingest import read_events
 from pipelines.streaming.status import stream_status
 from pipelines.workflow.stages import run_materialize

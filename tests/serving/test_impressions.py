@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from feature_repo.files import write_atomically
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import apply, feature_store
-from feature_repo.workspace import Workspace, write_atomically
+from feature_repo.workspace import Workspace
 from serving import impressions as module
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine

@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_repo.workspace import PROJECT_ROOT, file_hash, read_json, write_json
+from feature_repo.files import read_json, write_json
+from feature_repo.hashing import file_hash
+from feature_repo.workspace import PROJECT_ROOT
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, RequestRules
 from serving.releases.release import (

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from feature_repo.workspace import Workspace, link_atomically, read_json, write_json
+from feature_repo.files import link_atomically, read_json, write_json
+from feature_repo.workspace import Workspace
 from serving.releases.poller import ReleasePoller
 from serving.releases.release import MANIFEST, BadRelease, Release, load_release, write_manifest
 from serving.releases.verify import check_release, features_read

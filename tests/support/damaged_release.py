@@ -23,7 +23,8 @@ import onnx
 import pyarrow as pa
 from onnx import numpy_helper
 
-from feature_repo.workspace import fingerprint, read_json
+from feature_repo.files import read_json
+from feature_repo.hashing import fingerprint
 from serving.releases.release import MANIFEST, write_manifest
 
 Damage = Callable[[Path], object]

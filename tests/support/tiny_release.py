@@ -13,7 +13,7 @@ import torch
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
-from feature_repo.workspace import write_json
+from feature_repo.files import write_json
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.training.train_rankers import VALIDATION, train_rankers
