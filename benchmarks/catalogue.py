@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from feature_repo import columns as c
-from feature_repo.encoding import Encoded, Floats
+from feature_repo.arrays import BoolArray, Float32Array, Int64Array
+from feature_repo.encoding import Encoded
 from feature_repo.files import link_atomically, read_json, write_json
+from feature_repo.progress import Progress
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import row_key
 from feature_repo.workspace import Workspace
@@ -24,8 +23,6 @@ from serving.online.features import OnlineFeatures, concat_rows
 from serving.recommender.item_table import Activity, ItemTable, RawColumn
 from serving.releases.item_files import save_items, with_spare
 from serving.releases.release import MANIFEST, Release, load_release, write_manifest
-
-Rows = npt.NDArray[np.int64]
 
 _SPREAD = 0.5
 """Length of what is added to a copy's unit vector: copies lie about a right angle's third from each other."""
@@ -58,7 +55,9 @@ def expand(base: Workspace, items: int, two_tower: int) -> Workspace:
     return workspace
 
 
-def _write(folder: Path, base: Workspace, release: Release, origin: Rows, two_tower: int) -> None:
+def _write(
+    folder: Path, base: Workspace, release: Release, origin: Int64Array, two_tower: int
+) -> None:
     names = release.codec.items.values
     copy = np.arange(len(origin)) // len(names)
     ids = [
@@ -92,14 +91,14 @@ def _write(folder: Path, base: Workspace, release: Release, origin: Rows, two_to
     write_manifest(folder, kept)
 
 
-def _moved(vectors: Floats, which: npt.NDArray[np.bool_]) -> Floats:
+def _moved(vectors: Float32Array, which: BoolArray) -> Float32Array:
     noise = np.random.default_rng(5).normal(size=vectors.shape).astype(np.float32)
     moved = vectors + which[:, None] * noise * np.float32(_SPREAD / np.sqrt(vectors.shape[1]))
     lengths = np.linalg.norm(moved, axis=1, keepdims=True)
     return np.divide(moved, lengths, out=np.zeros_like(moved), where=lengths > 0).astype(np.float32)
 
 
-def _table(items: ItemTable, rows: Rows, ids: list[str]) -> ItemTable:
+def _table(items: ItemTable, rows: Int64Array, ids: list[str]) -> ItemTable:
     encoded, activity = items.encoded, items.activity
     codec = replace(items.codec, items=type(items.codec.items)(ids))
     raw = {name: RawColumn(column.values.take(rows[1:] - 1)) for name, column in items.raw.items()}
@@ -116,7 +115,7 @@ def _table(items: ItemTable, rows: Rows, ids: list[str]) -> ItemTable:
     )
 
 
-def _queries(base: Workspace, release: Release) -> Floats:
+def _queries(base: Workspace, release: Release) -> Float32Array:
     """Return the vectors of real users, float32 ``[q, D]``."""
     now, users = time.time(), release.codec.users.values[:_QUERIES]
     found = OnlineFeatures(base, release.items).users(users, now)
@@ -126,9 +125,7 @@ def _queries(base: Workspace, release: Release) -> Floats:
     return release.retrieval.tower(batch.context)
 
 
-def copy_rows(
-    workspace: Workspace, release: Release, progress: Callable[[str, int, int], Any]
-) -> None:
+def copy_rows(workspace: Workspace, release: Release, progress: Progress) -> None:
     """Give every copied item the online features of its original, in Redis, as if they had been materialized."""
     config, client = feature_store(workspace).config, redis_client(workspace, timeout_s=60.0)
     ids = release.codec.items.values

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranking.data import Floats, RankingData, RowSchema
+from feature_repo.arrays import Float32Array
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import log_loss
 from ranking.training.dcn_network import CodeEmbedding
 
@@ -35,7 +36,7 @@ class FactorizationMachine(nn.Module):
         return linear + pairs, factors
 
     @torch.no_grad()
-    def predict(self, data: RankingData) -> Floats:
+    def predict(self, data: RankingData) -> Float32Array:
         """Return probabilities, float32 ``[n]``."""
         logits, _ = self(_shares(data), torch.from_numpy(data.categorical))
         return np.asarray(torch.sigmoid(logits).numpy())

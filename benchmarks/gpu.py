@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from feature_repo.arrays import Float32Array, Int64Array
 from retrieval.sequences.dataset import Sequences
 from retrieval.sequences.training import SequenceConfig, train_sequences
 from retrieval.towers.context import UserContext
@@ -200,7 +200,7 @@ def nearest(queries: Tensor, vectors: Tensor, k: int, chunk: int) -> Tensor:
 
 
 def _search(
-    asked: Tensor, table: Tensor, truth: npt.NDArray[np.int64], k: int, chunk: int
+    asked: Tensor, table: Tensor, truth: Int64Array, k: int, chunk: int
 ) -> dict[str, float]:
     """Measure recall against ``truth`` ``[10, k]``, queries a second in batches of 128, and one query alone."""
     device = table.device.type
@@ -229,9 +229,7 @@ def _search(
     }
 
 
-def _exact_neighbours(
-    queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], k: int
-) -> npt.NDArray[np.int64]:
+def _exact_neighbours(queries: Float32Array, vectors: Float32Array, k: int) -> Int64Array:
     """Return the ``k`` nearest rows of each query in float64, int64 ``[q, k]``, in no order."""
     wide = queries.astype(np.float64)
     scores = np.concatenate(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
 from ranking.collaborative import LabelledPairs, SideInformation
 from ranking.data import RankingData, RowSchema
@@ -20,7 +20,6 @@ _FILES = {
     "movies.dat": ["item", "title", "genres"],
 }
 _YEARS_A_GROUP = 8
-Codes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,10 @@ class MovieLens:
 
     pairs: LabelledPairs
     sides: SideInformation
-    fields: dict[str, Codes]
+    fields: dict[str, Int64Array]
     genres: tuple[str, ...]
 
-    def split(self, seed: int) -> tuple[Codes, Codes, Codes]:
+    def split(self, seed: int) -> tuple[Int64Array, Int64Array, Int64Array]:
         """Return rows of train, validation and test, eight to one to one at random."""
         order = np.random.default_rng(seed).permutation(len(self.pairs))
         ends = [int(share * len(order)) for share in (0.8, 0.9)]
@@ -48,7 +47,7 @@ class MovieLens:
         sizes = tuple(int(codes.max()) + 2 for codes in self.fields.values())
         return RowSchema(self.genres, tuple(self.fields), sizes, ("liked",), (1.0,))
 
-    def rows(self, chosen: Codes) -> RankingData:
+    def rows(self, chosen: Int64Array) -> RankingData:
         """Return the pairs' fields as a ranker reads them; code 0 stands for unknown."""
         assert self.sides.tags is not None
         codes = np.stack([values[chosen] + 1 for values in self.fields.values()], axis=1).astype(
@@ -119,7 +118,7 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise SpecError(f"{path} is not lines of '{'::'.join(columns)}': {error}") from None
 
 
-def _codes(values: pd.Series) -> Codes:
+def _codes(values: pd.Series) -> Int64Array:
     return pd.factorize(values, sort=True)[0].astype(np.int64)
 
 

@@ -18,12 +18,13 @@ import numpy as np
 from benchmarks.factorization_machine import fit_factorization_machine
 from benchmarks.movielens import MovieLens, read_movielens
 from benchmarks.seeds import deviation
+from feature_repo.arrays import Float32Array
 from feature_repo.sanity import Guard
 from pipelines import display
 from ranking.calibration import fit_calibration
 from ranking.collaborative import collaborative_features, out_of_fold
 from ranking.config import DcnConfig, LogisticConfig, RankerConfig, TreeConfig
-from ranking.data import Floats, RankingData, RowSchema
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import auc, ece, log_loss
 from ranking.training.fit import Task, fit
 from ranking.transform import RowTransform
@@ -42,7 +43,7 @@ _DCN = DcnConfig(
     learning_rate=1e-3, weight_decay=1.0, unknown_rate=0.0, monitor="log_loss", patience=2,
 )  # fmt: skip
 
-Predict = Callable[[RankingData], Floats]
+Predict = Callable[[RankingData], Float32Array]
 
 
 @dataclass(frozen=True)

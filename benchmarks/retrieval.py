@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.seeds import deviation
+from feature_repo.progress import Progress
 from pipelines import display
 from retrieval.interactions.collaborative import (
     CollaborativeConfig,
@@ -32,7 +33,6 @@ from retrieval.interactions.collaborative import (
 from retrieval.interactions.dataset import Interactions, read_interactions
 from retrieval.interactions.metrics import recall_and_ndcg
 from retrieval.interactions.spectral import degrees
-from retrieval.towers.training import Progress
 
 Figures = tuple[float, float]
 

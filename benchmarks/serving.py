@@ -19,7 +19,7 @@ from benchmarks.live import free_port, running
 from benchmarks.load import encode_requests, load
 from benchmarks.naive import Naive
 from feature_repo import columns as c
-from feature_repo.encoding import Floats
+from feature_repo.arrays import Float32Array
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -252,7 +252,7 @@ def _floors(engine: Engine, users: list[str]) -> tuple[dict[str, float], float]:
     client, row = redis_client(engine.workspace), online.row_reader
     keys = [row.key(user) for user in users[:100]]
 
-    def gather(n: int) -> Floats:
+    def gather(n: int) -> Float32Array:
         return items.rows.numeric[codes[n % 100]]
 
     return {

@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.dataset import AttributeKind
-
-Codes = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
 
 LARGEST_VOCABULARY = 20_000
 _BAG_LENGTH = {"categorical": 1, "multi_categorical": 6, "text": 8}
@@ -41,12 +39,12 @@ class Vocabulary:
         """Return the code of one value (0: unknown or missing)."""
         return self._codes.get(value, 0)
 
-    def encode(self, values: Sequence[Any]) -> Codes:
+    def encode(self, values: Sequence[Any]) -> Int32Array:
         """Return the codes of many values, int32 ``[n]``."""
         get = self._codes.get
         return np.fromiter((get(value, 0) for value in values), dtype=np.int32, count=len(values))
 
-    def names(self, codes: Codes) -> list[str]:
+    def names(self, codes: Int32Array) -> list[str]:
         """Return the strings of codes above 0."""
         values = self.values
         return [values[code - 1] for code in codes.tolist()]
@@ -78,7 +76,7 @@ class ExtendedVocabulary(Vocabulary):
         """Return the code of one value (0: unknown or missing)."""
         return self._first.code(value) or self._more.get(value, 0)
 
-    def encode(self, values: Sequence[Any]) -> Codes:
+    def encode(self, values: Sequence[Any]) -> Int32Array:
         """Return the codes of many values, int32 ``[n]``."""
         codes = self._first.encode(values)
         for place in np.flatnonzero(codes == 0).tolist():
@@ -110,9 +108,9 @@ class Encoded:
     as given, NaN where missing.
     """
 
-    codes: Codes
-    first: Codes
-    numbers: Floats
+    codes: Int32Array
+    first: Int32Array
+    numbers: Float32Array
 
     def __getitem__(self, rows: Any) -> Encoded:
         return Encoded(self.codes[rows], self.first[rows], self.numbers[rows])
@@ -193,7 +191,7 @@ class AttributeEncoder:
                 numbers[:, position] = _floats(columns[name])
         return Encoded(codes, first, numbers)
 
-    def standardise(self, numbers: Floats) -> Floats:
+    def standardise(self, numbers: Float32Array) -> Float32Array:
         """Return numbers as standardised signed logs, 0 where missing: what the towers take."""
         if not self.numeric:
             return numbers
@@ -228,13 +226,13 @@ def parts(kind: AttributeKind, value: Any) -> list[str]:
     return []  # None, NaN or pandas' NA: missing
 
 
-def _floats(values: Sequence[Any]) -> Floats:
+def _floats(values: Sequence[Any]) -> Float32Array:
     with np.errstate(over="ignore"):  # too large for float32 is infinite
         return np.array(
             [np.nan if value is None else value for value in values], dtype=np.float64
         ).astype(np.float32)
 
 
-def _signed_log(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def _signed_log(values: npt.NDArray[Any]) -> Float64Array:
     numbers = values.astype(np.float64)
     return np.asarray(np.sign(numbers) * np.log1p(np.abs(numbers)))

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ranking.data import Doubles, Floats, Ids, group_starts
+from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int64Array
+from ranking.data import group_starts
 from ranking.metrics import log_loss
 from ranking.sigmoid import fit_sigmoid, logit, sigmoid
 
@@ -44,7 +45,7 @@ class HeadCalibration:
     x: tuple[float, ...] = ()
     y: tuple[float, ...] = ()
 
-    def __call__(self, probabilities: npt.NDArray[np.floating]) -> Doubles:
+    def __call__(self, probabilities: npt.NDArray[np.floating]) -> Float64Array:
         """Return calibrated probabilities, float64 [n], of raw ones [n]."""
         p = probabilities.astype(np.float64)
         if self.method == "platt":
@@ -60,7 +61,7 @@ class Calibration:
 
     heads: tuple[HeadCalibration, ...]
 
-    def __call__(self, probabilities: Floats) -> Doubles:
+    def __call__(self, probabilities: Float32Array) -> Float64Array:
         """Return calibrated probabilities, float64 [n, T], of raw ones [n, T]."""
         columns = [head(probabilities[:, column]) for column, head in enumerate(self.heads)]
         return np.stack(columns, axis=1)
@@ -76,7 +77,9 @@ class Calibration:
         return cls(tuple(HeadCalibration(**head) for head in heads))
 
 
-def fit_calibration(probabilities: Floats, labels: Floats, request: Ids) -> Calibration:
+def fit_calibration(
+    probabilities: Float32Array, labels: Float32Array, request: Int64Array
+) -> Calibration:
     """Choose and fit a map for each head on held-out rows.
 
     Platt scaling and isotonic regression are fitted on every other request and compared by log loss
@@ -98,7 +101,7 @@ def fit_calibration(probabilities: Floats, labels: Floats, request: Ids) -> Cali
     )
 
 
-def _fit_head(p: Floats, labels: Floats, first: npt.NDArray[np.bool_]) -> HeadCalibration:
+def _fit_head(p: Float32Array, labels: Float32Array, first: BoolArray) -> HeadCalibration:
     positives = (int(labels[first].sum()), int(labels[~first].sum()))
     negatives = (int(first.sum()) - positives[0], int((~first).sum()) - positives[1])
     if not sum(positives) or not sum(negatives):
@@ -112,12 +115,12 @@ def _fit_head(p: Floats, labels: Floats, first: npt.NDArray[np.bool_]) -> HeadCa
     return fits[int(np.argmin(losses))](p, labels)
 
 
-def _fit_platt(p: Floats, labels: Floats) -> HeadCalibration:
+def _fit_platt(p: Float32Array, labels: Float32Array) -> HeadCalibration:
     slope, intercept = fit_sigmoid(logit(p), labels)
     return HeadCalibration("platt", slope, intercept)
 
 
-def _fit_isotonic(p: Floats, labels: Floats) -> HeadCalibration:
+def _fit_isotonic(p: Float32Array, labels: Float32Array) -> HeadCalibration:
     from sklearn.isotonic import IsotonicRegression  # serving imports this module and never fits
 
     fit = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(

@@ -17,9 +17,7 @@ import numpy.typing as npt
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from ranking.data import Floats
-
-Codes = npt.NDArray[np.int64]
+from feature_repo.arrays import Float32Array, Int64Array
 
 _FACTORS = ((10, 3.0), (80, 8.0))
 """How many, and how strongly they are held to zero."""
@@ -35,9 +33,9 @@ _TOGETHER_PRIOR = 30.0
 class LabelledPairs:
     """``n`` labelled pairs: codes ``user`` and ``item`` int64 ``[n]``, ``label`` float32 ``[n]``, 0 or 1."""
 
-    user: Codes
-    item: Codes
-    label: Floats
+    user: Int64Array
+    item: Int64Array
+    label: Float32Array
 
     def __len__(self) -> int:
         return len(self.label)
@@ -56,14 +54,14 @@ class SideInformation:
 
     users: int
     items: int
-    user_groups: Mapping[str, Codes] = field(default_factory=dict)
-    item_groups: Mapping[str, Codes] = field(default_factory=dict)
-    tags: Floats | None = None
+    user_groups: Mapping[str, Int64Array] = field(default_factory=dict)
+    item_groups: Mapping[str, Int64Array] = field(default_factory=dict)
+    tags: Float32Array | None = None
 
 
 def collaborative_features(
     known: LabelledPairs, wanted: LabelledPairs, sides: SideInformation
-) -> dict[str, Floats]:
+) -> dict[str, Float32Array]:
     """Return features of the wanted pairs by name, float32 ``[n]`` each; their labels are not looked at."""
     user, item = wanted.user, wanted.item
     user_bias, item_bias, rest = _biases(known, sides)
@@ -92,7 +90,7 @@ def out_of_fold(
     folds: int,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
-) -> dict[str, Floats]:
+) -> dict[str, Float32Array]:
     """Return features of the known pairs themselves, each from the pairs of the other ``folds - 1`` folds."""
     fold = np.random.default_rng(seed).integers(0, folds, len(known))
     parts = []
@@ -108,7 +106,7 @@ def out_of_fold(
 
 def _biases(
     known: LabelledPairs, sides: SideInformation
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Floats]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], Float32Array]:
     """Return how far users and items are off the mean, and what is left of each label."""
     mean = float(known.label.mean())
     users, items = np.zeros(sides.users), np.zeros(sides.items)
@@ -122,12 +120,16 @@ def _biases(
     )
 
 
-def _mean(group: Codes, values: npt.NDArray[Any], groups: int, prior: float) -> npt.NDArray[Any]:
+def _mean(
+    group: Int64Array, values: npt.NDArray[Any], groups: int, prior: float
+) -> npt.NDArray[Any]:
     """Return the mean of each group as if ``prior`` zeros were in it too."""
     return np.bincount(group, values, groups) / (np.bincount(group, minlength=groups) + prior)
 
 
-def _factors(residuals: sparse.csr_matrix, size: int, penalty: float) -> tuple[Floats, Floats]:
+def _factors(
+    residuals: sparse.csr_matrix, size: int, penalty: float
+) -> tuple[Float32Array, Float32Array]:
     """Return factors of users and items by alternating least squares on the known pairs alone (Zhou et al., 2008)."""
     by_item = residuals.T.tocsr()
     items = np.random.default_rng(0).normal(0, 0.1, (residuals.shape[1], size)).astype(np.float32)
@@ -139,7 +141,7 @@ def _factors(residuals: sparse.csr_matrix, size: int, penalty: float) -> tuple[F
     return users, items
 
 
-def _solve(residuals: sparse.csr_matrix, other: Floats, penalty: float) -> Floats:
+def _solve(residuals: sparse.csr_matrix, other: Float32Array, penalty: float) -> Float32Array:
     """Return each row's least-squares factors, given those of the other side."""
     ridge = penalty * np.eye(other.shape[1], dtype=np.float32)
     found = np.zeros((residuals.shape[0], other.shape[1]), np.float32)
@@ -173,7 +175,7 @@ def _neighbours(
 
 
 def _tastes(
-    known: LabelledPairs, rest: Floats, wanted: LabelledPairs, sides: SideInformation
+    known: LabelledPairs, rest: Float32Array, wanted: LabelledPairs, sides: SideInformation
 ) -> dict[str, npt.NDArray[Any]]:
     """Return what a user thinks of items like this one, and what users like this one think of it."""
     found: dict[str, npt.NDArray[Any]] = {}

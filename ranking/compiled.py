@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 
-from feature_repo.encoding import Floats
+from feature_repo.arrays import Float32Array
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -30,7 +30,7 @@ def compiled(function: F, **options: Any) -> F:
         return cast(F, numba.njit(nogil=True, **options)(function))
 
 
-def _dot(one: Floats, other: Floats) -> np.float32:
+def _dot(one: Float32Array, other: Float32Array) -> np.float32:
     total = np.float32(0.0)
     for index in range(len(one)):
         total += one[index] * other[index]

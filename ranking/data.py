@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Codes = npt.NDArray[np.int32]
-Ids = npt.NDArray[np.int64]
+from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 
 
 @dataclass(frozen=True)
@@ -60,15 +57,15 @@ class RowSchema:
             raise ValueError("cardinalities must be at least 1 and head_weights finite")
 
     @cached_property
-    def weights(self) -> Doubles:
+    def weights(self) -> Float64Array:
         """Head weights, float64 [T]."""
         return np.asarray(self.head_weights, dtype=np.float64)
 
-    def score(self, probabilities: npt.ArrayLike) -> Floats:
+    def score(self, probabilities: npt.ArrayLike) -> Float32Array:
         """Return ``sum_t weight_t * p_t``, float32 [n], of probabilities [n, T]."""
         return (np.asarray(probabilities, dtype=np.float64) @ self.weights).astype(np.float32)
 
-    def known_codes(self, categorical: Codes) -> Codes:
+    def known_codes(self, categorical: Int32Array) -> Int32Array:
         """Return the codes, int32 [n, C], with every code outside its column's range set to 0.
 
         A vocabulary may grow between training and serving; a model must not read past its tables.
@@ -77,7 +74,7 @@ class RowSchema:
         codes = np.asarray(categorical, dtype=np.int32)
         return np.where((codes >= 0) & (codes < sizes), codes, np.int32(0))
 
-    def check_rows(self, numeric: Floats, categorical: Codes) -> None:
+    def check_rows(self, numeric: Float32Array, categorical: Int32Array) -> None:
         """Refuse rows of another shape.
 
         Raises:
@@ -143,12 +140,12 @@ class RankingData:
 
     """
 
-    numeric: Floats
-    categorical: Codes
-    labels: Floats
-    request: Ids
-    weight: Floats | None = None
-    user: Ids | None = None
+    numeric: Float32Array
+    categorical: Int32Array
+    labels: Float32Array
+    request: Int64Array
+    weight: Float32Array | None = None
+    user: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.request)
@@ -186,7 +183,7 @@ class RankingData:
             None if self.user is None else self.user[rows],
         )
 
-    def weights(self) -> Floats:
+    def weights(self) -> Float32Array:
         """Return how much each row counts, float32 [n]."""
         return np.ones(len(self), dtype=np.float32) if self.weight is None else self.weight
 
@@ -202,11 +199,11 @@ class RankingData:
             np.concatenate([half[spaced_rows(len(half), limit // 2)] for half in halves])
         )
 
-    def group_sizes(self) -> Ids:
+    def group_sizes(self) -> Int64Array:
         """Return the number of rows of each request, int64 [R], in order."""
         return np.diff(np.append(group_starts(self.request), len(self))).astype(np.int64)
 
-    def request_weights(self) -> Doubles | None:
+    def request_weights(self) -> Float64Array | None:
         """Return how much each request counts, float64 [R]: the mean weight of its positive rows; None: all alike.
 
         NDCG compares a request with its own best order, in which the weight of a single positive
@@ -220,21 +217,21 @@ class RankingData:
         )
         return np.divide(total, count, out=np.ones(len(starts)), where=count > 0)
 
-    def request_users(self) -> Ids:
+    def request_users(self) -> Int64Array:
         """Return whose each request is, int64 [R]."""
         starts = group_starts(self.request)
         return np.arange(len(starts)) if self.user is None else self.user[starts]
 
-    def happened(self) -> npt.NDArray[np.bool_]:
+    def happened(self) -> BoolArray:
         """Return which rows have any positive label, bool [n]."""
         return np.asarray(self.labels.max(axis=1) > 0)
 
-    def wanted(self, schema: RowSchema) -> Doubles:
+    def wanted(self, schema: RowSchema) -> Float64Array:
         """Return the weight of rows whose item was wanted, else 0: float64 [n], the gain of the primary NDCG."""
         labels = self.labels[:, schema.wanted] if schema.wanted else self.labels
         return np.where(labels.max(axis=1) > 0, self.weights().astype(np.float64), 0.0)
 
-    def worth(self, schema: RowSchema) -> Floats:
+    def worth(self, schema: RowSchema) -> Float32Array:
         """Return the weighted label times the row's weight, float32 [n], at least 0: a gain is never negative."""
         return np.maximum(schema.score(self.labels), np.float32(0.0)) * self.weights()
 
@@ -248,7 +245,7 @@ class RankingData:
         return total.hexdigest()
 
 
-def group_starts(request: Ids) -> npt.NDArray[np.intp]:
+def group_starts(request: Int64Array) -> npt.NDArray[np.intp]:
     """Return the first row of each request, int [R], of sorted request ids [n]."""
     return np.flatnonzero(np.r_[True, request[1:] != request[:-1]])
 

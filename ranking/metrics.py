@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ranking.data import Doubles, Ids, group_starts
+from feature_repo.arrays import Float64Array, Int64Array
+from ranking.data import group_starts
 
 _Values = npt.NDArray[np.floating]
 
@@ -50,7 +51,7 @@ def ece(labels: _Values, probabilities: _Values, bins: int = 15) -> float:
 
 def calibration_curve(
     labels: _Values, probabilities: _Values, bins: int = 15
-) -> tuple[Ids, Doubles, Doubles]:
+) -> tuple[Int64Array, Float64Array, Float64Array]:
     """Return rows, mean probability and mean label of bins of equal mass, the least probable first: [bins] each.
 
     Rows of equal probability share their labels, so it does not matter how ties fall into bins;
@@ -69,7 +70,9 @@ def calibration_curve(
     return rows[rows > 0].astype(np.int64), predicted, happened
 
 
-def ndcg_per_request(gains: _Values, scores: _Values, request: Ids, k: int = 10) -> Doubles:
+def ndcg_per_request(
+    gains: _Values, scores: _Values, request: Int64Array, k: int = 10
+) -> Float64Array:
     """Return NDCG@k of each request, float64 [R]; NaN for a request without any gain.
 
     Linear gain, discount ``1 / log2(rank + 1)`` (Järvelin & Kekäläinen 2002). Rows of equal score
@@ -90,18 +93,22 @@ def ndcg_per_request(gains: _Values, scores: _Values, request: Ids, k: int = 10)
     best = np.bincount(
         group, weights=gains[np.lexsort((-gains, group))] * discount, minlength=len(starts)
     )
-    ratio: Doubles = np.divide(dcg, best, out=np.full(len(starts), np.nan), where=best > 0)
+    ratio: Float64Array = np.divide(dcg, best, out=np.full(len(starts), np.nan), where=best > 0)
     return ratio
 
 
 def ndcg_at_k(
-    gains: _Values, scores: _Values, request: Ids, k: int = 10, weights: Doubles | None = None
+    gains: _Values,
+    scores: _Values,
+    request: Int64Array,
+    k: int = 10,
+    weights: Float64Array | None = None,
 ) -> float:
     """Return the mean NDCG@k over requests that have any gain, weighted by ``weights`` [R]; NaN when none has."""
     return mean_known(ndcg_per_request(gains, scores, request, k), weights)
 
 
-def mean_known(values: Doubles, weights: Doubles | None = None) -> float:
+def mean_known(values: Float64Array, weights: Float64Array | None = None) -> float:
     """Return the mean of the values [R] that are not NaN, weighted by ``weights`` [R]; NaN when all are."""
     known = ~np.isnan(values)
     if not known.any():
@@ -110,7 +117,10 @@ def mean_known(values: Doubles, weights: Doubles | None = None) -> float:
 
 
 def difference(
-    first: Doubles, second: Doubles, users: Ids, weights: Doubles | None = None
+    first: Float64Array,
+    second: Float64Array,
+    users: Int64Array,
+    weights: Float64Array | None = None,
 ) -> tuple[float, float]:
     """Return how much higher the mean of ``first`` is on the same requests, and the standard error of that.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 
 CROSS = (
     "tower_score",  # cosine of user and item vectors
@@ -36,19 +36,19 @@ MOMENT = {"hour_of_day": 24, "day_of_week": 7}
 class UserRows:
     """``B`` requests: ``numeric`` float32 ``[B, Fu]`` (NaN: missing), ``categorical`` int32 ``[B, Cu]``."""
 
-    numeric: Floats
-    categorical: Codes
-    time: npt.NDArray[np.float64]
+    numeric: Float32Array
+    categorical: Int32Array
+    time: Float64Array
 
 
 @dataclass(frozen=True)
 class ItemRows:
     """All ``N`` items: ``numeric`` float32 ``[N, Fi]``, ``categorical`` int32 ``[N, Ci]``, times epoch seconds."""
 
-    numeric: Floats
-    categorical: Codes
-    first_event_at: npt.NDArray[np.float64]
-    last_event_at: npt.NDArray[np.float64]
+    numeric: Float32Array
+    categorical: Int32Array
+    first_event_at: Float64Array
+    last_event_at: Float64Array
 
 
 def numeric_names(user: tuple[str, ...], item: tuple[str, ...]) -> tuple[str, ...]:
@@ -65,10 +65,10 @@ class PairRows:
     in the catalogue.
     """
 
-    pair: Floats
-    user_numeric: Floats
-    user_categorical: Codes
-    item: Codes
+    pair: Float32Array
+    user_numeric: Float32Array
+    user_categorical: Int32Array
+    item: Int32Array
 
     def __len__(self) -> int:
         return len(self.item)
@@ -76,7 +76,7 @@ class PairRows:
     def __getitem__(self, rows: npt.NDArray[Any]) -> PairRows:
         return PairRows(self.pair[rows], self.user_numeric, self.user_categorical, self.item[rows])
 
-    def join(self, items: ItemRows) -> tuple[Floats, Codes]:
+    def join(self, items: ItemRows) -> tuple[Float32Array, Int32Array]:
         """Return the ranker's inputs: numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``."""
         numeric = _side_by_side(self.pair, self.user_numeric, items.numeric[self.item])
         return numeric, _side_by_side(self.user_categorical, items.categorical[self.item])

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ranking.data import Doubles
+from feature_repo.arrays import Float64Array
 
 
-def sigmoid(logits: npt.ArrayLike) -> Doubles:
+def sigmoid(logits: npt.ArrayLike) -> Float64Array:
     """Return ``1 / (1 + exp(-x))``, float64, without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * np.asarray(logits, dtype=np.float64)))
 
 
-def logit(probabilities: npt.ArrayLike) -> Doubles:
+def logit(probabilities: npt.ArrayLike) -> Float64Array:
     """Return ``log(p / (1 - p))``, float64, finite also for 0 and 1."""
     values = np.asarray(probabilities, dtype=np.float64)
     return np.log(np.maximum(values, 1e-12)) - np.log(np.maximum(1.0 - values, 1e-12))
 
 
 def fit_sigmoid(
-    values: Doubles, labels: npt.NDArray[np.floating], least_slope: float = 1e-3
+    values: Float64Array, labels: npt.NDArray[np.floating], least_slope: float = 1e-3
 ) -> tuple[float, float]:
     """Return slope and intercept of the sigmoid that best explains 0/1 labels [n] by values [n].
 
@@ -39,7 +39,7 @@ def fit_sigmoid(
         labels > 0, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2)
     )
 
-    def loss(parameters: Doubles) -> tuple[float, Doubles]:
+    def loss(parameters: Float64Array) -> tuple[float, Float64Array]:
         logits = parameters[0] * scaled + parameters[1]
         error = sigmoid(logits) - target
         value = float((np.logaddexp(0.0, logits) - target * logits).mean())

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ranking.data import Codes, Doubles, Floats, spaced_rows
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
+from ranking.data import spaced_rows
 
 _CHUNK = 65_536
 _SAMPLE = 200_000
@@ -44,7 +45,7 @@ class RowTransform:
 
     @classmethod
     def fit(
-        cls, numeric: Floats, *, buckets: int = 16, skew_limit: float = 1.0, clip: float = 6.0
+        cls, numeric: Float32Array, *, buckets: int = 16, skew_limit: float = 1.0, clip: float = 6.0
     ) -> RowTransform:
         """Learn from training rows, float32 [n, F].
 
@@ -78,14 +79,14 @@ class RowTransform:
         return tuple(len(edges) + 2 for edges in self.edges)
 
     @cached_property
-    def _constants(self) -> tuple[Doubles, Doubles, Doubles]:
+    def _constants(self) -> tuple[Float64Array, Float64Array, Float64Array]:
         return np.array(self.median), np.array(self.mean), np.array(self.scale)
 
     @cached_property
-    def _borders(self) -> tuple[Floats, ...]:
+    def _borders(self) -> tuple[Float32Array, ...]:
         return tuple(np.array(edges, dtype=np.float32) for edges in self.edges)
 
-    def __call__(self, numeric: Floats) -> Floats:
+    def __call__(self, numeric: Float32Array) -> Float32Array:
         """Return float32 [n, F'] of raw rows [n, F]: finite, the first F columns within ±``clip``."""
         median, mean, scale = self._constants
         log, indicators = np.flatnonzero(self.log), np.array(self.indicators, dtype=np.intp)
@@ -103,7 +104,7 @@ class RowTransform:
             out[rows, len(median) :] = absent[:, indicators]
         return out
 
-    def buckets(self, numeric: Floats) -> Codes:
+    def buckets(self, numeric: Float32Array) -> Int32Array:
         """Return bucket codes, int32 [n, F], of raw rows [n, F]: 0 for missing, else 1 + bucket."""
         out = np.empty(numeric.shape, dtype=np.int32)
         for column, borders in enumerate(self._borders):
@@ -150,7 +151,7 @@ class RowTransform:
 
 
 def _learn(
-    raw: Doubles, buckets: int, skew_limit: float
+    raw: Float64Array, buckets: int, skew_limit: float
 ) -> tuple[float, bool, float, float, tuple[float, ...]]:
     """Return median, log, mean, scale and edges of one column, float64 [n]."""
     present = raw[np.isfinite(raw)]
@@ -169,12 +170,12 @@ def _learn(
     return median, log, mean, 1.0 if constant else deviation, tuple(float(edge) for edge in edges)
 
 
-def _skewness(values: Doubles) -> float:
+def _skewness(values: Float64Array) -> float:
     deviation = values.std()
     if deviation <= 1e-9 * max(1e-30, abs(float(values.mean()))):
         return 0.0
     return float((((values - values.mean()) / deviation) ** 3).mean())
 
 
-def _signed_log(values: Doubles) -> Doubles:
+def _signed_log(values: Float64Array) -> Float64Array:
     return np.sign(values) * np.log1p(np.abs(values))

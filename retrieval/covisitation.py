@@ -8,11 +8,9 @@ Linden et al., "Amazon.com recommendations" (2003), with the distance weights of
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
-Codes = npt.NDArray[np.int32]
-Floats = npt.NDArray[np.float32]
+from feature_repo.arrays import Float32Array, Int32Array, Int64Array
 
 REACH = 10
 _SHRINKAGE = 5.0
@@ -20,8 +18,8 @@ _BACKWARD = 0.5  # what came before says less of what comes next
 
 
 def similar_items(
-    users: npt.NDArray[np.int64], items: Codes, catalogue: int, k: int = 100
-) -> tuple[Codes, Floats]:
+    users: Int64Array, items: Int32Array, catalogue: int, k: int = 100
+) -> tuple[Int32Array, Float32Array]:
     """Return the ``k`` most similar items of each item and their similarity, best first.
 
     Args:

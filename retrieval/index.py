@@ -9,11 +9,9 @@ from typing import Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
+from feature_repo.arrays import Float32Array, Int64Array
 from feature_repo.threads import inference_threads
-
-Floats = npt.NDArray[np.float32]
 
 FLAT_UP_TO = 50_000
 QUANTIZED_FROM = 2_000_000
@@ -47,8 +45,8 @@ def index_kind(items: int) -> str:
 
 
 def build_index(
-    vectors: Floats,
-    queries: Floats,
+    vectors: Float32Array,
+    queries: Float32Array,
     *,
     kind: str | None = None,
     at: int = 100,
@@ -82,7 +80,9 @@ def build_index(
     return index, _tune(index, vectors, queries, kind, at)
 
 
-def _tune(index: faiss.Index, vectors: Floats, queries: Floats, kind: str, at: int) -> IndexReport:
+def _tune(
+    index: faiss.Index, vectors: Float32Array, queries: Float32Array, kind: str, at: int
+) -> IndexReport:
     exact = faiss.IndexFlatIP(vectors.shape[1])
     exact.add(vectors)
     truth = exact.search(queries, at)[1]
@@ -117,7 +117,7 @@ class Search:
 
 
 def search_tradeoff(
-    index: faiss.Index, vectors: Floats, queries: Floats, at: int = 100
+    index: faiss.Index, vectors: Float32Array, queries: Float32Array, at: int = 100
 ) -> list[Search]:
     """Return exact search, and the search of 1, 2, 4, ... inverted lists of an index up to all of them.
 
@@ -149,9 +149,7 @@ def search_tradeoff(
     return found
 
 
-def _one_by_one(
-    index: faiss.Index, queries: Floats, at: int
-) -> tuple[npt.NDArray[np.int64], float]:
+def _one_by_one(index: faiss.Index, queries: Float32Array, at: int) -> tuple[Int64Array, float]:
     rows, seconds = [], []
     for query in queries:
         start = perf_counter()
@@ -160,7 +158,7 @@ def _one_by_one(
     return np.stack(rows), float(np.median(seconds))
 
 
-def recall_against(truth: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:
+def recall_against(truth: Int64Array, found: Int64Array) -> float:
     """Return the share of ``truth`` ``[q, k]`` that ``found`` ``[q, k]`` has, row by row."""
     hits = sum(len(np.intersect1d(t, f)) for t, f in zip(truth, found, strict=True))
     return hits / truth.size

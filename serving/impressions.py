@@ -27,7 +27,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from prometheus_client import Counter
 
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.files import write_atomically
 from serving.recommender.filters import AttributeRule
 
@@ -107,11 +107,11 @@ class Impression:
     k: int
     degraded: list[str]
     item_ids: list[str]
-    scores: Floats
+    scores: Float32Array
     sources: list[list[str]]
-    numeric: Floats
-    categorical: Codes
-    propensities: Floats | None = None
+    numeric: Float32Array
+    categorical: Int32Array
+    propensities: Float32Array | None = None
     position: str | None = None
     row_position: str | None = None
     items_as_of: str | None = None
@@ -242,7 +242,7 @@ def filters_to_log(filters: dict[str, AttributeRule]) -> str | None:
     return json.dumps(rules, sort_keys=True) if rules else None
 
 
-def _lists(lengths: npt.NDArray[np.int32], values: Any) -> pa.Array:
+def _lists(lengths: Int32Array, values: Any) -> pa.Array:
     """Return ``values`` cut into lists of such lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(
@@ -250,9 +250,7 @@ def _lists(lengths: npt.NDArray[np.int32], values: Any) -> pa.Array:
     )
 
 
-def _vectors(
-    shown: npt.NDArray[np.int32], ranked: npt.NDArray[np.int32], rows: npt.NDArray[Any]
-) -> pa.Array:
+def _vectors(shown: Int32Array, ranked: Int32Array, rows: npt.NDArray[Any]) -> pa.Array:
     """Return lists of vectors: the first ``ranked`` of each ``shown`` items have one, the others an empty one."""
     place = np.arange(shown.sum()) - np.repeat(np.cumsum(shown) - shown, shown)
     widths = np.where(place < np.repeat(ranked, shown), rows.shape[1], 0)

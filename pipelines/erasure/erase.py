@@ -27,6 +27,7 @@ from feature_repo.erased import ERASED, PENDING, ErasedUsers
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import KafkaAddress, log_address
 from feature_repo.files import TEMPORARY, read_json
+from feature_repo.progress import Progress, no_progress
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -36,7 +37,6 @@ from pipelines.erasure.redis import redis_places, rewrite_file
 from pipelines.erasure.sources import BuiltInWorld
 from pipelines.erasure.stream import StreamState
 from pipelines.training.release import code_version
-from retrieval.towers.training import Progress
 from serving.erasure import Erasure
 from serving.impressions import FLUSH_S
 
@@ -60,7 +60,7 @@ class NotErased(FunnelError):  # noqa: N818 - said to the user
 
 
 def erase(
-    workspace: Workspace, user: str | None, progress: Progress = lambda *_: None
+    workspace: Workspace, user: str | None, progress: Progress = no_progress
 ) -> list[dict[str, Any]]:
     """Take every user on the list out of every place, and return the proofs of the erasures that this touched.
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns as c
+from feature_repo.arrays import Float64Array, Int64Array
 from feature_repo.dataset import DatasetSpec
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import MissingStage, Workspace
@@ -28,8 +29,6 @@ DAY_S = 86_400
 _CHUNK_ROWS = 20_000
 _ROW = "funnel_row"
 _ITEM_ROWS = 400_000
-
-Times = npt.NDArray[np.float64]
 
 
 class PointInTime:
@@ -43,7 +42,7 @@ class PointInTime:
         self.store = feature_store(workspace)
 
     def users(
-        self, service: str, users: npt.NDArray[Any], times: Times
+        self, service: str, users: npt.NDArray[Any], times: Float64Array
     ) -> Iterator[tuple[slice, dict[str, list[Any]]]]:
         """Yield feature columns of requests, a slice of them at a time, in their order.
 
@@ -63,9 +62,7 @@ class PointInTime:
                 {name: part[name].to_pylist() for name in part.column_names},
             )
 
-    def item_activity(
-        self, codec: Codec, days: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[int, Activity]]:
+    def item_activity(self, codec: Codec, days: Int64Array) -> Iterator[tuple[int, Activity]]:
         """Yield each day (days since the epoch, ascending) with all items' activity as of its midnight."""
         items = codec.items.values
         per_call = max(1, _ITEM_ROWS // len(items))
@@ -118,7 +115,7 @@ class PointInTime:
         return found.sort_by(_ROW).drop_columns([_ROW])
 
 
-def just_before(times: Times) -> pd.Series:
+def just_before(times: Float64Array) -> pd.Series:
     """Return the moments one microsecond before ``times``, as UTC timestamps."""
     micros = np.round(np.asarray(times) * 1e6).astype(np.int64) - 1
     return pd.Series(micros.view("datetime64[us]")).dt.tz_localize("UTC")
@@ -156,7 +153,7 @@ def catalogue_columns(
     return ids, columns
 
 
-def _epoch(moments: pd.Series | None, size: int) -> Times:
+def _epoch(moments: pd.Series | None, size: int) -> Float64Array:
     if moments is None:
         return np.full(size, np.nan)
     micros = moments.astype("datetime64[us, UTC]").astype("int64").to_numpy().astype(np.float64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from feature_repo.dataset import DatasetSpec, SpecError, Users
 from feature_repo.erased import ErasedUsers
 from feature_repo.files import TEMPORARY, read_json, write_atomically, write_json
 from feature_repo.hashing import file_hash, fingerprint
+from feature_repo.progress import Progress, no_progress
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.parsing import (
     QUARANTINE_COLUMNS,
@@ -42,7 +43,6 @@ __all__ = ["EVENT_SCHEMA", "IngestReport", "event_files", "ingest", "read_events
 WEEK_S = 7 * 86_400
 _CLOCK_SKEW = pd.Timedelta(days=1)
 
-Progress = Callable[[str, int, int], None]
 """Called with what is done, how many steps of it are done, and how many there are."""
 
 
@@ -72,7 +72,7 @@ def ingest(
     *,
     shift_to_now: bool = False,
     now: pd.Timestamp | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
 ) -> IngestReport:
     """Bring the new files of ``folder`` into the workspace.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import pandas as pd
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError
 from feature_repo.errors import FunnelError
+from feature_repo.progress import Progress, no_progress
 from pipelines.ingest.parsing import parse_events, wanted_events
 from pipelines.ingest.readers import find_files, read_file
 
@@ -30,7 +31,6 @@ _TIMEOUT_S = 30.0
 _LONGEST_WAIT_S = 60.0
 _AGAIN = {429, 502, 503, 504}
 
-Progress = Callable[[str, int, int], None]
 """Called with what is done, how many events of it are done, and how many there are."""
 
 
@@ -102,9 +102,7 @@ def load_events(spec: DatasetSpec, folder: Path, limit: int | None = None) -> pd
     )
 
 
-def replay(
-    events: pd.DataFrame, config: ReplayConfig, progress: Progress = lambda *_: None
-) -> Tally:
+def replay(events: pd.DataFrame, config: ReplayConfig, progress: Progress = no_progress) -> Tally:
     """Send events, in their order, each when it is due: at the start plus its distance from the first over the speed.
 
     What is due by now goes in one request; an event's timestamp is the moment at which it is due,

@@ -14,18 +14,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.errors import FunnelError
+from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines import display
 from pipelines.features.point_in_time import PointInTime
 from pipelines.operations.served_rows import Overlays, ServedUsers, served_items
 from pipelines.streaming.offline import read_archive, tables_lock
-from ranking.data import Doubles
-from retrieval.towers.training import Progress
 from serving.impressions import logged_filters, read_impressions
 from serving.online.overlay import Columns
 from serving.recommender.filters import AttributeRule, RequestRules
@@ -76,7 +75,7 @@ class Skew:
     with_added_items: int = 0
     features: dict[str, Feature] = field(default_factory=dict)
 
-    def add(self, request_id: str, names: Sequence[str], apart: Doubles, lost: int) -> None:
+    def add(self, request_id: str, names: Sequence[str], apart: Float64Array, lost: int) -> None:
         """Count a request's items.
 
         Args:
@@ -102,7 +101,7 @@ class Skew:
         self.row_missing += 1
         self._count(request_id, ROW, 1, np.array([np.inf]))
 
-    def _count(self, request_id: str, name: str, compared: int, differences: Doubles) -> None:
+    def _count(self, request_id: str, name: str, compared: int, differences: Float64Array) -> None:
         feature = self.features.setdefault(name, Feature())
         feature.compared += compared
         if len(differences):
@@ -207,7 +206,7 @@ def recompute(
     time: float,
     items: ItemTable,
     filters: dict[str, AttributeRule] | None = None,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+) -> tuple[Int32Array, Float32Array, Int32Array]:
     """Return the candidates of a request, by code ascending, and the ranker's rows of them.
 
     Only one request at a time: products of larger matrices differ in their last bits.
@@ -234,7 +233,7 @@ def recompute(
     return candidates.item[order], numeric[order], categorical[order]
 
 
-def difference(logged: Doubles, found: Doubles, tolerance: float) -> Doubles:
+def difference(logged: Float64Array, found: Float64Array, tolerance: float) -> Float64Array:
     """Return by how much values differ, float64 of their shape: 0 where they agree, inf where one is missing (NaN)."""
     missing = np.isnan(logged), np.isnan(found)
     apart = np.abs(logged - found)

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from optuna import Trial
 
+from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
-from retrieval.towers.training import Progress
 
 Params = dict[str, Any]
 """One choice of settings: names and JSON-like values."""

@@ -10,6 +10,7 @@ from optuna import Trial
 
 from feature_repo.files import read_json
 from feature_repo.hashing import fingerprint
+from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
@@ -19,7 +20,6 @@ from pipelines.training.train_ranking import RankingSets, row_schema
 from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.training.train_rankers import train_rankers
-from retrieval.towers.training import Progress
 from serving.releases.release import load_retrieval
 
 KINDS = ("lambdarank", "lightgbm", "dcn")

@@ -15,13 +15,13 @@ from optuna import Trial, TrialPruned
 from optuna.trial import TrialState
 
 from feature_repo.errors import FunnelError
+from feature_repo.progress import Progress, no_progress
 from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import Workspace
 from pipelines.search.plan import Plan
 from pipelines.search.results import Found, write_result
 from pipelines.search.study import DEFAULT, FAILED, SearchConfig, SharedStudy
 from pipelines.training.tracking import track
-from retrieval.towers.training import Progress
 
 _POLL_S = 0.5
 
@@ -90,7 +90,7 @@ def _share(job: _Job, study: SharedStudy, progress: Progress) -> None:
         )
 
 
-def _work(job: _Job, progress: Progress = lambda *_: None) -> None:
+def _work(job: _Job, progress: Progress = no_progress) -> None:
     """Run trials until there are enough: one process's part."""
     if job.config.jobs > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.config.jobs))

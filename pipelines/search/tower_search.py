@@ -8,13 +8,14 @@ from pathlib import Path
 from optuna import Trial
 
 from feature_repo.hashing import fingerprint
+from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.ingest import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.training.split import Split
 from pipelines.training.train_retrieval import TowerData, tower_builder, tower_data
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import RECALL_AT, Progress, TowerTrainingConfig, train_towers
+from retrieval.towers.training import RECALL_AT, TowerTrainingConfig, train_towers
 
 TRAINING = ("learning_rate", "weight_decay", "batch", "uniform_negatives")
 SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")

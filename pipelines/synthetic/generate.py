@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import BoolArray, Float64Array, Int64Array
 from feature_repo.files import write_atomically
 from pipelines.synthetic.world import (
     DAY,
@@ -25,8 +26,6 @@ from pipelines.synthetic.world import (
     REPEAT_PENALTY,
     SESSION_GAP_S,
     THEMES_PER_GENRE,
-    Floats,
-    Ints,
     World,
     WorldConfig,
 )
@@ -90,10 +89,10 @@ SESSION_STARTS_APART_S = 2 * 3600.0
 class Events(NamedTuple):
     """The event log as columns of length E, sorted by time: indices, and epoch seconds."""
 
-    user: Ints
-    item: Ints
-    kind: Ints
-    time: Ints
+    user: Int64Array
+    item: Int64Array
+    kind: Int64Array
+    time: Int64Array
 
 
 def generate(folder: Path, config: WorldConfig, name: str = "synthetic") -> World:
@@ -181,7 +180,7 @@ def _make_users(config: WorldConfig) -> dict[str, Any]:
     }
 
 
-def _make_items(config: WorldConfig, themes: Floats) -> dict[str, Any]:
+def _make_items(config: WorldConfig, themes: Float64Array) -> dict[str, Any]:
     rng, n = config.rng("items"), config.items
     theme = rng.integers(len(themes), size=n)
     genre = theme // THEMES_PER_GENRE
@@ -217,9 +216,7 @@ def _make_items(config: WorldConfig, themes: Floats) -> dict[str, Any]:
     }
 
 
-def _titles(
-    theme: Ints, member: npt.NDArray[np.bool_], rng: np.random.Generator
-) -> npt.NDArray[np.str_]:
+def _titles(theme: Int64Array, member: BoolArray, rng: np.random.Generator) -> npt.NDArray[np.str_]:
     """Return titles of a word of the theme, a word of one of the genres and a common noun."""
     words = np.array([text.split() for text in WORDS_BY_GENRE.values()])
     per_theme = words.shape[1] // THEMES_PER_GENRE
@@ -259,7 +256,7 @@ def simulate(world: World, config: WorldConfig) -> Events:
     return Events(*log[:, np.lexsort((log[2], log[1], log[0], log[3]))])
 
 
-def _sessions(world: World, config: WorldConfig) -> tuple[Ints, Floats]:
+def _sessions(world: World, config: WorldConfig) -> tuple[Int64Array, Float64Array]:
     """Return users [S] and first moments [S] of sessions, by user and then time, hours apart."""
     rng = config.rng("sessions")
     rate = world.activity * (END - world.joined)
@@ -278,7 +275,9 @@ def _sessions(world: World, config: WorldConfig) -> tuple[Ints, Floats]:
     return user[apart], time[apart]
 
 
-def _choose(world: World, config: WorldConfig, user: Ints, start: Floats) -> tuple[Ints, Floats]:
+def _choose(
+    world: World, config: WorldConfig, user: Int64Array, start: Float64Array
+) -> tuple[Int64Array, Float64Array]:
     """Return the items [S, MAX_VIEWS] viewed in each session in order, -1 after the last, and their affinities."""
     rng = config.rng("choices")
     length = np.minimum(rng.geometric(1 / MEAN_VIEWS, len(user)), MAX_VIEWS)
@@ -304,7 +303,7 @@ def _choose(world: World, config: WorldConfig, user: Ints, start: Floats) -> tup
     return chosen, liking
 
 
-def _rounds(user: Ints, size: int = 512) -> Iterator[Ints]:
+def _rounds(user: Int64Array, size: int = 512) -> Iterator[Int64Array]:
     """Yield batches of session rows: everybody's first session, then everybody's second one, ..."""
     nth = np.arange(len(user)) - np.searchsorted(user, user)
     order = np.argsort(nth, kind="stable")
@@ -363,13 +362,13 @@ def _ids(letter: str, count: int) -> list[str]:
     return [f"{letter}{number:0{width}d}" for number in range(1, count + 1)]
 
 
-def _unit(vectors: Floats) -> Floats:
+def _unit(vectors: Float64Array) -> Float64Array:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
-def _shares(weights: npt.ArrayLike) -> Floats:
+def _shares(weights: npt.ArrayLike) -> Float64Array:
     return np.asarray(weights / np.sum(weights), dtype=np.float64)
 
 
-def _sigmoid(x: Floats) -> Floats:
+def _sigmoid(x: Float64Array) -> Float64Array:
     return 1 / (1 + np.exp(-x))

@@ -18,11 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int64Array
 from feature_repo.files import write_atomically
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
 
 DAY = 86_400.0
 WEEK = 7 * DAY
@@ -42,7 +39,7 @@ REPEAT_PENALTY = np.array([0.0, 4.0, np.inf])
 """Utility lost by an item that the user has viewed never, once, twice."""
 
 CHUNK = 512
-NOTHING: Ints = np.zeros(0, np.int64)
+NOTHING: Int64Array = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -111,51 +108,51 @@ class World:
 
     user_ids: list[str]  # U external ids
     item_ids: list[str]  # I external ids
-    start: Floats  # [] the first moment
-    joined: Floats  # [U] no event of a user comes earlier
-    activity: Floats  # [U] relative number of sessions a day
-    user_codes: Ints  # [U, 3] indices into AGE_GROUPS, COUNTRIES, DEVICES
-    tastes: npt.NDArray[np.float32]  # [U, W, D] scaled by the strength of taste
-    price_tastes: Floats  # [U] log-utility per standard deviation of log-price
-    item_vectors: Floats  # [I, D] of norm one
-    item_genres: npt.NDArray[np.bool_]  # [I, G]
-    item_brands: Ints  # [I] indices into BRANDS
+    start: Float64Array  # [] the first moment
+    joined: Float64Array  # [U] no event of a user comes earlier
+    activity: Float64Array  # [U] relative number of sessions a day
+    user_codes: Int64Array  # [U, 3] indices into AGE_GROUPS, COUNTRIES, DEVICES
+    tastes: Float32Array  # [U, W, D] scaled by the strength of taste
+    price_tastes: Float64Array  # [U] log-utility per standard deviation of log-price
+    item_vectors: Float64Array  # [I, D] of norm one
+    item_genres: BoolArray  # [I, G]
+    item_brands: Int64Array  # [I] indices into BRANDS
     titles: npt.NDArray[np.str_]  # [I]
-    prices: Floats  # [I]
-    log_popularity: Floats  # [I] log-utility common to all users
-    available_from: Floats  # [I] first moment
-    available_until: Floats  # [I] first moment no longer available; inf where there is none
-    themes: Floats  # [K, D] of norm one; theme k belongs to genre k // THEMES_PER_GENRE
-    intent_pull: Floats  # [I, K] log-utility that a session with the intent of theme k adds
-    rhythm: Floats  # [G, 2] swing in log-utility and favourite hour (UTC)
+    prices: Float64Array  # [I]
+    log_popularity: Float64Array  # [I] log-utility common to all users
+    available_from: Float64Array  # [I] first moment
+    available_until: Float64Array  # [I] first moment no longer available; inf where there is none
+    themes: Float64Array  # [K, D] of norm one; theme k belongs to genre k // THEMES_PER_GENRE
+    intent_pull: Float64Array  # [I, K] log-utility that a session with the intent of theme k adds
+    rhythm: Float64Array  # [G, 2] swing in log-utility and favourite hour (UTC)
 
-    def affinity(self, user: Ints, time: Floats) -> Floats:
+    def affinity(self, user: Int64Array, time: Float64Array) -> Float64Array:
         """Return [B, I] log-utilities that are the user's own: taste and price."""
         log_price = np.log(self.prices)
         log_price = (log_price - log_price.mean()) / log_price.std()
-        affinity: Floats = (
+        affinity: Float64Array = (
             self._taste(user, time) @ self.item_vectors.T
             + self.price_tastes[user, None] * log_price
         )
         return affinity
 
-    def appeal(self, time: Floats) -> Floats:
+    def appeal(self, time: Float64Array) -> Float64Array:
         """Return [B, I] log-utilities that all users share; -inf where the item is not available."""
         moment = time[:, None]
         novelty = 0.8 * np.exp(-np.maximum(moment - self.available_from, 0) / (10 * DAY))
         genres = self.item_genres / self.item_genres.sum(1, keepdims=True)
-        appeal: Floats = self.log_popularity + novelty + self._hour(time) @ genres.T
+        appeal: Float64Array = self.log_popularity + novelty + self._hour(time) @ genres.T
         appeal[(moment < self.available_from) | (moment >= self.available_until)] = -np.inf
         return appeal
 
-    def intents(self, user: Ints, time: Floats) -> Floats:
+    def intents(self, user: Int64Array, time: Float64Array) -> Float64Array:
         """Return [B, K] log-probabilities of a session's intent."""
-        logits: Floats = 0.8 * self._taste(user, time) @ self.themes.T
+        logits: Float64Array = 0.8 * self._taste(user, time) @ self.themes.T
         logits += np.repeat(self._hour(time), THEMES_PER_GENRE, axis=1)
         logits -= np.log(np.exp(logits).sum(1, keepdims=True))
         return logits
 
-    def utilities(self, user: Ints, time: Floats) -> Scores:
+    def utilities(self, user: Int64Array, time: Float64Array) -> Float32Array:
         """Return [B, I] log-probabilities of a session's first view, its intent summed out exactly.
 
         ``user`` [B] holds indices into ``user_ids``, ``time`` [B] unshifted epoch seconds. What the
@@ -165,11 +162,11 @@ class World:
 
     def session_utilities(
         self,
-        user: Ints,
-        time: Floats,
-        earlier: Sequence[Ints],
-        before: Sequence[Ints] | None = None,
-    ) -> Scores:
+        user: Int64Array,
+        time: Float64Array,
+        earlier: Sequence[Int64Array],
+        before: Sequence[Int64Array] | None = None,
+    ) -> Float32Array:
         """Return [B, I] log-probabilities of the next view, given the earlier views of its session.
 
         The session's intent is inferred from these views by Bayes' rule and summed out, both with
@@ -200,7 +197,9 @@ class World:
             )
         return result
 
-    def _next_view(self, logits: Floats, intents: Floats, earlier: Ints) -> Floats:
+    def _next_view(
+        self, logits: Float64Array, intents: Float64Array, earlier: Int64Array
+    ) -> Float64Array:
         """Return [B, I] log-probabilities; by the Plackett-Luce model of ``earlier`` [B, L], ended by -1.
 
         What was left to choose from is summed from the last view back, so that nothing cancels.
@@ -236,21 +235,21 @@ class World:
             content: dict[str, Any] = {field.name: arrays[field.name] for field in fields(cls)}
         return cls(**content | {name: content[name].tolist() for name in ("user_ids", "item_ids")})
 
-    def _taste(self, user: Ints, time: Floats) -> Floats:
+    def _taste(self, user: Int64Array, time: Float64Array) -> Float64Array:
         week = np.clip((time - self.start) / WEEK, 0, self.tastes.shape[1] - 1)
         before = np.minimum(week.astype(np.int64), self.tastes.shape[1] - 2)
         part = (week - before)[:, None]
-        taste: Floats = (
+        taste: Float64Array = (
             self.tastes[user, before] * (1 - part) + self.tastes[user, before + 1] * part
         )
         return taste
 
-    def _hour(self, time: Floats) -> Floats:
+    def _hour(self, time: Float64Array) -> Float64Array:
         swing, favourite = self.rhythm.T
         return np.asarray(swing * np.cos(2 * np.pi * (time[:, None] % DAY / 3600 - favourite) / 24))
 
 
-def _padded(lists: Sequence[Ints]) -> Ints:
+def _padded(lists: Sequence[Int64Array]) -> Int64Array:
     """Return the lists as rows [B, L], filled up with -1."""
     length = np.array([len(one) for one in lists], np.int64)
     padded = np.full((len(lists), length.max(initial=0)), -1)
@@ -258,7 +257,7 @@ def _padded(lists: Sequence[Ints]) -> Ints:
     return padded
 
 
-def _counts(listed: Ints, items: int) -> Ints:
+def _counts(listed: Int64Array, items: int) -> Int64Array:
     """Return how often [B, I] each item occurs in its row of ``listed``, which -1 fills up."""
     row, place = np.nonzero(listed >= 0)
     counts = np.bincount(row * items + listed[row, place], minlength=len(listed) * items)

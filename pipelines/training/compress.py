@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.files import staged_folder, write_json
+from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.training.config import SampleConfig
@@ -23,7 +24,6 @@ from ranking.training.distil import distil, student_config
 from ranking.training.fit import Task
 from ranking.training.train_rankers import KindReport, RankerReport, measure
 from ranking.transform import RowTransform
-from retrieval.towers.training import Progress
 
 REPORT = "compressed.json"
 CANDIDATES = 500

@@ -21,6 +21,7 @@ from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int64Arra
 from feature_repo.errors import FunnelError
 from feature_repo.files import read_json
 from feature_repo.hashing import file_hash
+from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.point_in_time import DAY_S
 from pipelines.streaming.offline import read_archive
@@ -31,7 +32,6 @@ from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.models.base import Log
 from ranking.training.train_rankers import RankerReport, train_rankers
-from retrieval.towers.training import Progress
 from serving.impressions import read_impressions
 from serving.recommender.codec import Codec
 from serving.releases.release import MANIFEST

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from feature_repo.files import write_json
+from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.ingest.ingest import read_events
@@ -14,7 +15,6 @@ from pipelines.training.release import current_release
 from pipelines.training.split import Split
 from pipelines.training.train_ranking import RankingSets
 from ranking.inspection.importance import answered, permutation_importance
-from retrieval.towers.training import Progress
 from serving.releases.release import load_release
 
 _SEED = 11

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.training.config import SampleConfig
@@ -18,7 +19,6 @@ from ranking.config import RankerConfig
 from ranking.data import RankingData, RowSchema
 from ranking.models.base import Log
 from ranking.training.train_rankers import RankerReport, train_rankers
-from retrieval.towers.training import Progress
 
 SHARES = tuple(map(Fraction, ("1/8", "1/4", "1/2", "1")))
 """Of the training requests; the smaller ones are parts of the larger ones."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from feature_repo.files import write_json
+from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.ingest.ingest import read_events
 from pipelines.training.config import RetrievalConfig, SampleConfig
@@ -19,7 +20,7 @@ from ranking.config import RankerConfig
 from ranking.models.base import Log
 from ranking.training.train_rankers import RankerReport
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import Progress, TowerTrainingConfig
+from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import CandidateQuota
 
 Announce = Callable[[str], None]

@@ -16,6 +16,7 @@ import pandas as pd
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array, Int32Array, Int64Array
 from feature_repo.files import read_json, write_json
+from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.ingest.ingest import read_events
@@ -31,7 +32,6 @@ from ranking.config import RankerConfig, WarmStart
 from ranking.data import RankingData, RowSchema
 from ranking.models.base import Log
 from ranking.training.train_rankers import RankerReport, train_rankers
-from retrieval.towers.training import Progress
 from serving.recommender.candidates import Candidates
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, Filters, RequestRules

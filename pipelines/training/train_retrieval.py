@@ -20,6 +20,7 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
 from feature_repo.hashing import fingerprint
+from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.features.point_in_time import DAY_S, PointInTime, catalogue_columns
 from pipelines.ingest.ingest import data_version
@@ -34,7 +35,7 @@ from retrieval.towers.context import concatenate
 from retrieval.towers.examples import Examples
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.model import TowerConfig, TowerShape, TwoTowers
-from retrieval.towers.training import Log, Progress, item_vectors, train_towers
+from retrieval.towers.training import Log, item_vectors, train_towers
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import Activity, ItemTable, build_items
 from serving.recommender.recommender import UserTowerSession

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import Float32Array, Int32Array, Int64Array
 from ranking.data import RankingData, RowSchema, group_starts
 from ranking.metrics import ndcg_at_k
 from ranking.models.scorer import CalibratedRanker
@@ -111,16 +112,16 @@ def answered(data: RankingData, schema: RowSchema) -> RankingData:
     return data.take(np.flatnonzero(np.repeat(found, data.group_sizes())))
 
 
-def _column(data: RankingData, number: int) -> npt.NDArray[np.float32] | npt.NDArray[np.int32]:
+def _column(data: RankingData, number: int) -> Float32Array | Int32Array:
     """Return a view of a column, numeric ones first."""
     width = data.numeric.shape[1]
     return data.numeric[:, number] if number < width else data.categorical[:, number - width]
 
 
 def _is_of_request(
-    column: npt.NDArray[np.float32] | npt.NDArray[np.int32],
+    column: Float32Array | Int32Array,
     starts: npt.NDArray[np.intp],
-    sizes: npt.NDArray[np.int64],
+    sizes: Int64Array,
 ) -> bool:
     first = np.repeat(column[starts], sizes)
     return bool(((column == first) | (np.isnan(column) & np.isnan(first))).all())

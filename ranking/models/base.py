@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.files import write_json
-from ranking.data import Codes, Floats, RowSchema
+from ranking.data import RowSchema
 from ranking.rows import ItemRows, PairRows
 
 Contributions = list[tuple[str, float]]
 
-PairScorer = Callable[[PairRows], Floats]
+PairScorer = Callable[[PairRows], Float32Array]
 """Scores one request's user beside ``n`` items of a catalogue: float32 ``[n, T]``."""
 
 Log = Callable[[str, dict[str, float]], None]
@@ -37,13 +38,15 @@ class Ranker(Protocol):
     def schema(self) -> RowSchema:
         """Return the columns that the model was trained on."""
 
-    def predict(self, numeric: Floats, categorical: Codes) -> Floats:
+    def predict(self, numeric: Float32Array, categorical: Int32Array) -> Float32Array:
         """Return uncalibrated probabilities, float32 [n, T], of raw rows [n, F] and [n, C]; n may be 0."""
 
     def for_items(self, items: ItemRows) -> PairScorer:
         """Return what gives the same as ``predict`` of the joined rows, having prepared what it can of the items."""
 
-    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+    def explain(
+        self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
+    ) -> Contributions:
         """Return what moved the score of one row, [F] and [C], largest absolute contribution first.
 
         Contributions are in weighted log-odds, ``sum_t weight_t * logit_t`` before calibration; all

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ranking.data import Doubles
+from feature_repo.arrays import Float64Array
 
 _NUMBERS = re.compile(r"[-+0-9.eEinfa ]*")
 _PER_NODE = (
@@ -25,14 +25,14 @@ _CATEGORICAL = 1
 class Tree:
     """One tree: arrays with a value for each inner node, and for each leaf; a child below 0 is the leaf ``~child``."""
 
-    split_feature: Doubles
-    threshold: Doubles
-    decision_type: Doubles
-    left_child: Doubles
-    right_child: Doubles
-    leaf_value: Doubles
-    cat_boundaries: Doubles
-    cat_threshold: Doubles
+    split_feature: Float64Array
+    threshold: Float64Array
+    decision_type: Float64Array
+    left_child: Float64Array
+    right_child: Float64Array
+    leaf_value: Float64Array
+    cat_boundaries: Float64Array
+    cat_threshold: Float64Array
 
 
 def read_trees(text: str) -> list[Tree]:
@@ -86,7 +86,7 @@ def _fields(lines: str) -> dict[str, str]:
     return {name: value for name, _, value in (line.partition("=") for line in lines.split("\n"))}
 
 
-def _numbers(fields: dict[str, str], name: str, size: int | None = None) -> Doubles:
+def _numbers(fields: dict[str, str], name: str, size: int | None = None) -> Float64Array:
     value = fields.get(name, "")
     if not _NUMBERS.fullmatch(value):
         raise ValueError(f"{name} of a booster is no list of numbers")
@@ -119,7 +119,7 @@ def _is_sound(tree: dict[str, str], columns: int) -> bool:
     )
 
 
-def _leads_to_leaves(left: Doubles, right: Doubles) -> bool:
+def _leads_to_leaves(left: Float64Array, right: Float64Array) -> bool:
     """Return whether every node but the root, and every leaf (they are below 0), has one parent, an older one.
 
     A node is made by the split of an older one; with that no way leads back.
@@ -131,12 +131,12 @@ def _leads_to_leaves(left: Doubles, right: Doubles) -> bool:
     )
 
 
-def _are_sets(borders: Doubles, tree: dict[str, str]) -> bool:
+def _are_sets(borders: Float64Array, tree: dict[str, str]) -> bool:
     bits = _numbers(tree, "cat_threshold")
     ascending = borders[0] == 0 and bool((np.diff(borders) > 0).all())
     return ascending and borders[-1] == len(bits) and _within(bits, 2**32)
 
 
-def _within(values: Doubles, end: int) -> bool:
+def _within(values: Float64Array, end: int) -> bool:
     """Return whether all values are whole numbers from 0 on and below ``end``."""
     return bool(((values >= 0) & (values < end) & (values == np.floor(values))).all())

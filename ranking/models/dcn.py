@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 import onnxruntime
 
+from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.files import read_json, write_json
-from ranking.data import Codes, Floats, RowSchema
+from ranking.data import RowSchema
 from ranking.models.base import Contributions, PairScorer, largest, save_description
 from ranking.models.onnx import onnx_session
 from ranking.rows import CROSS, ITEM_AGES, ItemRows, PairRows
@@ -44,7 +45,7 @@ class DcnRanker:
     def _session(self) -> onnxruntime.InferenceSession:
         return onnx_session(self.graph)
 
-    def logits(self, numeric: Floats, categorical: Codes) -> Floats:
+    def logits(self, numeric: Float32Array, categorical: Int32Array) -> Float32Array:
         """Return the network's logits, float32 [n, T], of raw rows [n, F] and [n, C]."""
         parts = [np.empty((0, len(self.schema.heads)), dtype=np.float32)]
         for start in range(0, len(numeric), _CHUNK):
@@ -52,21 +53,23 @@ class DcnRanker:
             parts.append(self._run(self.inputs(numeric[rows], categorical[rows])))
         return np.concatenate(parts)
 
-    def inputs(self, numeric: Floats, categorical: Codes) -> dict[str, Floats | Codes]:
+    def inputs(
+        self, numeric: Float32Array, categorical: Int32Array
+    ) -> dict[str, Float32Array | Int32Array]:
         """Return what the graph reads of raw rows [n, F] and [n, C]."""
         codes = self.schema.known_codes(categorical)
         return self._named(self.transform(numeric), self.transform.buckets(numeric), codes)
 
     def _named(
-        self, numeric: Floats, buckets: Codes, categorical: Codes
-    ) -> dict[str, Floats | Codes]:
-        inputs: dict[str, Floats | Codes] = {"numeric": numeric, "buckets": buckets}
+        self, numeric: Float32Array, buckets: Int32Array, categorical: Int32Array
+    ) -> dict[str, Float32Array | Int32Array]:
+        inputs: dict[str, Float32Array | Int32Array] = {"numeric": numeric, "buckets": buckets}
         return inputs | {"categorical": categorical} if self.schema.categorical else inputs
 
-    def _run(self, inputs: dict[str, Floats | Codes]) -> Floats:
+    def _run(self, inputs: dict[str, Float32Array | Int32Array]) -> Float32Array:
         return np.asarray(self._session.run(["logits"], inputs)[0])
 
-    def predict(self, numeric: Floats, categorical: Codes) -> Floats:
+    def predict(self, numeric: Float32Array, categorical: Int32Array) -> Float32Array:
         """See ``Ranker.predict``."""
         return sigmoid(self.logits(numeric, categorical)).astype(np.float32)
 
@@ -84,7 +87,7 @@ class DcnRanker:
         widths = [len(part.median) for part in (of_pair, of_user, of_item)]
         item_values, item_buckets = of_item(items.numeric), of_item.buckets(items.numeric)
 
-        def score(pairs: PairRows) -> Floats:
+        def score(pairs: PairRows) -> Float32Array:
             size, user = (len(pairs), 1), pairs.user_numeric[None, :]
             values = [of_pair(pairs.pair), np.tile(of_user(user), size), item_values[pairs.item]]
             # As the transform has it: the standardised columns of all parts, then their indicators.
@@ -107,7 +110,9 @@ class DcnRanker:
 
         return score
 
-    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+    def explain(
+        self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
+    ) -> Contributions:
         """See ``Ranker.explain``: occlusion (Zeiler & Fergus 2014).
 
         The fall of the weighted log-odds when a column is replaced by its training median, or by

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 from ranking.compiled import compiled
-from ranking.data import Codes, Doubles, Floats
 from ranking.models.booster_text import Tree, read_trees
 from ranking.rows import ItemRows, PairRows
 
@@ -53,15 +53,15 @@ class Forest:
 
     """
 
-    blocks: npt.NDArray[np.int64]
-    tree: Codes
-    column: Codes
-    threshold: Floats
-    missing_left: npt.NDArray[np.bool_]
-    categories: npt.NDArray[np.int64]
+    blocks: Int64Array
+    tree: Int32Array
+    column: Int32Array
+    threshold: Float32Array
+    missing_left: BoolArray
+    categories: Int64Array
     words: Bits
     keep: Bits
-    leaves: Doubles
+    leaves: Float64Array
 
     @classmethod
     def read(cls, text: str) -> Forest:
@@ -99,7 +99,7 @@ class Forest:
             leaves,
         )
 
-    def __call__(self, rows: PairRows, items: ItemRows, cardinalities: Codes) -> Doubles:
+    def __call__(self, rows: PairRows, items: ItemRows, cardinalities: Int32Array) -> Float64Array:
         """Return raw scores, float64 ``[n]``.
 
         Args:
@@ -170,23 +170,23 @@ def _known(code: int, cardinality: int) -> int:
 
 @compiled
 def _score(
-    blocks: npt.NDArray[np.int64],
-    tree: Codes,
-    column: Codes,
-    threshold: Floats,
-    missing_left: npt.NDArray[np.bool_],
-    categories: npt.NDArray[np.int64],
+    blocks: Int64Array,
+    tree: Int32Array,
+    column: Int32Array,
+    threshold: Float32Array,
+    missing_left: BoolArray,
+    categories: Int64Array,
     words: Bits,
     keep: Bits,
-    leaves: Doubles,
-    pair: Floats,
-    user_numeric: Floats,
-    user_categorical: Codes,
-    item: Codes,
-    item_numeric: Floats,
-    item_categorical: Codes,
-    cardinalities: Codes,
-    out: Doubles,
+    leaves: Float64Array,
+    pair: Float32Array,
+    user_numeric: Float32Array,
+    user_categorical: Int32Array,
+    item: Int32Array,
+    item_numeric: Float32Array,
+    item_categorical: Int32Array,
+    cardinalities: Int32Array,
+    out: Float64Array,
 ) -> None:
     """Add the trees' values to ``out``, float64 ``[n]``."""
     every, one = np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1)

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import Float32Array, Int32Array, Int64Array
 from feature_repo.files import read_json, write_json
 from feature_repo.sanity import Guard
 from ranking.config import LogisticConfig
-from ranking.data import Codes, Floats, RankingData, RowSchema
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import log_loss
 from ranking.models.base import Contributions, PredictsJoinedRows, largest, save_description
 from ranking.sigmoid import sigmoid
@@ -33,11 +34,11 @@ class Slots:
     hash_size: int
 
     @property
-    def widths(self) -> npt.NDArray[np.int64]:
+    def widths(self) -> Int64Array:
         """Slots of each column, int64 [C]."""
         return np.minimum(np.asarray(self.cardinalities, dtype=np.int64), self.hash_size)
 
-    def __call__(self, codes: Codes) -> npt.NDArray[np.int64]:
+    def __call__(self, codes: Int32Array) -> Int64Array:
         """Return the slot of every code, int64 [n, C], of known codes int32 [n, C]."""
         widths = self.widths
         starts = np.cumsum(widths) - widths
@@ -67,11 +68,11 @@ class LogisticRanker(PredictsJoinedRows):
     schema: RowSchema
     transform: RowTransform
     slots: Slots
-    weights: Floats
-    category_weights: Floats
-    intercept: Floats
+    weights: Float32Array
+    category_weights: Float32Array
+    intercept: Float32Array
 
-    def predict(self, numeric: Floats, categorical: Codes) -> Floats:
+    def predict(self, numeric: Float32Array, categorical: Int32Array) -> Float32Array:
         """See ``Ranker.predict``."""
         slots = self.slots(self.schema.known_codes(categorical))
         logits = self.transform(numeric) @ self.weights + self.intercept
@@ -79,7 +80,9 @@ class LogisticRanker(PredictsJoinedRows):
             logits += self.category_weights[slots[:, column]]
         return sigmoid(logits).astype(np.float32)
 
-    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+    def explain(
+        self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
+    ) -> Contributions:
         """See ``Ranker.explain``: weight times value; a missing indicator counts for its column."""
         linear = self.transform(numeric[None, :])[0] * (self.weights @ self.schema.weights)
         values = np.bincount(
@@ -168,7 +171,7 @@ def overfit_logistic(
     return before, after
 
 
-def _design(dense: Floats, slots: npt.NDArray[np.int64], layout: Slots) -> Any:
+def _design(dense: Float32Array, slots: Int64Array, layout: Slots) -> Any:
     """Return the sparse matrix [n, F' + S]: dense columns, then a 1 in every category's slot."""
     from scipy.sparse import csr_array, hstack
 
@@ -181,7 +184,7 @@ def _design(dense: Floats, slots: npt.NDArray[np.int64], layout: Slots) -> Any:
 
 
 def _fit_head(
-    design: Any, labels: Floats, weight: Floats | None, config: LogisticConfig
+    design: Any, labels: Float32Array, weight: Float32Array | None, config: LogisticConfig
 ) -> tuple[npt.NDArray[np.floating], float]:
     """Return weights [F' + S] and the intercept of one head."""
     from sklearn.exceptions import ConvergenceWarning
@@ -205,7 +208,7 @@ def _fit_head(
 
 
 def _loss_and_gradient(
-    design: Any, labels: Floats, weights: npt.NDArray[np.floating], intercept: float
+    design: Any, labels: Float32Array, weights: npt.NDArray[np.floating], intercept: float
 ) -> tuple[float, float]:
     """Return the mean log loss over rows and the norm of its gradient."""
     p = sigmoid(design @ weights + intercept)

@@ -8,9 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.files import read_json
 from ranking.config import PopularityConfig
-from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema
+from ranking.data import RankingData, RowSchema
 from ranking.models.base import Contributions, PredictsJoinedRows, largest, save_description
 from ranking.sigmoid import fit_sigmoid, sigmoid
 
@@ -33,13 +34,18 @@ class PopularityRanker(PredictsJoinedRows):
     slope: tuple[float, ...]
     intercept: tuple[float, ...]
 
-    def predict(self, numeric: Floats, categorical: Codes) -> Floats:  # noqa: ARG002
+    def predict(self, numeric: Float32Array, categorical: Int32Array) -> Float32Array:  # noqa: ARG002
         """See ``Ranker.predict``."""
         return sigmoid(np.outer(self._evidence(numeric), self.slope) + self.intercept).astype(
             np.float32
         )
 
-    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:  # noqa: ARG002
+    def explain(
+        self,
+        numeric: Float32Array,
+        categorical: Int32Array,  # noqa: ARG002
+        top: int | None = None,
+    ) -> Contributions:
         """See ``Ranker.explain``: the count is the only column."""
         value = self._evidence(numeric[None, :]) * (self.schema.weights @ np.asarray(self.slope))
         return largest([self.schema.numeric[self.column]], value, top)
@@ -61,11 +67,11 @@ class PopularityRanker(PredictsJoinedRows):
         values = read_json(folder / "model.json")
         return cls(schema, values["column"], tuple(values["slope"]), tuple(values["intercept"]))
 
-    def _evidence(self, numeric: Floats) -> Doubles:
+    def _evidence(self, numeric: Float32Array) -> Float64Array:
         return _log_count(numeric[:, self.column])
 
 
-def _log_count(values: Floats) -> Doubles:
+def _log_count(values: Float32Array) -> Float64Array:
     """A missing count is a count of zero: nobody has met the item."""
     counts = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     return np.log1p(np.maximum(counts, 0.0))

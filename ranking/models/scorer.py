@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.files import read_json, write_json
 from ranking.calibration import Calibration, fit_calibration
-from ranking.data import Codes, Floats, RankingData, RowSchema
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import calibration_curve
 from ranking.models import Ranker, load
 from ranking.models.base import Contributions
@@ -70,7 +71,9 @@ class CalibratedRanker:
         """Return the columns that rows must have, in this order."""
         return self.ranker.schema
 
-    def score(self, numeric: Floats, categorical: Codes) -> tuple[Floats, Floats]:
+    def score(
+        self, numeric: Float32Array, categorical: Int32Array
+    ) -> tuple[Float32Array, Float32Array]:
         """Return ``sum_t weight_t * p_t``, float32 [n], and the calibrated p, float32 [n, T].
 
         Args:
@@ -84,12 +87,12 @@ class CalibratedRanker:
         self.schema.check_rows(numeric, categorical)
         return self._calibrated(self.ranker.predict(numeric, categorical))
 
-    def for_items(self, items: ItemRows) -> Callable[[PairRows], tuple[Floats, Floats]]:
+    def for_items(self, items: ItemRows) -> Callable[[PairRows], tuple[Float32Array, Float32Array]]:
         """Return what gives the same as ``score`` of one request's joined rows, with the items prepared."""
         predict = self.ranker.for_items(items)
         return lambda pairs: self._calibrated(predict(pairs))
 
-    def _calibrated(self, raw: Floats) -> tuple[Floats, Floats]:
+    def _calibrated(self, raw: Float32Array) -> tuple[Float32Array, Float32Array]:
         probabilities = self.calibration(raw)
         return self.schema.score(probabilities), probabilities.astype(np.float32)
 
@@ -111,7 +114,9 @@ class CalibratedRanker:
             for column, head in enumerate(self.schema.heads)
         }
 
-    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+    def explain(
+        self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
+    ) -> Contributions:
         """Return the columns that moved one row, [F] and [C], largest first, in weighted log-odds.
 
         Raises:
@@ -123,7 +128,7 @@ class CalibratedRanker:
 
 
 def _curve(
-    labels: Floats, probabilities: npt.NDArray[np.floating], bins: int
+    labels: Float32Array, probabilities: npt.NDArray[np.floating], bins: int
 ) -> list[dict[str, float]]:
     columns = zip(*calibration_curve(labels, probabilities, bins), strict=True)
     return [{"rows": int(n), "predicted": float(p), "rate": float(rate)} for n, p, rate in columns]

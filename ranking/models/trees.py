@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.files import read_json
 from feature_repo.sanity import Guard
 from ranking.config import TreeConfig
-from ranking.data import Codes, Doubles, Floats, RankingData, RowSchema, group_starts
+from ranking.data import RankingData, RowSchema, group_starts
 from ranking.models.base import Contributions, Log, PairScorer, largest, save_description
 from ranking.models.forest import Forest, UnsupportedTrees
 from ranking.rows import ItemRows
@@ -74,7 +75,7 @@ class TreeRanker:
     slope: tuple[float, ...]
     intercept: tuple[float, ...]
 
-    def predict(self, numeric: Floats, categorical: Codes) -> Floats:
+    def predict(self, numeric: Float32Array, categorical: Int32Array) -> Float32Array:
         """See ``Ranker.predict``."""
         if not len(numeric):
             return np.empty(
@@ -102,10 +103,12 @@ class TreeRanker:
         except UnsupportedTrees:
             return None
 
-    def _probabilities(self, raw: Sequence[Doubles]) -> Floats:
+    def _probabilities(self, raw: Sequence[Float64Array]) -> Float32Array:
         return sigmoid(np.stack(raw, axis=1) * self.slope + self.intercept).astype(np.float32)
 
-    def explain(self, numeric: Floats, categorical: Codes, top: int | None = None) -> Contributions:
+    def explain(
+        self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
+    ) -> Contributions:
         """See ``Ranker.explain``: SHAP values of the trees (Lundberg et al. 2020).
 
         They add up to the row's weighted log-odds minus the mean over the training rows.
@@ -250,19 +253,19 @@ def fit_lambdarank(
     return TreeRanker("lambdarank", schema, (booster,), slope, intercept)
 
 
-def _row_weights(data: RankingData) -> Floats | None:
+def _row_weights(data: RankingData) -> Float32Array | None:
     """Return the weight of each row's request, float32 [n]: LightGBM weighs pairs of rows by their rows."""
     weights = data.request_weights()
     return None if weights is None else np.repeat(weights, data.group_sizes()).astype(np.float32)
 
 
-def _empty_share(worth: Floats, data: RankingData) -> float:
+def _empty_share(worth: Float32Array, data: RankingData) -> float:
     """Return the share of requests, by weight, of which no row is worth anything."""
     empty = np.maximum.reduceat(worth, group_starts(data.request)) == 0
     return float(np.average(empty, weights=data.request_weights()))
 
 
-def _levels(worth: Floats) -> Floats:
+def _levels(worth: Float32Array) -> Float32Array:
     """Return gains of few levels: LambdaRank compares labels, which are whole numbers."""
     if len(np.unique(worth)) <= _MOST_LEVELS:
         return worth
@@ -270,12 +273,12 @@ def _levels(worth: Floats) -> Floats:
     return np.round(worth / step) * step
 
 
-def _matrix(numeric: Floats, categorical: Codes, schema: RowSchema) -> Floats:
+def _matrix(numeric: Float32Array, categorical: Int32Array, schema: RowSchema) -> Float32Array:
     """Return float32 [n, F + C]; codes below 2^24 are exact in it."""
     return np.hstack([numeric, schema.known_codes(categorical).astype(np.float32)])
 
 
-def _raw(booster: lightgbm.Booster, rows: Floats) -> Doubles:
+def _raw(booster: lightgbm.Booster, rows: Float32Array) -> Float64Array:
     # One thread: a server answers several requests at once, and each is small.
     return np.asarray(booster.predict(rows, raw_score=True, num_threads=1), dtype=np.float64)
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from feature_repo.arrays import Float32Array, Float64Array
 from feature_repo.sanity import Guard
 from ranking.config import RankerConfig
-from ranking.data import Doubles, Floats
 from ranking.models import Ranker
 from ranking.models.base import Log
 from ranking.models.scorer import CalibratedRanker
@@ -60,7 +60,7 @@ def distil(teacher: CalibratedRanker, task: Task, log: Log) -> Ranker:
     )
 
 
-def at_rate(p: Floats, rate: float) -> Doubles:
+def at_rate(p: Float32Array, rate: float) -> Float64Array:
     """Return probabilities [n] whose log-odds are moved by one number, so that their mean is ``rate``."""
     if not 0.0 < rate < 1.0:
         return np.full(len(p), rate)

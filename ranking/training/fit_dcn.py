@@ -15,9 +15,10 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
+from feature_repo.arrays import Float32Array, Float64Array
 from feature_repo.sanity import Guard
 from ranking.config import DcnConfig
-from ranking.data import Doubles, Floats, RankingData, RowSchema
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import log_loss, ndcg_at_k
 from ranking.models.base import CannotContinue, Log
 from ranking.models.dcn import DcnRanker
@@ -161,7 +162,7 @@ def load_weights(network: DcnNetwork, schema: RowSchema, earlier: DcnRanker) -> 
 
 def probabilities(
     network: DcnNetwork, data: RankingData, transform: RowTransform, schema: RowSchema
-) -> Floats:
+) -> Float32Array:
     """Return the probabilities that a trained network gives, float32 [n, T], without the export of a graph."""
     rows = _Rows.of(data, transform, schema, torch.device("cpu"))
     return _probabilities(network, rows).astype(np.float32)
@@ -315,11 +316,11 @@ def _judge(
         )
         if not math.isnan(quality):
             return quality
-    labels: Floats = watch.labels
+    labels: Float32Array = watch.labels
     return -sum(log_loss(labels[:, head], p[:, head]) for head in range(p.shape[1]))
 
 
-def _probabilities(network: DcnNetwork, rows: _Rows) -> Doubles:
+def _probabilities(network: DcnNetwork, rows: _Rows) -> Float64Array:
     network.eval()
     with torch.inference_mode():
         chunks = torch.split(torch.arange(len(rows), device=rows.labels.device), 16_384)

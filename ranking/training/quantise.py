@@ -17,7 +17,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from ranking.data import Codes, Floats, RankingData
+from feature_repo.arrays import Float32Array, Int32Array
+from ranking.data import RankingData
 from ranking.models.dcn import DcnRanker
 
 _CALIBRATION_ROWS = 4_096
@@ -75,11 +76,11 @@ class _Batches(CalibrationDataReader):
         self._batches = self._of(ranker, rows)
 
     @staticmethod
-    def _of(ranker: DcnRanker, rows: RankingData) -> Iterator[dict[str, Floats | Codes]]:
+    def _of(ranker: DcnRanker, rows: RankingData) -> Iterator[dict[str, Float32Array | Int32Array]]:
         for start in range(0, len(rows), _BATCH):
             part = slice(start, start + _BATCH)
             yield ranker.inputs(rows.numeric[part], rows.categorical[part])
 
-    def get_next(self) -> dict[str, Floats | Codes] | None:
+    def get_next(self) -> dict[str, Float32Array | Int32Array] | None:
         """Return the next batch, None after the last."""
         return next(self._batches, None)

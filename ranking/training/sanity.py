@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from feature_repo.arrays import Float32Array
 from feature_repo.sanity import Guard, check_chance, check_learnt
 from ranking.config import RankerConfig
-from ranking.data import Floats, RankingData, RowSchema
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import auc
 from ranking.training.fit import Task, fit
 from ranking.transform import RowTransform
@@ -106,7 +107,7 @@ def _predicted(
     held_out: RankingData,
     schema: RowSchema,
     config: RankerConfig,
-) -> Floats:
+) -> Float32Array:
     transform, guard = RowTransform.fit(learn.numeric), Guard(f"{kind}, shuffled labels")
     if kind != "dcn":
         ranker = fit(kind, Task(learn, stop, transform, schema, config), guard, _silent)

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from feature_repo.arrays import Float64Array
 from feature_repo.files import read_json, staged_folder, write_json
 from feature_repo.hashing import file_hash, fingerprint
 from feature_repo.sanity import Guard
 from feature_repo.workspace import MissingStage
 from ranking.config import RankerConfig, WarmStart
-from ranking.data import Doubles, RankingData, RowSchema
+from ranking.data import RankingData, RowSchema
 from ranking.metrics import auc, difference, ece, log_loss, mean_known, ndcg_at_k, ndcg_per_request
 from ranking.models import Ranker, load
 from ranking.models.base import CannotContinue, Log
@@ -219,7 +220,7 @@ def choose(behind: dict[str, list[float]], standard_errors: float, most: float) 
     return next(kind for kind in near if kind != BASELINE or behind[kind][0] == 0.0)
 
 
-def _train_kind(job: _Job, kind: str, folder: Path) -> tuple[KindReport, Doubles]:
+def _train_kind(job: _Job, kind: str, folder: Path) -> tuple[KindReport, Float64Array]:
     """Return the report of one kind, and its NDCG of each validation request, float64 [R]."""
     version = fingerprint(
         _REVISION, kind, job.data_version, job.config.part(kind), *job.start_version
@@ -248,7 +249,7 @@ def _train_kind(job: _Job, kind: str, folder: Path) -> tuple[KindReport, Doubles
     return report, ndcg
 
 
-def _finished(folder: Path, version: str) -> tuple[KindReport, Doubles] | None:
+def _finished(folder: Path, version: str) -> tuple[KindReport, Float64Array] | None:
     """Return the report of a folder whose files are the ones that its manifest lists, and its NDCG, else None."""
     if not (folder / _MANIFEST).is_file():
         return None
@@ -284,7 +285,7 @@ def _continue(job: _Job, kind: str, task: Task, guard: Guard) -> Ranker:
 
 def measure(
     calibrated: CalibratedRanker, data: RankingData, k: int, version: str, sanity: dict[str, float]
-) -> tuple[KindReport, Doubles]:
+) -> tuple[KindReport, Float64Array]:
     """Return the figures of a ranker on rows that it was not made from, and its NDCG of each request, float64 [R]."""
     schema = calibrated.schema
     raw = calibrated.ranker.predict(data.numeric, data.categorical)

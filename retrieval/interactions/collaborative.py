@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
+from feature_repo.arrays import Int64Array
 from feature_repo.sanity import Guard
 from retrieval.interactions.spectral import SparseProduct, degrees, normalised, right_factors
 
@@ -151,7 +151,7 @@ class CollaborativeTowers:
             taken = by_recency(taken, self._places, config.recency)
         return self._users(taken, items, users), _with_popularity(self._items(items), config.kept)
 
-    def _loss(self, batch: npt.NDArray[np.int64], negatives: npt.NDArray[np.int64]) -> Tensor:
+    def _loss(self, batch: Int64Array, negatives: Int64Array) -> Tensor:
         items, users = self._tables
         taken = self._taken[batch]
         number = np.diff(taken.indptr)
@@ -178,7 +178,7 @@ class CollaborativeTowers:
     def _items(self, items: Tensor) -> Tensor:
         return torch.cat([F.normalize(items, eps=1e-9), self._prior], dim=1)
 
-    def _codes(self, codes: npt.NDArray[np.int64]) -> Tensor:
+    def _codes(self, codes: Int64Array) -> Tensor:
         return torch.from_numpy(codes).to(self.device)
 
 

@@ -11,12 +11,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from scipy import sparse
 
+from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
-
-Codes = npt.NDArray[np.int64]
 
 _RECURRING = 1.5
 """Lines are taken to be in order of time if neighbours recur so much more often than in shuffled lines."""
@@ -111,7 +109,7 @@ def hold_out(
     return rest, held
 
 
-def _places(user: Codes, item: Codes, shape: tuple[int, int]) -> sparse.csr_matrix | None:
+def _places(user: Int64Array, item: Int64Array, shape: tuple[int, int]) -> sparse.csr_matrix | None:
     """Return each item's place from the end of its line, of an item met twice the newer, if lines are in time order."""
     order = np.argsort(user, kind="stable")
     user, item = user[order], item[order]
@@ -130,20 +128,20 @@ def _places(user: Codes, item: Codes, shape: tuple[int, int]) -> sparse.csr_matr
     )
 
 
-def _recurring(user: Codes, item: Codes) -> int:
+def _recurring(user: Int64Array, item: Int64Array) -> int:
     """Return how many neighbours in lines are neighbours in another line too, as in people's days they are."""
     same = user[1:] == user[:-1]
     _, times = np.unique(np.stack([item[:-1][same], item[1:][same]]), axis=1, return_counts=True)
     return int(times[times > 1].sum())
 
 
-def _ascending(user: Codes, item: Codes) -> float:
+def _ascending(user: Int64Array, item: Int64Array) -> float:
     """Return the share of neighbours that are in order of their ids."""
     same = user[1:] == user[:-1]
     return float((item[1:] > item[:-1])[same].mean()) if same.any() else 1.0
 
 
-def _read(path: Path, items_needed: bool) -> tuple[Codes, Codes]:
+def _read(path: Path, items_needed: bool) -> tuple[Int64Array, Int64Array]:
     if not path.is_file():
         raise SpecError(
             f"{path} is missing: the folder needs train.txt and test.txt with lines 'user item item ...'"
@@ -173,7 +171,7 @@ def _read(path: Path, items_needed: bool) -> tuple[Codes, Codes]:
     return user, np.fromiter((item for row in rows for item in row[1:]), np.int64, count=len(user))
 
 
-def _matrix(rows: Codes, columns: Codes, shape: tuple[int, int]) -> sparse.csr_matrix:
+def _matrix(rows: Int64Array, columns: Int64Array, shape: tuple[int, int]) -> sparse.csr_matrix:
     return _binary(
         sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
     )

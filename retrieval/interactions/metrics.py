@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import sparse
 from torch import Tensor
+
+from feature_repo.arrays import Int64Array
 
 
 @torch.no_grad()
@@ -16,7 +17,7 @@ def recall_and_ndcg(
     known: sparse.csr_matrix,
     wanted: sparse.csr_matrix,
     k: int = 20,
-    rows: npt.NDArray[np.int64] | None = None,
+    rows: Int64Array | None = None,
     chunk: int = 1_024,
 ) -> tuple[float, float]:
     """Rank all items that a user does not know by dot product, and average over users that want something.

@@ -6,11 +6,12 @@ import warnings
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
+
+from feature_repo.arrays import Float64Array
 
 
 class _Product(torch.autograd.Function):
@@ -46,7 +47,7 @@ class SparseProduct:
 
 def degrees(
     interactions: sparse.csr_matrix,
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[Float64Array, Float64Array]:
     """Return how many interactions each user and each item has; 1 where there is none, to divide by."""
     users, items = (
         np.asarray(interactions.sum(axis=axis), dtype=np.float64).ravel() for axis in (1, 0)

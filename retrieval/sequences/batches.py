@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from retrieval.sequences.dataset import Integers, Sequences
+from feature_repo.arrays import Int64Array
+from retrieval.sequences.dataset import Sequences
 from retrieval.sequences.model import SequenceTower
 
 _USERS = 64
 _SCORED = 2_000_000
 """Users encoded at once, and scores held at once."""
 
-Window = tuple[Integers, Integers]
+Window = tuple[Int64Array, Int64Array]
 """First rows of a batch's windows and how many items each has."""
 
 
@@ -67,15 +67,15 @@ def inputs_and_targets(sequences: Sequences, batch: Window) -> tuple[Tensor, Ten
     )
 
 
-def _filled(sequences: Sequences, begin: Integers, size: Integers) -> Integers:
+def _filled(sequences: Sequences, begin: Int64Array, size: Int64Array) -> Int64Array:
     place = np.arange(size.max())
     inside = place < size[:, None]
-    rows: npt.NDArray[np.int64] = np.where(inside, begin[:, None] + place, 0)
+    rows: Int64Array = np.where(inside, begin[:, None] + place, 0)
     return np.where(inside, sequences.items[rows], 0)
 
 
 @torch.no_grad()
-def encode(tower: SequenceTower, sequences: Sequences, users: Integers, back: int) -> Tensor:
+def encode(tower: SequenceTower, sequences: Sequences, users: Int64Array, back: int) -> Tensor:
     """Return float32 ``[len(users), width]``: users as they were just before the item ``back`` places from the end."""
     tower.eval()
     device = tower.items.device
@@ -97,7 +97,7 @@ def encode(tower: SequenceTower, sequences: Sequences, users: Integers, back: in
 
 
 @torch.no_grad()
-def places(users: Tensor, items: Tensor, wanted: Integers) -> Integers:
+def places(users: Tensor, items: Tensor, wanted: Int64Array) -> Int64Array:
     """Return the 0-based place of each user's wanted item among all items by dot product.
 
     Args:
@@ -118,8 +118,8 @@ def parts(users: int, items: int) -> list[slice]:
 
 
 def places_by_score(
-    scores: Iterable[Tensor], wanted: Integers, histories: Iterator[Integers] | None
-) -> tuple[Integers, Integers]:
+    scores: Iterable[Tensor], wanted: Int64Array, histories: Iterator[Int64Array] | None
+) -> tuple[Int64Array, Int64Array]:
     """Return the wanted items' places among all items, and among those that are not in the history.
 
     Args:

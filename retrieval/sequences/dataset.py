@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
+from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
-
-Integers = npt.NDArray[np.int64]
 
 MIN_ITEMS = 3
 """A user with fewer has nothing left to learn from once the last two items are held out."""
@@ -30,16 +28,16 @@ class Sequences:
     ``items[start[u]:start[u + 1]]``.
     """
 
-    items: Integers
-    start: Integers
+    items: Int64Array
+    start: Int64Array
     catalogue: int
 
     @property
-    def lengths(self) -> Integers:
+    def lengths(self) -> Int64Array:
         """Number of items of each user, int64 ``[users]``."""
         return np.diff(self.start)
 
-    def histories(self, back: int) -> Iterator[Integers]:
+    def histories(self, back: int) -> Iterator[Int64Array]:
         """Yield the items of each testable user before the item ``back`` places from the end."""
         for user in self.testable:
             yield self.items[self.start[user] : self.start[user + 1] - back]
@@ -53,19 +51,19 @@ class Sequences:
         return 1.0 - len(np.unique(pairs)) / max(len(pairs), 1)
 
     @property
-    def testable(self) -> Integers:
+    def testable(self) -> Int64Array:
         """Users whose last two items can be held out, int64."""
         return np.flatnonzero(self.lengths >= MIN_ITEMS)
 
-    def held_out(self, users: Integers, back: int) -> Integers:
+    def held_out(self, users: Int64Array, back: int) -> Int64Array:
         """Return the item ``back`` places from the end of each user's sequence; 1 is the last."""
         return self.items[self.start[users + 1] - back]
 
-    def training_ends(self, held: int) -> Integers:
+    def training_ends(self, held: int) -> Int64Array:
         """Return where users' training items end, int64 ``[users]``: ``held`` are held out of those with enough."""
         return self.start[1:] - np.where(self.lengths >= MIN_ITEMS, held, 0)
 
-    def training_counts(self, held: int) -> Integers:
+    def training_counts(self, held: int) -> Int64Array:
         """Return how often each code is a training item, int64 ``[catalogue + 1]``."""
         row = np.arange(len(self.items))
         kept = row < np.repeat(self.training_ends(held), self.lengths)

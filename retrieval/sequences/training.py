@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feature_repo.progress import Progress, no_progress
 from feature_repo.sanity import Guard
 from retrieval.sequences.batches import Window, encode, inputs_and_targets, places, windows
 from retrieval.sequences.dataset import Sequences
@@ -27,8 +27,6 @@ from retrieval.sequences.losses import SoftmaxLoss
 from retrieval.sequences.model import SequenceTower, SequenceTowerConfig
 from retrieval.sequences.sanity import CLIP, check_sequences
 from retrieval.towers.training_step import gradient_step
-
-Progress = Callable[[str, int, int], None]
 
 TEST, VALIDATION = 1, 2
 """Places from the end of a sequence: the last item is the test's, the one before is validation's."""
@@ -90,7 +88,7 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def train_sequences(
-    sequences: Sequences, config: SequenceConfig, folder: Path, progress: Progress = lambda *_: None
+    sequences: Sequences, config: SequenceConfig, folder: Path, progress: Progress = no_progress
 ) -> SequenceVectors:
     """Train all towers.
 

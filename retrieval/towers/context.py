@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import Float32Array, Float64Array, Int32Array, Int64Array
 
 GAP_BUCKETS = 32
 
 
-def gap_buckets(seconds: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def gap_buckets(seconds: npt.NDArray[Any]) -> Int64Array:
     """Return log2 buckets of ages in seconds: 0 for a second or less, at most ``GAP_BUCKETS - 1``."""
     logs = np.log2(np.maximum(seconds, 1.0))
     return np.asarray(np.clip(logs, 0, GAP_BUCKETS - 1), dtype=np.int64)
@@ -28,12 +28,12 @@ class UserContext:
     float32 ``[n, H]`` seconds since each, ``time`` float64 ``[n]`` epoch seconds.
     """
 
-    user: Codes
-    attributes: Codes
-    numbers: Floats
-    history: Codes
-    ages: Floats
-    time: npt.NDArray[np.float64]
+    user: Int32Array
+    attributes: Int32Array
+    numbers: Float32Array
+    history: Int32Array
+    ages: Float32Array
+    time: Float64Array
 
     def __len__(self) -> int:
         return len(self.user)

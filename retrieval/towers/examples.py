@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feature_repo.encoding import Codes, Floats
+from feature_repo.arrays import Float32Array, Int32Array
 from retrieval.towers.context import UserContext
 from retrieval.towers.model import UserInputs
 
@@ -22,8 +22,8 @@ class Examples:
     """
 
     context: UserContext
-    item: Codes
-    weight: Floats
+    item: Int32Array
+    weight: Float32Array
 
     def __len__(self) -> int:
         return len(self.item)

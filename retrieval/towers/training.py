@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from feature_repo.arrays import Float32Array
 from feature_repo.files import read_json, write_json
 from feature_repo.hashing import fingerprint
+from feature_repo.progress import Progress, no_progress
 from feature_repo.sanity import Guard
 from retrieval.towers.examples import Examples, user_inputs
 from retrieval.towers.model import TwoTowers
@@ -29,7 +30,6 @@ from retrieval.towers.sanity import Checks
 from retrieval.towers.training_step import TrainingStep
 
 Log = Callable[[int, dict[str, float]], None]
-Progress = Callable[[str, int, int], None]
 Begin = Callable[[TwoTowers], None]
 
 
@@ -96,7 +96,7 @@ def train_towers(
     folder: Path,
     version: str,
     log: Log = lambda *_: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
     begin: Begin = lambda _: None,
 ) -> tuple[TwoTowers, TowerTrainingReport]:
     """Train towers, or finish or load a training that ``folder`` holds.
@@ -285,7 +285,7 @@ def recall(towers: TwoTowers, examples: Examples, k: int, chunk: int = 512) -> f
 
 
 @torch.no_grad()
-def item_vectors(towers: TwoTowers) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def item_vectors(towers: TwoTowers) -> tuple[Float32Array, Float32Array]:
     """Return raw and unit vectors of all items, float32 ``[items, D]`` each."""
     raw = towers.eval().raw_items()
     return raw.cpu().numpy(), F.normalize(raw, dim=-1, eps=1e-6).cpu().numpy()

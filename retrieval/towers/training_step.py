@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from feature_repo.arrays import Int64Array
 from feature_repo.sanity import Guard
 from retrieval.towers.examples import Examples, user_inputs
 from retrieval.towers.losses import sampled_softmax
@@ -73,7 +73,7 @@ class TrainingStep:
         return gradient_step(loss, towers, optimizer, self.clip, self.guard)
 
     def _loss(
-        self, towers: TwoTowers, batch: Examples, uniform: npt.NDArray[np.int64], catalogue: int
+        self, towers: TwoTowers, batch: Examples, uniform: Int64Array, catalogue: int
     ) -> Tensor:
         device = self.popularity.device
         scored = np.concatenate([batch.item, uniform])

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from feature_repo.progress import Progress, no_progress
 from retrieval.towers.context import UserContext
 from retrieval.towers.examples import Examples
 from retrieval.towers.model import TowerConfig, TwoTowers
 from retrieval.towers.training import (
     Log,
-    Progress,
     TowerTrainingConfig,
     TowerTrainingReport,
     recall,
@@ -115,7 +115,7 @@ def solve(
     folder: Path,
     config: TowerTrainingConfig = CONFIG,
     log: Log = lambda *_: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
     build: Callable[[], TwoTowers] | None = None,
     training: Examples | None = None,
 ) -> Solved:
