@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from feature_repo.arrays import Float32Array, Int32Array
-from feature_repo.workspace import file_hash, read_json, write_json
+from feature_repo.errors import FunnelError
+from feature_repo.files import read_json, write_json
+from feature_repo.hashing import file_hash
 from ranking.models.scorer import CalibratedRanker
 from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.codec import Codec
@@ -42,7 +44,7 @@ EVALUATION = "evaluation.json"
 FORMAT = 3
 
 
-class BadRelease(RuntimeError):
+class BadRelease(FunnelError):
     """A release cannot be served; the message says what is wrong with it."""
 
 
