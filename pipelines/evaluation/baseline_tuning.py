@@ -12,6 +12,7 @@ from scipy import sparse
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Int32Array
+from feature_repo.progress import Progress
 from pipelines.evaluation.baselines import (
     LARGEST_EASE,
     Baseline,
@@ -34,7 +35,6 @@ from pipelines.evaluation.replayed_requests import (
 )
 from pipelines.training.past_requests import InteractionHistory, Requests, requests_from
 from pipelines.training.split import Split, epoch_seconds
-from retrieval.towers.training import Progress
 from serving.recommender.codec import Codec
 from serving.releases.release import Release
 

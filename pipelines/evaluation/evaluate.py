@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from feature_repo.arrays import Float64Array
+from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.evaluation.ablations import ablations as ablated_models
 from pipelines.evaluation.baseline_tuning import TunedBaselines, tuned_baselines
@@ -43,7 +44,6 @@ from pipelines.evaluation.slices import dimensions, slice_figures
 from pipelines.features.point_in_time import PointInTime
 from pipelines.ingest.ingest import read_events
 from pipelines.training.past_requests import InteractionHistory
-from retrieval.towers.training import Progress
 from serving.releases.release import Release, load_release
 
 PAIRED = ("ndcg@10", "recall@10", "mrr@10")

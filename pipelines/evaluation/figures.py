@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from feature_repo.workspace import read_json, write_json
+from feature_repo.files import read_json, write_json
 from serving.releases.release import EVALUATION
 
 Interval = tuple[float, float]

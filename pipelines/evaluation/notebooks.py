@@ -9,13 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from feature_repo.workspace import (
-    PROJECT_ROOT,
-    MissingStage,
-    Workspace,
-    default_root,
-    write_atomically,
-)
+from feature_repo.files import write_atomically
+from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace, default_root
 from pipelines import display
 from pipelines.evaluation.figures import Evaluation
 from pipelines.evaluation.plots import use_style

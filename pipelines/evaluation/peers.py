@@ -21,14 +21,11 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array
-from feature_repo.workspace import (
-    PROJECT_ROOT,
-    Workspace,
-    file_hash,
-    fingerprint,
-    read_json,
-    write_json,
-)
+from feature_repo.errors import FunnelError
+from feature_repo.files import read_json, write_json
+from feature_repo.hashing import file_hash, fingerprint
+from feature_repo.progress import Progress
+from feature_repo.workspace import PROJECT_ROOT, Workspace
 from pipelines.evaluation.baseline_tuning import TunedBaselines, Validation, interaction_matrix
 from pipelines.evaluation.baselines import popularity_bonus
 from pipelines.evaluation.figures import BaselineSearch
@@ -36,7 +33,6 @@ from pipelines.evaluation.held_out import HeldOut
 from pipelines.evaluation.replayed_requests import Model, by_scores
 from pipelines.training.past_requests import InteractionHistory, Requests
 from pipelines.training.split import Split, epoch_seconds
-from retrieval.towers.training import Progress
 
 NAME = "sasrec"
 PYTHON = PROJECT_ROOT / ".venv-peers" / "bin" / "python"
@@ -66,7 +62,7 @@ MAX_SOFTMAX_ITEMS = 50_000
 """Items above which settings with a softmax over all of them are left out."""
 
 
-class PeerFailed(RuntimeError):  # noqa: N818 - said to the user
+class PeerFailed(FunnelError):  # noqa: N818 - said to the user
     """The other environment's program gave no result; the message says why, or where to look."""
 
 
