@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from retrieval.towers.training import Progress as Report
+from feature_repo.progress import Progress as Report
 
 console = Console(stderr=True)
 """Progress and tables go to standard error: standard output is for results that programs read."""

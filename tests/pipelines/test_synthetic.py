@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from feature_repo.dataset import load_spec
-from feature_repo.workspace import file_hash
+from feature_repo.hashing import file_hash
 from pipelines.synthetic import generate as synthetic
 from pipelines.synthetic.generate import (
     FILES,
