@@ -1,4 +1,4 @@
-"""A catalogue of any size from a trained one: copies of its items with vectors moved a little, in release and Redis."""
+"""A catalogue of any size: copies of a trained one's items with perturbed vectors."""
 
 from __future__ import annotations
 
@@ -17,26 +17,29 @@ from feature_repo.progress import Progress
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import row_key
 from feature_repo.workspace import Workspace
-from pipelines.training.release import current_release
+from pipelines.training.release_pointer import current_release
 from retrieval.index import build_index, save_index
 from serving.online.features import OnlineFeatures, concat_rows
 from serving.recommender.item_table import Activity, ItemTable, RawColumn
 from serving.releases.item_files import save_items, with_spare
 from serving.releases.release import MANIFEST, Release, load_release, write_manifest
 
-_SPREAD = 0.5
-"""Length of what is added to a copy's unit vector: copies lie about a right angle's third from each other."""
+_NOISE_NORM = 0.5
+"""Norm of what is added to a copy's unit vector: two copies are about 30 degrees apart."""
+
 _QUERIES = 512
-_COPIES_A_CALL = 2_000
+_COPIES_PER_CALL = 2_000
 
 
 def expand(base: Workspace, items: int, two_tower: int) -> Workspace:
-    """Return a workspace on the Redis and Feast of ``base`` whose release has ``items`` items; a made one is kept.
+    """Return a workspace whose release has ``items`` items, on the Redis and Feast of ``base``.
+
+    An existing one is kept.
 
     Args:
         base: the workspace of a trained release.
-        items: how many items.
-        two_tower: how many candidates the two towers propose.
+        items: number of items.
+        two_tower: number of candidates that the two towers propose.
 
     """
     source = current_release(base)
@@ -48,58 +51,76 @@ def expand(base: Workspace, items: int, two_tower: int) -> Workspace:
         shutil.rmtree(root, ignore_errors=True)
         staging = workspace.releases / "expanded"
         shutil.copytree(source, staging)
-        _write(staging, base, release, origin, two_tower)
+        unit = _expand_files(staging, release, origin)
+        _rebuild_index(staging, unit, _queries(base, release), two_tower)
+        _write_manifest(staging)
         for name in ("ingest", "features", "feast", "redis"):
             (root / name).symlink_to(base.root / name)
         link_atomically(workspace.releases / "current", staging)
     return workspace
 
 
-def _write(
-    folder: Path, base: Workspace, release: Release, origin: Int64Array, two_tower: int
-) -> None:
+def _expand_files(folder: Path, release: Release, origin: Int64Array) -> Float32Array:
+    """Write codes, vectors, neighbours and item table; item ``i`` is a copy of ``origin[i]``.
+
+    Returns:
+        the unit vectors, float32 ``[N, D]`` with row 0 first.
+
+    """
     names = release.codec.items.values
     copy = np.arange(len(origin)) // len(names)
     ids = [
         names[row] if not n else f"{names[row]}~{n}" for row, n in zip(origin, copy, strict=True)
     ]
-    codec = read_json(folder / "codec.json")
-    write_json(folder / "codec.json", codec | {"items": ids})
+    write_json(folder / "codec.json", read_json(folder / "codec.json") | {"items": ids})
+
+    # Row 0 is no item in every array.
     rows = np.concatenate([[0], origin + 1])
-    unit = _moved(release.retrieval.vectors[rows], np.concatenate([[0], copy]) > 0)
+    copy = np.concatenate([[0], copy])
+    unit = _perturbed(release.retrieval.vectors[rows], copy > 0)
     np.save(folder / "item_vectors.npy", with_spare(unit))
-    np.save(
-        folder / "raw_item_vectors.npy", with_spare(np.load(folder / "raw_item_vectors.npy")[rows])
-    )
+    for name in ("raw_item_vectors.npy", "similarities.npy"):
+        np.save(folder / name, with_spare(np.load(folder / name)[rows]))
+
+    # A copy's neighbours are the same copy of its original's neighbours, where there is one.
     near = np.load(folder / "neighbours.npy")[rows].astype(np.int64)
-    shifted = near + np.concatenate([[0], copy])[:, None] * len(names)
+    shifted = near + copy[:, None] * len(names)
     near = np.where((near > 0) & (shifted <= len(ids)), shifted, near).astype(np.int32)
     np.save(folder / "neighbours.npy", with_spare(near))
-    np.save(folder / "similarities.npy", with_spare(np.load(folder / "similarities.npy")[rows]))
     save_items(_table(release.items, rows, ids), folder)
-    index, report = build_index(unit[1:], _queries(base, release))
+    return unit
+
+
+def _rebuild_index(folder: Path, unit: Float32Array, queries: Float32Array, two_tower: int) -> None:
+    """Index the expanded vectors, and set how many candidates come from them."""
+    index, report = build_index(unit[1:], queries)
     save_index(index, folder / "index.faiss")
     write_json(folder / "shares.json", read_json(folder / "shares.json") | {"two_tower": two_tower})
-    write_json(
-        folder / "metrics.json",
-        read_json(folder / "metrics.json") | {"expanded_index": report.to_dict()},
-    )
+    metrics = read_json(folder / "metrics.json") | {"expanded_index": report.to_dict()}
+    write_json(folder / "metrics.json", metrics)
+
+
+def _write_manifest(folder: Path) -> None:
+    """Write a manifest of the changed files, and remove the evaluation of the original."""
     manifest = read_json(folder / MANIFEST)
     (folder / MANIFEST).unlink()
     (folder / "evaluation.json").unlink(missing_ok=True)
-    kept = {k: v for k, v in manifest.items() if k not in ("format", "release", "files")}
-    write_manifest(folder, kept)
+    versions = {k: v for k, v in manifest.items() if k not in ("format", "release", "files")}
+    write_manifest(folder, versions)
 
 
-def _moved(vectors: Float32Array, which: BoolArray) -> Float32Array:
+def _perturbed(vectors: Float32Array, which: BoolArray) -> Float32Array:
+    """Return unit vectors float32 ``[n, D]``, with noise on those of ``which`` bool ``[n]``."""
     noise = np.random.default_rng(5).normal(size=vectors.shape).astype(np.float32)
-    moved = vectors + which[:, None] * noise * np.float32(_SPREAD / np.sqrt(vectors.shape[1]))
+    moved = vectors + which[:, None] * noise * np.float32(_NOISE_NORM / np.sqrt(vectors.shape[1]))
     lengths = np.linalg.norm(moved, axis=1, keepdims=True)
     return np.divide(moved, lengths, out=np.zeros_like(moved), where=lengths > 0).astype(np.float32)
 
 
 def _table(items: ItemTable, rows: Int64Array, ids: list[str]) -> ItemTable:
-    encoded, activity = items.encoded, items.activity
+    """Return the rows of an item table, int64 ``[n]`` with row 0 first, under new ids."""
+    encoded = items.encoded
+    activity = items.activity
     codec = replace(items.codec, items=type(items.codec.items)(ids))
     raw = {name: RawColumn(column.values.take(rows[1:] - 1)) for name, column in items.raw.items()}
     return ItemTable(
@@ -117,24 +138,27 @@ def _table(items: ItemTable, rows: Int64Array, ids: list[str]) -> ItemTable:
 
 def _queries(base: Workspace, release: Release) -> Float32Array:
     """Return the vectors of real users, float32 ``[q, D]``."""
-    now, users = time.time(), release.codec.users.values[:_QUERIES]
-    found = OnlineFeatures(base, release.items).users(users, now)
+    now = time.time()
+    users = release.codec.users.values[:_QUERIES]
+    features = OnlineFeatures(base, release.items).users(users, now)
     batch = release.reader.read(
-        concat_rows([one.columns for one in found]), np.full(len(users), now)
+        concat_rows([one.columns for one in features]), np.full(len(users), now)
     )
     return release.retrieval.tower(batch.context)
 
 
 def copy_rows(workspace: Workspace, release: Release, progress: Progress) -> None:
-    """Give every copied item the online features of its original, in Redis, as if they had been materialized."""
-    config, client = feature_store(workspace).config, redis_client(workspace, timeout_s=60.0)
+    """Copy the online features of every copied item's original, as if they were materialized."""
+    config = feature_store(workspace).config
+    client = redis_client(workspace, timeout_s=60.0)
     ids = release.codec.items.values
-    for start in range(0, len(ids), _COPIES_A_CALL):
+    for start in range(0, len(ids), _COPIES_PER_CALL):
         with client.pipeline(transaction=False) as pipe:
-            for item in ids[start : start + _COPIES_A_CALL]:
+            for item in ids[start : start + _COPIES_PER_CALL]:
                 name, _, number = item.partition("~")
                 if number:
-                    original, copy = row_key(config, c.ITEM, name), row_key(config, c.ITEM, item)
+                    original = row_key(config, c.ITEM, name)
+                    copy = row_key(config, c.ITEM, item)
                     pipe.copy(original, copy, replace=True)  # type: ignore[arg-type]  # it takes bytes
             pipe.execute()
-        progress("items into Redis", min(start + _COPIES_A_CALL, len(ids)), len(ids))
+        progress("items into Redis", min(start + _COPIES_PER_CALL, len(ids)), len(ids))

@@ -1,6 +1,7 @@
-"""Load on one HTTP endpoint from a process of its own: kept connections, raw HTTP/1.1, every latency kept.
+"""An HTTP load generator in a process of its own: persistent connections, raw HTTP/1.1.
 
-Closed loop: each connection sends its next request when the answer to the last is there. Open loop
+Every latency is recorded. Closed loop: each connection sends its next request after the answer to
+the last. Open loop
 (``rate``): requests are due at fixed times, and a latency counts from when its request was due, so
 that a server that stalls cannot hide it.
 """
@@ -21,15 +22,15 @@ import uvloop
 
 @dataclass
 class Load:
-    """What came back.
+    """The answers to a load.
 
     Attributes:
-        seconds: how long each request took that was answered with 2xx.
-        statuses: how many answers of each HTTP status; 0: no answer, also not to a second try on a
-            new connection.
-        retried: how many second tries there were.
+        seconds: latency of each request that was answered with 2xx.
+        statuses: number of answers by HTTP status; 0: no answer, even to a retry on a new
+            connection.
+        retried: number of retries.
         answers: epoch seconds, status and body of each answer, if they were to be kept.
-        took_s: the whole load.
+        took_s: duration of the whole load.
 
     """
 
@@ -40,7 +41,7 @@ class Load:
     took_s: float = 0.0
 
     def percentile(self, q: float) -> float:
-        """Return a percentile of the latencies of accepted requests in milliseconds, NaN if there are none."""
+        """Return a percentile of the latencies of accepted requests, in milliseconds; NaN: none."""
         return (
             round(float(np.percentile(self.seconds, q)) * 1_000, 3)
             if self.seconds
@@ -54,10 +55,11 @@ class Load:
 
 
 class _Connection(asyncio.Protocol):
-    """One kept connection with one request under way."""
+    """One persistent connection with at most one request in flight."""
 
     def __init__(self) -> None:
-        self._buffer, self._lost = b"", False
+        self._buffer = b""
+        self._lost = False
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -71,7 +73,8 @@ class _Connection(asyncio.Protocol):
         length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n", 1)[0])
         if len(rest) >= length and self._answer:
             self._buffer = rest[length:]
-            answer, self._answer = self._answer, None
+            answer = self._answer
+            self._answer = None
             answer.set_result((int(head[9:12]), rest[:length]))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -81,7 +84,7 @@ class _Connection(asyncio.Protocol):
                 exc or ConnectionResetError("the server closed the connection")
             )
 
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
+    async def send(self, request: bytes) -> tuple[int, bytes]:
         """Send a request and return status and body."""
         if self._lost:
             raise ConnectionResetError("the server closed the connection")
@@ -95,89 +98,118 @@ class _Connection(asyncio.Protocol):
 
 def encode_requests(path: str, bodies: Sequence[bytes]) -> list[bytes]:
     """Return whole HTTP requests that POST these bodies."""
-    head = f"POST {path} HTTP/1.1\r\nhost: funnel\r\ncontent-type: application/json\r\ncontent-length: "
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: funnel\r\n"
+        "content-type: application/json\r\ncontent-length: "
+    )
     return [head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies]
 
 
-async def _load(
-    port: int,
-    requests: Sequence[bytes],
-    connections: int,
-    seconds: float,
-    rate: float | None,
-    keep: bool,
-) -> Load:
-    loop, load, number = asyncio.get_running_loop(), Load(), 0
-    start = time.perf_counter()
-    end = start + seconds
+@dataclass(frozen=True)
+class _Plan:
+    """One load; see ``load``."""
 
-    async def asked(
-        connection: _Connection | None, request: bytes
-    ) -> tuple[_Connection | None, int, bytes]:
-        for attempt in range(2):
-            try:
-                if connection is None:
-                    _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
-                return connection, *await connection.ask(request)
-            except OSError:
-                connection = None
-                load.retried += 1 - attempt
-        return None, 0, b""
+    port: int
+    requests: Sequence[bytes]
+    connections: int
+    seconds: float
+    rate: float | None
+    keep: bool
 
-    async def work() -> None:
-        nonlocal number
+
+class _Generator:
+    """Sends the requests of one load over its connections."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self._plan = plan
+        self._load = Load()
+        self._sent = 0
+        self._start = time.perf_counter()
+
+    async def run(self) -> Load:
+        """Run the load to its end."""
+        await asyncio.gather(*(self._work() for _ in range(self._plan.connections)))
+        self._load.took_s = time.perf_counter() - self._start
+        return self._load
+
+    async def _work(self) -> None:
+        """Send requests over one connection until the time is over."""
+        plan = self._plan
         connection: _Connection | None = None
         while True:
-            due = time.perf_counter() if rate is None else start + number / rate
-            if due >= end:
+            due = self._next_due()
+            if due >= self._start + plan.seconds:
                 break
-            request = requests[number % len(requests)]
-            number += 1
-            if rate is not None and (wait := due - time.perf_counter()) > 0:
+            request = plan.requests[self._sent % len(plan.requests)]
+            self._sent += 1
+            if plan.rate is not None and (wait := due - time.perf_counter()) > 0:
                 await asyncio.sleep(wait)
-            connection, status, body = await asked(connection, request)
-            load.statuses[status] += 1
+
+            connection, status, body = await self._send(connection, request)
+            self._load.statuses[status] += 1
             if 200 <= status < 300:
-                load.seconds.append(time.perf_counter() - due)
-            if keep:
-                load.answers.append((time.time(), status, body))
+                self._load.seconds.append(time.perf_counter() - due)
+            if plan.keep:
+                self._load.answers.append((time.time(), status, body))
         if connection:
             connection.close()
 
-    await asyncio.gather(*(work() for _ in range(connections)))
-    load.took_s = time.perf_counter() - start
-    return load
+    def _next_due(self) -> float:
+        """Return when the next request is due: at once in a closed loop."""
+        if self._plan.rate is None:
+            return time.perf_counter()
+        return self._start + self._sent / self._plan.rate
+
+    async def _send(
+        self, connection: _Connection | None, request: bytes
+    ) -> tuple[_Connection | None, int, bytes]:
+        """Send a request, with one retry on a new connection; return connection, status, body."""
+        loop = asyncio.get_running_loop()
+        for attempt in range(2):
+            try:
+                if connection is None:
+                    address = ("127.0.0.1", self._plan.port)
+                    _, connection = await loop.create_connection(_Connection, *address)
+                return connection, *await connection.send(request)
+            except OSError:
+                connection = None
+                self._load.retried += 1 - attempt
+        return None, 0, b""
 
 
-def _main(queue: Any, *arguments: Any) -> None:
-    queue.put(uvloop.run(_load(*arguments)))
+async def _run(plan: _Plan) -> Load:
+    return await _Generator(plan).run()
+
+
+def _main(queue: Any, plan: _Plan) -> None:
+    queue.put(uvloop.run(_run(plan)))
 
 
 def load(
     port: int,
     requests: Sequence[bytes],
+    *,
     connections: int,
     seconds: float,
     rate: float | None = None,
     keep: bool = False,
 ) -> Load:
-    """Load ``127.0.0.1:port`` and return what came back.
+    """Load ``127.0.0.1:port`` and return the answers.
 
     Args:
         port: where the server listens.
         requests: whole HTTP requests, sent in turn.
-        connections: how many at once.
-        seconds: for so long.
+        connections: number of connections.
+        seconds: duration.
         rate: requests a second in an open loop; None: a closed loop.
         keep: keep the answers' bodies.
 
     """
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
-    process = context.Process(
-        target=_main, args=(queue, port, requests, connections, seconds, rate, keep)
-    )
+    plan = _Plan(port, requests, connections, seconds, rate, keep)
+    process = context.Process(target=_main, args=(queue, plan))
     process.start()
-    found: Load = queue.get(timeout=seconds + 60)
+    result: Load = queue.get(timeout=seconds + 60)
     process.join()
-    return found
+    return result

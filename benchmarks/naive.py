@@ -1,4 +1,4 @@
-"""The obvious way to serve the same models: every feature from the online store on the request's time."""
+"""A straightforward server of the same models: every feature is read during the request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from serving.releases.release import Release
 
 
 class Naive:
-    """Feast for the user, FAISS for candidates, Feast again for the candidates, the ranker on rows made of that."""
+    """Feast for the user, FAISS for candidates, Feast for the candidates, then the ranker."""
 
     def __init__(self, release: Release, store: FeatureStore) -> None:
-        self._release, self._store = release, store
+        self._release = release
+        self._store = store
         spec = release.codec.spec
         views = [view.name for view in store.list_feature_views()]
         attributes = (
@@ -42,15 +43,20 @@ class Naive:
 
     def recommend(self, user: str, k: int) -> list[str]:
         """Return ids of items, best first."""
-        release, now = self._release, time.time()
+        release = self._release
         recommender = release.recommender
+        now = time.time()
+
+        # The user's features, their vector and candidates.
         columns, _ = self._users.read([{c.USER: user, c.REQUEST_TIME: int(now)}], now)
         users = release.reader.read(columns, np.array([now]))
         vectors = recommender.tower(users.context)
-        found = recommender.retriever.retrieve(
+        candidates = recommender.retriever.retrieve(
             vectors, users.context.history, release.items, users.context.time
         )
-        ids = release.codec.items.names(found.item)
+
+        # The candidates' features as an item table of their own.
+        ids = release.codec.items.names(candidates.item)
         rows = self._store.get_online_features(
             features=self._item_features, entity_rows=[{c.ITEM: item} for item in ids]
         ).to_dict()
@@ -58,9 +64,11 @@ class Naive:
         table = build_items(
             codec, {name: _plain(values) for name, values in rows.items() if name != c.ITEM}
         )
-        pairs = recommender.hydrator.pairs(users, 0, vectors[0], found, release.items)
+        pairs = recommender.hydrator.pairs(users, 0, vectors[0], candidates, release.items)
         fetched = replace(pairs, item=np.arange(1, len(ids) + 1, dtype=np.int32))
         scores, _ = recommender.ranker.score(*fetched.join(table.rows))
+
+        # The best that the user has not seen.
         seen = {
             item
             for name, lists in columns.items()

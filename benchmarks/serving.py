@@ -1,4 +1,4 @@
-"""The API, measured over HTTP, with every stage beside it and the obvious way of doing it in the same run."""
+"""The API over HTTP, each of its stages, and a straightforward server, in one run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.ingest.ingest import read_events
-from pipelines.training.release import current_release
+from pipelines.training.release_pointer import current_release
 from pipelines.workflow.demo import FULL, run_demo
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
@@ -57,7 +57,7 @@ class Stopwatch:
 
 
 def run(
-    root: Path, items: int, candidates: int, seconds: float, workers: int, naive: int
+    root: Path, *, items: int, candidates: int, seconds: float, workers: int, naive: int
 ) -> dict[str, Any]:
     """Measure and return the figures.
 
@@ -65,10 +65,10 @@ def run(
         root: folder of the trained world that the catalogue is made from; trained if it is not
             there.
         items: size of the catalogue.
-        candidates: how many are ranked, about.
-        seconds: of load, on one connection and on sixteen.
-        workers: processes of the server.
-        naive: requests to answer in the obvious way; 0: none.
+        candidates: number that is ranked, about.
+        seconds: duration of the load, on one connection and on sixteen.
+        workers: number of server processes.
+        naive: requests to the straightforward server; 0: none.
 
     """
     base = Workspace(root)
@@ -87,7 +87,7 @@ def run(
     with display.stage("HTTP"):
         figures |= _http(workspace, users, seconds, workers)
     if naive:
-        with display.stage("The obvious way"):
+        with display.stage("Straightforward server"):
             figures |= _naive(workspace, users[:naive])
             figures["speedup"] = round(figures["naive_p50_ms"] / figures["p50_ms"], 1)
     return figures
@@ -106,7 +106,8 @@ def _requests(users: list[str]) -> list[bytes]:
 
 
 def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) -> dict[str, Any]:
-    port, requests = free_port(), _requests(users)
+    port = free_port()
+    requests = _requests(users)
     start = time.perf_counter()
     command = [
         "serve",
@@ -119,12 +120,12 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
     ]
     with running(command, workspace.root / "serve.log") as process:
         cold_s = ready(port) - start
-        _counters_read(port)
-        load(port, requests, 4, 3.0)
-        alone = load(port, requests, 1, seconds)
-        loaded = load(port, requests, 16, seconds)
-        over = load(port, requests, 64, seconds, rate=3 * loaded.rps)
-        taken = memory(process.pid)
+        _wait_for_counters(port)
+        load(port, requests, connections=4, seconds=3.0)
+        alone = load(port, requests, connections=1, seconds=seconds)
+        loaded = load(port, requests, connections=16, seconds=seconds)
+        over = load(port, requests, connections=64, seconds=seconds, rate=3 * loaded.rps)
+        used = memory(process.pid)
     for one in (alone, loaded):
         if not set(one.statuses) <= {200, 503}:
             raise RuntimeError(f"some requests failed: {one.statuses}")
@@ -141,14 +142,14 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
             str(status): count for status, count in sorted(over.statuses.items())
         },
         "cold_start_s": round(cold_s, 1),
-        "bytes_total": taken["bytes"],
-        "processes": taken["processes"],
-        "bytes_per_worker": taken["bytes"] // taken["processes"],
+        "bytes_total": used["bytes"],
+        "processes": used["processes"],
+        "bytes_per_worker": used["bytes"] // used["processes"],
     }
 
 
 def ready(port: int) -> float:
-    """Wait until a server can be asked and return when that was, by ``time.perf_counter``."""
+    """Wait until a server is ready and return when that was, by ``time.perf_counter``."""
     deadline = time.perf_counter() + 300
     while time.perf_counter() < deadline:
         try:
@@ -159,23 +160,22 @@ def ready(port: int) -> float:
     raise RuntimeError("the server did not become ready; see serve.log in the catalogue's folder")
 
 
-def _counters_read(port: int) -> None:
-    """Wait until the process beside has read the item counters, which it does once after a start."""
+def _wait_for_counters(port: int) -> None:
+    """Wait until the reader process has read the item counters, once after the start."""
     while httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=5).json()["items_age_s"] is None:
         time.sleep(0.2)
 
 
 def memory(pid: int) -> dict[str, int]:
-    """Return what a server's processes take together, pages that several share counted once.
+    """Return the memory of a server's processes together; shared pages count once.
 
     ``bytes``: all (PSS); ``anonymous``: without mapped files, whose part depends on who else on the
     machine maps them.
     """
     family = [pid]
-    for one in family:
-        family += [
-            int(child) for child in Path(f"/proc/{one}/task/{one}/children").read_text().split()
-        ]
+    for parent in family:  # grows while it is walked
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        family += [int(child) for child in children]
     return {
         "bytes": sum(_proportional(one, "Pss:") for one in family),
         "anonymous": sum(_proportional(one, "Pss_Anon:") for one in family),
@@ -191,36 +191,43 @@ def _proportional(pid: int, what: str) -> int:
 
 
 def _stages(workspace: Workspace, users: list[str]) -> dict[str, Any]:
-    """Time the stages in this process, and their floors: the least that the work of each could take."""
+    """Time the stages in this process, and their floors: the one library call of each."""
     engine = Engine(load_release(current_release(workspace)), workspace, log_impressions=False)
-    watch = Stopwatch()
-    engine.metrics.stage = watch  # type: ignore[method-assign,assignment]
-    asked = [RecommendationRequest(user_id=user, k=K) for user in users]
-    for request in asked[:_WARM_UP]:
+    stopwatch = Stopwatch()
+    engine.metrics.stage = stopwatch  # type: ignore[method-assign,assignment]
+    requests = [RecommendationRequest(user_id=user, k=K) for user in users]
+
+    for request in requests[:_WARM_UP]:
         engine.recommend(request)
     gc.collect()
     gc.freeze()
-    watch.times.clear()
-    for request in asked:
-        with watch("engine"):
+    stopwatch.times.clear()
+    for request in requests:
+        with stopwatch("engine"):
             engine.recommend(request)
-    floors, counted = _floors(engine, users)
+    floors, candidates = _floors(engine, users)
     gc.unfreeze()
-    table = Table(
-        title=f"{len(engine.items) - 1:,} items, {counted:.0f} candidates", title_justify="left"
-    )
+
+    stages = {name: stopwatch.percentiles(name) for name in stopwatch.times}
+    _show_stages(stages, floors, f"{len(engine.items) - 1:,} items, {candidates:.0f} candidates")
+    engine.close()
+    return {
+        "candidates": round(candidates, 1),
+        "stages_ms": stages,
+        "floors_ms": {name: round(value, 3) for name, value in floors.items()},
+    }
+
+
+def _show_stages(
+    stages: dict[str, tuple[float, float]], floors: dict[str, float], title: str
+) -> None:
+    table = Table(title=title, title_justify="left")
     for column in ("stage", "p50 ms", "p99 ms", "floor p50 ms"):
         table.add_column(column, justify="left" if column == "stage" else "right")
-    for name in watch.times:
-        p50, p99 = watch.percentiles(name)
-        table.add_row(
-            name, f"{p50:.3f}", f"{p99:.3f}", f"{floors[name]:.3f}" if name in floors else ""
-        )
+    for name, (p50, p99) in stages.items():
+        floor = f"{floors[name]:.3f}" if name in floors else ""
+        table.add_row(name, f"{p50:.3f}", f"{p99:.3f}", floor)
     display.console.print(table)
-    engine.close()
-    stages = {name: watch.percentiles(name) for name in watch.times}
-    floor = {name: round(value, 3) for name, value in floors.items()}
-    return {"candidates": round(counted, 1), "stages_ms": stages, "floors_ms": floor}
 
 
 def _median_ms(work: Callable[[int], Any], times: int = 300) -> float:
@@ -234,45 +241,54 @@ def _median_ms(work: Callable[[int], Any], times: int = 300) -> float:
 
 
 def _floors(engine: Engine, users: list[str]) -> tuple[dict[str, float], float]:
-    """Return the median of each stage's one library call, on the inputs of real requests; and the candidates ranked."""
-    release, items, now = engine.release, engine.items, time.time()
-    recommender, online = release.recommender, engine.snapshot.online
-    found = [online.user(user, now).columns for user in users[:100]]
-    batches = [release.reader.read(columns, np.array([now])) for columns in found]
-    rules = [RequestRules(K)]
-    made = [recommender.recommend_ranked(batch, rules, items) for batch in batches]
-    size = float(np.mean([len(ranked.candidates.item) for _, ranked, _ in made]))
-    joined = [ranked.pairs[0].join(items.rows) for _, ranked, _ in made]
-    codes = [ranked.candidates.item for _, ranked, _ in made]
-    count, index, ranker = (
-        recommender.retriever.quota.two_tower,
-        recommender.retriever.index,
-        recommender.ranker,
-    )
-    client, row = redis_client(engine.workspace), online.row_reader
-    keys = [row.key(user) for user in users[:100]]
+    """Return the median time of each stage's one library call, and the mean number of candidates.
+
+    The inputs are those of 100 real requests.
+    """
+    release = engine.release
+    items = engine.items
+    recommender = release.recommender
+    online = engine.snapshot.online
+    now = time.time()
+
+    # Users, their vectors and candidates, and the ranker's rows of each request.
+    features = [online.user(user, now).columns for user in users[:100]]
+    batches = [release.reader.read(columns, np.array([now])) for columns in features]
+    answers = [recommender.recommend_ranked(batch, [RequestRules(K)], items) for batch in batches]
+    codes = [ranked.candidates.item for _, ranked, _ in answers]
+    rows = [ranked.pairs[0].join(items.rows) for _, ranked, _ in answers]
+    vectors = [vector for _, _, vector in answers]
+
+    client = redis_client(engine.workspace)
+    reader = online.row_reader
+    keys = [reader.key(user) for user in users[:100]]
+    index = recommender.retriever.index
+    count = recommender.retriever.quota.two_tower
+    ranker = recommender.ranker.ranker
 
     def gather(n: int) -> Float32Array:
         return items.rows.numeric[codes[n % 100]]
 
-    return {
-        "features": _median_ms(lambda n: client.hmget(keys[n % 100], row.fields)),  # type: ignore[arg-type]
+    medians = {
+        "features": _median_ms(lambda n: client.hmget(keys[n % 100], reader.fields)),  # type: ignore[arg-type]
         "tower": _median_ms(lambda n: recommender.tower(batches[n % 100].context)),
-        "retrieve": _median_ms(lambda n: index.search(made[n % 100][2], count)),
+        "retrieve": _median_ms(lambda n: index.search(vectors[n % 100], count)),
         "gather": _median_ms(gather),
-        "rank": _median_ms(lambda n: ranker.ranker.predict(*joined[n % 100])),
-    }, size
+        "rank": _median_ms(lambda n: ranker.predict(*rows[n % 100])),
+    }
+    return medians, float(np.mean([len(items_of_request) for items_of_request in codes]))
 
 
 def _naive(workspace: Workspace, users: list[str]) -> dict[str, Any]:
     release = load_release(current_release(workspace))
-    naive, watch = Naive(release, feature_store(workspace)), Stopwatch()
+    naive = Naive(release, feature_store(workspace))
+    stopwatch = Stopwatch()
     naive.recommend(users[0], K)
     gc.collect()
     gc.freeze()
     for user in users:
-        with watch("naive"):
+        with stopwatch("naive"):
             naive.recommend(user, K)
     gc.unfreeze()
-    p50, p99 = watch.percentiles("naive")
+    p50, p99 = stopwatch.percentiles("naive")
     return {"naive_p50_ms": p50, "naive_p99_ms": p99}

@@ -1,4 +1,4 @@
-"""Going on from the last release against training anew, when the newest 15% of a log have come in."""
+"""Warm start against training from scratch, after the newest 15% of a log have come in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pipelines.evaluation.evaluate import evaluate
 from pipelines.ingest.ingest import ingest
 from pipelines.synthetic.generate import generate
 from pipelines.synthetic.world import WorldConfig
-from pipelines.training.release import current_release, make_release, promote
+from pipelines.training.release import make_release
+from pipelines.training.release_pointer import current_release, promote
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
@@ -25,32 +26,35 @@ EARLIER = 0.85
 
 
 def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
-    """Train on the first 85% of a world's events and release; then, with all events, go on and train anew.
+    """Train on the first 85% of a world's events; then, on all of them, warm and from scratch.
 
     Args:
         root: folder of the world; trainings of an earlier run are removed.
-        users: of the world.
-        items: of the world.
-        limit: events of the test slice that are replayed; the same for both.
+        users: number of users.
+        items: number of items.
+        limit: number of test events that are replayed, the same for both.
 
     Returns:
         seconds on the clock and of processors, NDCG@10 and recall of the candidates, of each way,
         and the paired difference of NDCG@10 with its interval and p.
 
     """
-    workspace, data = Workspace(root / "work"), root / "raw"
+    workspace = Workspace(root / "work")
+    data = root / "raw"
     shutil.rmtree(workspace.root, ignore_errors=True)
     config = WorldConfig(users=users, items=items, days=90, seed=5, events_per_user=60.0)
     earlier, later = _halves(data, config)
-    _bring_in(workspace, data, "events-1.csv", earlier)
-    found: dict[str, Any] = {
+
+    _ingest(workspace, data, "events-1.csv", earlier)
+    result: dict[str, Any] = {
         "users": users,
         "items": items,
         "events": limit,
         "first": _measured(workspace, None),
     }
-    before, base = None, current_release(workspace).name
-    _bring_in(workspace, data, "events-2.csv", later)
+    before = None
+    base = current_release(workspace).name
+    _ingest(workspace, data, "events-2.csv", later)
     for name, warm in (("warm_start", WarmStartConfig()), ("anew", None)):
         promote(workspace, base)
         seconds = _measured(workspace, warm)
@@ -58,33 +62,33 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
         with display.stage(f"Evaluate {name}") as progress:
             figures = evaluate(workspace, folder, progress, limit, baselines=False, against=before)
         before = folder
-        candidates, ours = figures.candidates, figures.models["funnel"]
-        found[name] = {
+        funnel = figures.models["funnel"]
+        result[name] = {
             **seconds,
-            "ndcg@10": ours["ndcg@10"],
-            "candidates_recall@100": candidates["recall@100"],
+            "ndcg@10": funnel["ndcg@10"],
+            "candidates_recall@100": figures.candidates["recall@100"],
         }
-    found["anew_minus_warm_start"] = figures.against.metrics["ndcg@10"].model_dump()
-    rows = [[name, *found[name].values()] for name in ("warm_start", "anew")]
-    display.table("Training when 15% of the events are new", ["", *found["anew"]], rows)
-    return found
+    result["anew_minus_warm_start"] = figures.against.metrics["ndcg@10"].model_dump()
+    rows = [[name, *result[name].values()] for name in ("warm_start", "anew")]
+    display.table("Training when 15% of the events are new", ["", *result["anew"]], rows)
+    return result
 
 
 def _halves(data: Path, config: WorldConfig) -> tuple[str, str]:
-    """Write the world without its events, and return these as two CSV files: the first 85%, and the rest."""
+    """Write the world without events, and return these as two CSVs: the first 85%, the rest."""
     for old in data.glob("events*.csv"):
         old.unlink()
     generate(data, config)
     with (data / "events.csv").open(encoding="utf-8") as file:
         header, *rows = file
     (data / "events.csv").unlink()
-    place = header.split(",").index("timestamp")
-    rows.sort(key=lambda row: row.split(",")[place])
+    column = header.split(",").index("timestamp")
+    rows.sort(key=lambda row: row.split(",")[column])
     cut = int(EARLIER * len(rows))
     return header + "".join(rows[:cut]), header + "".join(rows[cut:])
 
 
-def _bring_in(workspace: Workspace, data: Path, name: str, events: str) -> None:
+def _ingest(workspace: Workspace, data: Path, name: str, events: str) -> None:
     (data / name).write_text(events, encoding="utf-8")
     spec = load_spec(stages.SPECS / "synthetic.toml")
     spec = spec.model_copy(
@@ -96,9 +100,10 @@ def _bring_in(workspace: Workspace, data: Path, name: str, events: str) -> None:
 
 
 def _measured(workspace: Workspace, warm_start: WarmStartConfig | None) -> dict[str, float]:
-    """Train and release; return how long it took, on the clock and of processors."""
-    clock, used = time.perf_counter(), _processor_s()
-    with display.stage("Train" if warm_start is None else "Train on") as progress:
+    """Train and release; return wall-clock and processor seconds."""
+    clock = time.perf_counter()
+    used = _processor_s()
+    with display.stage("Train" if warm_start is None else "Train from the release") as progress:
         settings = TrainSettings(warm_start=warm_start)
         train(workspace, progress, settings, announce=display.console.print)
         make_release(workspace)

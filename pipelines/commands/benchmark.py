@@ -85,7 +85,15 @@ def serving_benchmark(
     from pipelines.display import result
 
     root = _folder(home, "serving")
-    result(json.dumps(run(root, items, candidates, seconds, workers, naive)))
+    figures = run(
+        root,
+        items=items,
+        candidates=candidates,
+        seconds=seconds,
+        workers=workers,
+        naive=naive,
+    )
+    result(json.dumps(figures))
 
 
 @benchmarks.command("soak")

@@ -43,7 +43,7 @@ def release(
 def list_releases(context: typer.Context, home: Home = None) -> None:
     """Show all releases, the oldest first; the last line is JSON."""
     from pipelines import display
-    from pipelines.training.release import releases as known
+    from pipelines.training.release_pointer import releases as known
 
     found = known(_workspace(context, home))
     rows = [
@@ -63,7 +63,7 @@ def list_releases(context: typer.Context, home: Home = None) -> None:
 @releases.command("promote")
 def promote_release(context: typer.Context, release_id: Id, home: Home = None) -> None:
     """Check a release and serve it from now on; if it is bad, nothing changes."""
-    from pipelines.training.release import promote
+    from pipelines.training.release_pointer import promote
 
     _tell(promote(_workspace(context, home), release_id))
 
@@ -71,7 +71,7 @@ def promote_release(context: typer.Context, release_id: Id, home: Home = None) -
 @releases.command("rollback")
 def rollback_release(context: typer.Context, home: Home = None) -> None:
     """Serve the release that was served before; again: the one before that."""
-    from pipelines.training.release import rollback
+    from pipelines.training.release_pointer import rollback
 
     _tell(rollback(_workspace(context, home)))
 
@@ -85,7 +85,7 @@ def verify_release(
     home: Home = None,
 ) -> None:
     """Check a release as it is checked before it is served."""
-    from pipelines.training.release import current_release, find_release
+    from pipelines.training.release_pointer import current_release, find_release
     from serving.releases.verify import check_release, registered_features
 
     workspace = _workspace(context, home)

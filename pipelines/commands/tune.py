@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipelines.search.plan import Plan
-    from pipelines.search.results import Found
+    from pipelines.search.results import SearchResult
 
 tune = typer.Typer(
     no_args_is_help=True,
@@ -61,7 +61,7 @@ def _search(home: Path | None, plan: Plan, trials: int, jobs: int, minutes: floa
     display.result(json.dumps(found.to_dict()))
 
 
-def _show(found: Found) -> None:
+def _show(found: SearchResult) -> None:
     from pipelines import display
 
     rows = []

@@ -24,7 +24,7 @@ from feature_repo.erased import ErasedUsers
 from feature_repo.files import link_atomically, read_json, write_atomically, write_json
 from feature_repo.workspace import Workspace
 from pipelines.erasure.places import Place
-from pipelines.training.release import _pointer
+from pipelines.training.release_pointer import pointer_lock
 from serving.releases.release import MANIFEST, write_manifest
 
 CODEC, TOWER, WEIGHTS = "codec.json", "user_tower.onnx", "towers.safetensors"
@@ -73,7 +73,7 @@ class Releases:
     def remove(self, users: Set[str]) -> None:
         """Put a release without the users in the place of each that has one of them."""
         if self._folder.is_dir():
-            with _pointer(self.workspace):
+            with pointer_lock(self.workspace):
                 self._remove(users)
 
     @property

@@ -14,7 +14,7 @@ from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace, defaul
 from pipelines import display
 from pipelines.evaluation.figures import Evaluation
 from pipelines.evaluation.plots import use_style
-from pipelines.training.release import current_release
+from pipelines.training.release_pointer import current_release
 
 FOLDER = PROJECT_ROOT / "notebooks"
 """In a checkout, and in an installed wheel, beside the packages."""

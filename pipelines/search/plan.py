@@ -1,4 +1,4 @@
-"""What a search is: settings to choose from, and what a choice is worth on validation."""
+"""A hyper-parameter search: the settings to choose from, and how a choice is measured."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ Params = dict[str, Any]
 """One choice of settings: names and JSON-like values."""
 
 Report = Callable[[int, float], None]
-"""Told a step (from 1 to the plan's ``steps``) and the figure so far; raises ``TrialPruned`` to give a trial up."""
+"""Called with a step (from 1 to the plan's ``steps``) and the figure so far.
+
+Raises ``TrialPruned`` to stop the trial.
+"""
 
 
 class Plan(Protocol):
-    """One search. It is sent to other processes, and so are its data."""
+    """One search; it and its data are pickled for other processes."""
 
     @property
     def name(self) -> str:
@@ -35,10 +38,12 @@ class Plan(Protocol):
 
     @property
     def first_rung(self) -> int:
-        """Return the step at which trials may be given up first."""
+        """Return the first step at which a trial may be pruned."""
 
     def version(self, workspace: Workspace) -> str:
-        """Return a fingerprint of all that figures depend on besides the settings: trials of one version compare.
+        """Return a fingerprint of all that figures depend on besides the settings.
+
+        Trials of one version can be compared.
 
         Raises:
             MissingStage: there is nothing to search on yet.
@@ -46,18 +51,18 @@ class Plan(Protocol):
         """
 
     def defaults(self) -> list[Params]:
-        """Return the choices to begin with: those that are the defaults now."""
+        """Return the choices to start with: the present defaults."""
 
     def draw(self, trial: Trial) -> Params:
-        """Return the settings of a trial."""
+        """Return the settings that the sampler suggests for a trial."""
 
     def data(self, workspace: Workspace, progress: Progress) -> Any:
-        """Return what every trial learns from and is judged by; made once."""
+        """Return what every trial learns from and is judged by; computed once."""
 
     def value(self, data: Any, params: Params, folder: Path, report: Report) -> float:
         """Train with these settings, in ``folder``, and return the figure on validation.
 
         Raises:
-            CannotLearn: they fail a check; the trial is worth 0, and the search goes on.
+            CannotLearn: they fail a check; the trial's figure is 0, and the search continues.
 
         """

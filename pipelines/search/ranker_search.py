@@ -1,4 +1,4 @@
-"""The rankers' search: NDCG on the slice that chooses between kinds."""
+"""The rankers' search: NDCG on the selection part, by which kinds are compared."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TREES = ("learning_rate", "leaves", "min_rows_in_leaf", "feature_share", "l2")
 DCN = ("structure", "cross_layers", "hidden", "embedding", "learning_rate", "weight_decay")
 HIDDEN = ("64,32", "128,64", "256,128", "256,128,64")
 _LARGEST_LEAVES = 64
-"""Trees of more leaves are served by the slower way (``TreeRanker.for_items``)."""
+"""Trees with more leaves are scored by the slower method (``TreeRanker.for_items``)."""
 
 
 @dataclass(frozen=True)
 class RankerRows:
-    """Rows to learn from, to calibrate on and to choose by, and their columns: made once for all trials."""
+    """Training, calibration and selection rows with their columns, computed once for all trials."""
 
     train: RankingData
     calibrate: RankingData
@@ -42,7 +42,7 @@ class RankerRows:
 
 @dataclass(frozen=True)
 class RankerSearch:
-    """See ``Plan``: kinds and settings around ``config``; rows as ``sample`` says."""
+    """See ``Plan``: kinds and settings around ``config``, on rows sampled by ``sample``."""
 
     config: RankerConfig = field(default_factory=RankerConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
@@ -104,7 +104,7 @@ class RankerSearch:
         }
 
     def settings(self, params: Params) -> RankerConfig:
-        """Return the configuration that a choice means: of its kind alone."""
+        """Return the configuration of a choice, which trains its kind alone."""
         parts: dict[str, dict[str, Any]] = {"trees": {}, "dcn": {}}
         for name, value in params.items():
             if name != "kind":
@@ -136,15 +136,16 @@ class RankerSearch:
         )
 
     def value(self, data: RankerRows, params: Params, folder: Path, report: Report) -> float:
-        """See ``Plan``: what a training would say of this kind.
+        """See ``Plan``: the NDCG that a training would report of this kind.
 
         A kind that is judged by NDCG while it learns reports tenths of its rounds or steps.
         LightGBM with a booster a head is judged by log loss there, which does not compare, so it is
         always trained to its end.
         """
-        best, last = 0.0, 0
+        best = 0.0
+        last = 0
 
-        def note(_: str, metrics: dict[str, float]) -> None:
+        def log(_: str, metrics: dict[str, float]) -> None:
             nonlocal best, last
             if "watch_ndcg" in metrics:
                 best = max(best, metrics["watch_ndcg"])
@@ -153,7 +154,7 @@ class RankerSearch:
                     last = step
 
         config = self.settings(params)
-        found = train_rankers(
-            data.train, data.calibrate, data.selection, data.schema, folder, config, note
+        report_of_kinds = train_rankers(
+            data.train, data.calibrate, data.selection, data.schema, folder, config, log
         )
-        return found.kinds[params["kind"]].ndcg or 0.0
+        return report_of_kinds.kinds[params["kind"]].ndcg or 0.0

@@ -1,4 +1,4 @@
-"""What a search found: ``tuning/<name>.json``, and the configurations that it means for a training."""
+"""The result of a search, ``tuning/<name>.json``, and the configurations it gives a training."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _ENDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialSta
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """The best trial of a study beside the defaults.
 
     Attributes:
-        study: its name.
-        figure: what was maximised, on validation.
-        data_version: of the data it was searched on.
+        study: name of the study.
+        figure: name of what was maximised, on validation.
+        data_version: version of the data that was searched on.
         trial: number of the best trial.
-        value: its figure. As the best of many on one slice it is a little too good; the test slice
-            was not looked at.
+        value: its figure. As the best of many on one part it is a little optimistic; the test part
+            was not used.
         settings: its settings.
-        default_value: the figure of the defaults (the best kind's, where there are several); None:
+        default_value: the figure of the defaults (of the best kind, if there are several); None:
             not finished.
         default_settings: the settings of that default.
-        trials: how many trials ended how.
+        trials: number of trials by how they ended.
         importance: share of each setting in what makes a good trial (PED-ANOVA, Watanabe et al.
             2023).
 
@@ -59,15 +59,20 @@ class Found:
     def __str__(self) -> str:
         """Return one line for a person."""
         before = "unknown" if self.default_value is None else f"{self.default_value:.4f}"
-        return f"{self.figure} {self.value:.4f} on validation (defaults {before}), trial {self.trial} of {self.study}"
+        return (
+            f"{self.figure} {self.value:.4f} on validation (defaults {before}), "
+            f"trial {self.trial} of {self.study}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return asdict(self)
 
 
-def write_result(workspace: Workspace, plan: Plan, study: SharedStudy) -> Found:
-    """Write the best of a study to ``tuning/<name>.json`` and return it; at least one trial is complete.
+def write_result(workspace: Workspace, plan: Plan, study: SharedStudy) -> SearchResult:
+    """Write the best trial of a study to ``tuning/<name>.json`` and return it.
+
+    At least one trial of the study is complete.
 
     Raises:
         CannotLearn: no trial could learn.
@@ -81,7 +86,7 @@ def write_result(workspace: Workspace, plan: Plan, study: SharedStudy) -> Found:
     default = max(
         (trial for trial in complete if trial.user_attrs.get(DEFAULT)), key=_value, default=None
     )
-    found = Found(
+    result = SearchResult(
         study=study.name,
         figure=plan.figure,
         data_version=data_version(workspace),
@@ -93,8 +98,8 @@ def write_result(workspace: Workspace, plan: Plan, study: SharedStudy) -> Found:
         trials=dict(Counter(_ENDED[trial.state] for trial in trials if trial.state in _ENDED)),
         importance=_importance(study, complete),
     )
-    write_json(workspace.tuning / f"{plan.name}.json", found.to_dict())
-    return found
+    write_json(workspace.tuning / f"{plan.name}.json", result.to_dict())
+    return result
 
 
 def _value(trial: FrozenTrial) -> float:
@@ -107,62 +112,60 @@ def _importance(study: SharedStudy, complete: list[FrozenTrial]) -> dict[str, fl
     return {name: float(share) for name, share in get_param_importances(study.study).items()}
 
 
-def read_result(workspace: Workspace, name: str) -> Found | None:
-    """Return what the last search for ``towers`` or ``rankers`` found."""
+def read_result(workspace: Workspace, name: str) -> SearchResult | None:
+    """Return the result of the last search for ``towers`` or ``rankers``; None: there was none."""
     path = workspace.tuning / f"{name}.json"
-    return Found(**read_json(path)) if path.is_file() else None
+    return SearchResult(**read_json(path)) if path.is_file() else None
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Searches whose best settings a training can take; None: not searched yet, so the defaults hold."""
+    """Searches whose best settings a training can use; None: not searched, use the defaults."""
 
-    towers: Found | None
-    rankers: Found | None
+    towers: SearchResult | None
+    rankers: SearchResult | None
 
     @classmethod
     def of(cls, workspace: Workspace) -> Tuned:
-        """Return what was found.
+        """Return the results of all searches.
 
         Raises:
-            MissingStage: nothing was searched.
+            MissingStage: there was no search.
 
         """
-        found = cls(
+        tuned = cls(
             read_result(workspace, TowerSearch.name), read_result(workspace, RankerSearch.name)
         )
-        if not found.towers and not found.rankers:
+        if not tuned.towers and not tuned.rankers:
             raise MissingStage(
                 f"no tuned settings in {workspace.tuning}: run 'funnel tune towers' first"
             )
-        return found
+        return tuned
 
     @property
     def train_config(self) -> TowerTrainingConfig | None:
-        """How the towers are trained; None: by default."""
+        """Return how the towers are trained; None: by default."""
         return TowerSearch().settings(self.towers.settings)[0] if self.towers else None
 
     @property
     def shape(self) -> TowerShape | None:
-        """What the towers are like; None: by default."""
+        """Return the shape of the towers; None: the default."""
         return TowerSearch().settings(self.towers.settings)[1] if self.towers else None
 
     @property
     def ranker_config(self) -> RankerConfig | None:
-        """The kind of ranker to train, with its settings; None: all kinds, by default."""
+        """Return the kind of ranker to train, with its settings; None: all kinds, by default."""
         return RankerSearch().settings(self.rankers.settings) if self.rankers else None
 
     def describe(self, workspace: Workspace) -> list[str]:
-        """Return a line for towers and for rankers that says whose settings are used."""
+        """Return a line for towers and for rankers that says which settings are used."""
         lines = []
-        for name, found in (("towers", self.towers), ("rankers", self.rankers)):
-            if found is None:
+        for name, result in (("towers", self.towers), ("rankers", self.rankers)):
+            if result is None:
                 lines.append(f"{name}: defaults, since 'funnel tune {name}' has not been run")
-            else:
-                older = (
-                    ""
-                    if found.data_version == data_version(workspace)
-                    else "; searched on earlier data"
-                )
-                lines.append(f"{name}: tuned, {found}{older}")
+                continue
+            same_data = result.data_version == data_version(workspace)
+            lines.append(
+                f"{name}: tuned, {result}{'' if same_data else '; searched on earlier data'}"
+            )
         return lines

@@ -19,7 +19,7 @@ from feature_repo.progress import Progress, no_progress
 from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import Workspace
 from pipelines.search.plan import Plan
-from pipelines.search.results import Found, write_result
+from pipelines.search.results import SearchResult, write_result
 from pipelines.search.study import DEFAULT, FAILED, SearchConfig, SharedStudy
 from pipelines.training.tracking import track
 
@@ -27,29 +27,31 @@ _POLL_S = 0.5
 
 
 class SearchStopped(FunnelError):
-    """A process of the search ended before its time; what is finished is kept."""
+    """The search ended early; finished trials are kept."""
 
 
-def run_search(workspace: Workspace, plan: Plan, config: SearchConfig, progress: Progress) -> Found:
+def run_search(
+    workspace: Workspace, plan: Plan, config: SearchConfig, progress: Progress
+) -> SearchResult:
     """Search until the study has as many trials as ``config`` says, and write the best settings.
 
     Trials that finished earlier count; one that was killed is marked as failed and tried again.
 
     Raises:
         MissingStage: there is nothing to search on yet.
-        SearchStopped: a process was killed or failed, or the time was over before any trial
+        SearchStopped: a process was killed or failed, or the time ran out before any trial
             finished.
 
     """
-    until = time.time() + 60 * config.minutes if config.minutes is not None else float("inf")
+    deadline = time.time() + 60 * config.minutes if config.minutes is not None else float("inf")
     name = f"{plan.name}-{plan.version(workspace)}"
     with closing(SharedStudy(workspace, plan, config, name)) as study:
         if study.finished() < config.trials:
-            job = _Job(workspace, plan, plan.data(workspace, progress), config, name, until)
+            job = _Job(workspace, plan, plan.data(workspace, progress), config, name, deadline)
             if config.jobs == 1:
-                _work(job, progress)
+                _run_trials(job, progress)
             else:
-                _share(job, study, progress)
+                _run_in_processes(job, study, progress)
         if not any(trial.state == TrialState.COMPLETE for trial in study.study.trials):
             raise SearchStopped(
                 f"no trial of {study.name} has finished: give more --minutes or --trials"
@@ -59,20 +61,30 @@ def run_search(workspace: Workspace, plan: Plan, config: SearchConfig, progress:
 
 @dataclass(frozen=True)
 class _Job:
-    """What each process is told. ``until``: epoch seconds after which no trial begins."""
+    """What each process works on.
+
+    Attributes:
+        workspace: the working folder.
+        plan: what is searched.
+        data: what every trial learns from.
+        config: how long to search.
+        name: of the study.
+        deadline: epoch seconds after which no trial starts.
+
+    """
 
     workspace: Workspace
     plan: Plan
     data: Any
     config: SearchConfig
     name: str
-    until: float
+    deadline: float
 
 
-def _share(job: _Job, study: SharedStudy, progress: Progress) -> None:
-    # Not forked: torch's and Arrow's threads do not survive a fork.
+def _run_in_processes(job: _Job, study: SharedStudy, progress: Progress) -> None:
+    # Spawned: the threads of torch and Arrow do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=_work, args=(job,)) for _ in range(job.config.jobs)]
+    workers = [context.Process(target=_run_trials, args=(job,)) for _ in range(job.config.jobs)]
     for worker in workers:
         worker.start()
     try:
@@ -84,18 +96,19 @@ def _share(job: _Job, study: SharedStudy, progress: Progress) -> None:
             worker.terminate()
             worker.join()
     failed = [worker.exitcode for worker in workers if worker.exitcode]
-    if failed and study.finished() < job.config.trials:  # else the others have done its part
+    if failed and study.finished() < job.config.trials:  # else the others have done the work
         raise SearchStopped(
-            f"{len(failed)} of {len(workers)} processes failed ({failed}); run it again to go on"
+            f"{len(failed)} of {len(workers)} processes failed ({failed}); "
+            "run the command again to continue"
         )
 
 
-def _work(job: _Job, progress: Progress = no_progress) -> None:
-    """Run trials until there are enough: one process's part."""
+def _run_trials(job: _Job, progress: Progress = no_progress) -> None:
+    """Run trials until there are enough, in one process."""
     if job.config.jobs > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // job.config.jobs))
     with closing(SharedStudy(job.workspace, job.plan, job.config, job.name)) as study:
-        while time.time() < job.until and (trial := study.next()):
+        while time.time() < job.deadline and (trial := study.next()):
             progress("trials", study.finished(), job.config.trials)
             _run_trial(job, study, trial)
 
@@ -110,7 +123,8 @@ def _run_trial(job: _Job, study: SharedStudy, trial: Trial) -> None:
         def report(step: int, figure: float) -> None:
             run.metrics({plan.figure: figure}, step)
             trial.report(figure, step)
-            # A default is asked too, so that others are compared with it, but it is never given up.
+            # The pruner is asked about defaults too, which others are compared with, but they are
+            # never pruned.
             if trial.should_prune() and not trial.user_attrs.get(DEFAULT):
                 raise TrialPruned
 
@@ -118,7 +132,7 @@ def _run_trial(job: _Job, study: SharedStudy, trial: Trial) -> None:
             value = plan.value(job.data, params, folder, report)
         except TrialPruned:
             study.study.tell(trial, state=TrialState.PRUNED)
-        except CannotLearn as error:  # settings with which nothing can be learned are worth nothing
+        except CannotLearn as error:  # settings that learn nothing get the lowest figure
             trial.set_user_attr(FAILED, str(error))
             study.study.tell(trial, 0.0)
         except Exception:

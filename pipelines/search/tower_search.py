@@ -1,4 +1,4 @@
-"""The towers' search: recall on the slice that stops their training."""
+"""The towers' search: recall on the validation part that stops their training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retrieval.towers.training import RECALL_AT, TowerTrainingConfig, train_towe
 
 TRAINING = ("learning_rate", "weight_decay", "batch", "uniform_negatives")
 SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")
-"""Not the sizes: larger towers score better and cost more to serve, which recall does not see."""
+"""Without the sizes: larger towers score better and cost more to serve, which recall ignores."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TowerSearch:
         }
 
     def settings(self, params: Params) -> tuple[TowerTrainingConfig, TowerShape]:
-        """Return the configurations that a choice means."""
+        """Return the configurations of a choice."""
         config = replace(self.config, **{name: params[name] for name in TRAINING})
         return config, replace(self.shape, **{name: params[name] for name in SHAPE})
 
@@ -81,13 +81,13 @@ class TowerSearch:
         config, shape = self.settings(params)
         best = 0.0
 
-        def note(epoch: int, metrics: dict[str, float]) -> None:
+        def log(epoch: int, metrics: dict[str, float]) -> None:
             nonlocal best
             best = max(best, metrics["recall"])
             report(epoch, best)
 
         build = tower_builder(data, shape)
-        _, found = train_towers(
-            build, data.training, data.validation, config, folder, "trial", note
+        _, trained = train_towers(
+            build, data.training, data.validation, config, folder, "trial", log
         )
-        return found.recall
+        return trained.recall

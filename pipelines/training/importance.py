@@ -11,7 +11,7 @@ from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.ingest.ingest import read_events
 from pipelines.training.config import SampleConfig
-from pipelines.training.release import current_release
+from pipelines.training.release_pointer import current_release
 from pipelines.training.split import Split
 from pipelines.training.train_ranking import RankingSets
 from ranking.inspection.importance import answered, permutation_importance

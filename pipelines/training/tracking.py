@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from feature_repo.files import locked
 from feature_repo.workspace import Workspace
 
 
@@ -16,7 +16,8 @@ class Tracker:
     """One run's log."""
 
     def __init__(self, client: Any, run: str) -> None:
-        self._client, self._run = client, run
+        self._client = client
+        self._run = run
 
     def parameters(self, values: dict[str, Any]) -> None:
         """Log settings."""
@@ -32,17 +33,14 @@ class Tracker:
 
 @contextmanager
 def track(workspace: Workspace, name: str, tags: dict[str, str] | None = None) -> Iterator[Tracker]:
-    """Open a run in the local store; it is marked failed if the block raises."""
+    """Open a run in the local store; it is marked as failed if the block raises."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    workspace.tracking.mkdir(parents=True, exist_ok=True)
-    # MLflow lays out a new database in a hundred steps, which two processes at once would both
-    # begin.
-    with (workspace.tracking / ".lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    # MLflow creates a new database in a hundred steps, which two processes must not do at once.
+    with locked(workspace.tracking / ".lock"):
         client = MlflowClient(
             tracking_uri=f"sqlite:///{(workspace.tracking / 'mlflow.db').resolve()}"
         )

@@ -20,7 +20,7 @@ from feature_repo.errors import FunnelError
 from feature_repo.files import read_json
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.training.config import RetrievalConfig
-from pipelines.training.release import current_release
+from pipelines.training.release_pointer import current_release
 from pipelines.training.reports import RetrievalReport
 from pipelines.training.split import Split, epoch_seconds
 from ranking.config import RankerConfig, WarmStart

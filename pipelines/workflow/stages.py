@@ -345,7 +345,7 @@ def run_evaluate(
 
     """
     from pipelines.evaluation.evaluate import evaluate
-    from pipelines.training.release import current_release, find_release
+    from pipelines.training.release_pointer import current_release, find_release
 
     folder = current_release(workspace)
     other = find_release(workspace, against) if against else None

@@ -22,7 +22,8 @@ from pipelines.evaluation.slices import (
 )
 from pipelines.ingest.ingest import read_events
 from pipelines.training.past_requests import InteractionHistory, requests_from
-from pipelines.training.release import UnknownRelease, current_release, make_release
+from pipelines.training.release import make_release
+from pipelines.training.release_pointer import UnknownRelease, current_release
 from pipelines.training.split import epoch_seconds
 from pipelines.workflow.stages import run_evaluate
 from serving.releases.release import EVALUATION, load_release

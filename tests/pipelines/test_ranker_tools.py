@@ -12,7 +12,8 @@ from pipelines.training.compress import compress
 from pipelines.training.importance import importance
 from pipelines.training.importance import show as show_importance
 from pipelines.training.learning_curve import learning_curve
-from pipelines.training.release import current_release, make_release
+from pipelines.training.release import make_release
+from pipelines.training.release_pointer import current_release
 from pipelines.training.warm_start import BaseRelease
 from ranking.config import RankerConfig
 from ranking.training.distil import student_config

@@ -16,12 +16,12 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.views import build
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.commands.releases import releases as command
-from pipelines.training.release import (
-    HISTORY,
+from pipelines.training.release import make_release
+from pipelines.training.release_history import HISTORY
+from pipelines.training.release_pointer import (
     UnknownRelease,
     current_release,
     find_release,
-    make_release,
     promote,
     releases,
     rollback,

@@ -17,7 +17,7 @@ import pytest
 from feature_repo import columns as c
 from pipelines.operations.skew import difference, newest_impressions, skew
 from pipelines.streaming.offline import archive
-from pipelines.training.release import current_release
+from pipelines.training.release_pointer import current_release
 from pipelines.workflow.stages import run_materialize
 from serving import engine as engine_module
 from serving.api.schemas import RecommendationRequest

@@ -18,7 +18,8 @@ from feature_repo.hashing import file_hash
 from feature_repo.workspace import MissingStage
 from pipelines.ingest.ingest import read_events
 from pipelines.training.config import RetrievalConfig
-from pipelines.training.release import current_release, make_release
+from pipelines.training.release import make_release
+from pipelines.training.release_pointer import current_release
 from pipelines.training.split import Split, epoch_seconds
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.train_ranking import train_ranking

@@ -179,7 +179,14 @@ def under_load(
     thread.start()
     while not done.is_set():
         result.append(
-            load(server.port, server.requests(), 8, 3.0, options.get("rate", RATE), keep=True)
+            load(
+                server.port,
+                server.requests(),
+                connections=8,
+                seconds=3.0,
+                rate=options.get("rate", RATE),
+                keep=True,
+            )
         )
     thread.join()
     whole = Load()
@@ -391,8 +398,15 @@ def test_a_rolling_restart(server: Server) -> None:
 
 
 def test_three_times_the_capacity(server: Server) -> None:
-    capacity = load(server.port, server.requests(), 16, 4.0).rps
-    over = load(server.port, server.requests(), 64, FAULT_S, rate=3 * capacity, keep=True)
+    capacity = load(server.port, server.requests(), connections=16, seconds=4.0).rps
+    over = load(
+        server.port,
+        server.requests(),
+        connections=64,
+        seconds=FAULT_S,
+        rate=3 * capacity,
+        keep=True,
+    )
     now = time.time()
     check(
         server,
@@ -400,7 +414,7 @@ def test_three_times_the_capacity(server: Server) -> None:
         Watched(over, now - FAULT_S, now),
         frozenset({200, 503}),
     )
-    calm = load(server.port, server.requests(), 4, 3.0, RATE, keep=True)
+    calm = load(server.port, server.requests(), connections=4, seconds=3.0, rate=RATE, keep=True)
     check(server, "after it", Watched(calm, now, time.time()))
 
 
