@@ -64,7 +64,7 @@ class Naive:
         table = build_items(
             codec, {name: _plain(values) for name, values in rows.items() if name != c.ITEM}
         )
-        pairs = recommender.hydrator.pairs(users, 0, vectors[0], candidates, release.items)
+        pairs = recommender.hydrator.pairs(users, vectors, candidates, release.items)[0]
         fetched = replace(pairs, item=np.arange(1, len(ids) + 1, dtype=np.int32))
         scores, _ = recommender.ranker.score(*fetched.join(table.rows))
 

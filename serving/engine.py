@@ -298,10 +298,14 @@ class Engine:
         ]
         ranked: Ranked | None = None
         results: list[Recommendation] = []
-        if deadline.left() > 0:
+        if deadline.remaining() > 0:
             try:
                 results, ranked, vectors = recommender.recommend_ranked(
-                    users, rules, snapshot.items, deadline, self.metrics.stage
+                    users,
+                    rules,
+                    snapshot.items,
+                    deadline=deadline,
+                    timer=self.metrics.stage,
                 )
                 self._sample = (snapshot, vectors[0])
             except Exception:

@@ -85,12 +85,12 @@ def _with_parts(
     """Return a recommender that shares all parts with the release's except those given."""
     whole = release.recommender
     return Recommender(
-        whole.tower,
-        whole.vectors,
-        retriever or whole.retriever,
-        ranker or whole.ranker,
-        whole.rules,
-        release.items,
+        tower=whole.tower,
+        vectors=whole.vectors,
+        retriever=retriever or whole.retriever,
+        ranker=ranker or whole.ranker,
+        rules=whole.rules,
+        items=release.items,
     )
 
 

@@ -127,7 +127,7 @@ def _proposing_sources(release: Release, batch: PastRequests, vectors: Float32Ar
         filters.prefilter(batch.items, RequestRules(1), float(time)) for time in context.time
     ]
     candidates = release.retrieval.retriever.retrieve(
-        vectors, context.history, batch.items, context.time, prefilters
+        vectors, context.history, batch.items, context.time, prefilters=prefilters
     )
 
     # Bit s of a candidate's sources is set if source s proposed it.

@@ -101,11 +101,11 @@ def allowed_items(
 ) -> BoolArray:
     """Return which items were available, unseen, and not removed by a rule, bool ``[B, N]``."""
     rules = RequestRules(k=K)
-    removed = [
-        np.logical_or.reduce(list(filters.removals(items, rules, of_user, float(time)).values()))
+    allowed = [
+        filters.allowed(items, rules, seen=of_user, time=float(time))
         for of_user, time in zip(seen, requests.time, strict=True)
     ]
-    return ~np.stack(removed)
+    return np.stack(allowed)
 
 
 def histories(

@@ -226,7 +226,7 @@ def recompute(
     vectors = recommender.tower(users.context)
     prefilters = [recommender.filters.prefilter(items, RequestRules(1, (), filters or {}), time)]
     candidates = recommender.retriever.retrieve(
-        vectors, users.context.history, items, users.context.time, prefilters
+        vectors, users.context.history, items, users.context.time, prefilters=prefilters
     )
     numeric, categorical = recommender.hydrator.hydrate(users, vectors, candidates, items)
     order = np.argsort(candidates.item)

@@ -287,20 +287,20 @@ class RankingSets:
         time = users.context.time
         prefilters = [self.filters.prefilter(items, RequestRules(1), float(at)) for at in time]
         return self.retrieval.retriever.retrieve(
-            vectors, users.context.history, items, time, prefilters
+            vectors, users.context.history, items, time, prefilters=prefilters
         )
 
-    @staticmethod
     def _allowed(
-        candidates: Candidates, requests: Requests, users: UserBatch, items: ItemTable
+        self, candidates: Candidates, requests: Requests, users: UserBatch, items: ItemTable
     ) -> BoolArray:
         """Return which candidates were available and unseen at their request, bool ``[n]``."""
         allowed = np.ones(len(candidates.item), dtype=np.bool_)
         for row, time in enumerate(requests.time):
             part = slice(candidates.offsets[row], candidates.offsets[row + 1])
             codes = candidates.item[part]
-            seen = np.concatenate([*users.seen[row].values(), np.zeros(0, dtype=np.int32)])
-            allowed[part] = items.available(float(time))[codes] & ~np.isin(codes, seen)
+            allowed[part] = self.filters.allowed(
+                items, RequestRules(1), seen=users.seen[row], time=float(time), codes=codes
+            )
         return allowed
 
 

@@ -1,1 +1,1 @@
-"""The pure recommender: user features -> candidates -> hydrate -> rank -> filter; arrays in, arrays out."""
+"""The pure recommender: user features -> candidates -> hydrate -> rank -> filter."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -18,23 +18,27 @@ from ranking.compiled import compiled
 from serving.recommender.item_table import ItemTable
 
 SOURCES = ("two_tower", "similar", "popular", "trending", "new", "backfill")
-"""Every candidate source; a candidate's ``sources`` bit ``i`` is set if source ``i`` proposed it."""
+"""Every candidate source; bit ``i`` of a candidate's ``sources`` is that of source ``i``."""
 
-_STATES_KEPT = 1_000
+_CACHED_STATES = 1_000
 
 # FAISS gives these classes keyword arguments when it is imported, which its type hints do not know.
 _search_parameters: Any = faiss.SearchParameters
 _inverted_search_parameters: Any = faiss.SearchParametersIVF
 
 RECENT = 10
-"""How many of the newest history items the similar-items source starts from."""
+"""Number of newest history items that the similar-items source starts from."""
+
+
+SourceBits = npt.NDArray[np.uint8]
+"""Bits of ``SOURCES``."""
 
 
 class CandidateQuota(BaseModel):
-    """How many candidates each source may propose.
+    """The number of candidates that each source may propose.
 
-    By default those that pay on the data sets of docs/results.md: what is co-visited, popular or
-    trending and belongs on top is found by the towers too.
+    By default only the sources that pay on the data sets of docs/results.md: the towers find most
+    relevant items that are co-visited, popular or trending too.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,7 +54,7 @@ class CandidateQuota(BaseModel):
         """Read ``source=number`` pairs; sources that are not given have their default.
 
         Raises:
-            ValueError: an unknown source, or no number that it may have.
+            ValueError: a source is unknown, or its number is not allowed.
 
         """
         pairs = dict(pair.partition("=")[::2] for pair in given)
@@ -65,15 +69,15 @@ class CandidateQuota(BaseModel):
 
 @dataclass(frozen=True)
 class Candidates:
-    """Candidates of ``B`` requests end to end: request ``b`` has rows ``offsets[b]:offsets[b + 1]``.
+    """Candidates of ``B`` requests end to end; request ``b`` has rows ``offsets[b:b + 2]``.
 
-    ``item`` int32 ``[n]`` codes, ``sources`` uint8 ``[n]`` bits, ``tower_rank`` float32 ``[n]``
-    place among the tower's candidates (NaN: not among them), ``similar`` float32 ``[n, 2]``
-    co-visitation with the recent items and with the newest one.
+    ``item`` int32 ``[n]`` codes; ``sources`` uint8 ``[n]`` bits; ``tower_rank`` float32 ``[n]``,
+    log of 1 + the rank among the tower's candidates (NaN: not among them); ``similar`` float32
+    ``[n, 2]``, co-visitation with the recent items and with the newest one.
     """
 
     item: Int32Array
-    sources: npt.NDArray[np.uint8]
+    sources: SourceBits
     tower_rank: Float32Array
     similar: Float32Array
     offsets: Int64Array
@@ -89,7 +93,7 @@ class Candidates:
 
 
 class ItemFilter:
-    """A part of the catalogue for the search to stay within; made once for a rule, used by many requests."""
+    """A part of the catalogue that a vector search stays within; many requests share one."""
 
     def __init__(self, mask: BoolArray) -> None:
         """``mask`` bool ``[N]``: which items are in it."""
@@ -104,7 +108,7 @@ class ItemFilter:
         return np.asarray(self._bits[rows >> 3] >> (rows & 7) & 1, dtype=np.bool_)
 
     def parameters(self, index: faiss.Index) -> Any:
-        """Return what makes the index search in this part only; of inverted lists the more, the narrower it is."""
+        """Return FAISS's search parameters; a narrower filter searches more inverted lists."""
         if not isinstance(index, faiss.IndexIVF):
             return _search_parameters(sel=self._selector)
         lists = min(index.nlist, int(np.ceil(index.nprobe / max(self.share, 1e-6))))
@@ -121,28 +125,37 @@ class Retriever:
         similarities: Float32Array,
         quota: CandidateQuota,
     ) -> None:
+        """Keep the sources.
+
+        Args:
+            index: of the unit item vectors; row ``r`` is item ``r + 1``.
+            neighbours: int32 ``[N, S]``, the items co-visited with each item (0: none).
+            similarities: float32 ``[N, S]``, how strongly.
+            quota: how many candidates each source may propose.
+
+        """
         self.index = index
         self.neighbours = np.asarray(neighbours)  # views without the costs of np.memmap's indexing
         self.similarities = np.asarray(similarities)
         self.quota = quota
         self._recency = (0.8 ** np.arange(RECENT)).astype(np.float32)
-        self._desk = _Desk(len(neighbours))
+        self._scratch = _Scratch(len(neighbours))
         self._added: Float32Array | None = None
 
     def with_items(
         self, neighbours: Int32Array, similarities: Float32Array, added: Float32Array
     ) -> Retriever:
-        """Return the same sources with added items, which the index has not.
+        """Return the same sources with added items that are not in the index.
 
         Args:
-            neighbours: int32 ``[N + A, n]``, those of all items.
-            similarities: float32 ``[N + A, n]``.
+            neighbours: int32 ``[N + A, S]``, those of all items.
+            similarities: float32 ``[N + A, S]``.
             added: float32 ``[A, D]``, unit vectors of the added items.
 
         """
-        made = Retriever(self.index, neighbours, similarities, self.quota)
-        made._added = added
-        return made
+        extended = Retriever(self.index, neighbours, similarities, self.quota)
+        extended._added = added
+        return extended
 
     def retrieve(
         self,
@@ -150,215 +163,272 @@ class Retriever:
         history: Int32Array,
         items: ItemTable,
         time: Float64Array,
+        *,
         prefilters: Sequence[ItemFilter | None] | None = None,
     ) -> Candidates:
         """Return candidates of ``B`` requests.
 
         Args:
-            vectors: user vectors float32 ``[B, D]``.
-            history: int32 ``[B, H]`` newest first.
+            vectors: user vectors, float32 ``[B, D]``.
+            history: int32 ``[B, H]``, newest first (0: none).
             items: the item table as of the requests.
-            time: float64 ``[B]`` epoch seconds.
-            prefilters: the items that a request's tower candidates are to be among; None: among all.
+            time: float64 ``[B]``, epoch seconds.
+            prefilters: items that each request's tower candidates are limited to; None: all.
 
         """
         near = self._nearest(
             np.ascontiguousarray(vectors, dtype=np.float32), prefilters or [None] * len(vectors)
         )
         parts = [
-            self._merge(near[b], history[b], self._static(items, float(time[b])))
-            for b in range(len(vectors))
+            self._union_of_sources(near[row], history[row], self._static(items, float(time[row])))
+            for row in range(len(vectors))
         ]
-        sizes = np.cumsum([0, *(len(part[0]) for part in parts)])
+        offsets = np.cumsum([0, *(len(part[0]) for part in parts)])
         item, sources, rank, similar = (
             np.concatenate(column) for column in zip(*parts, strict=True)
         )
-        return Candidates(item, sources, rank, similar, sizes.astype(np.int64))
+        return Candidates(item, sources, rank, similar, offsets.astype(np.int64))
 
     def _nearest(
         self, vectors: Float32Array, prefilters: Sequence[ItemFilter | None]
     ) -> list[Int64Array]:
-        """Return the codes nearest to each user vector, best first; 0 where FAISS found fewer than were asked for."""
+        """Return the codes nearest to each user vector, best first; 0: FAISS found fewer."""
+        count = self.quota.two_tower
         if not any(prefilters):
-            return list(self.nearest(vectors, self.quota.two_tower)[1])
-        pairs = zip(vectors, prefilters, strict=True)
+            return list(self.nearest(vectors, count)[1])
         return [
-            self.nearest(vector[None, :], self.quota.two_tower, among)[1][0]
-            for vector, among in pairs
+            self.nearest(vector[None, :], count, prefilter)[1][0]
+            for vector, prefilter in zip(vectors, prefilters, strict=True)
         ]
 
     def nearest(
-        self, vectors: Float32Array, count: int, among: ItemFilter | None = None
+        self, vectors: Float32Array, count: int, prefilter: ItemFilter | None = None
     ) -> tuple[Float32Array, Int64Array]:
-        """Return cosines and codes of the items nearest to unit vectors ``[B, D]``, best first, ``[B, count]`` each.
+        """Return cosines and codes of the items nearest to unit vectors ``[B, D]``, best first.
 
-        They are fewer if there are fewer items; a code is 0 where too few were found ``among``
-        some.
+        Both are ``[B, count]``, or narrower if there are fewer items. A code is 0 where the
+        prefilter left too few.
         """
-        parameters = among.parameters(self.index) if among else None
-        cosines, rows = self.index.search(vectors, min(count, self.index.ntotal), params=parameters)
+        parameters = prefilter.parameters(self.index) if prefilter else None
+        limit = min(count, self.index.ntotal)
+        cosines, rows = self.index.search(vectors, limit, params=parameters)
         if self._added is None:
             return cosines, rows + 1
-        more = np.arange(len(self._added)) + self.index.ntotal + 1
+
+        # Compare with all A added items, which the index does not have: [B, A].
+        added = np.arange(len(self._added)) + self.index.ntotal + 1
         near = vectors @ self._added.T
-        if among:
-            near[:, ~among.has(more)] = -np.inf
+        if prefilter:
+            near[:, ~prefilter.has(added)] = -np.inf
+
+        # Merge both, [B, limit + A], and keep the nearest.
         cosines = np.concatenate([np.where(rows < 0, -np.inf, cosines), near], axis=1)
-        codes = np.concatenate([rows + 1, np.broadcast_to(more, near.shape)], axis=1)
+        codes = np.concatenate([rows + 1, np.broadcast_to(added, near.shape)], axis=1)
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
-        cosines, codes = np.take_along_axis(cosines, order, 1), np.take_along_axis(codes, order, 1)
+        cosines = np.take_along_axis(cosines, order, 1)
+        codes = np.take_along_axis(codes, order, 1)
         return cosines, np.where(np.isinf(cosines), 0, codes)
 
     def prepare(self, items: ItemTable, time: float) -> None:
-        """Work out, not on a request's time, what is the same for every request of a moment."""
+        """Compute in advance what all requests at this time (epoch seconds) share."""
         self._static(items, time)
 
-    def _static(self, items: ItemTable, time: float) -> tuple[Int32Array, npt.NDArray[np.uint8]]:
-        """Return the static lists of a moment end to end, with the bit of the source that each item is from.
-
-        They are made once for as long as nothing comes or goes.
-        """
-        known = items.memo.setdefault(self.quota, {})
+    def _static(self, items: ItemTable, time: float) -> _StaticItems:
+        """Return the items that are proposed to everybody; cached until availability changes."""
+        cached = items.memo.setdefault(self.quota, {})
         state = items.availability_state(time)
-        if state not in known:
-            if len(known) >= _STATES_KEPT:
-                known.clear()
+        if state not in cached:
+            if len(cached) >= _CACHED_STATES:
+                cached.clear()
             lists = static_lists(items, self.quota, time)
             bits = [
                 np.full(len(codes), 1 << SOURCES.index(name), np.uint8)
                 for name, codes in lists.items()
             ]
-            known[state] = np.concatenate(list(lists.values())), np.concatenate(bits)
-        found: tuple[Int32Array, npt.NDArray[np.uint8]] = known[state]
-        return found
+            cached[state] = _StaticItems(np.concatenate(list(lists.values())), np.concatenate(bits))
+        static: _StaticItems = cached[state]
+        return static
 
-    def _merge(
-        self,
-        tower: Int64Array,
-        history: Int32Array,
-        static: tuple[Int32Array, npt.NDArray[np.uint8]],
-    ) -> tuple[Int32Array, npt.NDArray[np.uint8], Float32Array, Float32Array]:
-        """Return items in the order in which the sources first propose them, with their bits and scores."""
+    def _union_of_sources(
+        self, tower: Int64Array, history: Int32Array, static: _StaticItems
+    ) -> tuple[Int32Array, SourceBits, Float32Array, Float32Array]:
+        """Return one request's items, sources, tower ranks and similarities, as in ``Candidates``.
+
+        Items are in the order in which the sources first propose them.
+        """
         recent = history[:RECENT]
         recent = recent[recent > 0]
-        near, weight = self.neighbours[recent], self.similarities[recent]
-        size = len(tower) + near.size + len(static[0])
-        item, bits = np.empty(size, np.int32), np.empty(size, np.uint8)
-        rank, similar = np.empty(size, np.float32), np.empty((size, 2), np.float32)
-        most, place = self.quota.similar, self._desk.place
-        count = _union(
-            tower, near, weight, self._recency, most, *static, place, item, bits, rank, similar
+        covisits = _CoVisits(
+            self.neighbours[recent], self.similarities[recent], self._recency, self.quota.similar
         )
-        return item[:count], bits[:count], rank[:count], similar[:count]
+        size = len(tower) + covisits.items.size + len(static.codes)
+        out = _Buffers(
+            np.empty(size, np.int32),
+            np.empty(size, np.uint8),
+            np.empty(size, np.float32),
+            np.empty((size, 2), np.float32),
+            self._scratch.slots,
+        )
+        count = _union(tower, covisits, static, out)
+        return out.item[:count], out.sources[:count], out.rank[:count], out.similar[:count]
 
 
-class _Desk(threading.local):
-    """A thread's scratch array with a place for every item: looking up beats sorting by ten to one.
+class _Scratch(threading.local):
+    """A thread's scratch array with a slot for every item: a look-up is ten times a sort's speed.
 
-    ``place`` int32 ``[N]`` is all 0 between requests.
+    ``slots`` int32 ``[N]`` are all 0 between requests.
     """
 
     def __init__(self, size: int) -> None:
-        self.place = np.zeros(size, dtype=np.int32)
+        self.slots = np.zeros(size, dtype=np.int32)
+
+
+class _CoVisits(NamedTuple):
+    """The items co-visited with a user's ``R`` recent items, newest first.
+
+    ``items`` int32 ``[R, S]`` (0: none), ``similarity`` float32 ``[R, S]``, ``recency`` float32
+    ``[R]`` or longer, the weight of each recent item; ``limit``: how many items may be proposed.
+    """
+
+    items: Int32Array
+    similarity: Float32Array
+    recency: Float32Array
+    limit: int
+
+
+class _StaticItems(NamedTuple):
+    """Items that are proposed to everybody: ``codes`` int32 ``[n]``, ``sources`` uint8 ``[n]``."""
+
+    codes: Int32Array
+    sources: SourceBits
+
+
+class _Buffers(NamedTuple):
+    """Where ``_union`` writes: room for every proposal, and a slot for every item.
+
+    ``item`` int32 ``[n]``, ``sources`` uint8 ``[n]``, ``rank`` float32 ``[n]``, ``similar`` float32
+    ``[n, 2]``, ``slots`` int32 ``[N]`` of 0.
+    """
+
+    item: Int32Array
+    sources: SourceBits
+    rank: Float32Array
+    similar: Float32Array
+    slots: Int32Array
+
+
+class _Pool(NamedTuple):
+    """``P`` co-visited items, each once.
+
+    ``items`` int32 ``[P]``; ``total`` float64 ``[P]``, summed over the recent items by recency;
+    ``newest`` float64 ``[P]``, of the newest item; ``order`` int64 ``[P]``, most similar first.
+    """
+
+    items: Int32Array
+    total: Float64Array
+    newest: Float64Array
+    order: Int64Array
 
 
 @compiled
-def _union(
-    tower: Int64Array,
-    near: Int32Array,
-    weight: Float32Array,
-    recency: Float32Array,
-    most_similar: int,
-    static: Int32Array,
-    static_bits: npt.NDArray[np.uint8],
-    place: Int32Array,
-    item: Int32Array,
-    bits: npt.NDArray[np.uint8],
-    rank: Float32Array,
-    similar: Float32Array,
-) -> int:
-    """Write the union of all sources into ``item``, ``bits``, ``rank`` and ``similar``, and return its size.
+def _pool_of(covisits: _CoVisits, slots: Int32Array) -> _Pool:
+    """Sum the similarities of each co-visited item; leave 1 + its index in ``slots``."""
+    items = np.empty(covisits.items.size, np.int32)
+    total = np.zeros(covisits.items.size)
+    newest = np.zeros(covisits.items.size)
+    size = 0
+    for recent in range(covisits.items.shape[0]):
+        for number in range(covisits.items.shape[1]):
+            code = covisits.items[recent, number]
+            weight = covisits.similarity[recent, number] * covisits.recency[recent]
+            if code == 0 or weight <= 0.0:
+                continue
+            if slots[code] == 0:
+                items[size] = code
+                size += 1
+                slots[code] = size
+            total[slots[code] - 1] += weight
+            if recent == 0:
+                newest[slots[code] - 1] += covisits.similarity[0, number]
+    order = np.argsort(-total[:size], kind="mergesort")
+    return _Pool(items[:size], total, newest, order)
+
+
+@compiled
+def _union(tower: Int64Array, covisits: _CoVisits, static: _StaticItems, out: _Buffers) -> int:
+    """Write the union of all sources into ``out`` and return its size.
 
     Args:
-        tower: codes best first, 0: FAISS found fewer.
-        near: int32 ``[R, S]``, the items co-visited with each recent one, 0: none.
-        weight: float32 ``[R, S]``, how much.
-        recency: float32 ``[R]``, what the co-visitation with each recent item counts.
-        most_similar: how many of the co-visited items are proposed.
-        static: codes of the other sources.
-        static_bits: their bits.
-        place: int32 ``[N]`` of 0; so it is left.
-        item: int32, with room for all of them.
-        bits: uint8, likewise.
-        rank: float32, likewise.
-        similar: float32 ``[., 2]``, likewise.
+        tower: int64 ``[T]`` codes, best first (0: FAISS found fewer).
+        covisits: the co-visited items.
+        static: the items of the other sources.
+        out: written, its slots left at 0.
 
     """
-    # First every co-visited item with its two sums; of those that are not proposed in the end the
-    # scores may count.
-    pool, score, last = np.empty(near.size, np.int32), np.zeros(near.size), np.zeros(near.size)
-    found = 0
-    for one in range(near.shape[0]):
-        for other in range(near.shape[1]):
-            code, much = near[one, other], weight[one, other] * recency[one]
-            if code == 0 or much <= 0.0:
-                continue
-            if place[code] == 0:
-                pool[found] = code
-                found += 1
-                place[code] = found
-            score[place[code] - 1] += much
-            if one == 0:
-                last[place[code] - 1] += weight[0, other]
-    pool, best = pool[:found], np.argsort(-score[:found], kind="mergesort")
-    for number in range(found):
-        place[pool[number]] = -number - 1  # below 0: not among the candidates yet
+    # Pool the co-visited items. Those that are not proposed in the end still give their
+    # similarities to the other sources' items. Their slots are below 0: not a candidate yet.
+    slots = out.slots
+    pool = _pool_of(covisits, slots)
+    for number in range(len(pool.items)):
+        slots[pool.items[number]] = -number - 1
+
+    # Take the sources' proposals in turn: tower, co-visited items, static items. The slot of a
+    # candidate is 1 + its row.
     count = 0
     for source in range(3):
-        length = (
-            len(tower) if source == 0 else min(most_similar, found) if source == 1 else len(static)
-        )
+        if source == 0:
+            length = len(tower)
+        elif source == 1:
+            length = min(covisits.limit, len(pool.items))
+        else:
+            length = len(static.codes)
+
         for number in range(length):
-            code = (
-                tower[number]
-                if source == 0
-                else pool[best[number]]
-                if source == 1
-                else static[number]
-            )
-            bit = static_bits[number] if source == 2 else np.uint8(1 << source)
+            if source == 0:
+                code = np.int64(tower[number])
+            elif source == 1:
+                code = np.int64(pool.items[pool.order[number]])
+            else:
+                code = np.int64(static.codes[number])
             if code == 0:
                 continue
-            if place[code] > 0:
-                bits[place[code] - 1] |= bit
+
+            bit = static.sources[number] if source == 2 else np.uint8(1 << source)
+            if slots[code] > 0:
+                out.sources[slots[code] - 1] |= bit
                 continue
-            item[count], bits[count] = code, bit
-            rank[count] = np.log1p(np.float32(number)) if source == 0 else np.nan
-            known = -place[code] - 1
-            similar[count, 0] = score[known] if known >= 0 else 0.0
-            similar[count, 1] = last[known] if known >= 0 else 0.0
+
+            out.item[count] = code
+            out.sources[count] = bit
+            out.rank[count] = np.log1p(np.float32(number)) if source == 0 else np.nan
+            pooled = -slots[code] - 1
+            out.similar[count, 0] = pool.total[pooled] if pooled >= 0 else 0.0
+            out.similar[count, 1] = pool.newest[pooled] if pooled >= 0 else 0.0
             count += 1
-            place[code] = count
-    for number in range(found):
-        place[pool[number]] = 0
+            slots[code] = count
+
+    # Leave the slots as they were.
+    for number in range(len(pool.items)):
+        slots[pool.items[number]] = 0
     for number in range(count):
-        place[item[number]] = 0
+        slots[out.item[number]] = 0
     return count
 
 
 def static_lists(items: ItemTable, quota: CandidateQuota, time: float) -> dict[str, Int32Array]:
-    """Return the sources that are the same for everybody: popular, trending and new items that can be had."""
+    """Return the available items that everybody gets: popular, trending and new ones."""
     available = items.available(time)
-    popular, trending = (
-        items.count(c.events("30d")),
-        items.count(c.events("7d")) + 1e-3 * items.count(c.events("30d")),
-    )
+    month = items.count(c.events("30d"))
+    trending = items.count(c.events("7d")) + 1e-3 * month
+
+    # When each item appeared, float64 [N]: as given, else at its first event.
     begin = np.where(
         np.isfinite(items.available_from), items.available_from, items.activity.first_event_at
     )
     begin = np.where(np.isfinite(begin), begin, -np.inf)
+
     return {
-        "popular": top(np.where(available, popular, -np.inf), quota.popular),
+        "popular": top(np.where(available, month, -np.inf), quota.popular),
         "trending": top(
             np.where(available, trending * np.exp(trend(items)), -np.inf), quota.trending
         ),
@@ -377,10 +447,12 @@ def top(values: npt.NDArray[Any], k: int) -> Int32Array:
     if k == 0:
         return np.zeros(0, dtype=np.int32)
     values = np.where(np.isfinite(values), values, -np.inf)
-    least = np.partition(values, -k)[-k]
-    above = np.flatnonzero(values > least)
-    # Partitioning alone would let chance decide between equals at the edge.
-    rows = np.concatenate([above, np.flatnonzero(values == least)[: k - len(above)]])
+
+    # Partitioning alone would order equal values at the threshold at random.
+    threshold = np.partition(values, -k)[-k]
+    above = np.flatnonzero(values > threshold)
+    rows = np.concatenate([above, np.flatnonzero(values == threshold)[: k - len(above)]])
+
     rows = rows[np.lexsort((rows, -values[rows]))]
     best: Int32Array = rows[np.isfinite(values[rows])].astype(np.int32)
     return best

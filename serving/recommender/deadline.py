@@ -1,4 +1,4 @@
-"""Time that a request may take, and what is known of the time that its parts take."""
+"""Deadlines of requests, running means of step times, and a circuit breaker."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import time
 
 
 class Deadline:
-    """A moment by which a request should be answered."""
+    """The time by which a request should be answered."""
 
     def __init__(self, seconds: float, start: float | None = None) -> None:
         """``start``: when the request came, by ``time.perf_counter`` (default: now)."""
         self._end = (time.perf_counter() if start is None else start) + seconds
 
-    def left(self) -> float:
-        """Return the seconds that are left, negative when it has passed."""
+    def remaining(self) -> float:
+        """Return the seconds until the deadline, negative when it has passed."""
         return self._end - time.perf_counter()
 
 
 NEVER = Deadline(math.inf)
 
 
-class Cost:
-    """What a step takes, learnt from its last runs: their mean, recent ones weighing most.
+class StepTime:
+    """The time that a step takes: an exponentially weighted mean of its runs.
 
-    Threads share it without a lock; a lost update costs nothing but its own weight.
+    Threads share it without a lock; a lost update costs no more than its own weight.
     """
 
     def __init__(self, weight: float = 0.1) -> None:
@@ -32,34 +32,37 @@ class Cost:
         self._weight = weight
 
     def fits(self, deadline: Deadline, margin: float = 1.5) -> bool:
-        """Return whether a run is likely to end in time; if not, the next time it is a little likelier.
+        """Return whether a run will probably end before the deadline.
 
-        Without that one slow spell would keep the step from ever being tried again.
+        Each refusal lowers the estimate a little; otherwise one slow spell would keep the step
+        from ever being tried again.
         """
-        if deadline.left() >= self.seconds * margin and deadline.left() > 0:
+        if deadline.remaining() >= self.seconds * margin and deadline.remaining() > 0:
             return True
         self.seconds *= 0.9
         return False
 
-    def took(self, seconds: float) -> None:
-        """Note a run."""
+    def record(self, seconds: float) -> None:
+        """Record the time of a run."""
         self.seconds += self._weight * (seconds - self.seconds)
 
 
 class Breaker:
-    """A circuit breaker (Nygard, "Release It!"): after failures in a row calls are not tried for a while.
+    """A circuit breaker (Nygard, "Release It!"): it stops calls after failures in a row.
 
-    One caller at a time then tries again; the others go on without.
+    When some time has passed, one caller tries again; the others go on without.
     """
 
     def __init__(self, failures: int = 5, open_s: float = 0.5) -> None:
-        self._limit, self._open_s = failures, open_s
-        self._failed, self._next_try = 0, 0.0
+        self._limit = failures
+        self._open_s = open_s
+        self._failures = 0
+        self._next_try = 0.0
 
     @property
     def closed(self) -> bool:
         """Whether calls go through."""
-        return self._failed < self._limit
+        return self._failures < self._limit
 
     def allows(self) -> bool:
         """Return whether this caller may try."""
@@ -72,10 +75,10 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
-        """Note that a call went well."""
-        self._failed = 0
+        """Record a successful call."""
+        self._failures = 0
 
     def failed(self) -> None:
-        """Note that a call went wrong."""
-        self._failed += 1
+        """Record a failed call."""
+        self._failures += 1
         self._next_try = time.monotonic() + self._open_s

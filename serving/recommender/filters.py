@@ -1,12 +1,11 @@
-"""What may be recommended: rules of the release, rules of the request, and how the final list is chosen."""
+"""What may be recommended: the rules of the release and the rules of a request."""
 
 from __future__ import annotations
 
 import json
 import threading
 import tomllib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +13,20 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from feature_repo.arrays import BoolArray, Float32Array, Int32Array
+from feature_repo.arrays import BoolArray, Int32Array
 from feature_repo.dataset import SpecError
 from serving.recommender.candidates import ItemFilter
 from serving.recommender.item_table import ItemTable
 
+_SELECTIVE = 0.5
+"""Share of the catalogue that rules must leave for the search to ignore them."""
+
+_CACHE_BYTES = 32 << 20
+
+_NO_ITEMS: Int32Array = np.zeros(0, dtype=np.int32)
+
 Reason = Literal["seen", "unavailable", "blocklist", "excluded", "attribute_rule", "category_quota"]
+"""Why an item was removed from a request's list."""
 
 
 class FilterRules(BaseModel):
@@ -48,22 +55,28 @@ class FilterRules(BaseModel):
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
             raise SpecError(f"{path}: {'; '.join(problems)}") from None
-        unknown = (
-            set(rules.exclude_seen) - set(event_types) if rules.exclude_seen != "all" else set()
-        )
+        unknown = rules.unknown_event_types(event_types)
         if unknown:
             raise SpecError(
-                f"{path}: exclude_seen names {sorted(unknown)}; the event types are {event_types}"
+                f"{path}: exclude_seen names {unknown}; the event types are {event_types}"
             )
         return rules
 
+    def unknown_event_types(self, event_types: Sequence[str]) -> list[str]:
+        """Return the event types that ``exclude_seen`` names and the data set does not have."""
+        return [] if self.exclude_seen == "all" else sorted({*self.exclude_seen} - {*event_types})
 
-_SELECTIVE = 0.5
-"""Where rules leave less than this share of the catalogue, the search stays within what they leave."""
+    def seen_items(self, seen: Mapping[str, Int32Array]) -> Int32Array:
+        """Return the codes of the items that are excluded as seen, int32 ``[n]``.
 
-_KEPT_BYTES = 32 << 20
-
-_NOWHERE: Int32Array = np.zeros(0, dtype=np.int32)
+        ``seen``: codes of the items that the user has interacted with, by event type.
+        """
+        excluded = [
+            codes
+            for event_type, codes in seen.items()
+            if self.exclude_seen == "all" or event_type in self.exclude_seen
+        ]
+        return np.concatenate(excluded) if excluded else _NO_ITEMS
 
 
 class AttributeRule(BaseModel):
@@ -78,7 +91,7 @@ class AttributeRule(BaseModel):
 
 
 class UnknownAttribute(ValueError):
-    """A request's filter names an attribute that items do not have, or asks of it what it cannot tell."""
+    """A request's filter names an unknown attribute, or a condition that its kind does not have."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +111,9 @@ class Filters:
         self._blocked = np.zeros(len(items), dtype=np.bool_)
         self._blocked[items.codec.items.encode(rules.blocklist)] = True
         self._blocked[0] = False
-        self._marks = _Marks(len(items))
-        self._rules = _Kept(len(items))
-        self._prefilters = _Kept(len(items))
+        self._membership = _Membership(len(items))
+        self._rule_masks = _Cache(len(items))
+        self._prefilters = _Cache(len(items))
 
     def check(self, filters: dict[str, AttributeRule], items: ItemTable) -> None:
         """Raise ``UnknownAttribute`` if a request's filters cannot be applied to these items."""
@@ -123,54 +136,77 @@ class Filters:
         self,
         items: ItemTable,
         request: RequestRules,
-        seen: dict[str, Int32Array],
+        *,
+        seen: Mapping[str, Int32Array],
         time: float,
         codes: Int32Array | None = None,
     ) -> dict[Reason, BoolArray]:
-        """Return, by reason, which items the request may not show: of ``codes`` ``[n]``, or of all ``N``; bool."""
-        met = [
-            of
-            for kind, of in seen.items()
-            if self.rules.exclude_seen == "all" or kind in self.rules.exclude_seen
-        ]
-        masks: dict[Reason, BoolArray] = {
+        """Return, by reason, which items the request may not show.
+
+        Args:
+            items: the item table as of the request.
+            request: what it asks for.
+            seen: codes of the items that the user has interacted with, by event type.
+            time: of the request, epoch seconds.
+            codes: int32 ``[n]``, the items in question; None: all ``N``.
+
+        Returns:
+            masks, bool ``[n]`` or ``[N]``.
+
+        """
+        removed: dict[Reason, BoolArray] = {
             "unavailable": ~items.available(time, codes),
-            "seen": self._marks.among(np.concatenate(met) if met else _NOWHERE, codes),
+            "seen": self._membership.of(codes, self.rules.seen_items(seen)),
         }
         if self.rules.blocklist:
-            masks["blocklist"] = self._blocked if codes is None else self._blocked[codes]
+            removed["blocklist"] = self._blocked if codes is None else self._blocked[codes]
         if request.exclude:
-            masks["excluded"] = self._marks.among(items.codec.items.encode(request.exclude), codes)
+            excluded = items.codec.items.encode(request.exclude)
+            removed["excluded"] = self._membership.of(codes, excluded)
         if request.filters:
             fits = self._fits(items, request.filters)
-            masks["attribute_rule"] = ~fits if codes is None else ~fits[codes]
-        return masks
+            removed["attribute_rule"] = ~fits if codes is None else ~fits[codes]
+        return removed
+
+    def allowed(
+        self,
+        items: ItemTable,
+        request: RequestRules,
+        *,
+        seen: Mapping[str, Int32Array],
+        time: float,
+        codes: Int32Array | None = None,
+    ) -> BoolArray:
+        """Return which items the request may show, bool ``[n]``; arguments as of ``removals``."""
+        return allowed_by(self.removals(items, request, seen=seen, time=time, codes=codes))
 
     def prefilter(self, items: ItemTable, request: RequestRules, time: float) -> ItemFilter | None:
-        """Return the items that rules leave, for the search to look only there; None where most are left.
+        """Return the items that the rules leave, for the vector search to stay within.
 
-        What a user has seen and excludes is little beside the catalogue: the search may find it.
+        None: the rules leave most items, so the search may ignore them. Seen and excluded items
+        are few beside the catalogue and are removed after the search.
         """
-        state = items.availability_state(time)
-        rules = _spelled(request.filters)
-        if (known := self._prefilters.get(items, (state, rules))) is not None:
-            return known[0]
+        key = (items.availability_state(time), _cache_key(request.filters))
+        if (cached := self._prefilters.get(items, key)) is not None:
+            return cached[0]
+
         mask = items.available(time) & ~self._blocked
         if request.filters:
             mask &= self._fits(items, request.filters)
-        found = ItemFilter(mask) if mask.mean() < _SELECTIVE else None
-        self._prefilters.put(items, (state, rules), (found,))
-        return found
+
+        prefilter = ItemFilter(mask) if mask.mean() < _SELECTIVE else None
+        self._prefilters.put(items, key, (prefilter,))
+        return prefilter
 
     def _fits(self, items: ItemTable, filters: dict[str, AttributeRule]) -> BoolArray:
         """Return which items satisfy all conditions."""
         masks = []
         for name, rule in filters.items():
             key = (name, rule.model_dump_json())
-            mask = self._rules.get(items, key)
+            mask = self._rule_masks.get(items, key)
             if mask is None:
                 mask = self._satisfies(items, name, rule)
-                self._rules.put(items, key, mask)
+                self._rule_masks.put(items, key, mask)
             masks.append(mask)
         return np.logical_and.reduce(masks)
 
@@ -194,123 +230,52 @@ class Filters:
         return fits
 
 
-class _Kept:
-    """What was worked out for the item table in use, bounded in memory: the oldest goes first."""
-
-    def __init__(self, size: int) -> None:
-        """``size``: bytes that an entry takes at most."""
-        self._most = max(4, _KEPT_BYTES // max(size, 1))
-        self._items: ItemTable | None = None
-        self._known: dict[Any, Any] = {}
-
-    def get(self, items: ItemTable, key: Any) -> Any:
-        return self._known.get(key) if self._items is items else None
-
-    def put(self, items: ItemTable, key: Any, value: Any) -> None:
-        if self._items is not items:
-            self._items, self._known = items, {}
-        elif len(self._known) >= self._most:
-            self._known.pop(next(iter(self._known)), None)
-        self._known[key] = value
+def allowed_by(removals: Mapping[Reason, BoolArray]) -> BoolArray:
+    """Return which items no reason removes, bool ``[n]``."""
+    return ~np.logical_or.reduce(list(removals.values()))
 
 
-def _spelled(filters: dict[str, AttributeRule]) -> str:
+def _cache_key(filters: dict[str, AttributeRule]) -> str:
     if not filters:
         return ""
     return json.dumps({name: rule.model_dump() for name, rule in filters.items()}, sort_keys=True)
 
 
-class _Marks(threading.local):
-    """A thread's scratch array with a place for every item, all False between requests."""
+class _Cache:
+    """Results for the item table in use, bounded in memory: the oldest goes first."""
+
+    def __init__(self, entry_bytes: int) -> None:
+        """``entry_bytes``: largest size of an entry."""
+        self._limit = max(4, _CACHE_BYTES // max(entry_bytes, 1))
+        self._items: ItemTable | None = None
+        self._entries: dict[Any, Any] = {}
+
+    def get(self, items: ItemTable, key: Any) -> Any:
+        return self._entries.get(key) if self._items is items else None
+
+    def put(self, items: ItemTable, key: Any, value: Any) -> None:
+        if self._items is not items:
+            self._items = items
+            self._entries = {}
+        elif len(self._entries) >= self._limit:
+            self._entries.pop(next(iter(self._entries)), None)
+        self._entries[key] = value
+
+
+class _Membership(threading.local):
+    """Tests membership by a thread's scratch array with a flag for every item.
+
+    The flags are all False between calls.
+    """
 
     def __init__(self, size: int) -> None:
-        self.marked = np.zeros(size, dtype=np.bool_)
+        self._flags = np.zeros(size, dtype=np.bool_)
 
-    def among(self, some: Int32Array, codes: Int32Array | None) -> BoolArray:
-        """Return which of ``codes`` ``[n]``, or of all items, are among some; item 0 never is."""
-        marked = self.marked
-        marked[some] = True
-        marked[0] = False
-        found: BoolArray = marked.copy() if codes is None else marked[codes]
-        marked[some] = False
-        return found
-
-
-def select_items(
-    k: int,
-    codes: Int32Array,
-    scores: Float32Array,
-    items: ItemTable,
-    vectors: Float32Array,
-    rules: FilterRules,
-    taken: Counter[int] | None = None,
-) -> tuple[list[int], int]:
-    """Choose the final list from allowed items.
-
-    Args:
-        k: how many.
-        codes: int32 ``[n]`` allowed items, best first.
-        scores: float32 ``[n]``.
-        items: the item table.
-        vectors: unit item vectors ``[N, D]``.
-        rules: quota and diversity.
-        taken: how many of each category are chosen already; updated.
-
-    Returns:
-        places in ``codes`` of the chosen items, in their final order, and how many the quota passed
-        over.
-
-    With ``diversity`` d > 0 each choice maximises (1 - d) x score (scaled to 0..1) - d x the
-    highest
-    cosine to what is chosen: maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998).
-
-    """
-    if rules.diversity == 0.0 and rules.max_per_category is None:
-        return list(range(min(k, len(codes)))), 0
-    if k == 0 or not len(codes):
-        return [], 0
-    taken = Counter() if taken is None else taken
-    chosen: list[int] = []
-    over_quota = 0
-    order = (
-        _most_diverse(codes, scores, vectors, rules.diversity, chosen)
-        if rules.diversity
-        else range(len(codes))
-    )
-    for place in order:
-        category = int(items.categories[codes[place], 0])
-        if (
-            rules.max_per_category is not None
-            and category
-            and taken[category] >= rules.max_per_category
-        ):
-            over_quota += 1
-            continue
-        taken[category] += 1
-        chosen.append(place)
-        if len(chosen) == k:
-            break
-    return chosen, over_quota
-
-
-def _most_diverse(
-    codes: Int32Array,
-    scores: Float32Array,
-    vectors: Float32Array,
-    diversity: float,
-    chosen: list[int],
-) -> Iterator[int]:
-    """Yield places of ``codes``, each the best beside what the caller has put into ``chosen`` by then."""
-    spread = float(scores.max() - scores.min()) or 1.0
-    gain = (1.0 - diversity) * (scores - scores.min()) / spread
-    mine, nearest, counted = vectors[codes], None, 0
-    open_ = np.ones(len(codes), dtype=np.bool_)
-    for _ in range(len(codes)):
-        if len(chosen) > counted:
-            cosine = mine @ mine[chosen[-1]]
-            nearest = cosine if nearest is None else np.maximum(nearest, cosine)
-            counted = len(chosen)
-        value = gain if nearest is None else gain - diversity * nearest
-        place = int(np.where(open_, value, -np.inf).argmax())
-        open_[place] = False
-        yield place
+    def of(self, codes: Int32Array | None, members: Int32Array) -> BoolArray:
+        """Return which of ``codes`` ``[n]`` (None: of all items) are members; item 0 never is."""
+        flags = self._flags
+        flags[members] = True
+        flags[0] = False
+        result: BoolArray = flags.copy() if codes is None else flags[codes]
+        flags[members] = False
+        return result

@@ -15,72 +15,109 @@ from serving.recommender.users import UserBatch
 _NEWEST = 5
 """How many of the newest history items ``cosine_recent`` is the mean of."""
 
-_LINE = 16
+_CACHE_LINE = 16
 """Float32 numbers in a line of the processor's cache."""
 
 
 class Hydrator:
-    """Builds the ranker's inputs of candidates; training sets and serving both come through here."""
+    """Builds the ranker's inputs of candidates, for training sets and for serving."""
 
     def __init__(self, vectors: Float32Array) -> None:
-        """Keep the unit item vectors, float32 ``[N, D]``."""
+        """``vectors``: unit item vectors, float32 ``[N, D]``."""
         self._vectors = vectors
 
     def hydrate(
         self, users: UserBatch, vectors: Float32Array, candidates: Candidates, items: ItemTable
     ) -> tuple[Float32Array, Int32Array]:
-        """Return numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]`` of all candidates.
+        """Return the ranker's rows of all candidates.
 
-        ``vectors`` float32 ``[B, D]`` are the users' unit vectors.
+        Args:
+            users: ``B`` users.
+            vectors: their unit vectors, float32 ``[B, D]``.
+            candidates: ``n`` candidates of all of them.
+            items: the item table.
+
+        Returns:
+            numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``.
+
         """
-        pairs = [
-            self.pairs(users, row, vectors[row], candidates, items).join(items.rows)
-            for row in range(len(users))
-        ]
-        numeric, categorical = zip(*pairs, strict=True)
-        return np.concatenate(numeric), np.concatenate(categorical)
+        rows = [pair.join(items.rows) for pair in self.pairs(users, vectors, candidates, items)]
+        return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
 
     def pairs(
+        self, users: UserBatch, vectors: Float32Array, candidates: Candidates, items: ItemTable
+    ) -> list[PairRows]:
+        """Return each request's user beside its candidates; arguments as of ``hydrate``."""
+        return [
+            self._pairs_of_one(users, row, vectors[row], candidates=candidates, items=items)
+            for row in range(len(users))
+        ]
+
+    def _pairs_of_one(
         self,
         users: UserBatch,
         row: int,
         vector: Float32Array,
+        *,
         candidates: Candidates,
         items: ItemTable,
     ) -> PairRows:
-        """Return the candidates of one request beside its user; ``vector`` float32 ``[D]`` is the user's."""
-        rows, catalogue = candidates.rows(row), items.rows
-        item, recent = candidates.item[rows], users.context.history[row, :RECENT]
-        pair = np.empty((len(item), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
-        pair[:, 1], pair[:, 2:4] = candidates.tower_rank[rows], candidates.similar[rows]
-        near = self._vectors[recent[recent > 0]]
-        _cosines(self._vectors, item, vector, near, pair)
-        _lookups(
-            item, users.category_shares[row], items.categories, catalogue.first_event_at, catalogue.last_event_at,
-            float(users.context.time[row]), pair,
-        )  # fmt: skip
-        return PairRows(pair, users.rows.numeric[row], users.rows.categorical[row], item)
+        """Return the candidates of the user at ``row``, whose vector is float32 ``[D]``."""
+        rows = candidates.rows(row)
+        codes = candidates.item[rows]
+        recent = users.context.history[row, :RECENT]
+
+        # Columns as in CROSS and ITEM_AGES, float32 [n, P].
+        pair = np.empty((len(codes), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
+        pair[:, 1] = candidates.tower_rank[rows]
+        pair[:, 2:4] = candidates.similar[rows]
+        _write_cosines(pair, codes, vector, self._vectors, self._vectors[recent[recent > 0]])
+        _write_shares_and_ages(
+            pair,
+            codes,
+            users.category_shares[row],
+            items.categories,
+            items.rows.first_event_at,
+            items.rows.last_event_at,
+            float(users.context.time[row]),
+        )
+        return PairRows(pair, users.rows.numeric[row], users.rows.categorical[row], codes)
+
+
+# Numba calls take positional arguments only, hence the long lists below.
 
 
 @compiled
-def _cosines(
-    vectors: Float32Array,
-    item: Int32Array,
-    user: Float32Array,
-    recent: Float32Array,
+def _write_cosines(  # noqa: PLR0917
     pair: Float32Array,
+    codes: Int32Array,
+    user: Float32Array,
+    vectors: Float32Array,
+    recent: Float32Array,
 ) -> None:
-    """Write the cosines of items ``[n]`` with the user, with the newest item, the newest ones and the nearest one."""
-    # Memory is waited for once here, for many rows at a time; between products it would be waited
-    # for at every row.
-    for row in range(len(item)):
+    """Write items' cosines with the user (column 0) and with the user's recent items (4 to 6).
+
+    Args:
+        pair: float32 ``[n, P]``, written.
+        codes: int32 ``[n]``, the items.
+        user: float32 ``[D]``, the user's vector.
+        vectors: float32 ``[N, D]``, the vectors of all items.
+        recent: float32 ``[R, D]``, those of the recent items, newest first.
+
+    """
+    # Touch every line of the items' vectors, so that memory is waited for once, for many rows at a
+    # time; the products below would wait at every row. Writing the sum keeps the reads.
+    for row in range(len(codes)):
         pair[row, 0] = 0.0
-        for place in range(0, vectors.shape[1], _LINE):
-            pair[row, 0] += vectors[item[row], place]
-    for row in range(len(item)):
-        vector = vectors[item[row]]
+        for start in range(0, vectors.shape[1], _CACHE_LINE):
+            pair[row, 0] += vectors[codes[row], start]
+
+    for row in range(len(codes)):
+        vector = vectors[codes[row]]
         pair[row, 0] = dot(vector, user)
         pair[row, 4:7] = np.nan
+
+        # Cosines with the newest item, with the newest five (mean) and with the nearest of all.
         total = best = np.float32(0.0)
         for number in range(len(recent)):
             cosine = dot(vector, recent[number])
@@ -90,26 +127,37 @@ def _cosines(
                 total += cosine
             best = cosine if number == 0 else max(best, cosine)
         if len(recent):
-            pair[row, 5], pair[row, 6] = total / np.float32(min(len(recent), _NEWEST)), best
+            pair[row, 5] = total / np.float32(min(len(recent), _NEWEST))
+            pair[row, 6] = best
 
 
 @compiled
-def _lookups(
-    item: Int32Array,
+def _write_shares_and_ages(  # noqa: PLR0917
+    pair: Float32Array,
+    codes: Int32Array,
     shares: Float32Array,
     categories: Int32Array,
-    first: Float64Array,
-    last: Float64Array,
+    first_event_at: Float64Array,
+    last_event_at: Float64Array,
     time: float,
-    pair: Float32Array,
 ) -> None:
-    """Write the user's shares of the items' categories, and the items' ages in days."""
-    for row in range(len(item)):
-        code, share = item[row], np.float32(0.0)
-        for place in range(categories.shape[1]):
-            share += shares[categories[code, place]]
+    """Write the user's shares of the items' categories (column 7) and the items' ages (8 and 9).
+
+    Args:
+        pair: float32 ``[n, P]``, written.
+        codes: int32 ``[n]``, the items.
+        shares: float32 ``[K]``, the user's share of each category.
+        categories: int32 ``[N, G]``, the categories of all items.
+        first_event_at: float64 ``[N]``, epoch seconds, NaN: no event.
+        last_event_at: float64 ``[N]``, likewise.
+        time: of the request, epoch seconds.
+
+    """
+    for row in range(len(codes)):
+        code = codes[row]
+        share = np.float32(0.0)
+        for column in range(categories.shape[1]):
+            share += shares[categories[code, column]]
         pair[row, 7] = share
-        pair[row, 8], pair[row, 9] = (
-            (time - first[code]) / SECONDS_PER_DAY,
-            (time - last[code]) / SECONDS_PER_DAY,
-        )
+        pair[row, 8] = (time - first_event_at[code]) / SECONDS_PER_DAY
+        pair[row, 9] = (time - last_event_at[code]) / SECONDS_PER_DAY

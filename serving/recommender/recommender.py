@@ -1,12 +1,12 @@
-"""The funnel: user features -> candidates -> hydrate -> rank -> filter, for one request or many at once.
+"""The recommender: user features -> candidates -> hydrate -> rank -> filter.
 
-Pure functions of arrays: no HTTP, no store, no clock, so offline evaluation runs what serving runs.
+It takes one request or many at once, and is made of pure functions of arrays: no HTTP, no store, no
+clock. So offline evaluation runs what serving runs.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
@@ -23,25 +23,29 @@ from ranking.models.scorer import CalibratedRanker
 from ranking.rows import PairRows
 from retrieval.towers.context import UserContext
 from serving.recommender.candidates import SOURCES, Candidates, Retriever, top
-from serving.recommender.deadline import NEVER, Cost, Deadline
-from serving.recommender.filters import FilterRules, Filters, RequestRules, select_items
+from serving.recommender.deadline import NEVER, Deadline, StepTime
+from serving.recommender.filters import FilterRules, Filters, RequestRules, allowed_by
 from serving.recommender.hydrate import Hydrator
 from serving.recommender.item_table import ItemTable
+from serving.recommender.selection import Selection
 from serving.recommender.users import UserBatch
 
 _log = logging.getLogger(__name__)
 
-Watch = Callable[[str], AbstractContextManager[Any]]
-"""Float64Array the stage of that name."""
+StageTimer = Callable[[str], AbstractContextManager[Any]]
+"""Times the stage of that name."""
+
+Scorer = Callable[[PairRows], tuple[Float32Array, Float32Array]]
+"""Returns scores float32 ``[n]`` and probabilities float32 ``[n, T]`` of a request's candidates."""
 
 Degradation = Literal[
-    "online_store_unavailable",  # Redis did not answer: the request was served without user features
+    "online_store_unavailable",  # Redis did not answer: the request had no user features
     "unknown_user",  # nothing is known of the user: attributes and history are missing
     "no_history",  # the user has no positive event yet
-    "few_candidates",  # fewer than k candidates were allowed: the rest came from the whole catalogue
-    "ranker_unavailable",  # the ranker failed: the order is the two towers'
-    "ranker_skipped",  # no time was left to rank: the order is the two towers'
-    "retrieval_unavailable",  # candidates failed or no time was left: popular items, of the user's categories first
+    "few_candidates",  # fewer than k candidates were allowed: other allowed items fill the list
+    "ranker_unavailable",  # the ranker failed: the two towers order the list
+    "ranker_skipped",  # no time was left to rank: the two towers order the list
+    "retrieval_unavailable",  # candidates failed or no time was left: the list has popular items
     # A view's values were past its TTL and counted as missing:
     "stale_user_profile",
     "stale_user_history",
@@ -55,7 +59,13 @@ Degradation = Literal[
 
 @dataclass
 class Recommendation:
-    """One request's list: codes, scores and sources, best first, and what lay behind it."""
+    """One request's list, best first.
+
+    ``items`` int32 ``[m]`` codes, ``scores`` float32 ``[m]``, ``sources`` the names of the sources
+    that proposed each item. ``removed`` counts filtered candidates by reason. ``rows`` int64
+    ``[r]`` are the rows of the first ``r`` items among all ranked candidates; the items after those
+    were not ranked.
+    """
 
     items: Int32Array
     scores: Float32Array
@@ -67,16 +77,17 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Candidates with what the ranker saw and said: everything that ``explain`` and the impression log can tell.
+    """Candidates with the ranker's inputs and outputs, for ``explain`` and the impression log.
 
-    ``pairs``: by request; ``scores`` float32 ``[n]`` and ``probabilities`` float32 ``[n, T]``: of
-    all candidates.
+    ``pairs`` has one entry per request; ``scores`` float32 ``[n]`` and ``probabilities`` float32
+    ``[n, T]`` are of all candidates. ``degradation`` says why the ranker did not order them.
     """
 
     candidates: Candidates
     pairs: list[PairRows]
     scores: Float32Array
     probabilities: Float32Array
+    degradation: Degradation | None = None
 
     def rows(
         self, request: int, rows: Int64Array, items: ItemTable
@@ -84,8 +95,8 @@ class Ranked:
         """Return the ranker's inputs, numeric and categorical, of some of a request's candidates.
 
         Args:
-            request: which one.
-            rows: int64 ``[m]``, places among all candidates.
+            request: index of the request.
+            rows: int64 ``[m]``, rows among all candidates.
             items: the item table that they were ranked with.
 
         """
@@ -96,26 +107,28 @@ class UserTowerSession:
     """The user tower in ONNX Runtime."""
 
     def __init__(self, model: bytes, raw_items: Float32Array) -> None:
+        """``raw_items``: item vectors before normalisation, float32 ``[N, D]``."""
         self._session = onnx_session(model)
-        self._raw = np.asarray(raw_items)
+        self._raw_items = np.asarray(raw_items)
 
     def with_items(self, raw_items: Float32Array) -> UserTowerSession:
         """Return the same tower over the raw vectors of more items."""
-        made = copy(self)
-        made._raw = raw_items
-        return made
+        extended = copy(self)
+        extended._raw_items = raw_items
+        return extended
 
     def __call__(self, context: UserContext) -> Float32Array:
         """Return unit vectors float32 ``[B, D]``."""
-        inputs = {**context.arrays(), "clicked": self._raw[context.history]}
+        inputs = {**context.arrays(), "clicked": self._raw_items[context.history]}
         return np.asarray(self._session.run(["vector"], inputs)[0], dtype=np.float32)
 
 
 class Recommender:
-    """A release's funnel."""
+    """The stages of a release, from users' features to lists of items."""
 
     def __init__(
         self,
+        *,
         tower: UserTowerSession,
         vectors: Float32Array,
         retriever: Retriever,
@@ -123,6 +136,7 @@ class Recommender:
         rules: FilterRules,
         items: ItemTable,
     ) -> None:
+        """``vectors``: unit item vectors, float32 ``[N, D]``."""
         self.tower = tower
         self.vectors = np.asarray(vectors)  # a view without the costs of np.memmap's indexing
         self.retriever = retriever
@@ -130,18 +144,27 @@ class Recommender:
         self.ranker = ranker
         self.rules = rules
         self.filters = Filters(rules, items)
-        self._cost = Cost()
-        self._prepared: (
-            tuple[ItemTable, Callable[[PairRows], tuple[Float32Array, Float32Array]]] | None
-        ) = None
+        self._ranking_time = StepTime()
+        self._prepared: tuple[ItemTable, Scorer] | None = None
 
     def with_items(
-        self, tower: UserTowerSession, vectors: Float32Array, retriever: Retriever, items: ItemTable
+        self,
+        tower: UserTowerSession,
+        vectors: Float32Array,
+        retriever: Retriever,
+        items: ItemTable,
     ) -> Recommender:
-        """Return the same funnel over more items."""
-        made = Recommender(tower, vectors, retriever, self.ranker, self.rules, items)
-        made._cost = self._cost
-        return made
+        """Return the same recommender over more items."""
+        extended = Recommender(
+            tower=tower,
+            vectors=vectors,
+            retriever=retriever,
+            ranker=self.ranker,
+            rules=self.rules,
+            items=items,
+        )
+        extended._ranking_time = self._ranking_time
+        return extended
 
     def recommend(
         self, users: UserBatch, requests: Sequence[RequestRules], items: ItemTable
@@ -154,107 +177,122 @@ class Recommender:
         users: UserBatch,
         requests: Sequence[RequestRules],
         items: ItemTable,
+        *,
         deadline: Deadline = NEVER,
-        watch: Watch | None = None,
+        timer: StageTimer | None = None,
     ) -> tuple[list[Recommendation], Ranked, Float32Array]:
-        """Like ``recommend``, with the ranked candidates and the user vectors behind it.
+        """Return the lists, the ranked candidates behind them and the user vectors.
 
-        ``deadline``: ranking is left out where it would not end in time; ``watch`` times the
-        stages.
+        Args:
+            users: features of ``B`` users.
+            requests: what each of them asks for.
+            items: the item table as of the requests.
+            deadline: ranking is skipped if it would probably not end in time.
+            timer: times the stages.
+
         """
-        watch = watch or _unwatched
-        time = users.context.time
-        with watch("tower"):
+        timer = timer or _untimed
+
+        with timer("tower"):
             vectors = self.tower(users.context)
-        with watch("retrieve"):
-            prefilters = [
-                self.filters.prefilter(items, request, float(t))
-                for request, t in zip(requests, time, strict=True)
-            ]
-            candidates = self.retriever.retrieve(
-                vectors, users.context.history, items, time, prefilters
-            )
-        with watch("rank"):
-            ranked, lost = self.rank(users, vectors, candidates, items, deadline)
-        with watch("filter"):
-            lists = [
-                self._filter(row, users, vectors, request, ranked, items, lost)
+
+        with timer("retrieve"):
+            candidates = self._retrieve(users, vectors, requests, items)
+
+        with timer("rank"):
+            pairs = self.hydrator.pairs(users, vectors, candidates, items)
+            ranked = self._rank(candidates, pairs, items, deadline)
+
+        with timer("filter"):
+            recommendations = [
+                self._filter(row, request, users=users, vectors=vectors, ranked=ranked, items=items)
                 for row, request in enumerate(requests)
             ]
-        return lists, ranked, vectors
 
-    def rank(
-        self,
-        users: UserBatch,
-        vectors: Float32Array,
-        candidates: Candidates,
-        items: ItemTable,
-        deadline: Deadline = NEVER,
-    ) -> tuple[Ranked, Degradation | None]:
-        """Score candidates; if the ranker breaks or has no time, their order is the towers' and the loss is named."""
-        pairs = [
-            self.hydrator.pairs(users, row, vectors[row], candidates, items)
-            for row in range(len(users))
-        ]
-        lost: Degradation = "ranker_skipped"
-        if deadline is NEVER or self._cost.fits(deadline):
-            start = perf_counter()
-            try:
-                scorer = self._scorer(items)
-                found = [scorer(pair) for pair in pairs]
-                scores, probabilities = (
-                    np.concatenate(parts) for parts in zip(*found, strict=True)
-                )
-                if np.isfinite(scores).all():
-                    if deadline is not NEVER:
-                        self._cost.took(perf_counter() - start)
-                    return Ranked(candidates, pairs, scores, probabilities), None
-            except Exception as error:  # noqa: BLE001 - whatever broke, the request can still be answered
-                _log.warning("the ranker failed: %s: %s", type(error).__name__, error)
-            lost = "ranker_unavailable"
-        empty = np.zeros(
-            (len(candidates.item), len(items.codec.spec.event_types)), dtype=np.float32
-        )
-        return Ranked(
-            candidates, pairs, np.concatenate([pair.pair[:, 0] for pair in pairs]), empty
-        ), lost
+        return recommendations, ranked, vectors
 
     def popular(
         self, users: UserBatch, row: int, request: RequestRules, items: ItemTable
     ) -> Recommendation:
-        """Return popular items, those of the user's categories first: what is left when candidates cannot be made."""
-        seen, time = users.seen[row], float(users.context.time[row])
-        banned = np.logical_or.reduce(
-            list(self.filters.removals(items, request, seen, time).values())
-        )
-        worth = np.log1p(items.count(c.events("30d")))
-        worth = worth * (1.0 + 4.0 * users.category_shares[row][items.categories].max(axis=1))
-        codes = top(np.where(banned, -np.inf, worth), max(200, 2 * request.k))
-        scores = worth[codes].astype(np.float32)
-        chosen, _ = select_items(request.k, codes, scores, items, self.vectors, self.rules)
+        """Return popular items, those of the user's categories first: the list without candidates.
+
+        ``row``: index of the request's user in ``users``.
+        """
+        time = float(users.context.time[row])
+        allowed = self.filters.allowed(items, request, seen=users.seen[row], time=time)
+
+        # Popularity [N]: log of a month's events, up to five times that in the user's categories.
+        affinity = users.category_shares[row][items.categories].max(axis=1)
+        popularity = np.log1p(items.count(c.events("30d"))) * (1.0 + 4.0 * affinity)
+        codes = top(np.where(allowed, popularity, -np.inf), max(200, 2 * request.k))
+        scores = popularity[codes].astype(np.float32)
+
+        selection = Selection(self.rules, items, self.vectors)
+        chosen = selection.select(request.k, codes, scores)
         result = Recommendation(
             codes[chosen], scores[chosen], [["popular"] for _ in chosen], ["retrieval_unavailable"]
         )
         if len(chosen) < request.k:
-            self._backfill(
-                result,
-                request,
-                banned,
-                None,
-                items,
-                Counter(items.categories[codes[chosen], 0].tolist()),
-            )
+            self._backfill(result, request.k, allowed, selection)
         return result
 
     def prepare(self, items: ItemTable, time: float | None = None) -> None:
-        """Do once, and not on a request's time, what the ranker and, at ``time``, the sources want of a new table."""
+        """Compute in advance what requests would compute once for a new item table.
+
+        ``time``: also prepare the candidate sources and the prefilter of this time, epoch seconds.
+        """
         self._scorer(items)
         if time is not None:
             self.retriever.prepare(items, time)
             self.filters.prefilter(items, RequestRules(0), time)
 
-    def _scorer(self, items: ItemTable) -> Callable[[PairRows], tuple[Float32Array, Float32Array]]:
-        """Return the ranker with what it reads of these items prepared; made once for a table."""
+    def _retrieve(
+        self,
+        users: UserBatch,
+        vectors: Float32Array,
+        requests: Sequence[RequestRules],
+        items: ItemTable,
+    ) -> Candidates:
+        """Return the candidates of users with these vectors, float32 ``[B, D]``."""
+        times = users.context.time
+        prefilters = [
+            self.filters.prefilter(items, request, float(time))
+            for request, time in zip(requests, times, strict=True)
+        ]
+        return self.retriever.retrieve(
+            vectors, users.context.history, items, times, prefilters=prefilters
+        )
+
+    def _rank(
+        self,
+        candidates: Candidates,
+        pairs: list[PairRows],
+        items: ItemTable,
+        deadline: Deadline,
+    ) -> Ranked:
+        """Score candidates; if the ranker fails or has no time, the towers' scores order them."""
+        timed = deadline is not NEVER
+        if timed and not self._ranking_time.fits(deadline):
+            return _tower_order(candidates, pairs, items, "ranker_skipped")
+
+        start = perf_counter()
+        try:
+            score = self._scorer(items)
+            parts = [score(pair) for pair in pairs]
+            scores = np.concatenate([scores for scores, _ in parts])
+            probabilities = np.concatenate([probabilities for _, probabilities in parts])
+        except Exception as error:  # noqa: BLE001 - the request can be answered without the ranker
+            _log.warning("the ranker failed: %s: %s", type(error).__name__, error)
+            return _tower_order(candidates, pairs, items, "ranker_unavailable")
+
+        if not np.isfinite(scores).all():
+            return _tower_order(candidates, pairs, items, "ranker_unavailable")
+        if timed:
+            self._ranking_time.record(perf_counter() - start)
+        return Ranked(candidates, pairs, scores, probabilities)
+
+    def _scorer(self, items: ItemTable) -> Scorer:
+        """Return the ranker with the inputs of these items prepared; made once for a table."""
         prepared = self._prepared
         if prepared is None or prepared[0] is not items:
             prepared = self._prepared = (items, self.ranker.for_items(items.rows))
@@ -263,39 +301,52 @@ class Recommender:
     def _filter(
         self,
         row: int,
+        request: RequestRules,
+        *,
         users: UserBatch,
         vectors: Float32Array,
-        request: RequestRules,
         ranked: Ranked,
         items: ItemTable,
-        lost: Degradation | None,
     ) -> Recommendation:
-        span, time = ranked.candidates.rows(row), float(users.context.time[row])
-        codes, scores = ranked.candidates.item[span], ranked.scores[span]
-        masks = self.filters.removals(items, request, users.seen[row], time, codes)
+        """Return one request's list: its allowed candidates, best first, by quota and diversity."""
+        seen = users.seen[row]
+        time = float(users.context.time[row])
+        rows = ranked.candidates.rows(row)
+        codes = ranked.candidates.item[rows]
+        scores = ranked.scores[rows]
+
+        # Apply the rules to the request's n candidates.
+        removals = self.filters.removals(items, request, seen=seen, time=time, codes=codes)
         removed: dict[str, int] = {
-            reason: int(mask.sum()) for reason, mask in masks.items() if mask.any()
+            reason: int(mask.sum()) for reason, mask in removals.items() if mask.any()
         }
-        places = np.flatnonzero(~np.logical_or.reduce(list(masks.values())))
-        order = places[np.argsort(-scores[places], kind="stable")]
-        taken: Counter[int] = Counter()
-        chosen, over = select_items(
-            request.k, codes[order], scores[order], items, self.vectors, self.rules, taken
-        )
-        rows = order[chosen] + span.start
-        if over:
-            removed["category_quota"] = over
-        sources = [_SOURCE_NAMES[bits] for bits in ranked.candidates.sources[rows]]
+
+        # Select from the allowed candidates in order of score, [a] indices into ``codes``.
+        allowed = np.flatnonzero(allowed_by(removals))
+        order = allowed[np.argsort(-scores[allowed], kind="stable")]
+        selection = Selection(self.rules, items, self.vectors)
+        chosen = order[selection.select(request.k, codes[order], scores[order])]
+        if selection.over_quota:
+            removed["category_quota"] = selection.over_quota
+
+        selected = chosen + rows.start
         result = Recommendation(
-            codes[order[chosen]], ranked.scores[rows], sources, [], removed, rows
+            items=codes[chosen],
+            scores=ranked.scores[selected],
+            sources=[_SOURCE_NAMES[bits] for bits in ranked.candidates.sources[selected]],
+            degraded=[],
+            removed=removed,
+            rows=selected,
         )
-        if len(rows) < request.k:
-            everything = self.filters.removals(items, request, users.seen[row], time)
-            banned = np.logical_or.reduce(list(everything.values()))
-            banned[codes] = True
-            self._backfill(result, request, banned, vectors[row], items, taken)
-        if lost:
-            result.degraded.append(lost)
+
+        # Fill a short list with allowed items that no source proposed.
+        if len(chosen) < request.k:
+            others = self.filters.allowed(items, request, seen=seen, time=time)
+            others[codes] = False
+            self._backfill(result, request.k, others, selection, vector=vectors[row])
+
+        if ranked.degradation:
+            result.degraded.append(ranked.degradation)
         if not users.context.history[row].any():
             result.degraded.append("no_history")
         return result
@@ -303,44 +354,66 @@ class Recommender:
     def _backfill(
         self,
         result: Recommendation,
-        request: RequestRules,
-        banned: BoolArray,
-        vector: Float32Array | None,
-        items: ItemTable,
-        taken: Counter[int],
+        k: int,
+        allowed: BoolArray,
+        selection: Selection,
+        *,
+        vector: Float32Array | None = None,
     ) -> None:
-        """Fill a short list from all other allowed items, nearest to the user first (without a vector: any)."""
-        banned[result.items] = True
-        codes = np.flatnonzero(~banned).astype(np.int32)
+        """Fill a short list with allowed items, those nearest to the user first.
+
+        Args:
+            result: the list; extended.
+            k: its length in the end, if there are enough items.
+            allowed: bool ``[N]``; changed.
+            selection: the selection that the list was made with.
+            vector: the user's, float32 ``[D]``; None: all items are equally near.
+
+        """
+        allowed[result.items] = False
+        codes = np.flatnonzero(allowed).astype(np.int32)
         if not len(codes):
             return
-        near = (
-            np.zeros(len(codes), dtype=np.float32)
-            if vector is None
-            else self.vectors[codes] @ vector
-        )
-        order = np.lexsort((codes, -near))
-        missing = request.k - len(result.items)
-        chosen, _ = select_items(
-            missing, codes[order], near[order], items, self.vectors, self.rules, taken
-        )
-        extra = codes[order[chosen]]
-        if not len(extra):
+
+        # Cosines [a] of the allowed items with the user.
+        if vector is None:
+            cosines = np.zeros(len(codes), dtype=np.float32)
+        else:
+            cosines = self.vectors[codes] @ vector
+        order = np.lexsort((codes, -cosines))
+
+        missing = k - len(result.items)
+        chosen = order[selection.select(missing, codes[order], cosines[order])]
+        if not len(chosen):
             return
+
+        # Scores that fall evenly below the lowest score of the list.
         lowest = float(result.scores.min()) if len(result.scores) else 0.0
-        below = abs(lowest) * np.arange(1, len(extra) + 1, dtype=np.float32) / (len(extra) + 1)
-        result.items = np.concatenate([result.items, extra])
-        result.scores = np.concatenate([result.scores, (lowest - below).astype(np.float32)])
-        result.sources += [["backfill"] for _ in extra]
+        steps = np.arange(1, len(chosen) + 1, dtype=np.float32)
+        scores = lowest - abs(lowest) * steps / (len(chosen) + 1)
+
+        result.items = np.concatenate([result.items, codes[chosen]])
+        result.scores = np.concatenate([result.scores, scores.astype(np.float32)])
+        result.sources += [["backfill"] for _ in chosen]
         result.degraded.append("few_candidates")
 
 
-def _unwatched(_: str) -> AbstractContextManager[None]:
+def _tower_order(
+    candidates: Candidates, pairs: list[PairRows], items: ItemTable, degradation: Degradation
+) -> Ranked:
+    """Return candidates scored by the cosine of user and item vector, without probabilities."""
+    scores = np.concatenate([pair.pair[:, 0] for pair in pairs])
+    heads = len(items.codec.spec.event_types)
+    probabilities = np.zeros((len(candidates.item), heads), dtype=np.float32)
+    return Ranked(candidates, pairs, scores, probabilities, degradation)
+
+
+def _untimed(_: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
 _SOURCE_NAMES = [
-    [name for position, name in enumerate(SOURCES) if bits >> position & 1]
+    [name for bit, name in enumerate(SOURCES) if bits >> bit & 1]
     for bits in range(1 << len(SOURCES))
 ]
 """Names of the sources by every pattern of their bits."""

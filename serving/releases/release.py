@@ -233,7 +233,12 @@ def load_release(folder: Path) -> Release:
             rules = FilterRules.model_validate(read_part(folder / "filters.json"))
         _fit_together(folder, retrieval.codec, ranker, rules)
         recommender = Recommender(
-            retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, retrieval.items
+            tower=retrieval.tower,
+            vectors=retrieval.vectors,
+            retriever=retrieval.retriever,
+            ranker=ranker,
+            rules=rules,
+            items=retrieval.items,
         )
         if stamp(folder) != before:
             raise BadRelease(f"{folder}: it was changed while it was being loaded")
@@ -270,11 +275,9 @@ def _fit_together(folder: Path, codec: Codec, ranker: CalibratedRanker, rules: F
         raise BadRelease(
             f"{folder}: the ranker predicts {list(schema.heads)}, the event types are {types}"
         )
-    unknown = set(rules.exclude_seen) - set(types) if rules.exclude_seen != "all" else set()
+    unknown = rules.unknown_event_types(types)
     if unknown:
-        raise BadRelease(
-            f"{folder}: exclude_seen names {sorted(unknown)}, the event types are {types}"
-        )
+        raise BadRelease(f"{folder}: exclude_seen names {unknown}, the event types are {types}")
 
 
 def stamp(folder: Path) -> frozenset[tuple[str, int, int, int]]:

@@ -106,10 +106,9 @@ def _bad_lists(
     release: Release, users: UserBatch, lists: list[Recommendation], now: float
 ) -> str | None:
     for row, found in enumerate(lists):
-        masks = release.recommender.filters.removals(
-            release.items, RequestRules(_K), users.seen[row], now
+        allowed = release.recommender.filters.allowed(
+            release.items, RequestRules(_K), seen=users.seen[row], time=now
         )
-        allowed = ~np.logical_or.reduce(list(masks.values()))
         if "ranker_unavailable" in found.degraded:
             return "its ranker fails or gives scores that are no numbers"
         if not np.isfinite(found.scores).all():

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from serving.http.executors import LoopExecutor, WorkerPool
-from serving.recommender.deadline import NEVER, Breaker, Cost, Deadline
+from serving.recommender.deadline import NEVER, Breaker, Deadline, StepTime
 
 name = contextvars.ContextVar("name", default="")
 
@@ -103,9 +103,9 @@ def test_a_breaker_opens_after_failures_in_a_row_and_lets_one_try(
 
 
 def test_a_step_is_left_out_where_it_does_not_fit_and_tried_again_some_time() -> None:
-    cost = Cost(weight=1.0)
+    cost = StepTime(weight=1.0)
     assert cost.fits(NEVER)
-    cost.took(1.0)
+    cost.record(1.0)
     assert cost.fits(NEVER) and not cost.fits(Deadline(0.5))
     assert any(cost.fits(Deadline(0.5)) for _ in range(50))
-    assert not Cost().fits(Deadline(-1.0))
+    assert not StepTime().fits(Deadline(-1.0))

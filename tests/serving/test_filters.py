@@ -21,10 +21,10 @@ from serving.recommender.filters import (
     Filters,
     RequestRules,
     UnknownAttribute,
-    select_items,
 )
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.recommender import Recommender
+from serving.recommender.selection import Selection
 from tests.support.tiny_release import (
     GENRES,
     ITEMS,
@@ -164,7 +164,12 @@ def test_lists_are_allowed_full_and_in_order(
     retrieval = tiny.release.retrieval
     ranker = tiny.release.recommender.ranker
     recommender = Recommender(
-        retrieval.tower, retrieval.vectors, retrieval.retriever, ranker, rules, items
+        tower=retrieval.tower,
+        vectors=retrieval.vectors,
+        retriever=retrieval.retriever,
+        ranker=ranker,
+        rules=rules,
+        items=items,
     )
     users = tiny.clickers(3)
     users = replace(
@@ -197,7 +202,9 @@ def masks(tiny: Tiny, filters: dict[str, dict[str, Any]], **columns: list[Any]) 
     rules = Filters(FilterRules(), items)
     rules.check(request.filters, items)
     return set(
-        np.flatnonzero(~rules.removals(items, request, {}, NOW)["attribute_rule"]).tolist()
+        np.flatnonzero(
+            ~rules.removals(items, request, seen={}, time=NOW)["attribute_rule"]
+        ).tolist()
     ) - {0}
 
 
@@ -252,10 +259,10 @@ def test_removals_are_counted_by_reason(tiny: Tiny) -> None:
     request = RequestRules(5, exclude=("i2", "i3"))
     filters, seen = Filters(rules, tiny.items), {"view": np.array([0, 9], dtype=np.int32)}
     codes = np.array([1, 2, 3, 4, 9], dtype=np.int32)
-    found = filters.removals(tiny.items, request, seen, NOW, codes)
+    found = filters.removals(tiny.items, request, seen=seen, time=NOW, codes=codes)
     counts = {reason: int(mask.sum()) for reason, mask in found.items()}
     assert counts == {"blocklist": 2, "excluded": 2, "seen": 1, "unavailable": 1}
-    for reason, everything in filters.removals(tiny.items, request, seen, NOW).items():
+    for reason, everything in filters.removals(tiny.items, request, seen=seen, time=NOW).items():
         assert found[reason].tolist() == everything[codes].tolist()
 
 
@@ -285,33 +292,30 @@ def test_diversity_is_maximal_marginal_relevance(tiny: Tiny, diversity: float, s
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     allowed = (generator.permutation(ITEMS)[:25] + 1).astype(np.int32)
     scores = -np.sort(-generator.normal(size=25)).astype(np.float32)
-    found, over = select_items(
-        10, allowed, scores, tiny.items, vectors, FilterRules(diversity=diversity)
-    )
-    assert found == slow_mmr(10, scores, vectors[allowed], diversity)
-    assert over == 0
+    selection = Selection(FilterRules(diversity=diversity), tiny.items, vectors)
+    chosen = selection.select(10, allowed, scores)
+    assert chosen == slow_mmr(10, scores, vectors[allowed], diversity)
+    assert selection.over_quota == 0
 
 
 def test_nothing_to_choose_from(tiny: Tiny) -> None:
     none, vectors = np.zeros(0, dtype=np.int32), tiny.release.retrieval.vectors
     for rules in (FilterRules(), FilterRules(diversity=0.5), FilterRules(max_per_category=1)):
-        assert select_items(5, none, np.zeros(0, dtype=np.float32), tiny.items, vectors, rules) == (
-            [],
-            0,
-        )
+        selection = Selection(rules, tiny.items, vectors)
+        assert selection.select(5, none, np.zeros(0, dtype=np.float32)) == []
+        assert selection.over_quota == 0
 
 
 def test_quota_counts_what_is_chosen_already(tiny: Tiny) -> None:
     items = catalogue(tiny, {"genre": ["War"] * 5 + ["Drama"] * 5 + [None] * (ITEMS - 10)})
     order = np.arange(1, 13, dtype=np.int32)
     scores = np.linspace(1, 0, 12, dtype=np.float32)
-    taken: Counter[int] = Counter({int(items.categories[1, 0]): 1})
     for diversity in (0.0, 1e-9):
         rules = FilterRules(max_per_category=2, diversity=diversity)
-        found, over = select_items(
-            20, order, scores, items, tiny.release.retrieval.vectors, rules, Counter(taken)
-        )
-        assert found == [0, 5, 6, 10, 11] and over == 7
+        selection = Selection(rules, items, tiny.release.retrieval.vectors)
+        assert selection.select(1, order[1:2], scores[1:2]) == [0]
+        assert selection.select(20, order, scores) == [0, 5, 6, 10, 11]
+        assert selection.over_quota == 7
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,14 @@ def test_never_a_disallowed_item_and_always_k_when_k_exist(
         **{f"seen_{kind}": [items] for kind, items in seen.items()},
     )
     made, items = tiny.release.recommender, build_items(tiny.codec, columns)
-    funnel = Recommender(made.tower, made.vectors, made.retriever, made.ranker, rules, items)
+    funnel = Recommender(
+        tower=made.tower,
+        vectors=made.vectors,
+        retriever=made.retriever,
+        ranker=made.ranker,
+        rules=rules,
+        items=items,
+    )
     request = RequestRules(k, tuple(exclude), filters)
     may = allowed(columns, rules, request, seen)
     (found,) = funnel.recommend(users, [request], items)
