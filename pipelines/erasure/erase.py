@@ -8,7 +8,6 @@ run that was killed is finished by the next one. The proof names nobody.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from pyspark.sql import SparkSession
 from feature_repo.erased import ERASED, PENDING, ErasedUsers
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import KafkaAddress, log_address
-from feature_repo.files import TEMPORARY, read_json
+from feature_repo.files import TEMPORARY, locked, read_json
 from feature_repo.progress import Progress, no_progress
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
@@ -119,10 +118,7 @@ def _places(
 @contextlib.contextmanager
 def _alone(workspace: Workspace) -> Iterator[None]:
     """Wait until no other run is at work."""
-    folder = workspace.root / "erasures"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".running.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(workspace.root / "erasures" / ".running.lock"):
         yield
 
 

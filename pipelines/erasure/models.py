@@ -21,7 +21,13 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file, save_file
 
 from feature_repo.erased import ErasedUsers
-from feature_repo.files import link_atomically, read_json, write_atomically, write_json
+from feature_repo.files import (
+    link_atomically,
+    read_json,
+    replace_atomically,
+    write_atomically,
+    write_json,
+)
 from feature_repo.workspace import Workspace
 from pipelines.erasure.places import Place
 from pipelines.training.release_pointer import pointer_lock
@@ -170,9 +176,8 @@ def _clear_weights(path: Path, rows: list[int]) -> None:
     weights = load_file(path)
     weights[_VECTORS] = weights[_VECTORS].copy()
     weights[_VECTORS][np.array(rows)] = 0
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(weights, temporary)
-    os.replace(temporary, path)
+    with replace_atomically(path) as temporary:
+        save_file(weights, temporary)
 
 
 def model_places(workspace: Workspace, erased: ErasedUsers) -> list[Place]:

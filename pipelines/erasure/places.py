@@ -7,7 +7,6 @@ clean, so a run that is killed anywhere is finished by the next one.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -23,7 +22,12 @@ from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_folder import LogFolder
-from feature_repo.files import TEMPORARY, read_json, write_atomically, write_json
+from feature_repo.files import (
+    read_json,
+    replace_atomically,
+    write_atomically,
+    write_json,
+)
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.stream_facts import KEY, STATE, USER_KEY
 from pipelines.ingest.ingest import erased_version, ingest_lock
@@ -295,8 +299,7 @@ def _user_columns(workspace: Workspace) -> set[str]:
 
 def keep_rows(path: Path, kept: Callable[[pa.Table], Any]) -> None:
     """Rewrite a Parquet file in one step with the rows that ``kept`` says of a table of some of them, bool ``[n]``."""
-    temporary = path.with_name(f".{path.name}{TEMPORARY}")
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path) as file, replace_atomically(path) as temporary:
         groups = range(file.num_row_groups)
         coding = file.metadata.row_group(0).column(0).compression.lower() if groups else "snappy"
         coding = "none" if coding == "uncompressed" else coding
@@ -306,7 +309,5 @@ def keep_rows(path: Path, kept: Callable[[pa.Table], Any]) -> None:
                 rows = rows.filter(kept(rows))
                 if len(rows):
                     out.write_table(rows)
-    with temporary.open("rb") as written:
-        os.fsync(written.fileno())
-    path.with_name(f".{path.name}.crc").unlink(missing_ok=True)  # Hadoop's checksum of the old file
-    os.replace(temporary, path)
+        # Hadoop's checksum is of the old file.
+        path.with_name(f".{path.name}.crc").unlink(missing_ok=True)

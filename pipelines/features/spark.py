@@ -141,10 +141,7 @@ def _shim(java: Path, home: Path) -> Path:
     text = _SHIM.format(flag=shlex.quote(VECTOR_FLAG), java=shlex.quote(str(java)))
     if not os.access(script, os.X_OK) or script.read_text(encoding="utf-8") != text:
         # Made executable before it gets its name: another process may start it at once.
-        fresh = script.with_name(f".java.{os.getpid()}")
-        write_atomically(fresh, text)
-        fresh.chmod(0o755)
-        os.replace(fresh, script)
+        write_atomically(script, text, mode=0o755)
     return home
 
 

@@ -7,7 +7,6 @@ next one. The user and item tables are read anew each time and replaced as whole
 
 from __future__ import annotations
 
-import fcntl
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError, Users
 from feature_repo.erased import ErasedUsers
-from feature_repo.files import TEMPORARY, read_json, write_atomically, write_json
+from feature_repo.files import TEMPORARY, locked, read_json, write_atomically, write_json
 from feature_repo.hashing import file_hash, fingerprint
 from feature_repo.progress import Progress, no_progress
 from feature_repo.workspace import MissingStage, Workspace
@@ -112,8 +111,7 @@ def ingest_lock(workspace: Workspace) -> Iterator[None]:
     if not workspace.root.is_dir():
         yield
         return
-    with (workspace.root / ".ingest.lock").open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(workspace.root / ".ingest.lock"):
         yield
 
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.events.log_names import batch_key
-from feature_repo.files import read_json, write_json
+from feature_repo.files import read_json, replace_atomically, write_json
 from feature_repo.hashing import fingerprint
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
@@ -63,8 +63,8 @@ def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None 
                 )
                 if redis_days is not None:
                     _to_redis(workspace, table, lists.release.id, redis_days)
-                pq.write_table(table, path.with_suffix(".tmp"))
-                path.with_suffix(".tmp").replace(path)
+                with replace_atomically(path) as temporary:
+                    pq.write_table(table, temporary)
             progress("users", min(start + _PART, len(users)), len(users))
     _join(sorted(parts.glob("*.parquet")), out)
     shutil.rmtree(parts)
@@ -110,8 +110,6 @@ def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) 
 
 
 def _join(parts: Sequence[Path], out: Path) -> None:
-    temporary = out.with_name(f".{out.name}.tmp")
-    with pq.ParquetWriter(temporary, _SCHEMA) as writer:
+    with replace_atomically(out) as temporary, pq.ParquetWriter(temporary, _SCHEMA) as writer:
         for part in parts:
             writer.write_table(pq.read_table(part))
-    temporary.replace(out)

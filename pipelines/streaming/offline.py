@@ -9,7 +9,6 @@ another's is removed.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.facts import position_key
-from feature_repo.files import TEMPORARY
+from feature_repo.files import locked, replace_atomically
 from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import ITEM_COLUMNS, USER_COLUMNS
 
@@ -94,13 +93,11 @@ def write_part(
     """Write one file in one step; no rows, no file."""
     if not len(rows):
         return
-    folder.mkdir(parents=True, exist_ok=True)
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
-    temporary = folder / f".{part.name}{TEMPORARY}"
     # No sync: after a crash of the machine the batch, whose checkpoint was not synced either, is in
     # the log still.
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, folder / part.name)
+    with replace_atomically(folder / part.name, sync=False) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def parts(folder: Path) -> list[Part]:
@@ -167,10 +164,7 @@ def read_archive(workspace: Workspace, after: str = "0-0") -> pa.Table:
 @contextmanager
 def tables_lock(workspace: Workspace, exclusive: bool) -> Iterator[None]:
     """Hold the lock of the offline tables: shared to append, exclusive to put new tables in their place."""
-    path = workspace.root / "features" / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    with locked(workspace.root / "features" / ".lock", shared=not exclusive):
         yield
 
 

@@ -8,7 +8,6 @@ was killed goes on after its last finished epoch, and ends with the same bits un
 from __future__ import annotations
 
 import math
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from feature_repo.files import replace_atomically
 from feature_repo.progress import Progress, no_progress
 from feature_repo.sanity import Guard
 from retrieval.sequences.batches import Window, encode, inputs_and_targets, places, windows
@@ -293,13 +293,9 @@ class _Run:
         self.progress(said, int(1_000 * done), 1_000)
 
     def _save(self) -> None:
-        temporary = self.checkpoint.with_suffix(".part")
-        torch.save(
-            self.state
-            | {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()},
-            temporary,
-        )
-        os.replace(temporary, self.checkpoint)
+        weights = {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()}
+        with replace_atomically(self.checkpoint) as temporary:
+            torch.save(self.state | weights, temporary)
 
 
 def _used(began: float, minutes: float) -> float:

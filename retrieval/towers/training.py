@@ -8,7 +8,6 @@ bits as an undisturbed one: every epoch draws its shuffling, negatives and dropo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from feature_repo.arrays import Float32Array
-from feature_repo.files import read_json, write_json
+from feature_repo.files import read_json, replace_atomically, write_json
 from feature_repo.hashing import fingerprint
 from feature_repo.progress import Progress, no_progress
 from feature_repo.sanity import Guard
@@ -221,10 +220,8 @@ class _Run:
         state["curve"].append(metrics)
         if metrics["recall"] > state["best"]:
             state |= {"best": metrics["recall"], "best_epoch": state["epoch"], "since_best": 0}
-            _replace(
-                self.folder / "best.safetensors",
-                lambda path: save_file(self.towers.state_dict(), path),
-            )
+            with replace_atomically(self.folder / "best.safetensors") as temporary:
+                save_file(self.towers.state_dict(), temporary)
         else:
             state["since_best"] += 1
         saved = {
@@ -232,7 +229,8 @@ class _Run:
             "optimizer": optimizer.state_dict(),
             "state": state,
         }
-        _replace(self.folder / "checkpoint.pt", lambda path: torch.save(saved, path))
+        with replace_atomically(self.folder / "checkpoint.pt") as temporary:
+            torch.save(saved, temporary)
 
     def _epoch(
         self, epoch: int, optimizer: torch.optim.Optimizer, progress: Progress
@@ -289,9 +287,3 @@ def item_vectors(towers: TwoTowers) -> tuple[Float32Array, Float32Array]:
     """Return raw and unit vectors of all items, float32 ``[items, D]`` each."""
     raw = towers.eval().raw_items()
     return raw.cpu().numpy(), F.normalize(raw, dim=-1, eps=1e-6).cpu().numpy()
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}")
-    write(temporary)
-    os.replace(temporary, path)

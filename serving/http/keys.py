@@ -5,11 +5,9 @@ A key is shown once, as ``fk_<id>_<secret>``; the file knows only the SHA-256 of
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import logging
-import os
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -22,7 +20,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from feature_repo.errors import FunnelError
-from feature_repo.files import write_json
+from feature_repo.files import locked, write_json
 
 GRACE = timedelta(hours=24)
 """For so long the old key of a rotation stays valid."""
@@ -235,19 +233,12 @@ def _known(keys: dict[str, Key], key_id: str) -> Key:
 @contextmanager
 def _editing(path: Path) -> Iterator[dict[str, Key]]:
     """Yield the keys by id, for one writer at a time; what the block makes of them is written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(f".{path.name}.lock")):
         keys = {key.id: key for key in read_keys(path)} if path.exists() else {}
         yield keys
         _write(path, keys.values())
 
 
 def _write(path: Path, keys: Iterable[Key]) -> None:
-    # The mask is the whole process's; keys are changed by the command line, which does nothing else
-    # meanwhile.
-    mask = os.umask(0o077)
-    try:
-        write_json(path, {"keys": [key.model_dump(mode="json", exclude_none=True) for key in keys]})
-    finally:
-        os.umask(mask)
+    values = [key.model_dump(mode="json", exclude_none=True) for key in keys]
+    write_json(path, {"keys": values}, mode=0o600)

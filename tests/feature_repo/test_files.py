@@ -49,6 +49,19 @@ def test_files_are_readable_as_the_umask_allows(tmp_path):
     assert (tmp_path / "f").stat().st_mode & 0o777 == 0o644
 
 
+def test_permissions_are_the_file_s_from_its_first_moment(tmp_path, monkeypatch):
+    modes, replace = [], os.replace
+
+    def noted(source, target):
+        modes.append(source.stat().st_mode & 0o777)
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", noted)
+    files.write_json(tmp_path / "secret", {}, mode=0o600)
+    files.write_atomically(tmp_path / "script", "#!/bin/sh\n", mode=0o755)
+    assert modes == [0o600, 0o755]
+
+
 def test_json_of_equal_content_is_equal(tmp_path):
     files.write_json(tmp_path / "a", {"b": 1, "a": [None, "é"]})
     files.write_json(tmp_path / "b", {"a": [None, "é"], "b": 1})
