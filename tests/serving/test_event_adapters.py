@@ -148,7 +148,7 @@ def test_a_disk_that_fails_leaves_nothing_and_the_retry_is_taken(files, monkeypa
     ("where", "name", "answer"),
     [
         ("before the write", "write", Appended(1, 0)),
-        ("before the file has its name", "rename", Appended(1, 0)),
+        ("before the file has its name", "replace", Appended(1, 0)),
         ("before the marks", "settle", Appended(0, 1)),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_kill_neither_loses_nor_doubles(files, monkeypatch, where, name, answe
     with monkeypatch.context() as patch:
         owner = {
             "write": "feature_repo.events.log_folder.Writer",
-            "rename": "pathlib.Path",
+            "replace": "os",
             "settle": "serving.event_log.dedup.EventDedup",
         }
         patch.setattr(f"{owner[name]}.{name}", die)
