@@ -1,6 +1,6 @@
 """How many threads one inference may use."""
 
-import os
+from feature_repo.settings import read_settings
 
 
 def inference_threads() -> int:
@@ -9,4 +9,4 @@ def inference_threads() -> int:
     A server answers several requests at once, and threads within one would only get in the way; the
     command line sets it to the number of cores for work that goes through one batch after another.
     """
-    return max(1, int(os.environ.get("FUNNEL_THREADS", "1")))
+    return read_settings().threads or 1

@@ -6,12 +6,12 @@ link to the one in use, which is where ``feast`` run from ``feature_repo/`` look
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from feature_repo.dataset import DatasetSpec
 from feature_repo.errors import FunnelError
+from feature_repo.settings import read_settings
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -95,4 +95,4 @@ class Workspace:
 
 def default_root() -> Path:
     """Return the working folder in use: ``FUNNEL_HOME``, else ``work/current`` in the project."""
-    return Path(os.environ.get("FUNNEL_HOME") or PROJECT_ROOT / "work" / "current")
+    return read_settings().home or PROJECT_ROOT / "work" / "current"

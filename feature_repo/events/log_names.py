@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
-
-from feature_repo.errors import FunnelError
 
 LOG = "funnel:events"
 """Redis Stream of accepted events."""
@@ -26,12 +22,6 @@ STATUS = "funnel:stream:status"
 
 LEASE = "funnel:stream:lease"
 """Who runs the streaming job; gone when nobody does."""
-
-_KAFKA = re.compile(r"kafka://([^/\s,]+:\d+(?:,[^/\s,]+:\d+)*)/([A-Za-z0-9._-]{1,249})")
-
-
-class BadLogAddress(FunnelError):
-    """``FUNNEL_EVENT_LOG`` names no event log."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +51,13 @@ def log_address() -> KafkaAddress | Path | None:
     """Return where ``FUNNEL_EVENT_LOG`` says that accepted events go: a topic, a folder, or None for Redis.
 
     Raises:
-        BadLogAddress: it says none of ``redis``, ``kafka://host:port[,host:port]/topic`` and
+        SettingsError: it says none of ``redis``, ``kafka://host:port[,host:port]/topic`` and
             ``files:/a/folder``.
 
     """
-    text = os.environ.get("FUNNEL_EVENT_LOG", "") or "redis"
-    if text == "redis":
-        return None
-    if kafka := _KAFKA.fullmatch(text):
-        return KafkaAddress(*kafka.groups())
-    if text.startswith("files:/"):
-        return Path(text.removeprefix("files:"))
-    raise BadLogAddress(
-        f"FUNNEL_EVENT_LOG={text}: choose 'redis', 'kafka://host:port[,host:port]/topic' or 'files:/a/folder'"
-    )
+    from feature_repo.settings import EVENT_LOG, read_settings  # not needed by Spark's workers
+
+    address = EVENT_LOG.fullmatch(read_settings().event_log)
+    if address and address["topic"]:
+        return KafkaAddress(address["servers"], address["topic"])
+    return Path(address["folder"]) if address and address["folder"] else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
+from feature_repo.settings import SettingsError, read_settings
 from feature_repo.stores.embedded_redis import connect, ensure_running
 from feature_repo.stores.redis_settings import RedisSettings
 from feature_repo.views import Profile, build
@@ -24,16 +24,8 @@ _FILES: dict[Profile, str] = {
 
 
 def profile() -> Profile:
-    """Return the profile in use: ``FUNNEL_PROFILE``, by default ``local``.
-
-    Raises:
-        ValueError: the variable names no profile.
-
-    """
-    name = os.environ.get("FUNNEL_PROFILE", "local")
-    if name not in _FILES:
-        raise ValueError(f"FUNNEL_PROFILE={name}: choose 'local' or 'cluster'")
-    return name  # type: ignore[return-value]
+    """Return the profile in use: ``FUNNEL_PROFILE``, by default ``local``."""
+    return read_settings().profile
 
 
 def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
@@ -41,7 +33,7 @@ def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
 
     Raises:
         BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
-        ValueError: the cluster profile without ``FUNNEL_SPARK_MASTER``.
+        SettingsError: the cluster profile without ``FUNNEL_SPARK_MASTER``.
 
     """
     chosen = profile()
@@ -61,9 +53,10 @@ def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
 
 
 def _spark_master() -> str:
-    if "FUNNEL_SPARK_MASTER" not in os.environ:
-        raise ValueError("the cluster profile needs FUNNEL_SPARK_MASTER in the environment")
-    return os.environ["FUNNEL_SPARK_MASTER"]
+    master = read_settings().spark_master
+    if master is None:
+        raise SettingsError("FUNNEL_PROFILE=cluster needs FUNNEL_SPARK_MASTER in the environment")
+    return master
 
 
 def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:

@@ -8,7 +8,6 @@ quotation mark is written as a JSON string.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Self
 from urllib.parse import quote, urlencode
 
 from feature_repo.errors import FunnelError
+from feature_repo.settings import read_settings
 
 VARIABLE = "FUNNEL_REDIS"
 _DEFAULT_PORT = "6379"
@@ -70,7 +70,8 @@ class RedisSettings:
             BadRedisSettings: it is not set, or not of the form that this module describes.
 
         """
-        text = os.environ.get(VARIABLE, "").strip()
+        secret = read_settings().redis
+        text = secret.get_secret_value().strip() if secret else ""
         if not text:
             raise BadRedisSettings(
                 f"the cluster profile needs {VARIABLE} in the environment: host:port,password=..."

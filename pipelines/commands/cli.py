@@ -1,10 +1,9 @@
-"""The command line: ``funnel``. Each command is one stage; heavy imports wait until they are needed."""
+"""The command line ``funnel``: one command a stage, each imports what it needs when it runs."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,17 +18,20 @@ _show = warnings.showwarning
 
 
 def _show_ours(message: Any, category: Any, filename: str, lineno: int, *rest: Any) -> None:
-    """Show a warning about our own code; other people's deprecations are no business of the user's."""
+    """Show a warning of our own code; users cannot mend deprecations in libraries."""
     if any(f"/{package}/" in filename for package in OURS):
         _show(message, category, filename, lineno, *rest)
 
 
-warnings.showwarning = _show_ours  # type: ignore[assignment]  # a filter would not do: the libraries that warn also reset the filters
+# Not a filter: the libraries that warn also reset the filters.
+warnings.showwarning = _show_ours  # type: ignore[assignment]
 
 import typer  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
 
-from feature_repo.dataset import SpecError  # noqa: E402
-from feature_repo.workspace import PROJECT_ROOT, MissingStage  # noqa: E402
+from feature_repo.errors import FunnelError  # noqa: E402
+from feature_repo.settings import read_settings  # noqa: E402
+from feature_repo.workspace import PROJECT_ROOT  # noqa: E402
 from pipelines.commands.benchmark import benchmarks  # noqa: E402
 from pipelines.commands.keys import keys  # noqa: E402
 from pipelines.commands.options import (  # noqa: E402
@@ -39,6 +41,7 @@ from pipelines.commands.options import (  # noqa: E402
     Host,
     Kinds,
     Limit,
+    NewHome,
     Port,
     known_kinds,
     use_all_cores,
@@ -49,7 +52,23 @@ from pipelines.commands.rankers import rankers  # noqa: E402
 from pipelines.commands.releases import releases  # noqa: E402
 from pipelines.commands.tune import tune  # noqa: E402
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+class CommandLine(TyperGroup):
+    """All commands: settings are checked first, and a ``FunnelError`` becomes one line."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run a command; the error's exit code is that of the process."""
+        try:
+            read_settings()
+            return super().invoke(ctx)
+        except FunnelError as error:
+            typer.echo(f"funnel: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+
+
+app = typer.Typer(
+    cls=CommandLine, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
 app.add_typer(benchmarks, name="benchmark")
 app.add_typer(keys, name="keys")
 app.add_typer(releases, name="release")
@@ -61,9 +80,9 @@ app.add_typer(rankers)
 def ingest(
     data: Data = "synthetic",
     data_dir: DataDir = None,
-    home: Home = None,
+    home: NewHome = None,
     shift_to_now: Annotated[
-        bool, typer.Option(help="Move historic times, by whole weeks, to end now")
+        bool, typer.Option(help="Shift all times by whole weeks, so that the data ends now")
     ] = False,
 ) -> None:
     """Read new files into typed tables; bad rows go to quarantine."""
@@ -389,7 +408,7 @@ def demo(
     *,
     data: Data = "synthetic",
     data_dir: DataDir = None,
-    home: Home = None,
+    home: NewHome = None,
     full: Annotated[
         bool, typer.Option("--full", help="Every kind of ranker, and the whole test slice")
     ] = False,
@@ -409,14 +428,5 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user ends with one sentence and exit code 2."""
-    try:
-        app()
-    except (SpecError, MissingStage) as error:
-        sys.stderr.write(f"funnel: {error}\n")
-        sys.exit(2)
-    except RuntimeError as error:
-        if type(error).__module__.split(".")[0] not in OURS:
-            raise
-        sys.stderr.write(f"funnel: {error}\n")
-        sys.exit(1)
+    """Run the command line."""
+    app()

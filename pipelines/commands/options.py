@@ -1,4 +1,4 @@
-"""Options that several commands have, and what they mean."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from ranking.config import KINDS
 Home = Annotated[
     Path | None, typer.Option(help="Working folder (default: FUNNEL_HOME, else work/current)")
 ]
+NewHome = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="Working folder (default: FUNNEL_HOME, else work/<data set>, which becomes "
+        "work/current)",
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(
-        help="synthetic, movielens-1m, movielens-latest-small, deskdrop, or the path of a dataset.toml"
+        help="synthetic, synthetic-full, movielens-1m, movielens-latest-small, deskdrop, or the "
+        "path of a dataset.toml"
     ),
 ]
 Kinds = Annotated[
@@ -26,7 +35,8 @@ Kinds = Annotated[
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the data set's files")]
 Limit = Annotated[
-    int | None, typer.Option(help="At most so many events, evenly spaced (default: all)")
+    int | None,
+    typer.Option(help="Maximum events, evenly spaced over the test slice (default: all)", min=1),
 ]
 Host = Annotated[str, typer.Option(help="Address to listen on")]
 Port = Annotated[int, typer.Option(help="Port to listen on")]
@@ -38,13 +48,13 @@ def use_all_cores() -> None:
 
 
 def use_one_core() -> None:
-    """A server answers several requests at once: threads within one only get in each other's way."""
+    """Keep libraries from starting threads in a server, which answers requests in parallel."""
     for library in ("OMP", "OPENBLAS", "MKL"):
         os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 
 def workspace_of(home: Path | None) -> Workspace:
-    """Return the working folder that is meant."""
+    """Return the working folder: ``--home``, else ``FUNNEL_HOME``, else ``work/current``."""
     return Workspace((home or default_root()).resolve())
 
 

@@ -1,4 +1,4 @@
-"""``funnel release``: pack what was trained, and say which release is served."""
+"""``funnel release``: pack trained models, and choose the release that is served."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from feature_repo.workspace import Workspace, default_root
-from pipelines.commands.options import Home
+from feature_repo.workspace import Workspace
+from pipelines.commands.options import Home, workspace_of
 
 releases = typer.Typer(invoke_without_command=True)
 
@@ -19,16 +19,16 @@ Rules = Annotated[
 ]
 Ranker = Annotated[
     str | None,
-    typer.Option("--ranker", help="A folder of models/ranking (default: chosen in training)"),
+    typer.Option("--ranker", help="Folder in models/ranking (default: the best in training)"),
 ]
-Id = Annotated[str, typer.Argument(help="The release's id, or the beginning of it")]
+Id = Annotated[str, typer.Argument(help="Id of the release, or its first characters")]
 
 
 @releases.callback()
 def release(
     context: typer.Context, home: Home = None, filters: Rules = None, ranker: Ranker = None
 ) -> None:
-    """Pack the trained models into a release and make it the current one; see the subcommands for others."""
+    """Pack the trained models into a release and make it the current one."""
     context.obj = home
     if context.invoked_subcommand is None:
         from pipelines.workflow.stages import run_release
@@ -41,7 +41,7 @@ def release(
 
 @releases.command("list")
 def list_releases(context: typer.Context, home: Home = None) -> None:
-    """Show all releases, the oldest first; the last line is JSON."""
+    """List all releases, oldest first; the last line is JSON."""
     from pipelines import display
     from pipelines.training.release_pointer import releases as known
 
@@ -62,29 +62,29 @@ def list_releases(context: typer.Context, home: Home = None) -> None:
 
 @releases.command("promote")
 def promote_release(context: typer.Context, release_id: Id, home: Home = None) -> None:
-    """Check a release and serve it from now on; if it is bad, nothing changes."""
+    """Check a release and make it the current one; a bad one changes nothing."""
     from pipelines.training.release_pointer import promote
 
-    _tell(promote(_workspace(context, home), release_id))
+    _print_current(promote(_workspace(context, home), release_id))
 
 
 @releases.command("rollback")
 def rollback_release(context: typer.Context, home: Home = None) -> None:
-    """Serve the release that was served before; again: the one before that."""
+    """Make the previous release the current one; repeat to go further back."""
     from pipelines.training.release_pointer import rollback
 
-    _tell(rollback(_workspace(context, home)))
+    _print_current(rollback(_workspace(context, home)))
 
 
 @releases.command("verify")
 def verify_release(
     context: typer.Context,
     release_id: Annotated[
-        str | None, typer.Argument(help="A release's id (default: the current one)")
+        str | None, typer.Argument(help="Id of the release (default: the current one)")
     ] = None,
     home: Home = None,
 ) -> None:
-    """Check a release as it is checked before it is served."""
+    """Run the checks that a release must pass before it is served."""
     from pipelines.training.release_pointer import current_release, find_release
     from serving.releases.verify import check_release, registered_features
 
@@ -95,10 +95,10 @@ def verify_release(
 
 
 def _workspace(context: typer.Context, home: Path | None) -> Workspace:
-    return Workspace((home or context.obj or default_root()).resolve())
+    return workspace_of(home or context.obj)
 
 
-def _tell(folder: Path) -> None:
+def _print_current(folder: Path) -> None:
     _say(f"release {folder.name} is the current one")
 
 

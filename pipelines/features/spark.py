@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from feature_repo.errors import FunnelError
 from feature_repo.files import write_atomically
+from feature_repo.settings import read_settings
 from feature_repo.workspace import default_root
 
 OLDEST_JAVA = 17
@@ -71,7 +72,7 @@ def spark_session(
         JavaMissing: there is no Java that Spark can run on.
 
     """
-    master = master or os.environ.get("FUNNEL_SPARK_MASTER") or "local[*]"
+    master = master or read_settings().spark_master or "local[*]"
     work = (work or default_root()).resolve()
     if SparkSession.getActiveSession() is None:
         os.environ["JAVA_HOME"] = str(_without_vector_flag(java_home(work), work))
@@ -149,7 +150,7 @@ def _settings(work: Path) -> dict[str, _Setting]:
     logging = work / "spark" / "log4j2.properties"
     write_atomically(logging, _LOGGING)
     return {
-        "spark.driver.memory": os.environ.get("FUNNEL_SPARK_DRIVER_MEMORY") or "3g",
+        "spark.driver.memory": read_settings().spark_driver_memory,
         "spark.driver.extraJavaOptions": f'-Dlog4j2.configurationFile="{logging.as_uri()}"',
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",

@@ -9,7 +9,6 @@ same reason.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError
 from feature_repo.errors import FunnelError
 from feature_repo.progress import Progress, no_progress
+from feature_repo.settings import read_settings
 from pipelines.ingest.parsing import parse_events, wanted_events
 from pipelines.ingest.readers import find_files, read_file
 
@@ -119,8 +119,8 @@ def replay(events: pd.DataFrame, config: ReplayConfig, progress: Progress = no_p
     """
     tally, start, began = Tally(), time.time(), time.monotonic()
     due = _due(events[c.TIMESTAMP], config.speed)
-    key = os.environ.get("FUNNEL_KEY")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    key = read_settings().key
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     with httpx.Client(base_url=config.url, timeout=_TIMEOUT_S, headers=headers) as client:
         for first, last in _batches(due, config, began):
             moments = start + due[first:last] if config.speed else _now(last - first)

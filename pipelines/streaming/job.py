@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import threading
@@ -19,6 +18,7 @@ from pyspark.sql.streaming import StreamingQuery
 
 from feature_repo.dataset import DatasetSpec
 from feature_repo.files import read_json, write_json
+from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import feature_store, redis_url
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.display import console
@@ -215,7 +215,7 @@ def stream_session(workspace: Workspace, config: StreamConfig, master: str | Non
         "spark.sql.streaming.noDataMicroBatches.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
     }
-    if (master or os.environ.get("FUNNEL_SPARK_MASTER") or "local").startswith("local"):
+    if (master or read_settings().spark_master or "local").startswith("local"):
         settings["spark.sql.streaming.checkpointFileManagerClass"] = _CHECKPOINT_FILES
     return spark_session("funnel-stream", master, workspace.root, settings)
 

@@ -51,7 +51,7 @@ def log_entries(spark: SparkSession, workspace: Workspace, reading: Reading) -> 
     """Return the entries of the log that ``FUNNEL_EVENT_LOG`` names as rows of ``decode.SPARK_SCHEMA``.
 
     Raises:
-        BadLogAddress: the variable names no log.
+        SettingsError: the variable names no log.
         ConnectorMissing: it names a topic, and Spark was started without its Kafka connector.
 
     """

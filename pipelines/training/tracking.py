@@ -35,10 +35,10 @@ class Tracker:
 def track(workspace: Workspace, name: str, tags: dict[str, str] | None = None) -> Iterator[Tracker]:
     """Open a run in the local store; it is marked as failed if the block raises."""
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    for library in ("alembic", "mlflow"):  # after the import, which sets the level
+        logging.getLogger(library).setLevel(logging.WARNING)
     # MLflow creates a new database in a hundred steps, which two processes must not do at once.
     with locked(workspace.tracking / ".lock"):
         client = MlflowClient(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from feature_repo.dataset import DatasetSpec, SpecError, load_spec
 from feature_repo.files import link_atomically, staged_folder
 from feature_repo.hashing import fingerprint
+from feature_repo.settings import read_settings
 from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace
 from pipelines import display
 from pipelines.synthetic.world import BUILT_IN
@@ -52,12 +53,17 @@ def find_spec(data: str) -> DatasetSpec:
     if data.endswith(".toml"):
         return load_spec(Path(data))
     raise SpecError(
-        f"unknown data set '{data}': choose from {known_specs()}, or give the path of a dataset.toml"
+        f"unknown data set '{data}': choose from {', '.join(known_specs())}, "
+        "or give the path of a dataset.toml"
     )
 
 
 def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
-    """Return the working folder of a data set; the default one becomes ``work/current``."""
+    """Return the working folder of a data set.
+
+    That is ``home``, else ``FUNNEL_HOME``, else ``work/<name>``, which becomes ``work/current``.
+    """
+    home = home or read_settings().home
     if home is not None:
         return Workspace(home.resolve())
     root = PROJECT_ROOT / "work" / spec.name
@@ -170,7 +176,7 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
 
 
 def run_materialize(workspace: Workspace) -> None:
-    """Register the views with Feast and write the newest features of every user and item to Redis."""
+    """Register the views with Feast and write the latest features to Redis."""
     if not workspace.features.is_dir():
         raise MissingStage(f"no features in {workspace.root}: run 'funnel features' first")
     from feature_repo.stores.feature_store import apply, feature_store
@@ -320,7 +326,14 @@ def show_rankers(report: RankerReport) -> None:
 
 
 def run_release(workspace: Workspace, rules: Path | None, ranker: str | None = None) -> Path:
-    """Pack and check a release (of the named ranker, else the chosen one), and make it the current one."""
+    """Pack and check a release, and make it the current one.
+
+    Args:
+        workspace: the working folder.
+        rules: a file of filter rules; by default those that ship.
+        ranker: the ranker to release; by default the best in training.
+
+    """
     from pipelines.training.release import make_release
 
     with display.stage("Release") as stage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ import redis
 
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import COMMITTED, LOG, encode, log_address, recent_key
+from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.online.features import OnlineStoreUnavailable
 
-DEFAULT_MAX_EVENTS = 1_000_000
 RECENT_S = 7 * 86_400
 RECENT_EVENTS = 500
 ID_SHARDS = 16_384  # so that a shard of a few million ids a day is still one of Redis's compact sets of integers
@@ -106,7 +105,7 @@ class RedisStreamLog:
         """Connect; ``max_events`` bounds the log (default: FUNNEL_LOG_MAX_EVENTS, else a million)."""
         self._redis = redis_client(workspace)
         self._append = self._redis.register_script(_APPEND)
-        self._max = max_events or int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS))
+        self._max = max_events or read_settings().log_max_events
 
     def durable(self) -> bool | None:
         """Return whether Redis syncs an event before it answers (None: it does not say)."""
@@ -161,7 +160,7 @@ def open_log(workspace: Workspace) -> EventLog:
     """Return the event log of a workspace: the Redis Stream, unless ``FUNNEL_EVENT_LOG`` names a topic or folder.
 
     Raises:
-        BadLogAddress: the variable names no log.
+        SettingsError: the variable names no log.
         KafkaMissing: it names a topic, and the client of Kafka is not installed.
 
     """

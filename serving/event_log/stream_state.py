@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable
@@ -14,9 +13,9 @@ import redis
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from feature_repo.events.log_names import DEAD_LETTERS, LEASE, LOG, STATUS, log_address
+from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
-from serving.event_log.redis_stream import DEFAULT_MAX_EVENTS
 
 _TIMEOUT_S = 0.2  # a probe may take about a second, and the client tries twice
 _MAX_AGE_S = 1.0
@@ -71,9 +70,7 @@ def read_state(client: redis.Redis, now: float) -> StreamState:
         late=status.get("late", 0),
         poison=status.get("poison", 0),
         dead_letters=dead,
-        log=LogState(entries, int(os.environ.get("FUNNEL_LOG_MAX_EVENTS", DEFAULT_MAX_EVENTS)))
-        if in_redis
-        else None,
+        log=LogState(entries, read_settings().log_max_events) if in_redis else None,
     )
 
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import orjson
 
-from feature_repo.errors import FunnelError
+from feature_repo.settings import read_settings
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The id of the request that is being answered."""
@@ -26,10 +24,6 @@ _noted: ContextVar[dict[str, Any] | None] = ContextVar("noted", default=None)
 _FORMATS = ("json", "text", "off")
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SILENT = logging.CRITICAL + 1
-
-
-class BadLogSetting(FunnelError):
-    """``FUNNEL_LOG`` or ``FUNNEL_LOG_LEVEL`` has a value that means nothing."""
 
 
 def begin_notes() -> dict[str, Any]:
@@ -98,11 +92,12 @@ def setup_logging(stream: TextIO | None = None) -> None:
     unset: warnings and errors as text. ``FUNNEL_LOG_LEVEL``: another least level than that.
 
     Raises:
-        BadLogSetting: a variable has a value that means nothing.
+        SettingsError: a variable has a value that is not allowed.
 
     """
-    how = _choice("FUNNEL_LOG", _FORMATS, str.lower)
-    least = _choice("FUNNEL_LOG_LEVEL", _LEVELS, str.upper) or ("INFO" if how else "WARNING")
+    settings = read_settings()
+    how = settings.log
+    least = settings.log_level or ("INFO" if how else "WARNING")
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonFormatter() if how == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=_SILENT if how == "off" else least, force=True)
@@ -111,11 +106,3 @@ def setup_logging(stream: TextIO | None = None) -> None:
         logger.handlers, logger.propagate, logger.level = [], True, logging.NOTSET
     # Its lines hold paths, and paths hold user ids; ours hold the route instead.
     logging.getLogger("uvicorn.access").disabled = True
-
-
-def _choice(variable: str, known: tuple[str, ...], spelling: Callable[[str], str]) -> str:
-    given = os.environ.get(variable, "")
-    value = spelling(given)
-    if value and value not in known:
-        raise BadLogSetting(f"{variable}={given}: choose one of {', '.join(known)}")
-    return value

@@ -22,6 +22,7 @@ from prometheus_client import values
 from prometheus_client.multiprocess import mark_process_dead
 
 from feature_repo.processes import is_running
+from feature_repo.settings import read_settings
 
 _OURS = "FUNNEL_METRICS_DIR"
 _LIBRARYS = "PROMETHEUS_MULTIPROC_DIR"
@@ -46,8 +47,7 @@ def shared_by_workers() -> Iterator[Path]:
 
 def shared_folder() -> Path | None:
     """Return where this worker and the others keep their numbers; None: there are no others."""
-    folder = os.environ.get(_OURS)
-    return Path(folder) if folder else None
+    return read_settings().metrics_dir
 
 
 def choose_numbers() -> None:

@@ -28,7 +28,7 @@ def test_a_key_is_the_only_thing_on_standard_output(funnel_keys, tmp_path):
     assert re.fullmatch(r"fk_[0-9a-f]{8}_[A-Za-z0-9_-]{43}\n", said.stdout)
     found = KeyRing(tmp_path / "keys.json").find(said.stdout.strip())
     assert found and set(found.scopes) == {Scope.RECOMMEND, Scope.EVENTS} and found.rate_limit == 50
-    assert found.id in said.stderr and "Keep it now" in said.stderr
+    assert found.id in said.stderr and "Store it now" in said.stderr
 
 
 def test_the_list_shows_everything_but_secrets(funnel_keys):
@@ -47,7 +47,7 @@ def test_rotate_and_revoke(funnel_keys, tmp_path):
     old = funnel_keys("create", "--name", "web", "--scope", "events").stdout.strip()
     new = funnel_keys("rotate", old.split("_")[1], "--grace-hours", "0").stdout.strip()
     assert KeyRing(path).find(old) is None and KeyRing(path).find(new)
-    assert "(over)" in funnel_keys("list").stdout
+    assert "(expired)" in funnel_keys("list").stdout
     for text in (old, new):
         funnel_keys("revoke", text.split("_")[1])
     assert read_keys(path) == []

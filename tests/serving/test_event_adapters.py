@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from feature_repo.events.log_folder import LogFolder
-from feature_repo.events.log_names import BadLogAddress, KafkaAddress, log_address
+from feature_repo.events.log_names import KafkaAddress, log_address
 from feature_repo.facts import position_key
+from feature_repo.settings import SettingsError
 from serving.event_log import files_and_kafka as event_adapters
 from serving.event_log.files_and_kafka import FileLog
 from serving.event_log.redis_stream import Appended, RedisStreamLog, open_log
@@ -48,7 +49,7 @@ def test_addresses(monkeypatch, text, expected):
 )
 def test_a_bad_address_is_one_error(monkeypatch, text, workspace):
     monkeypatch.setenv("FUNNEL_EVENT_LOG", text)
-    with pytest.raises(BadLogAddress, match="choose 'redis', 'kafka://"):
+    with pytest.raises(SettingsError, match="FUNNEL_EVENT_LOG=.*`redis`, `kafka://"):
         open_log(workspace)
 
 
