@@ -116,7 +116,7 @@ def event(number: int, user: str, rng: random.Random) -> dict[str, Any]:
 def drain(workspace: Workspace, every_s: float = 0.2) -> None:
     """Wait until the job has finished with every event of the log."""
     client = redis_client(workspace)
-    while stream_status(client)["pending"]:
+    while stream_status(client).pending:
         time.sleep(every_s)
 
 
@@ -130,7 +130,7 @@ def _wait(url: str, workspace: Workspace) -> None:
             try:
                 api.post("/v1/events", json={"events": [event(number, f"warm-{number}", rng)]})
                 number += 1
-                if (stream_status(client)["batch"] or [0, 0])[1] >= 30:
+                if (stream_status(client).batch or (0, 0))[1] >= 30:
                     return
             except httpx.TransportError:
                 pass

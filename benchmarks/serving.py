@@ -23,7 +23,7 @@ from feature_repo.arrays import Float32Array
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow.demo import FULL, run_demo
 from serving.api.schemas import RecommendationRequest

@@ -179,7 +179,7 @@ def sustained(
     last.
     """
     client = redis_client(workspace)
-    before = stream_status(client)["events"]
+    before = stream_status(client).events or 0
     context = multiprocessing.get_context("spawn")
     begun = context.Event()
     feeder = context.Process(target=_feed, args=(workspace.root, rate, seconds, begun))
@@ -192,11 +192,11 @@ def sustained(
         user = f"heavy-{start:.0f}-{len(done)}"  # a user of whom no earlier run left anything
         log.append([event(len(done), user, rng)])
         probes.sent(user)
-        done.append((time.time() - start, stream_status(client)["events"] - before))
+        done.append((time.time() - start, (stream_status(client).events or 0) - before))
     fed_s = time.time() - start
     lags = probes.finish(120)
     drain(workspace, 0.1)
-    total_s, total = time.time() - start, stream_status(client)["events"] - before
+    total_s, total = time.time() - start, (stream_status(client).events or 0) - before
     first_s, first = next(((at, count) for at, count in done if count), (0.0, 0))
     third = len(lags) // 3
     return {

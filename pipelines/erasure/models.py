@@ -1,9 +1,8 @@
-"""Erased users in trained models and releases: the id goes out of the vocabulary, its vector becomes zeros.
+"""Erased users in models and releases: the id leaves the vocabulary, its vector becomes zeros.
 
-To the user tower a vector of zeros is an unknown user's, and all other codes stay, so that
-everybody else is served as before. A release is its content: without the id it is another one, with
-an id of its own. It takes the place of the old one, whose name stays as a link to it, because
-impressions and people refer to it.
+To the user tower, zeros are an unknown user; all other codes stay, so everybody else is served as
+before. A release is named by its content, so without the id it is a new release. The old name stays
+as a link to the new one, because impressions and people refer to it.
 """
 
 from __future__ import annotations
@@ -29,21 +28,26 @@ from feature_repo.files import (
     write_json,
 )
 from feature_repo.workspace import Workspace
-from pipelines.erasure.places import Place
+from pipelines.erasure.locations import StorageLocation
 from pipelines.training.release_pointer import pointer_lock
 from serving.releases.release import MANIFEST, write_manifest
 
-CODEC, TOWER, WEIGHTS = "codec.json", "user_tower.onnx", "towers.safetensors"
-NOBODY = ""
-"""What stands in a vocabulary of users in place of an erased id; no user has this id."""
+CODEC = "codec.json"
+TOWER = "user_tower.onnx"
+WEIGHTS = "towers.safetensors"
 
-_STAGED, _REPLACED = ".erasing-", ".erased-"
-_VECTORS_ONNX, _VECTORS = "ids.weight", "users.ids.weight"
+NOBODY = ""
+"""Replaces an erased id in a vocabulary of users; no user has this id."""
+
+_STAGED = ".erasing-"
+_REPLACED = ".erased-"
+_VECTORS_ONNX = "ids.weight"
+_VECTORS = "users.ids.weight"
 
 
 @dataclass(frozen=True)
 class Models:
-    """What is trained and not released."""
+    """Trained models that are not released."""
 
     folder: Path
     erased: ErasedUsers
@@ -54,7 +58,7 @@ class Models:
         return _named(self.erased, self.folder.rglob(CODEC))
 
     def remove(self, users: Set[str]) -> None:
-        """Take users out of the models, and drop a training's checkpoints, which are of older data now."""
+        """Redact the models, and remove checkpoints of training, which are of older data now."""
         for codec in list(self.folder.rglob(CODEC)):
             if not users.isdisjoint(read_json(codec)["users"]):
                 shutil.rmtree(self.folder / "towers", ignore_errors=True)
@@ -63,7 +67,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Releases:
-    """Releases, also what is left of those that were never finished."""
+    """Releases, and leftovers of unfinished ones."""
 
     workspace: Workspace
     erased: ErasedUsers
@@ -77,7 +81,7 @@ class Releases:
         )
 
     def remove(self, users: Set[str]) -> None:
-        """Put a release without the users in the place of each that has one of them."""
+        """Replace each release with one of the users by a release without them."""
         if self._folder.is_dir():
             with pointer_lock(self.workspace):
                 self._remove(users)
@@ -87,14 +91,14 @@ class Releases:
         return self.workspace.releases
 
     def _remove(self, users: Set[str]) -> None:
-        for left in self._folder.glob(f"{_STAGED}*"):
-            shutil.rmtree(left)
+        for leftover in self._folder.glob(f"{_STAGED}*"):
+            shutil.rmtree(leftover)
         for release in self._finished():
             if not users.isdisjoint(read_json(release / CODEC)["users"]):
                 self._replace(release, users)
         self._link_old_names()
-        for left in self._folder.glob(f"{_REPLACED}*"):
-            shutil.rmtree(left)
+        for leftover in self._folder.glob(f"{_REPLACED}*"):
+            shutil.rmtree(leftover)
         for codec in list(self._folder.rglob(CODEC)):
             redact(codec.parent, users)
 
@@ -106,7 +110,7 @@ class Releases:
 
     def _replace(self, release: Path, users: Set[str]) -> None:
         staged = self._folder / f"{_STAGED}{release.name}"
-        shutil.copytree(release, staged, copy_function=os.link)  # what changes is written anew
+        shutil.copytree(release, staged, copy_function=os.link)  # changed files are replaced
         redact(staged, users)
         manifest = read_json(staged / MANIFEST)
         manifest["replaces"] = [*manifest.get("replaces", []), release.name]
@@ -116,17 +120,16 @@ class Releases:
             if name not in ("format", "release", "files")
         }
         fresh = self._folder / write_manifest(staged, about)
-        # It may be a release of another version of Funnel, and stays one.
+        # A release of another version of Funnel keeps its format.
         write_json(staged / MANIFEST, read_json(staged / MANIFEST) | {"format": manifest["format"]})
         if fresh.exists():  # of a run that was killed after this step
             shutil.rmtree(staged)
         else:
             os.replace(staged, fresh)
-        same = release.resolve()
-        for link in [
-            path for path in self._folder.iterdir() if path.is_symlink() and path.resolve() == same
-        ]:
-            link_atomically(link, fresh)
+        target = release.resolve()
+        for link in list(self._folder.iterdir()):
+            if link.is_symlink() and link.resolve() == target:
+                link_atomically(link, fresh)
 
     def _link_old_names(self) -> None:
         replaces = {
@@ -150,7 +153,7 @@ def _named(erased: ErasedUsers, codecs: Iterator[Path]) -> Counter[str]:
 
 
 def redact(folder: Path, users: Set[str]) -> None:
-    """Take users out of a candidate generator, the vocabulary last: by it a run that was killed is known."""
+    """Redact a candidate generator; the vocabulary is last, since it shows what is left to do."""
     codec = read_json(folder / CODEC)
     rows = [code for code, user in enumerate(codec["users"], start=1) if user in users]
     if not rows:
@@ -165,7 +168,7 @@ def redact(folder: Path, users: Set[str]) -> None:
 
 def _clear_onnx(path: Path, rows: list[int]) -> None:
     model = onnx.load_from_string(path.read_bytes())
-    table = next(one for one in model.graph.initializer if one.name == _VECTORS_ONNX)
+    table = next(array for array in model.graph.initializer if array.name == _VECTORS_ONNX)
     vectors = numpy_helper.to_array(table).copy()
     vectors[rows] = 0
     table.CopyFrom(numpy_helper.from_array(vectors, _VECTORS_ONNX))
@@ -180,6 +183,6 @@ def _clear_weights(path: Path, rows: list[int]) -> None:
         save_file(weights, temporary)
 
 
-def model_places(workspace: Workspace, erased: ErasedUsers) -> list[Place]:
-    """Return models and releases as places; the models first, since releases are made of them."""
+def model_locations(workspace: Workspace, erased: ErasedUsers) -> list[StorageLocation]:
+    """Return models and releases; the models first, since releases are made from them."""
     return [Models(workspace.models, erased), Releases(workspace, erased)]

@@ -1,4 +1,4 @@
-"""Erased users in Redis: keys and streams are looked through whole, id by id, since the list knows no ids."""
+"""Erased users in Redis. All keys and entries are scanned, since the list holds digests, not ids."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from feast.infra.key_encoding_utils import deserialize_entity_key
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import DEAD_LETTERS, LOG, batch_key, recent_key
-from pipelines.erasure.places import Place
+from pipelines.erasure.locations import StorageLocation
 from serving.erasure import Erasure
 
-_STEP = 1_000
-_PATIENCE_S = 600.0
+_KEYS_PER_CALL = 1_000
+_REWRITE_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
 class OnlineRows:
-    """Hashes that Feast keeps of users."""
+    """Feast's hashes of users."""
 
     client: redis.Redis
     erasure: Erasure
@@ -34,13 +34,15 @@ class OnlineRows:
     def find(self) -> Counter[str]:
         """Return the hashes of each erased user."""
         project = self.config.project.encode()
-        keys = self.client.scan_iter(match=b"*" + c.USER.encode() + b"*" + project, count=_STEP)
+        keys = self.client.scan_iter(
+            match=b"*" + c.USER.encode() + b"*" + project, count=_KEYS_PER_CALL
+        )
         version = self.config.entity_key_serialization_version
         users = (_user_of(key.removesuffix(project), version) for key in keys)
         return Counter(self.erasure.erased.among(user for user in users if user is not None))
 
     def remove(self, users: Set[str]) -> None:
-        """Remove them, and everything else that Redis has of users."""
+        """Remove the hashes, and everything else of the users in Redis."""
         for user in users:
             self.erasure.forget(user)
 
@@ -49,13 +51,13 @@ def _user_of(key: bytes, version: int) -> str | None:
     try:
         entity = deserialize_entity_key(key, version)
     except (ValueError, UnicodeDecodeError):
-        return None  # not Feast's
+        return None  # not a key of Feast
     return entity.entity_values[0].string_val if list(entity.join_keys) == [c.USER] else None
 
 
 @dataclass(frozen=True)
 class KeysByUser:
-    """Keys that end in a user's id, such as those of users' newest events; ``key`` makes them."""
+    """Keys that end in a user's id, which ``key`` makes from the id."""
 
     client: redis.Redis
     erased: ErasedUsers
@@ -65,7 +67,7 @@ class KeysByUser:
     def find(self) -> Counter[str]:
         """Return the keys of each erased user."""
         start = len(self.key(""))
-        keys = self.client.scan_iter(match=self.key("*"), count=_STEP)
+        keys = self.client.scan_iter(match=self.key("*"), count=_KEYS_PER_CALL)
         return Counter(
             self.erased.among(key.decode(errors="surrogateescape")[start:] for key in keys)
         )
@@ -78,7 +80,7 @@ class KeysByUser:
 
 @dataclass(frozen=True)
 class StreamEntries:
-    """Entries of a Redis Stream; ``field`` holds an event, or what was to be one."""
+    """Entries of a Redis Stream; ``field`` holds an event, valid or not."""
 
     client: redis.Redis
     erased: ErasedUsers
@@ -98,7 +100,7 @@ class StreamEntries:
 
     def _named(self) -> Iterator[tuple[bytes, set[str]]]:
         start = "-"
-        while entries := self.client.xrange(self.stream, min=start, count=_STEP):
+        while entries := self.client.xrange(self.stream, min=start, count=_KEYS_PER_CALL):
             for entry, fields in entries:  # type: ignore[union-attr]
                 users = self.erased.named_in(
                     fields.get(self.field, b"").decode(errors="replace"), (c.USER,)
@@ -108,8 +110,10 @@ class StreamEntries:
             start = f"({entry.decode()}"
 
 
-def redis_places(client: redis.Redis, erasure: Erasure, config: RepoConfig) -> list[Place]:
-    """Return all places in Redis."""
+def redis_locations(
+    client: redis.Redis, erasure: Erasure, config: RepoConfig
+) -> list[StorageLocation]:
+    """Return all locations in Redis."""
     return [
         OnlineRows(client, erasure, config),
         KeysByUser(client, erasure.erased, "recent events", recent_key),
@@ -120,14 +124,13 @@ def redis_places(client: redis.Redis, erasure: Erasure, config: RepoConfig) -> l
 
 
 def rewrite_file(client: redis.Redis) -> str:
-    """Have Redis rewrite its append-only file, which still has what was deleted, and return how that went."""
+    """Make Redis rewrite its append-only file, which still has deleted data; return the outcome."""
     try:
         state: dict[str, Any] = client.info("persistence")  # type: ignore[assignment]
         if not state["aof_enabled"]:
             return "no append-only file"
-        # As a snapshot it would have deleted entries of streams, which Redis only marks; as
-        # commands it has none, and once Redis was started from them its memory has none either. So
-        # nobody sets this back.
+        # A snapshot contains deleted entries of streams, which Redis only marks; commands do not,
+        # and a Redis that was started from commands does not either. So the setting stays.
         client.config_set("aof-use-rdb-preamble", "no")
         _wait(client)  # a rewrite that began before the deletions does not count
         client.bgrewriteaof()  # type: ignore[no-untyped-call]
@@ -141,7 +144,7 @@ def rewrite_file(client: redis.Redis) -> str:
 
 
 def _wait(client: redis.Redis) -> dict[str, Any]:
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _REWRITE_TIMEOUT_S
     while True:
         state: dict[str, Any] = client.info("persistence")  # type: ignore[assignment]
         if not state["aof_rewrite_in_progress"] and not state["aof_rewrite_scheduled"]:

@@ -1,9 +1,9 @@
-"""Erased users in the streaming job's checkpoint: its state becomes the table that a new checkpoint starts from.
+"""Erased users in the checkpoint of the streaming job.
 
-RocksDB keeps what was overwritten for hundreds of batches, so nothing is deleted in it. The facts
-of everybody else
-go into ``stream_state``, with the log position that they include, and the checkpoint goes: the
-job's next start makes a new one from that table, and nothing is folded twice or left out.
+RocksDB keeps overwritten values for hundreds of batches, so nothing is deleted in it. The facts of
+all other users are moved into the table ``stream_state``, with the log position that they include,
+and the checkpoint is removed. The job's next start makes a new one from that table, and no event is
+counted twice or lost.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from feature_repo.facts import position_key
 from feature_repo.files import read_json, staged_folder, write_json
 from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
-from pipelines.erasure.places import Unsearchable
+from pipelines.erasure.locations import LocationUnavailable
 from pipelines.features.activity import MOMENT
 from pipelines.features.stream_facts import FACTS, KEY, POSITION_FILE, STATE, USER_KEY
+from pipelines.streaming.generation import Generation, checkpoint_folder
 from pipelines.streaming.job import StreamConfig, stream_session
 from pipelines.streaming.lease import JobRunning, Lease
 from pipelines.streaming.offline import read_archive, tables_lock
@@ -50,22 +51,20 @@ class StreamState:
             return Counter(self._among(facts)) if facts else Counter()
 
     def remove(self, users: Set[str]) -> None:
-        """Move the state of everybody else into the table of the state, and drop the checkpoint."""
+        """Move the facts of all others into the table of the state, and remove the checkpoint."""
         shutil.rmtree(self._dropped, ignore_errors=True)
         if not self._checkpoint.is_dir():
             return
         with self._facts() as facts:
-            gone = self._among(facts) & set(users) if facts else set()
-            if facts and gone:
-                self._move(
-                    facts.where(~F.col(KEY).isin([USER_KEY + user for user in gone])),
-                    _newest(facts),
-                )
+            erased = self._among(facts) & set(users) if facts else set()
+            if facts and erased:
+                keys = [USER_KEY + user for user in erased]
+                self._move(facts.where(~F.col(KEY).isin(keys)), _newest(facts))
                 self._drop()
 
     @property
     def _checkpoint(self) -> Path:
-        return self.workspace.root / "stream" / "checkpoint"
+        return checkpoint_folder(self.workspace)
 
     @property
     def _dropped(self) -> Path:
@@ -73,17 +72,17 @@ class StreamState:
 
     @contextmanager
     def _facts(self) -> Iterator[DataFrame | None]:
-        """Yield the keys and facts of the last finished batch, while no job can start; None: there is no such batch."""
+        """Yield the facts of the last finished batch, None without one; no job can start meanwhile."""
         lease = Lease(patient_client(redis_url(self.workspace)))
         try:
             lease.acquire()
         except JobRunning:
-            raise Unsearchable(
+            raise LocationUnavailable(
                 "the streaming job runs: stop it, run 'funnel erase --pending', start it"
             ) from None
         try:
             if not any(path.name.isdigit() for path in self._checkpoint.glob("commits/*")):
-                self._drop()  # it has nothing yet but what the next start takes from the tables
+                self._drop()  # it holds nothing that the next start does not read from the tables
                 yield None
                 return
             spark = stream_session(self.workspace, StreamConfig(), None)
@@ -95,7 +94,7 @@ class StreamState:
             yield state.select(F.col(f"user_map_key.{KEY}"), F.col(f"user_map_value.{FACTS}"))
         except PySparkException as error:
             reason = str(error).splitlines()[0]
-            raise Unsearchable(
+            raise LocationUnavailable(
                 f"the checkpoint cannot be read: 'funnel stream --rebuild' ({reason})"
             ) from None
         finally:
@@ -106,40 +105,42 @@ class StreamState:
         return self.erased.among(row[KEY][len(USER_KEY) :] for row in users)
 
     def _move(self, facts: DataFrame, position: str) -> None:
-        """Make facts the table that a new checkpoint starts from, which goes on in the log behind ``position``."""
+        """Replace the table from which a new checkpoint starts; it continues after ``position``."""
         if not self.workspace.features.is_dir():
-            raise Unsearchable(
-                "there are no feature tables to keep the state in: run 'funnel features'"
+            raise LocationUnavailable(
+                f"{self.workspace.features} has no tables to store the state in: "
+                "run 'funnel features'"
             )
         with tables_lock(self.workspace, exclusive=True):
             features = self.workspace.features.resolve()
-            known = [read_json(path).get(name, "0-0") for path, name in self._positions(features)]
-            position = max(position, *known, key=position_key)
+            position = max(position, *self._positions(features), key=position_key)
             if len(read_archive(self.workspace, position)):
-                raise Unsearchable(
-                    "the streaming job was cut short in a batch: start it, stop it, and run this again"
+                raise LocationUnavailable(
+                    "the streaming job was killed within a batch: start it, stop it, "
+                    "and run this command again"
                 )
             with staged_folder(features / STATE) as folder:
                 unknown = F.lit(None).cast("bigint").alias(MOMENT)
                 facts.select(KEY, FACTS, unknown).write.mode("overwrite").parquet(str(folder))
             write_json(features / POSITION_FILE, {"position": position})
 
-    def _positions(self, features: Path) -> list[tuple[Path, str]]:
-        files = [
-            (features / POSITION_FILE, "position"),
-            (self._checkpoint.with_name("generation.json"), "from"),
-        ]
-        return [(path, name) for path, name in files if path.is_file()]
+    def _positions(self, features: Path) -> list[str]:
+        """Return the log positions at which the table of the state and the checkpoint started."""
+        positions = ["0-0"]
+        if (features / POSITION_FILE).is_file():
+            positions.append(read_json(features / POSITION_FILE).get("position", "0-0"))
+        if generation := Generation.read(self.workspace):
+            positions.append(generation.start)
+        return positions
 
     def _drop(self) -> None:
-        os.replace(
-            self._checkpoint, self._dropped
-        )  # in one step, so that no job starts from a part of it
+        # In one step, so that no job starts from a part of it.
+        os.replace(self._checkpoint, self._dropped)
         shutil.rmtree(self._dropped)
 
 
 def _newest(facts: DataFrame) -> str:
-    """Return the newest log position that any facts include."""
+    """Return the newest log position that the facts include."""
     parts = F.split(F.get_json_object(FACTS, "$.position"), "-")
     newest = F.max(F.struct(parts[0].cast("bigint"), parts[1].cast("bigint"))).alias("newest")
     milliseconds, number = facts.select(newest).collect()[0]["newest"]

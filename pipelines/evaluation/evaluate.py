@@ -42,7 +42,7 @@ from pipelines.evaluation.replayed_requests import (
 )
 from pipelines.evaluation.slices import dimensions, slice_figures
 from pipelines.features.point_in_time import PointInTime
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.past_requests import InteractionHistory
 from serving.releases.release import Release, load_release
 

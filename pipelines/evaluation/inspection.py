@@ -20,7 +20,7 @@ from pipelines.evaluation.held_out import HeldOut
 from pipelines.evaluation.metrics import Ranks
 from pipelines.evaluation.replayed_requests import Lists, Model, PastRequests, replay_requests
 from pipelines.features.point_in_time import DAY_S, PointInTime
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.ingest.parsing import QUARANTINE_COLUMNS
 from pipelines.training.train_ranking import trained_sets
 from ranking.data import RankingData

@@ -1,4 +1,4 @@
-"""Text files, line by line, and rows of separated values with the line each came from.
+"""Splits text files into lines, and lines of separated values into rows with line numbers.
 
 A line ends with LF, CRLF or CR. Only blank lines are no rows.
 """
@@ -26,7 +26,7 @@ _UNDECODABLE = re.compile("[\ud800-\udfff]")
 _BOM = b"\xef\xbb\xbf"
 
 BadLines = list[tuple[int, str, str]]
-"""Line number, reason and text of what is no row."""
+"""Line number, reason and text of each line that is not a row."""
 
 
 def csv_header(path: Path, table: Table) -> list[str]:
@@ -54,16 +54,18 @@ def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_text(path: Path, encoding: str) -> tuple[str, dict[int, str]]:
-    """Return a file's text with LF line ends, and what is wrong with each damaged line."""
+    """Return a file's text with LF line ends, and the problem of each damaged line by number."""
     with open_unpacked(path) as file:
         data = file.read()
     try:
-        text, sound = data.decode(encoding), True
+        text = data.decode(encoding)
+        decodable = True
     except UnicodeDecodeError:
-        text, sound = data.decode(encoding, errors="surrogateescape"), False
+        text = data.decode(encoding, errors="surrogateescape")
+        decodable = False
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if sound and "\0" not in text:
+    if decodable and "\0" not in text:
         return text, {}
     damaged = {}
     for number, line in enumerate(text.split("\n"), start=1):
@@ -74,13 +76,13 @@ def read_text(path: Path, encoding: str) -> tuple[str, dict[int, str]]:
     return text, damaged
 
 
-def shown(text: str) -> str:
-    """Return the text of a bad line as something that every later reader can take."""
+def printable(text: str) -> str:
+    """Return the text of a bad line as valid UTF-8 without NUL."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "\\0")
 
 
 class _Csv(NamedTuple):
-    """A CSV file: its text, how many header lines to pass over, and how to split the others."""
+    """A CSV file: its text, the number of header lines to skip, and how to split the others."""
 
     text: str
     skip: int
@@ -89,12 +91,12 @@ class _Csv(NamedTuple):
     damaged: dict[int, str]
 
     def is_blank(self, line: str) -> bool:
-        # A line of tabs is a row where tabs part the columns.
+        # A line of tabs is a row if the separator is a tab.
         return not line or (line.isspace() and self.separator not in line)
 
 
 def read_csv(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]:
-    """Return the wanted columns of all rows, by line number, and the lines that are no rows."""
+    """Return the wanted columns of all rows, by line number, and the lines that are not rows."""
     text, damaged = read_text(path, table.encoding)
     file = _Csv(text, 0 if table.columns else 1, csv_header(path, table), table.separator, damaged)
     quoted = len(table.separator) == 1 and table.separator.isascii()
@@ -104,7 +106,7 @@ def read_csv(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataFrame,
 
 
 def _split_plain(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]:
-    """Split lines that are rows, fast."""
+    """Split unquoted rows with Arrow's reader, which is fast."""
     text, numbers, bad = _full_lines(file)
     separator = file.separator
     if len(separator.encode()) > 1:  # Arrow splits by one byte only
@@ -138,20 +140,27 @@ def _split_plain(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]
         if numbers is not None
         else pd.RangeIndex(1, len(table) + len(broken) + 1) + file.skip
     )
-    lost = [(int(rows[row]), "broken line: wrong number of columns", line) for row, line in broken]
+    invalid = [
+        (int(rows[row]), "broken line: wrong number of columns", line) for row, line in broken
+    ]
     frame = as_frame(table.columns, wanted, rows.delete([row for row, _ in broken]))
-    return frame, bad + [row for row in lost if not file.is_blank(row[2])]
+    return frame, bad + [row for row in invalid if not file.is_blank(row[2])]
 
 
 def _full_lines(file: _Csv) -> tuple[str, pd.Index | None, BadLines]:
-    """Return the text without header, blank and damaged lines, and its line numbers (None: all follow the header)."""
+    """Return the text without header, blank and damaged lines, its line numbers and bad lines.
+
+    The line numbers are None if all lines follow the header.
+    """
     body = file.text if not file.skip else file.text.partition("\n")[2]
     if not file.damaged and not body.startswith("\n") and "\n\n" not in body:
         return body, None, []
-    numbers, lines, bad = [], [], []
+    numbers: list[int] = []
+    lines: list[str] = []
+    bad: BadLines = []
     for number, line in enumerate(body.split("\n"), start=file.skip + 1):
         if number in file.damaged:
-            bad.append((number, file.damaged[number], shown(line)))
+            bad.append((number, file.damaged[number], printable(line)))
         elif not file.is_blank(line):
             numbers.append(number)
             lines.append(line)
@@ -161,9 +170,10 @@ def _full_lines(file: _Csv) -> tuple[str, pd.Index | None, BadLines]:
 def _split_quoted(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]:
     """Split rows with quoted values, which may span lines."""
     lines = file.text.split("\n")
-    places = [file.header.index(name) for name in wanted]
+    indices = [file.header.index(name) for name in wanted]
     columns: list[list[str | None]] = [[] for _ in wanted]
-    numbers, bad = [], []
+    numbers: list[int] = []
+    bad: BadLines = []
     for first, last, fields in _records(file, lines):
         damage = next((file.damaged[n] for n in range(first, last + 1) if n in file.damaged), None)
         problem = damage or (fields if isinstance(fields, str) else None)
@@ -171,19 +181,18 @@ def _split_quoted(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines
             problem = "broken line: wrong number of columns"
         if problem is None:
             numbers.append(first)
-            for column, place in zip(columns, places, strict=True):
-                column.append(fields[place] or None)
+            for column, index in zip(columns, indices, strict=True):
+                column.append(fields[index] or None)
         else:
-            bad.append((first, problem, shown("\n".join(lines[first - 1 : last]))))
+            bad.append((first, problem, printable("\n".join(lines[first - 1 : last]))))
     return as_frame([pa.array(column, pa.string()) for column in columns], wanted, numbers), bad
 
 
 def _records(file: _Csv, lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]:
-    """Yield first line, last line and fields of each row, or what is wrong with it.
+    """Yield first line, last line and fields of each row, or its problem instead of fields.
 
-    A quotation mark that is never closed, or closed in the midst of a value, spoils its own line
-        only:
-    reading goes on with the next one.
+    A quotation mark that is never closed, or closed within a value, makes only its own line bad:
+    reading continues with the next line.
     """
     position = file.skip
     limit = csv.field_size_limit(_LONGEST_FIELD)
@@ -194,7 +203,8 @@ def _records(file: _Csv, lines: list[str]) -> Iterator[tuple[int, int, list[str]
             start = position
             try:
                 for fields in reader:
-                    first, position = position + 1, start + reader.line_num
+                    first = position + 1
+                    position = start + reader.line_num
                     if position > first or not file.is_blank(lines[first - 1]):
                         yield first, position, fields
             except csv.Error as error:

@@ -1,4 +1,4 @@
-"""Tables of strings -> typed events, users and items, and the reason why a row is none."""
+"""Parses tables of strings into typed events, users and items, and says why a row is bad."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.ingest.readers import RawFile
 QUARANTINE_COLUMNS = ["file", "line", "reason", "row"]
 
 
-def wanted_events(spec: DatasetSpec) -> list[str]:
+def event_columns(spec: DatasetSpec) -> list[str]:
     """Return the columns of the event files that the spec names, each once."""
     e = spec.events
     return list(
@@ -25,10 +25,10 @@ def wanted_events(spec: DatasetSpec) -> list[str]:
     )
 
 
-def wanted_entities(table: Users) -> list[str]:
+def entity_columns(table: Users) -> list[str]:
     """Return the columns of the user or item files that the spec names, each once."""
     columns = [table.key, *(table.source_column(name) for name in table.attributes)]
-    return list(dict.fromkeys([*columns, *_moments(table).values()]))
+    return list(dict.fromkeys([*columns, *_availability_columns(table).values()]))
 
 
 def parse_events(
@@ -39,19 +39,21 @@ def parse_events(
     Args:
         spec: the data set.
         raw: the file's rows.
-        latest: the last believable moment.
-        known: ids of all events before; those of this file are added.
+        latest: the last plausible time.
+        known: ids of all earlier events; those of this file are added.
 
     """
     events = _typed_events(spec, raw.rows)
     why = schemas.reasons(events, schemas.events_schema(spec, latest))
-    keep = events.drop(index=why.index)
-    ids = keep[c.EVENT_ID] if spec.events.id else _hashed_ids(keep)
+    valid = events.drop(index=why.index)
+
+    # An event id counts once: the first event with it is kept.
+    ids = valid[c.EVENT_ID] if spec.events.id else _hashed_ids(valid)
     repeated = ids.duplicated() | ids.isin(known)
     fresh = ids[~repeated]
     known.update(fresh)
     why = pd.concat([why, pd.Series("duplicate", index=ids.index[repeated], dtype="object")])
-    return keep[~repeated].assign(**{c.EVENT_ID: fresh.astype("object")}), bad_rows(raw, why)
+    return valid[~repeated].assign(**{c.EVENT_ID: fresh.astype("object")}), bad_rows(raw, why)
 
 
 def parse_entities(
@@ -62,18 +64,19 @@ def parse_entities(
     Of several good rows with one key the last is kept.
     """
     numeric = [name for name, kind in table.attributes.items() if kind == "numeric"]
-    schema = schemas.entity_schema(key, [*numeric, *_moments(table)])
-    later: set[str] = set()
-    good, bad = [], []
+    schema = schemas.entity_schema(key, [*numeric, *_availability_columns(table)])
+    later_keys: set[str] = set()
+    good: list[pd.DataFrame] = []
+    bad: list[pd.DataFrame] = []
     for raw in reversed(files):
         rows = _typed_entities(table, raw.rows, key)
         why = schemas.reasons(rows, schema)
-        keep = rows.drop(index=why.index)
-        replaced = keep.duplicated(key, keep="last") | keep[key].isin(later)
-        later.update(keep[key])
+        valid = rows.drop(index=why.index)
+        replaced = valid.duplicated(key, keep="last") | valid[key].isin(later_keys)
+        later_keys.update(valid[key])
         reason = f"duplicate {key}: a later row replaces it"
-        why = pd.concat([why, pd.Series(reason, index=keep.index[replaced], dtype="object")])
-        good.append(keep.loc[~replaced, [key, *table.attributes, *_moments(table)]])
+        why = pd.concat([why, pd.Series(reason, index=valid.index[replaced], dtype="object")])
+        good.append(valid.loc[~replaced, [key, *table.attributes, *_availability_columns(table)]])
         bad.append(bad_rows(raw, why))
     rows = pd.concat(good).sort_values(key, ignore_index=True)
     return rows, pd.concat(bad[::-1], ignore_index=True)
@@ -85,25 +88,26 @@ def bad_rows(raw: RawFile, why: pd.Series) -> pd.DataFrame:
     records = rows.where(rows.notna(), None).to_dict("records")
     texts = [json.dumps(row, default=str, ensure_ascii=False) for row in records]
     parsed = pd.DataFrame({"line": why.index, "reason": why.to_numpy(), "row": texts})
-    found = pd.concat(
+    bad = pd.concat(
         [frame for frame in (raw.bad, parsed) if len(frame)] or [raw.bad], ignore_index=True
     )
-    found.insert(0, "file", raw.name)
-    return found.sort_values("line", kind="stable", ignore_index=True)[QUARANTINE_COLUMNS]
+    bad.insert(0, "file", raw.name)
+    return bad.sort_values("line", kind="stable", ignore_index=True)[QUARANTINE_COLUMNS]
 
 
 def parse_times(raw: pd.Series, unit: str) -> pd.Series:
     """Parse epoch numbers or ISO 8601 text to UTC; what cannot be read becomes NaT.
 
-    With ``auto``, a column is numbers if at least as many of its values are numbers as are ISO 8601
-    only, whatever the rest is; each number is seconds, milliseconds or microseconds by its size.
-    ISO 8601 without a zone is UTC.
+    With ``auto``, a column holds numbers unless more of its values are ISO 8601 only; each number is
+    seconds, milliseconds or microseconds by its size. ISO 8601 without a zone is UTC.
     """
     number = _number(raw)
     if unit == "iso" or (
         unit == "auto" and number.notna().sum() < _iso_times(raw.where(number.isna())).notna().sum()
     ):
         return _iso_times(raw)
+
+    # Epoch numbers to microseconds: the unit of each value, then finite values within range.
     if unit == "auto":
         scale = np.select([number.abs() < 1e11, number.abs() < 1e14], [1e6, 1e3], 1.0)
     else:
@@ -112,19 +116,19 @@ def parse_times(raw: pd.Series, unit: str) -> pd.Series:
         micros = number.to_numpy() * scale
     readable = np.isfinite(micros) & (np.abs(micros) < 9e15)
     whole = np.where(readable, micros, 0).round().astype("int64")
-    moments = pd.Series(whole.view("datetime64[us]"), index=raw.index).dt.tz_localize("UTC")
-    return moments.where(pd.Series(readable, index=raw.index))
+    times = pd.Series(whole.view("datetime64[us]"), index=raw.index).dt.tz_localize("UTC")
+    return times.where(pd.Series(readable, index=raw.index))
 
 
 def _iso_times(raw: pd.Series) -> pd.Series:
-    def parse(chosen: pd.Series) -> pd.Series:
-        texts = raw.where(chosen.fillna(False)).astype("object")
+    def parse(selected: pd.Series) -> pd.Series:
+        texts = raw.where(selected.fillna(False)).astype("object")
         parsed = pd.to_datetime(texts, errors="coerce", utc=True, format="ISO8601")
         return parsed.astype("datetime64[us, UTC]")
 
     dates = raw.str.match(r"\d{4}")  # pandas reads "now" and "today" too
     zoned = raw.str.match(r".*[T ].*(?:[Zz]|[+-]\d\d:?(?:\d\d)?)$")
-    # Apart, because pandas gives a time without zone the offset of the one before it.
+    # Separately, because pandas gives a time without zone the offset of the one before it.
     return parse(dates & zoned).fillna(parse(dates & ~zoned))
 
 
@@ -133,14 +137,14 @@ def _typed_events(spec: DatasetSpec, rows: pd.DataFrame) -> pd.DataFrame:
     value = (
         _text(rows[e.value]) if e.value else pd.Series(pd.NA, rows.index, dtype="string[pyarrow]")
     )
-    moment = _text(rows[e.timestamp])
+    timestamp = _text(rows[e.timestamp])
     frame = pd.DataFrame(
         {
             c.USER: _text(rows[e.user]),
             c.ITEM: _text(rows[e.item]),
-            schemas.given(c.TIMESTAMP): moment,
-            c.TIMESTAMP: parse_times(moment, e.timestamp_unit),
-            schemas.given(c.VALUE): value,
+            schemas.source_text(c.TIMESTAMP): timestamp,
+            c.TIMESTAMP: parse_times(timestamp, e.timestamp_unit),
+            schemas.source_text(c.VALUE): value,
             c.VALUE: _number(value),
         }
     )
@@ -156,16 +160,16 @@ def _types(spec: DatasetSpec, rows: pd.DataFrame, value: pd.Series) -> pd.Series
         return (
             _text(rows[spec.events.type]).replace(dict(spec.events.rename_types)).astype("object")
         )
-    chosen = pd.Series(pd.NA, index=rows.index, dtype="object")
+    kinds = pd.Series(pd.NA, index=rows.index, dtype="object")
     for name, kind in sorted(types.items(), key=lambda pair: pair[1].min_value or 0.0):
-        chosen[slice(None) if kind.min_value is None else value >= kind.min_value] = name
-    return chosen
+        kinds[slice(None) if kind.min_value is None else value >= kind.min_value] = name
+    return kinds
 
 
 def _hashed_ids(events: pd.DataFrame) -> pd.Series:
-    moments = events[c.TIMESTAMP].astype("int64")
+    micros = events[c.TIMESTAMP].astype("int64")
     parts = zip(
-        events[c.USER], events[c.ITEM], events[c.TYPE], moments, events[c.VALUE], strict=True
+        events[c.USER], events[c.ITEM], events[c.TYPE], micros, events[c.VALUE], strict=True
     )
     ids = [
         hashlib.blake2b("\x1f".join(map(str, part)).encode(), digest_size=10).hexdigest()
@@ -182,26 +186,24 @@ def _typed_entities(table: Users, rows: pd.DataFrame, key: str) -> pd.DataFrame:
             parts = [_split(value, table.list_separator) for value in source]
             fields[name] = pd.Series(parts, index=rows.index, dtype="object")
         elif kind == "numeric":
-            fields[schemas.given(name)] = _text(source)
-            fields[name] = _number(fields[schemas.given(name)])
+            fields[schemas.source_text(name)] = _text(source)
+            fields[name] = _number(fields[schemas.source_text(name)])
         else:
             fields[name] = _text(source)
-    for name, column in _moments(table).items():
-        fields[schemas.given(name)] = _text(rows[column])
-        fields[name] = parse_times(fields[schemas.given(name)], "auto")
+    for name, column in _availability_columns(table).items():
+        fields[schemas.source_text(name)] = _text(rows[column])
+        fields[name] = parse_times(fields[schemas.source_text(name)], "auto")
     return pd.DataFrame(fields, index=rows.index)
 
 
-def _moments(table: Users) -> dict[str, str]:
-    """Return the columns of the files that say from when and until when an item can be had."""
+def _availability_columns(table: Users) -> dict[str, str]:
+    """Return the source columns of an item's availability: from when and until when."""
     named = {name: getattr(table, name, None) for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL)}
     return {name: column for name, column in named.items() if column}
 
 
 def _text(column: pd.Series) -> pd.Series:
-    if (
-        column.dtype == "object"
-    ):  # from JSON: a list is no id, and its text says so in the quarantine
+    if column.dtype == "object":  # from JSON: a list is not an id; the quarantine shows its text
         column = column.map(lambda value: json.dumps(value) if isinstance(value, list) else value)
     text = column.astype("string[pyarrow]").str.strip()
     return text.mask(text == "")

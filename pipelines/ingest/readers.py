@@ -1,7 +1,7 @@
-"""Files of any described layout -> tables of strings, with the line each row came from.
+"""Reads files of any described layout into tables of strings, with the line number of each row.
 
-Nothing is interpreted here and nothing is lost: a line that cannot be split into its columns comes
-back as a bad line with a reason.
+Values are not interpreted here, and no line is dropped: a line that cannot be split into its
+columns is returned as a bad line with a reason.
 """
 
 from __future__ import annotations
@@ -21,12 +21,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from feature_repo.dataset import SpecError, Table
-from pipelines.ingest.delimited import BadLines, as_frame, csv_header, read_csv, read_text, shown
+from pipelines.ingest.delimited import (
+    BadLines,
+    as_frame,
+    csv_header,
+    printable,
+    read_csv,
+    read_text,
+)
 
 
 @dataclass(frozen=True)
 class RawFile:
-    """One file as read: ``rows`` has string columns (object where there are lists), its index is the line number."""
+    """One file as read.
+
+    ``rows`` has string columns (object where there are lists); its index is the line number.
+    """
 
     name: str
     rows: pd.DataFrame
@@ -43,7 +53,7 @@ def find_files(table: Table, folder: Path) -> list[Path]:
     files = table.find(folder)
     if not files:
         raise SpecError(
-            f"no file matches '{table.path}' in {folder}; check path in dataset.toml and the data folder"
+            f"no file matches '{table.path}' in {folder}; check 'path' in dataset.toml and --data-dir"
         )
     return files
 
@@ -52,8 +62,7 @@ def check_header(path: Path, table: Table, wanted: list[str]) -> None:
     """Refuse a file without the wanted columns, before its rows are read.
 
     Raises:
-        SpecError: a wanted column is not in the file, or is there twice, or the file cannot be
-            read.
+        SpecError: a wanted column is missing or repeated, or the file cannot be read.
 
     """
     if table.file_format(path) == "jsonl":
@@ -66,16 +75,16 @@ def check_header(path: Path, table: Table, wanted: list[str]) -> None:
     missing = [column for column in wanted if column not in header]
     if missing:
         raise SpecError(f"{path.name}: no column {missing}; it has {header}; check dataset.toml")
-    twice = [column for column in wanted if header.count(column) > 1]
-    if twice:
-        raise SpecError(f"{path.name}: more than one column {twice}; it has {header}")
+    repeated = [column for column in wanted if header.count(column) > 1]
+    if repeated:
+        raise SpecError(f"{path.name}: more than one column {repeated}; it has {header}")
 
 
 def read_file(path: Path, table: Table, wanted: list[str], name: str | None = None) -> RawFile:
-    """Read the wanted columns of one file as strings; ``name`` is what the file is called in the result.
+    """Read the wanted columns of one file as strings; ``name`` names the file in the result.
 
     Raises:
-        SpecError: a wanted column is not in the file, or the file cannot be read.
+        SpecError: a wanted column is missing, or the file cannot be read.
 
     """
     check_header(path, table, wanted)
@@ -122,12 +131,10 @@ def _read_parquet(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataF
 def _parquet_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_timestamp(column.type):
         zone = "UTC" if column.type.tz else None
-        column = column.cast(
-            pa.timestamp("us", tz=zone), safe=False
-        )  # whole microseconds are enough
-    if pa.types.is_floating(
-        column.type
-    ):  # ids and times that pandas made floats, for want of a value
+        # Whole microseconds are enough.
+        column = column.cast(pa.timestamp("us", tz=zone), safe=False)
+    if pa.types.is_floating(column.type):
+        # Pandas makes ids and times floats if a value is missing: whole numbers become integers.
         whole = pc.fill_null(
             pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**53)), False
         )
@@ -139,24 +146,25 @@ def _parquet_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _read_jsonl(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]:
     text, damaged = read_text(path, table.encoding)
-    records, lines, bad = [], [], []
-    met: set[str] = set()
+    records: list[list[object]] = []
+    lines: list[int] = []
+    bad: BadLines = []
+    present: set[str] = set()
     for number, line in enumerate(text.split("\n"), start=1):
         if not line or line.isspace():
             continue
         record, problem = (None, damaged[number]) if number in damaged else _json_object(line)
         if record is None:
-            bad.append((number, problem, shown(line)))
+            bad.append((number, problem, printable(line)))
             continue
-        met |= record.keys()
+        present |= record.keys()
         records.append([_as_text(record.get(name)) for name in wanted])
         lines.append(number)
-    absent = [name for name in wanted if name not in met]
+    absent = [name for name in wanted if name not in present]
     if records and absent:
         raise SpecError(f"{path.name}: no line has the key {absent}; check dataset.toml")
-    return pd.DataFrame(
-        records, columns=wanted, index=pd.Index(lines, dtype="int64"), dtype="object"
-    ), bad
+    index = pd.Index(lines, dtype="int64")
+    return pd.DataFrame(records, columns=wanted, index=index, dtype="object"), bad
 
 
 def _json_object(line: str) -> tuple[dict[str, Any] | None, str]:
@@ -173,8 +181,10 @@ def _json_object(line: str) -> tuple[dict[str, Any] | None, str]:
 
 def _as_text(value: object) -> object:
     """Return a JSON value as text; of a list, its items that are not null."""
-    if value is None or isinstance(value, str) or value != value:
-        return None if value != value else value
+    if value is None or isinstance(value, str):
+        return value
+    if value != value:  # NaN
+        return None
     if isinstance(value, list):
         return [text for item in value if (text := _as_text(item)) is not None]
     if isinstance(value, float) and value.is_integer():

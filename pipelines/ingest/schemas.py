@@ -1,4 +1,4 @@
-"""pandera schemas of the ingested tables: what a good row is, and the reason a bad one is given."""
+"""Pandera schemas of the ingested tables: the checks of a row, and the reason of a failed check."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ with warnings.catch_warnings():
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 
-LONGEST_ID = 256
+MAX_ID_LENGTH = 256
 
 
-def given(name: str) -> str:
-    """Return the name of the column with the text that a parsed column was made from."""
-    return f"{name} as given"  # with spaces: no attribute can be called so
+def source_text(name: str) -> str:
+    """Return the name of the column with the text that a column was parsed from."""
+    return f"{name} as given"  # with spaces: no attribute can have this name
 
 
 def _id_column(name: str) -> pa.Column:
@@ -27,8 +27,8 @@ def _id_column(name: str) -> pa.Column:
         checks=[
             pa.Check(lambda s: s.notna(), name=f"missing {name}", ignore_na=False),
             pa.Check(
-                lambda s: s.str.len() <= LONGEST_ID,
-                name=f"{name} longer than {LONGEST_ID} characters",
+                lambda s: s.str.len() <= MAX_ID_LENGTH,
+                name=f"{name} longer than {MAX_ID_LENGTH} characters",
             ),
         ],
         nullable=True,
@@ -36,18 +36,20 @@ def _id_column(name: str) -> pa.Column:
 
 
 def _readable(name: str, kind: str) -> pa.Check:
-    """Return the check that what was given was also understood."""
-    return pa.Check(lambda d: d[name].notna() | d[given(name)].isna(), name=f"unreadable {kind}")
+    """Return the check that a given text was parsed."""
+    return pa.Check(
+        lambda d: d[name].notna() | d[source_text(name)].isna(), name=f"unreadable {kind}"
+    )
 
 
 def events_schema(spec: DatasetSpec, latest: pd.Timestamp) -> pa.DataFrameSchema:
-    """Return the schema of parsed events; ``latest`` is the last believable moment.
+    """Return the schema of parsed events; ``latest`` is the last plausible time.
 
-    Missing and unreadable are told apart by the text that was given.
+    The source text tells a missing value from an unreadable one.
     """
     ids = [c.USER, c.ITEM, *([c.EVENT_ID] if spec.events.id else [])]
     checks = [
-        pa.Check(lambda d: d[given(c.TIMESTAMP)].notna(), name="missing timestamp"),
+        pa.Check(lambda d: d[source_text(c.TIMESTAMP)].notna(), name="missing timestamp"),
         _readable(c.TIMESTAMP, "timestamp"),
         pa.Check(lambda d: ~(d[c.TIMESTAMP] > latest), name="timestamp in the future"),
         pa.Check(
@@ -60,7 +62,7 @@ def events_schema(spec: DatasetSpec, latest: pd.Timestamp) -> pa.DataFrameSchema
 
 
 def entity_schema(key: str, parsed: list[str]) -> pa.DataFrameSchema:
-    """Return the schema of a user or item table; ``parsed`` names its numbers and moments."""
+    """Return the schema of a user or item table; ``parsed`` names its numbers and times."""
     checks = [
         _readable(name, name)
         if name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL)
@@ -71,11 +73,11 @@ def entity_schema(key: str, parsed: list[str]) -> pa.DataFrameSchema:
 
 
 def _is_number(name: str, reason: str) -> pa.Check:
-    return pa.Check(lambda d: d[given(name)].isna() | np.isfinite(d[name]), name=reason)
+    return pa.Check(lambda d: d[source_text(name)].isna() | np.isfinite(d[name]), name=reason)
 
 
 def reasons(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.Series:
-    """Return, by row of ``frame``, why it is bad: all checks that it fails; good rows are left out.
+    """Return the failed checks of each bad row, by row of ``frame``; good rows are left out.
 
     The checks are called one by one, because pandera's own report of failures takes a minute for a
     million rows of which a third are bad.

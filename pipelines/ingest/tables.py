@@ -1,4 +1,4 @@
-"""The ingested tables as Parquet, each file written in one step; equal rows give equal bytes."""
+"""Writes the ingested tables as Parquet, each file in one step; equal rows give equal bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.dataset import AttributeKind, DatasetSpec, Users
-from feature_repo.files import write_atomically
+from feature_repo.files import TEMPORARY, write_atomically
+from pipelines.ingest.manifest import IngestManifest
 from pipelines.ingest.parsing import QUARANTINE_COLUMNS
 
 EVENT_SCHEMA = pa.schema(
@@ -38,12 +39,17 @@ _ARROW_TYPES: dict[AttributeKind, pa.DataType] = {
 
 
 def write_events(
-    folder: Path, spec: DatasetSpec, events: pd.DataFrame, batch: str, shift_s: int
+    folder: Path, spec: DatasetSpec, events: pd.DataFrame, *, batch: str, shift_s: int
 ) -> list[str]:
-    """Write one batch of events, moved by ``shift_s`` seconds, and return the names of its files, one a month."""
+    """Write one batch of events, one file a month, and return the files' names.
+
+    ``shift_s`` seconds are added to the events' times.
+    """
     names: list[str] = []
     if not len(events):
         return names
+
+    # Derived columns, in the order of time.
     weights = {name: kind.weight for name, kind in spec.events.types.items()}
     events = events.copy()
     events[c.TIMESTAMP] += pd.Timedelta(seconds=shift_s)
@@ -51,6 +57,8 @@ def write_events(
     events[c.POSITIVE] = events[c.TYPE].isin(spec.positive_types)
     table = pa.Table.from_pandas(events, EVENT_SCHEMA, preserve_index=False)
     table = table.sort_by([(c.TIMESTAMP, "ascending"), (c.EVENT_ID, "ascending")])
+
+    # The rows of one month follow each other: cut where the month changes.
     months = table[c.TIMESTAMP].cast(pa.timestamp("us")).to_numpy().astype("datetime64[M]")
     starts = np.flatnonzero(np.concatenate([[True], months[1:] != months[:-1]]))
     for start, stop in pairwise([*starts.tolist(), len(table)]):
@@ -75,11 +83,8 @@ def write_quarantine(folder: Path, name: str, bad: pd.DataFrame) -> None:
     _write_parquet(folder / "quarantine" / f"{name}.parquet", table)
 
 
-def write_entities(
-    folder: Path, spec: DatasetSpec, kind: str, frame: pd.DataFrame, shift_s: int
-) -> None:
-    """Write the ``users`` or ``items``, their moments moved by ``shift_s`` seconds."""
-    table: Users = getattr(spec, kind)
+def write_entities(path: Path, table: Users, frame: pd.DataFrame, shift_s: int) -> None:
+    """Write the users or items; ``shift_s`` seconds are added to their times."""
     fields = [(frame.columns[0], pa.string())] + [
         (name, _ARROW_TYPES[how]) for name, how in table.attributes.items()
     ]
@@ -87,7 +92,20 @@ def write_entities(
         if name in frame:
             fields.append((name, pa.timestamp("us", tz="UTC")))
             frame = frame.assign(**{name: frame[name] + pd.Timedelta(seconds=shift_s)})
-    _write_parquet(
-        folder / f"{kind}.parquet",
-        pa.Table.from_pandas(frame, pa.schema(fields), preserve_index=False),
-    )
+    _write_parquet(path, pa.Table.from_pandas(frame, pa.schema(fields), preserve_index=False))
+
+
+def remove_leftovers(folder: Path, manifest: IngestManifest) -> None:
+    """Remove what a killed run left: temporary files, and files that the manifest does not name."""
+    tables = ("users", "items", *(batch.id for batch in manifest.batches))
+    named = {*manifest.event_files, *(f"quarantine/{name}.parquet" for name in tables)}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        temporary = path.name.startswith(".") and path.name.endswith(TEMPORARY)
+        batch_file = name.startswith(("events/", "quarantine/")) and path.is_file()
+        if temporary or (batch_file and name not in named):
+            path.unlink()
+
+    for month in (folder / "events").glob("*"):
+        if not any(month.iterdir()):
+            month.rmdir()

@@ -19,7 +19,7 @@ from feature_repo.hashing import fingerprint
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.release_pointer import current_release
 from serving.online.features import OnlineFeatures, concat_rows
 from serving.recommender.filters import RequestRules

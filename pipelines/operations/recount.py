@@ -22,7 +22,7 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.features.stream_facts import main_categories
-from pipelines.ingest.ingest import log_position, read_events
+from pipelines.ingest.ingested import log_position, read_events
 from pipelines.streaming.offline import read_archive
 
 _WINDOWS = {"10m": (10, 600), "1h": (60, 3_600), "24h": (1_440, 86_400)}

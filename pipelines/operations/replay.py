@@ -24,7 +24,7 @@ from feature_repo.dataset import DatasetSpec, SpecError
 from feature_repo.errors import FunnelError
 from feature_repo.progress import Progress, no_progress
 from feature_repo.settings import read_settings
-from pipelines.ingest.parsing import parse_events, wanted_events
+from pipelines.ingest.parsing import event_columns, parse_events
 from pipelines.ingest.readers import find_files, read_file
 
 _TIMEOUT_S = 30.0
@@ -91,7 +91,7 @@ def load_events(spec: DatasetSpec, folder: Path, limit: int | None = None) -> pd
     frames = []
     for path in find_files(spec.events, folder):
         events, _ = parse_events(
-            spec, read_file(path, spec.events, wanted_events(spec)), latest, known
+            spec, read_file(path, spec.events, event_columns(spec)), latest, known
         )
         frames.append(events)
     events = pd.concat(frames, ignore_index=True)

@@ -12,7 +12,7 @@ from feature_repo.files import read_json
 from feature_repo.hashing import fingerprint
 from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
-from pipelines.ingest.ingest import data_version, read_events
+from pipelines.ingest.ingested import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.training.config import SampleConfig
 from pipelines.training.split import Split

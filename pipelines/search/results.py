@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from feature_repo.files import read_json, write_json
 from feature_repo.sanity import CannotLearn
 from feature_repo.workspace import MissingStage, Workspace
-from pipelines.ingest.ingest import data_version
+from pipelines.ingest.ingested import data_version
 from pipelines.search.plan import Params, Plan
 from pipelines.search.ranker_search import RankerSearch
 from pipelines.search.study import DEFAULT, FAILED, SharedStudy

@@ -10,7 +10,7 @@ from optuna import Trial
 from feature_repo.hashing import fingerprint
 from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
-from pipelines.ingest.ingest import data_version, read_events
+from pipelines.ingest.ingested import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.training.split import Split
 from pipelines.training.train_retrieval import TowerData, tower_builder, tower_data

@@ -1,4 +1,4 @@
-"""An entry of the event log as the rows that the stream folds: one for its user, one for its item."""
+"""Decodes an entry of the event log into two rows to fold: one of its user, one of its item."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from feature_repo.facts import event_micros
 from pipelines.features.stream_facts import ITEM_KEY, USER_KEY
 
 POISON_KEY = "p"
-"""Key of an entry that cannot be read; ``poison`` says why, a line break, then the entry."""
+"""Key of an unreadable entry; ``poison`` is the reason, a line break and the entry."""
 
 SCHEMA = pa.schema(
     [
@@ -31,8 +31,8 @@ SCHEMA = pa.schema(
         ("event_time", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Rows of the source. ``kind`` is the type's place in the spec; ``event_id``, ``value`` and ``request_id`` are
-on the user's row only; ``poison`` is on that of an entry that cannot be read."""
+"""Rows of the source. ``kind`` is the index of the type in the spec; ``event_id``, ``value`` and
+``request_id`` are set on the user's row only, ``poison`` on that of an unreadable entry."""
 
 SPARK_SCHEMA = (
     "shard int, key string, position string, micros long, event_id string, item string, kind int, "
@@ -41,14 +41,14 @@ SPARK_SCHEMA = (
 
 
 class PoisonError(ValueError):
-    """An entry is no event; the message says why."""
+    """An entry is not an event; the message says why."""
 
 
 def decode(payload: str, position: str, types: Sequence[str]) -> tuple[dict[str, Any], int, int]:
-    """Return an entry's event, its type (its place in ``types``) and its time in microseconds.
+    """Return an entry's event, the index of its type, and its time in microseconds.
 
     Raises:
-        PoisonError: it is no event of this data set.
+        PoisonError: the entry is not an event of this data set.
 
     """
     try:
@@ -78,9 +78,9 @@ def _is_number(value: Any) -> bool:
 def to_batch(
     entries: Sequence[tuple[str, str]], types: Sequence[str], shards: Sequence[int]
 ) -> pa.RecordBatch:
-    """Return the rows of log entries (position, payload); a bad entry becomes a row under ``POISON_KEY``.
+    """Return the rows of log entries (position, payload), those of bad ones under ``POISON_KEY``.
 
-    ``shards`` are the numbers that the keys are spread over.
+    ``shards`` are the numbers that the keys are distributed over.
     """
     rows: list[tuple[Any, ...]] = []
     for position, payload in entries:
@@ -89,7 +89,8 @@ def to_batch(
         except PoisonError as error:
             rows.append((POISON_KEY, position, 0, "", "", 0, None, None, f"{error}\n{payload}"))
             continue
-        user, item = USER_KEY + event["user_id"], event["item_id"]
+        user = USER_KEY + event["user_id"]
+        item = event["item_id"]
         extra = (event.get("value"), event.get("request_id"), None)
         rows.append((user, position, micros, event["event_id"], item, kind, *extra))
         rows.append((ITEM_KEY + item, position, micros, "", "", kind, None, None, None))

@@ -1,9 +1,8 @@
 """A Spark streaming source over the log of files: offsets are positions, as in the Redis Stream.
 
-Spark's own source of text files goes by their times, by a listing that is not one moment's, and
-forgets what is a week old; a file that it takes after a later one would be missing from the counts.
-Whoever needs
-no order can read the folder with it: the files are complete, under names that never change.
+Spark's own source of text files orders them by their times and forgets them after a week; a file
+that it reads after a later one would be missing from the counts. A reader that needs no order can
+use it: the files are complete, and their names never change.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from feature_repo.facts import position_key
 from pipelines.streaming.source import LogReader, LogSource
 
 _STEP = 1_000
-"""Entries a batch of Arrow."""
+"""Minimum entries per Arrow batch, unless there are fewer."""
 
 
 class FileRange(InputPartition):
@@ -31,7 +30,7 @@ class FileRange(InputPartition):
 
 
 class FileLogReader(LogReader):
-    """Reads the folder; a batch has one file at least, and whole ones."""
+    """Reads the folder; a batch consists of whole files, at least one."""
 
     def __init__(self, options: dict[str, str]) -> None:
         super().__init__(options)
@@ -39,10 +38,11 @@ class FileLogReader(LogReader):
 
     def latestOffset(self, start: dict[str, str], limit: Any) -> dict[str, str]:  # noqa: N802, ARG002
         """Return the newest entry, or the last of the files that ``max_entries`` reach to."""
-        position, taken = start["position"], 0
+        position = start["position"]
+        entries = 0
         for file in self._after(position):
-            taken += file.entries
-            if taken > self._max and position != start["position"]:
+            entries += file.entries
+            if entries > self._max and position != start["position"]:
                 break
             position = file.last
         return {"position": position}
@@ -55,7 +55,8 @@ class FileLogReader(LogReader):
 
     def read(self, partition: FileRange) -> Iterator[pa.RecordBatch]:  # type: ignore[override]
         """Yield the rows of a range."""
-        start, entries = position_key(partition.start), []
+        start = position_key(partition.start)
+        entries: list[tuple[str, str]] = []
         for file in partition.files:
             entries += [entry for entry in file.read() if position_key(entry[0]) > start]
             if len(entries) >= _STEP:
@@ -70,7 +71,10 @@ class FileLogReader(LogReader):
 
 
 class FileLogSource(LogSource):
-    """``spark.readStream.format("funnel_file_log")``; its place is ``folder``, which driver and workers see."""
+    """``spark.readStream.format("funnel_file_log")``.
+
+    Its address is the option ``folder``, which driver and workers must see.
+    """
 
     reader = FileLogReader
 

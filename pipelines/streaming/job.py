@@ -1,4 +1,4 @@
-"""``funnel stream``: the job that keeps features fresh, one at a time for a log, restarted wherever it was killed."""
+"""``funnel stream``: the job that keeps features fresh; one job per log, resumed after a crash."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
 from feature_repo.dataset import DatasetSpec
-from feature_repo.files import read_json, write_json
+from feature_repo.files import read_json
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import feature_store, redis_url
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.display import console
 from pipelines.features.spark import spark_session
 from pipelines.features.stream_facts import POSITION_FILE, STATE, main_categories
+from pipelines.streaming.generation import Generation, checkpoint_folder
 from pipelines.streaming.lease import Fenced, Lease
-from pipelines.streaming.logs import Reading, log_entries
+from pipelines.streaming.logs import LogReading, log_entries
 from pipelines.streaming.offline import read_archive
 from pipelines.streaming.processor import OUTPUT, FoldProcessor
 from pipelines.streaming.sink import Sink
 from pipelines.streaming.source import patient_client
 
-_FAILURES = 5
-"""So many failures without a finished batch between them end the job."""
+_MAX_FAILURES = 5
+"""Failures in a row, without a finished batch between them, that end the job."""
 
 _CHECKPOINT_FILES = (
     "org.apache.spark.sql.execution.streaming.checkpointing.FileSystemBasedCheckpointFileManager"
@@ -42,12 +43,30 @@ _STATE = "org.apache.spark.sql.execution.streaming.state.RocksDBStateStoreProvid
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """How the job runs. ``partitions`` is fixed when a checkpoint is made, as Spark fixes it."""
+    """How the job runs.
+
+    Attributes:
+        interval_s: shortest time between the starts of two batches.
+        max_entries: maximum log entries per batch.
+        partitions: shuffle partitions; fixed when a checkpoint is made.
+        late_s: event-time delay of the watermark.
+
+    """
 
     interval_s: float = 0.0
     max_entries: int = 100_000
     partitions: int = 1
     late_s: int = 3_600
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """What a query is started from."""
+
+    spark: SparkSession
+    spec: DatasetSpec
+    generation: Generation
+    sink: Sink
 
 
 class StreamJob:
@@ -56,17 +75,17 @@ class StreamJob:
     def __init__(
         self, workspace: Workspace, config: StreamConfig, master: str | None = None
     ) -> None:
-        self._workspace, self._config, self._master = workspace, config, master
-        self._folder = workspace.root / "stream"
+        self._workspace = workspace
+        self._config = config
+        self._master = master
         self._stop = threading.Event()
-        self._url = redis_url(workspace)
-        self._client = patient_client(self._url)
+        self._client = patient_client(redis_url(workspace))
 
     def run(self, rebuild: bool = False) -> None:
-        """Work until ``stop`` is called or the process is told to end; a batch in hand is finished first.
+        """Run until ``stop`` is called; the current batch is finished first.
 
         Args:
-            rebuild: begin a new checkpoint from the offline tables.
+            rebuild: make a new checkpoint from the offline tables.
 
         Raises:
             MissingStage: there are no features to start from, or they lack events that an earlier
@@ -84,86 +103,79 @@ class StreamJob:
         lease.acquire()
         try:
             generation = self._generation(rebuild)
-            store = feature_store(self._workspace)
-            categories = main_categories(self._workspace.ingest, spec)
             sink = Sink(
                 self._workspace,
                 spec,
-                store,
+                feature_store(self._workspace),
                 self._client,
-                lease,
-                generation["generation"],
-                categories,
+                lease=lease,
+                generation=generation.number,
+                categories=main_categories(self._workspace.ingest, spec),
             )
             spark = stream_session(self._workspace, self._config, self._master)
             try:
-                self._supervise(spark, spec, generation, sink, lease)
+                self._supervise(_Stream(spark, spec, generation, sink), lease)
             finally:
                 spark.stop()
         finally:
             lease.release()
 
     def stop(self, *_: Any) -> None:
-        """End after the batch in hand."""
+        """Stop after the current batch."""
         self._stop.set()
 
-    def _generation(self, rebuild: bool) -> dict[str, Any]:
-        """Return the checkpoint's number and where its stream starts; a new one if asked, or if there is none."""
-        path, checkpoint = self._folder / "generation.json", self._folder / "checkpoint"
-        if checkpoint.is_dir() and path.is_file() and not rebuild:
-            return dict(read_json(path))
+    def _generation(self, rebuild: bool) -> Generation:
+        """Return the checkpoint's generation; make a new checkpoint if asked or if there is none."""
+        checkpoint = checkpoint_folder(self._workspace)
+        last = Generation.read(self._workspace)
+        if checkpoint.is_dir() and last and not rebuild:
+            return last
+
         start = read_json(self._workspace.features / POSITION_FILE)["position"]
         if len(read_archive(self._workspace, start)):
             raise MissingStage(
-                "events that the stream has taken are not in the offline tables yet: "
+                "the offline tables lack events that the stream has processed: "
                 "run 'funnel ingest', 'funnel features' and 'funnel materialize' first"
             )
-        number = read_json(path)["generation"] + 1 if path.is_file() else 1
+        generation = Generation(
+            number=last.number + 1 if last else 1, start=start, partitions=self._config.partitions
+        )
         shutil.rmtree(checkpoint, ignore_errors=True)
-        generation = {"generation": number, "from": start, "partitions": self._config.partitions}
-        write_json(path, generation)
+        generation.write(self._workspace)
         checkpoint.mkdir(parents=True)
         return generation
 
-    def _supervise(
-        self,
-        spark: SparkSession,
-        spec: DatasetSpec,
-        generation: dict[str, Any],
-        sink: Sink,
-        lease: Lease,
-    ) -> None:
-        """Keep a query running; one that failed starts again from its checkpoint, as after a crash."""
-        failures, batch = 0, -1
+    def _supervise(self, stream: _Stream, lease: Lease) -> None:
+        """Keep a query running; a failed one is restarted from its checkpoint, as after a crash."""
+        failures = 0
+        last_batch = -1
         while not self._stop.is_set():
-            query = self._start(spark, spec, generation, sink)
+            query = self._start(stream)
             try:
                 while not self._stop.is_set() and not query.awaitTermination(0.5):  # type: ignore[arg-type]
                     if lease.lost:
-                        raise Fenced(
-                            "another streaming job has taken over this log; this one stops"
-                        )
-                    sink.watermark_micros = watermark_micros(query)
-                    if query.lastProgress and query.lastProgress["batchId"] > batch:
-                        failures, batch = 0, query.lastProgress["batchId"]
+                        raise Fenced
+                    stream.sink.watermark_micros = watermark_micros(query)
+                    if query.lastProgress and query.lastProgress["batchId"] > last_batch:
+                        failures = 0
+                        last_batch = query.lastProgress["batchId"]
                 drain(query)
             except StreamingQueryException as error:
                 if "Fenced" in str(error):
-                    raise Fenced(
-                        "another streaming job has taken over this log; this one stops"
-                    ) from None
+                    raise Fenced from None
                 failures += 1
-                if failures >= _FAILURES:
+                if failures >= _MAX_FAILURES:
                     raise
                 console.print(
-                    f"[yellow]Stream[/]: a batch failed, starting again from the checkpoint ({_short(error)})"
+                    "[yellow]Stream[/]: a batch failed; restarting from the checkpoint "
+                    f"({_first_line(error)})"
                 )
                 self._wait_for_redis()
             finally:
                 query.stop()
 
     def _wait_for_redis(self) -> None:
-        """Wait, and start the embedded server if it is the one that died."""
+        """Wait until Redis answers; an embedded server that died is started again."""
         while not self._stop.wait(0.5):
             try:
                 redis_url(self._workspace)
@@ -172,34 +184,38 @@ class StreamJob:
             except redis.RedisError:
                 continue
 
-    def _start(
-        self, spark: SparkSession, spec: DatasetSpec, generation: dict[str, Any], sink: Sink
-    ) -> StreamingQuery:
-        shards = shard_numbers(spark, generation["partitions"])
-        reading = Reading(spec.event_types, shards, generation["from"], self._config.max_entries)
-        entries = log_entries(spark, self._workspace, reading)
+    def _start(self, stream: _Stream) -> StreamingQuery:
+        spec = stream.spec
+        shards = shard_numbers(stream.spark, stream.generation.partitions)
+        log = LogReading(
+            types=spec.event_types,
+            shards=shards,
+            start=stream.generation.start,
+            max_entries=self._config.max_entries,
+        )
         positive = [spec.events.types[kind].positive for kind in spec.event_types]
         changes = (
-            entries.withWatermark("event_time", f"{self._config.late_s} seconds")
+            log_entries(stream.spark, self._workspace, log)
+            .withWatermark("event_time", f"{self._config.late_s} seconds")
             .groupBy("shard")
             .transformWithStateInPandas(
                 FoldProcessor(positive),
                 OUTPUT,
                 "Update",
                 "None",
-                self._initial_state(spark, shards).groupBy("shard"),
+                self._initial_state(stream.spark, shards).groupBy("shard"),
             )
         )
-        writer = changes.writeStream.foreachBatch(sink).outputMode("update")
-        writer = writer.option("checkpointLocation", str(self._folder / "checkpoint"))
+        writer = changes.writeStream.foreachBatch(stream.sink).outputMode("update")
+        writer = writer.option("checkpointLocation", str(checkpoint_folder(self._workspace)))
         return writer.trigger(processingTime=f"{self._config.interval_s} seconds").start()
 
     def _initial_state(self, spark: SparkSession, shards: list[int]) -> DataFrame:
-        """Return the facts of ingested events: what a new checkpoint starts with, an old one ignores it."""
+        """Return the facts of ingested events, from which a new checkpoint starts."""
         numbers = F.array(*map(F.lit, shards))
-        place = (F.crc32(F.encode("key", "utf-8")) % len(shards) + 1).cast("int")
+        index = (F.crc32(F.encode("key", "utf-8")) % len(shards) + 1).cast("int")
         facts = spark.read.parquet(str(self._workspace.features.resolve() / STATE))
-        return facts.select(F.element_at(numbers, place).alias("shard"), "key", "facts")
+        return facts.select(F.element_at(numbers, index).alias("shard"), "key", "facts")
 
 
 def stream_session(workspace: Workspace, config: StreamConfig, master: str | None) -> SparkSession:
@@ -221,11 +237,11 @@ def stream_session(workspace: Workspace, config: StreamConfig, master: str | Non
 
 
 def shard_numbers(spark: SparkSession, partitions: int) -> list[int]:
-    """Return one number for each shuffle partition that Spark's hash sends there."""
+    """Return, for each shuffle partition, one number that Spark's hash sends there."""
     rows = spark.range(64 * partitions).select(F.col("id").cast("int").alias("n"))
-    place = F.pmod(F.hash("n"), F.lit(partitions))
-    found = rows.groupBy(place.alias("place")).agg(F.min("n").alias("n")).orderBy("place").collect()
-    return [row["n"] for row in found]
+    partition = F.pmod(F.hash("n"), F.lit(partitions)).alias("partition")
+    smallest = rows.groupBy(partition).agg(F.min("n").alias("n")).orderBy("partition")
+    return [row["n"] for row in smallest.collect()]
 
 
 def watermark_micros(query: StreamingQuery) -> int:
@@ -238,7 +254,7 @@ def watermark_micros(query: StreamingQuery) -> int:
 
 
 def drain(query: StreamingQuery, patience_s: float = 30.0) -> None:
-    """Wait until no batch is being worked on, so that a stop leaves nothing to do again."""
+    """Wait until the current batch is finished, so that a stop leaves nothing to repeat."""
     deadline = time.monotonic() + patience_s
     while query.isActive and query.status["isTriggerActive"] and time.monotonic() < deadline:
         if not query.status["isDataAvailable"]:
@@ -257,6 +273,6 @@ def run_stream(
     job.run(rebuild)
 
 
-def _short(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

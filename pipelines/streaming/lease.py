@@ -1,8 +1,7 @@
-"""One active job a log: a lease in Redis, and a fencing token that a job which lost it cannot write with."""
+"""One active job per log: a lease in Redis, and a fencing token that refuses the writes of others."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -11,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import redis
+from pydantic import BaseModel, ConfigDict
 
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import LEASE
@@ -36,23 +36,43 @@ return 1
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
+_FENCED = "another streaming job has taken over this log; this one stops"
+
+
 class JobRunning(FunnelError):  # noqa: N818 - a state, said to the user
     """Another streaming job works on this log."""
 
 
 class Fenced(FunnelError):  # noqa: N818
-    """Another job has taken this log over: what this one writes would not be the newest."""
+    """Another job has taken over the log: what this one writes would not be the newest."""
+
+    def __init__(self) -> None:
+        super().__init__(_FENCED)
+
+
+class JobHolder(BaseModel):
+    """The process that holds a log's lease; ``since`` is in epoch seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    host: str
+    pid: int
+    since: int
+
+    def __str__(self) -> str:
+        """Return the process and its machine."""
+        return f"process {self.pid} on {self.host}"
 
 
 class Lease:
-    """The right to write the features of a log, kept up by a thread until it is released."""
+    """The right to write the features of a log, renewed by a thread until it is released."""
 
     def __init__(self, client: redis.Redis) -> None:
-        """``client`` should wait for a Redis that is away, see ``patient_client``."""
+        """``client`` should wait for an unreachable Redis, see ``patient_client``."""
         self._redis = client
-        self._holder = json.dumps(
-            {"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}
-        )
+        self._holder = JobHolder(
+            host=socket.gethostname(), pid=os.getpid(), since=int(time.time())
+        ).model_dump_json()
         self._token = 0
         self._stop = threading.Event()
         self.lost = False
@@ -60,38 +80,40 @@ class Lease:
     def acquire(self) -> int:
         """Take the lease and return the fencing token, a number larger than any before.
 
-        A holder on this machine that is dead is followed at once, one elsewhere when its lease runs
-        out.
+        The lease of a dead process on this machine is taken at once, one of another machine when it
+        expires.
 
         Raises:
-            JobRunning: another job holds it, and is alive.
+            JobRunning: a running job holds it.
 
         """
-        left: int | None = None
+        remaining_ms: int | None = None
         while True:
             answer: Any = self._redis.eval(_ACQUIRE, 2, LEASE, FENCE, self._holder, _TTL_MS)
             token, holder = answer
             if token:
                 break
-            other = json.loads(holder)
-            now_left: Any = self._redis.pttl(LEASE)
-            alive = left is not None and now_left > left  # it was renewed between two looks
-            if other["host"] == socket.gethostname():
-                alive = is_running(other["pid"])
-                if not alive:
+            other = JobHolder.model_validate_json(holder)
+            now_remaining_ms: Any = self._redis.pttl(LEASE)
+            if other.host == socket.gethostname():
+                running = is_running(other.pid)
+                if not running:
                     self._redis.eval(_RELEASE, 1, LEASE, holder)
-            if alive:
+            else:  # it runs if it has renewed its lease since the last iteration
+                running = remaining_ms is not None and now_remaining_ms > remaining_ms
+            if running:
+                since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(other.since))
                 raise JobRunning(
-                    f"a streaming job works on this log already (process {other['pid']} on {other['host']}, "
-                    f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(other['since']))} UTC): stop it first"
+                    f"a streaming job works on this log already ({other}, since {since} UTC): "
+                    "stop it first"
                 )
-            left = now_left
+            remaining_ms = now_remaining_ms
             time.sleep(0.5)
         self._token = int(token)
-        threading.Thread(target=self._keep, daemon=True, name="lease").start()
+        threading.Thread(target=self._renew, daemon=True, name="lease").start()
         return self._token
 
-    def _keep(self) -> None:
+    def _renew(self) -> None:
         while not self._stop.wait(_BEAT_S):
             try:
                 if not self._redis.eval(
@@ -100,18 +122,18 @@ class Lease:
                     self.lost = True
                     return
             except redis.RedisError:
-                continue  # it may come back in time
+                continue  # Redis may answer again before the lease expires
 
     def release(self) -> None:
-        """Give the lease up."""
+        """Release the lease."""
         self._stop.set()
         self._redis.eval(_RELEASE, 1, LEASE, self._holder)
 
     def write(self, rows: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> None:
-        """Write hashes in one transaction that fails if another job has the token by then.
+        """Write hashes in one transaction, which fails if another job has a newer token.
 
         Raises:
-            Fenced: it has; nothing was written.
+            Fenced: another job has one; nothing was written.
 
         """
         rows = list(rows)
@@ -120,19 +142,17 @@ class Lease:
                 try:
                     pipe.watch(FENCE)  # type: ignore[no-untyped-call]
                     if int(pipe.get(FENCE) or 0) != self._token:  # type: ignore[arg-type]
-                        raise Fenced(
-                            "another streaming job has taken over this log; this one stops"
-                        )
+                        raise Fenced
                     pipe.multi()
                     for key, fields in rows:
                         pipe.hset(key, mapping=fields)  # type: ignore[arg-type]
                     pipe.execute()
                     return
                 except redis.WatchError:
-                    continue  # the token was changed, or the connection broke: the next look at it tells
+                    continue  # the token changed or the connection broke: read the token again
 
 
-def holder(client: redis.Redis) -> dict[str, Any] | None:
-    """Return who holds the lease: host, pid, since (epoch seconds); None: nobody."""
+def holder(client: redis.Redis) -> JobHolder | None:
+    """Return who holds the lease; None: nobody."""
     value: bytes | None = client.get(LEASE)  # type: ignore[assignment]
-    return json.loads(value) if value else None
+    return JobHolder.model_validate_json(value) if value else None

@@ -1,7 +1,7 @@
-"""The reading end of the event log's adapters: each gives a streaming DataFrame of the same rows.
+"""Reads the event log, whichever its adapter, as a streaming DataFrame of the same rows.
 
-Trimming what is finished with, and the 429 when too much waits, are the Redis Stream's own: files
-stay until somebody removes them, and a topic keeps events for as long as it is set to.
+Only the Redis Stream trims finished entries and answers 429 when too many wait. Files stay until
+somebody removes them; a Kafka topic keeps events for its retention time.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
 from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
 from pipelines.streaming.file_source import FileLogSource
-from pipelines.streaming.source import RedisLogSource
+from pipelines.streaming.source import LogSource, RedisLogSource
 
 CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.13"
-"""Spark's own connector, in Maven's notation, for the Scala that PySpark carries; its version is Spark's."""
+"""Maven coordinates of Spark's Kafka connector, without the version, which is Spark's."""
 
 
 class ConnectorMissing(FunnelError):
@@ -33,12 +33,15 @@ class ConnectorMissing(FunnelError):
 
 
 @dataclass(frozen=True)
-class Reading:
+class LogReading:
     """How a log is read.
 
-    ``types``: the spec's event types in order; ``shards``: the numbers that keys are spread over;
-        ``start``:
-    the position after which a new checkpoint begins; ``max_entries``: at most so many in a batch.
+    Attributes:
+        types: the spec's event types in order.
+        shards: the numbers that keys are distributed over.
+        start: the position after which a new checkpoint starts.
+        max_entries: maximum entries per batch.
+
     """
 
     types: list[str]
@@ -47,8 +50,8 @@ class Reading:
     max_entries: int
 
 
-def log_entries(spark: SparkSession, workspace: Workspace, reading: Reading) -> DataFrame:
-    """Return the entries of the log that ``FUNNEL_EVENT_LOG`` names as rows of ``decode.SPARK_SCHEMA``.
+def log_entries(spark: SparkSession, workspace: Workspace, reading: LogReading) -> DataFrame:
+    """Return the entries of the log in ``FUNNEL_EVENT_LOG`` as rows of ``decode.SPARK_SCHEMA``.
 
     Raises:
         SettingsError: the variable names no log.
@@ -64,17 +67,18 @@ def log_entries(spark: SparkSession, workspace: Workspace, reading: Reading) -> 
         "from": reading.start,
         "max_entries": str(reading.max_entries),
     }
-    source = FileLogSource if isinstance(address, Path) else RedisLogSource
-    place = (
-        {"folder": str(address)}
-        if isinstance(address, Path)
-        else {"secret_url": redis_url(workspace)}
-    )
+    source: type[LogSource]
+    if isinstance(address, Path):
+        source = FileLogSource
+        options["folder"] = str(address)
+    else:
+        source = RedisLogSource
+        options["secret_url"] = redis_url(workspace)
     spark.dataSource.register(source)
-    return spark.readStream.format(source.name()).options(**options, **place).load()
+    return spark.readStream.format(source.name()).options(**options).load()
 
 
-def _kafka_records(spark: SparkSession, address: KafkaAddress, reading: Reading) -> DataFrame:
+def _kafka_records(spark: SparkSession, address: KafkaAddress, reading: LogReading) -> DataFrame:
     """Return a topic's records as Spark's connector gives them."""
     options = {
         "kafka.bootstrap.servers": address.servers,
@@ -85,9 +89,8 @@ def _kafka_records(spark: SparkSession, address: KafkaAddress, reading: Reading)
     try:
         return spark.readStream.format("kafka").options(**options).load()
     except AnalysisException as error:
-        if "Failed to find data source" not in str(error) and "DATA_SOURCE_NOT_FOUND" not in str(
-            error
-        ):
+        missing = ("Failed to find data source", "DATA_SOURCE_NOT_FOUND")
+        if not any(words in str(error) for words in missing):
             raise
         arguments = f"--packages {CONNECTOR}:{spark.version} pyspark-shell"
         raise ConnectorMissing(
@@ -95,17 +98,16 @@ def _kafka_records(spark: SparkSession, address: KafkaAddress, reading: Reading)
         ) from None
 
 
-def kafka_rows(records: DataFrame, reading: Reading) -> DataFrame:
-    """Return Kafka's records (``timestamp``, ``offset``, ``value``) as rows of ``decode.SPARK_SCHEMA``.
+def kafka_rows(records: DataFrame, reading: LogReading) -> DataFrame:
+    """Return Kafka's records (``timestamp``, ``offset``, ``value``) as ``decode.SPARK_SCHEMA``.
 
-    A position is ``<timestamp in milliseconds>-<offset>``, as the writing end has it from the
-    broker.
+    A position is ``<timestamp in milliseconds>-<offset>``, both assigned by the broker.
     """
     columns = records.selectExpr("concat(unix_millis(timestamp), '-', offset) AS position", "value")
     return columns.mapInArrow(_decoder(reading), SPARK_SCHEMA)
 
 
-def _decoder(reading: Reading) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def _decoder(reading: LogReading) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     start = position_key(reading.start)
 
     def decode(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

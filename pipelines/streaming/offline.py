@@ -1,9 +1,7 @@
-"""What the stream wrote, appended to the offline tables: a small file a batch, merged as they become many.
+"""Appends the stream's rows to the offline tables: one small file per batch, merged later.
 
-A file is named by the batches that it holds, so a batch that is run again replaces its own file,
-and a
-merge that was killed leaves nothing that a later look cannot tell: a file whose batches lie within
-another's is removed.
+A file is named by the batches that it holds, so a repeated batch replaces its own file. A merge that
+was killed leaves files whose batches lie within those of another file: they are removed.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import ITEM_COLUMNS, USER_COLUMNS
 
 MERGE = 200
-"""So many files of neighbouring batches become one."""
+"""Files of neighbouring batches that are merged into one."""
 
 _STAMP = (c.EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"))
 SCHEMAS = {
@@ -76,12 +74,12 @@ class Part(NamedTuple):
 
 
 def archive(workspace: Workspace) -> Path:
-    """Return the folder of all events that the stream has taken from the log."""
+    """Return the folder of all events that the stream has read from the log."""
     return workspace.root / "stream" / "events"
 
 
 def arrival(position: str) -> datetime:
-    """Return when a log entry was accepted; entries of one millisecond differ in their microseconds."""
+    """Return when a log entry was accepted; entries of one millisecond differ in microseconds."""
     milliseconds, number = position_key(position)
     micros = milliseconds * 1_000 + min(number, 999)
     return datetime.fromtimestamp(micros // 1_000_000, UTC).replace(microsecond=micros % 1_000_000)
@@ -94,46 +92,46 @@ def write_part(
     if not len(rows):
         return
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
-    # No sync: after a crash of the machine the batch, whose checkpoint was not synced either, is in
-    # the log still.
+    # No sync: the checkpoint is not synced either; after a crash of the machine the log still has
+    # the batch.
     with replace_atomically(folder / part.name, sync=False) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
 def parts(folder: Path) -> list[Part]:
-    """Return the files of a folder in the order of batches, those within another's batches removed."""
-    kept: list[Part] = []
-    found = [
+    """Return the files of a folder by batch; remove those whose batches lie within another's."""
+    remaining: list[Part] = []
+    stored = [
         Part(*map(int, match.groups()))
         for path in folder.glob("stream-*")
         if (match := _NAME.match(path.name))
     ]
-    for part in sorted(found, key=lambda part: (part.generation, part.first, -part.last)):
-        if kept and kept[-1].generation == part.generation and part.last <= kept[-1].last:
+    for part in sorted(stored, key=lambda part: (part.generation, part.first, -part.last)):
+        last = remaining[-1] if remaining else None
+        if last and last.generation == part.generation and part.last <= last.last:
             (folder / part.name).unlink(missing_ok=True)
         else:
-            kept.append(part)
-    return kept
+            remaining.append(part)
+    return remaining
 
 
 def merge(folder: Path, schema: pa.Schema, below: int, generation: int) -> int:
-    """Merge runs of ``MERGE`` files of batches before ``below``, and return how many files became one.
+    """Merge runs of ``MERGE`` files of batches before ``below``; return how many were merged.
 
-    Files that were merged before are merged again with their like, so that their number stays
-    small.
+    Merged files are merged again with others of their size, so that their number stays small.
     """
     merged = 0
-    found = [part for part in parts(folder) if part.generation < generation or part.last < below]
+    finished = [part for part in parts(folder) if part.generation < generation or part.last < below]
     for width in (1, MERGE, MERGE * MERGE):
         # A batch without rows has no file, so a run is of neighbours, not of consecutive numbers.
         run = [
             part
-            for part in found
+            for part in finished
             if part.last - part.first < width and (width == 1 or part.last > part.first)
         ]
         run = [part for part in run if part.generation == run[0].generation]
-        while len(run) >= MERGE:
-            some, run = run[:MERGE], run[MERGE:]
+        for start in range(0, len(run) - MERGE + 1, MERGE):
+            some = run[start : start + MERGE]
             table = pa.concat_tables(
                 [pq.read_table(folder / part.name, schema=schema) for part in some]
             )
@@ -151,25 +149,25 @@ def read_archive(workspace: Workspace, after: str = "0-0") -> pa.Table:
     folder = archive(workspace)
     tables: list[pa.Table] | None = None
     while tables is None:
-        with contextlib.suppress(FileNotFoundError):  # it was merged meanwhile: look again
+        with contextlib.suppress(FileNotFoundError):  # it was merged meanwhile: list again
             tables = [
                 pq.read_table(folder / part.name, schema=EVENT_SCHEMA) for part in parts(folder)
             ]
     events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *tables])
     order = [position_key(position) for position in events["position"].to_pylist()]
-    wanted = sorted((key, row) for row, key in enumerate(order) if key > position_key(after))
-    return events.take(pa.array([row for _, row in wanted], pa.int64()))
+    rows = sorted((key, row) for row, key in enumerate(order) if key > position_key(after))
+    return events.take(pa.array([row for _, row in rows], pa.int64()))
 
 
 @contextmanager
 def tables_lock(workspace: Workspace, exclusive: bool) -> Iterator[None]:
-    """Hold the lock of the offline tables: shared to append, exclusive to put new tables in their place."""
+    """Lock the offline tables: shared to append to them, exclusive to replace them."""
     with locked(workspace.root / "features" / ".lock", shared=not exclusive):
         yield
 
 
 def carry_over(old: Path, new: Path) -> None:
-    """Link what the stream appended to the old tables into new ones."""
+    """Link the files that the stream appended to old tables into the new ones."""
     for table in SCHEMAS:
         for path in (old / table).glob("stream-*.parquet"):
             (new / table).mkdir(parents=True, exist_ok=True)

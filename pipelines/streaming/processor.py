@@ -1,4 +1,4 @@
-"""The stateful part of the stream: what is known of each user and item, kept by Spark in RocksDB."""
+"""The stateful part of the stream: the facts of each user and item, kept by Spark in RocksDB."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ OUTPUT = (
     "what string, key string, position string, micros long, event_id string, item string, kind int, "
     "value double, request_id string, payload string"
 )
-"""``what``: event, or user or item (``payload``: facts as JSON), or poison (``payload``: reason, entry)."""
+"""``what`` is event, user or item (``payload``: facts as JSON), or poison (reason and entry)."""
 
 _EVENT = ["key", "position", "micros", "event_id", "item", "kind", "value", "request_id"]
 _COLUMNS = ["what", *_EVENT, "payload"]
-_KEYS_AT_A_TIME = 1_000
+_KEYS_PER_CALL = 1_000
 
 Entries = list[tuple[tuple[int, int], str, Happened]]
-"""What happened to a key: the position in a form that sorts, the position, the event."""
+"""The events of a key: the position in a form that sorts, the position, the event."""
 
 
 class FoldProcessor(StatefulProcessor):
-    """Folds the events of one shard of keys into their facts, which lie in a map by key.
+    """Folds the events of one shard of keys into their facts, which are in a map by key.
 
-    A shard is a group to Spark, so that a batch costs one call a shard and not one a key. Facts
-    hold
-    the position that they include: an entry that is met again changes nothing.
+    A shard is a group to Spark, so that a batch costs one call per shard and not one per key. Facts
+    hold the newest position that they include: an entry that comes again changes nothing.
     """
 
     def __init__(self, positive: list[bool]) -> None:
@@ -53,10 +52,11 @@ class FoldProcessor(StatefulProcessor):
         rows: Iterator[pd.DataFrame],
         timerValues: Any,  # noqa: ARG002, N803
     ) -> Iterator[pd.DataFrame]:
-        """Fold a batch's rows and yield the entries, then the facts that they changed."""
+        """Fold a batch's rows; yield the entries, then the changed facts."""
         by_key: dict[str, Entries] = {}
         for frame in rows:
-            events, poison = frame[frame["event_id"] != ""], frame[frame["key"] == POISON_KEY]
+            events = frame[frame["event_id"] != ""]
+            poison = frame[frame["key"] == POISON_KEY]
             yield _output(events[_EVENT].assign(what="event"))
             yield _output(poison.assign(what="poison", payload=poison["poison"]))
             columns = (
@@ -68,10 +68,8 @@ class FoldProcessor(StatefulProcessor):
                     entry = (position_key(position), position, Happened._make(fields))
                     by_key.setdefault(name, []).append(entry)
         names = list(by_key)
-        for start in range(0, len(names), _KEYS_AT_A_TIME):
-            yield self._fold(
-                {name: by_key[name] for name in names[start : start + _KEYS_AT_A_TIME]}
-            )
+        for start in range(0, len(names), _KEYS_PER_CALL):
+            yield self._fold({name: by_key[name] for name in names[start : start + _KEYS_PER_CALL]})
 
     def _fold(self, by_key: dict[str, Entries]) -> pd.DataFrame:
         changed: list[tuple[str, str]] = []
@@ -103,5 +101,5 @@ class FoldProcessor(StatefulProcessor):
 
 
 def _output(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return rows with every column of ``OUTPUT``, in types that Spark can take whatever it gave."""
+    """Return rows with every column of ``OUTPUT``, as objects, which Spark converts itself."""
     return frame.reindex(columns=_COLUMNS).astype(object)

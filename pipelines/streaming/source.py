@@ -18,19 +18,17 @@ from feature_repo.events.log_names import COMMITTED, LOG
 from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
 
 _STEP = 1_000
-"""Entries a call: Redis serves others between."""
+"""Entries per call: Redis serves other clients between calls."""
 
-_SPLIT = 10_000
-"""Entries worth a partition of their own."""
+_ENTRIES_PER_PARTITION = 10_000
 
-# The id of the entry so many places on, without its payload crossing the wire.
+# Returns the number of entries and the last one's id, so that no payload crosses the wire.
 _SKIP = """
 local found = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2])
 return {#found, #found > 0 and found[#found][1] or ''}
 """
 
-# Ids are compared by Redis as it compares entries; an older job's commit must not take a newer
-# one's back.
+# Ids are compared as numbers; an older job's commit must not replace a newer one.
 _COMMIT = """
 local function parts(id) local a, b = string.match(id or '0-0', '(%d+)-(%d+)') return tonumber(a), tonumber(b) end
 local a, b = parts(redis.call('GET', KEYS[1]) or '0-0')
@@ -41,14 +39,14 @@ if x > a or (x == a and y > b) then redis.call('SET', KEYS[1], ARGV[1]) end
 
 @dataclass
 class LogRange(InputPartition):
-    """Entries after ``start`` up to and with ``end``."""
+    """The entries after ``start``, ``end`` included."""
 
     start: str
     end: str
 
 
 class LogReader(DataSourceStreamReader):
-    """Plans batches in Spark's planner process and reads them in its workers; offsets are log positions."""
+    """Plans batches and reads them in Spark's workers; offsets are log positions."""
 
     def __init__(self, options: dict[str, str]) -> None:
         self._types = json.loads(options["types"])
@@ -69,7 +67,7 @@ class LogSource(DataSource):
     """A streaming source of log entries as rows of ``decode.SPARK_SCHEMA``.
 
     Options: ``types`` (JSON list of event types), ``shards`` (JSON list), ``from`` (the position to
-    start after), ``max_entries`` (a batch), and those of the log's place.
+    start after), ``max_entries`` (per batch), and the log's address.
     """
 
     reader: type[LogReader]
@@ -89,7 +87,7 @@ class RedisLogReader(LogReader):
     def __init__(self, options: dict[str, str]) -> None:
         super().__init__(options)
         self._url = options["secret_url"]
-        self._marks: list[str] = []
+        self._boundaries: list[str] = []
         self._client: redis.Redis | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,50 +100,58 @@ class RedisLogReader(LogReader):
 
     def latestOffset(self, start: dict[str, str], limit: Any) -> dict[str, str]:  # noqa: N802, ARG002
         """Return the newest entry, or the one ``max_entries`` on from ``start``."""
-        client, position, taken = self._redis(), start["position"], 0
-        self._marks = [position]
-        marked = 0
-        while taken < self._max:
-            answer: Any = client.eval(_SKIP, 1, LOG, f"({position}", min(_STEP, self._max - taken))
+        client = self._redis()
+        position = start["position"]
+        entries = 0
+        self._boundaries = [position]
+        entries_before_boundary = 0
+        while entries < self._max:
+            step = min(_STEP, self._max - entries)
+            answer: Any = client.eval(_SKIP, 1, LOG, f"({position}", step)
             count, last = answer
             if not count:
                 break
-            position, taken = last.decode(), taken + count
-            if taken - marked >= _SPLIT:
-                self._marks.append(position)
-                marked = taken
+            position = last.decode()
+            entries += count
+            if entries - entries_before_boundary >= _ENTRIES_PER_PARTITION:
+                self._boundaries.append(position)
+                entries_before_boundary = entries
             if count < _STEP:
                 break
         return {"position": position}
 
     def partitions(self, start: dict[str, str], end: dict[str, str]) -> list[LogRange]:
-        """Return the ranges to read: several of a big batch, one of a batch that is run again after a crash."""
-        marks = self._marks if self._marks[:1] == [start["position"]] else []
-        inner = [mark for mark in marks[1:] if mark != end["position"]]
+        """Return the ranges to read: several for a big batch, one for a batch repeated after a crash."""
+        known = self._boundaries[:1] == [start["position"]]
+        inner = [p for p in self._boundaries[1:] if p != end["position"]] if known else []
         bounds = [start["position"], *inner, end["position"]]
         return [LogRange(*pair) for pair in pairwise(bounds)]
 
     def read(self, partition: LogRange) -> Iterator[pa.RecordBatch]:  # type: ignore[override]
         """Yield the rows of a range."""
-        client, position = self._redis(), partition.start
+        client = self._redis()
+        position = partition.start
         while True:
             entries = client.xrange(LOG, min=f"({position}", max=partition.end, count=_STEP)
             if not entries:
                 return
-            found = [
+            decoded = [
                 (key.decode(), fields.get(b"event", b"").decode(errors="replace"))
                 for key, fields in entries  # type: ignore[union-attr]
             ]
-            position = found[-1][0]
-            yield self.rows(found)
+            position = decoded[-1][0]
+            yield self.rows(decoded)
 
     def commit(self, end: dict[str, str]) -> None:
-        """Say that entries up to ``end`` are finished with, so that they may be trimmed."""
+        """Store that entries up to ``end`` are finished, so that they may be trimmed."""
         self._redis().eval(_COMMIT, 1, COMMITTED, end["position"])
 
 
 class RedisLogSource(LogSource):
-    """``spark.readStream.format("funnel_redis_log")``; its place is ``secret_url``: Spark's logs redact such names."""
+    """``spark.readStream.format("funnel_redis_log")``.
+
+    Its address is the option ``secret_url``: Spark's logs redact options of such names.
+    """
 
     reader = RedisLogReader
 
@@ -156,7 +162,7 @@ class RedisLogSource(LogSource):
 
 
 def patient_client(url: str) -> redis.Redis:
-    """Return a client that waits about a minute for a Redis that does not answer before it gives up."""
+    """Return a client that repeats a call for about a minute before it gives up."""
     retry = Retry(ExponentialBackoff(cap=1.0, base=0.02), 60)
     errors: list[type[Exception]] = [
         redis.ConnectionError,

@@ -1,9 +1,9 @@
 """A map of Spark's state, read and written many keys at a time.
 
-PySpark's own client makes a trip to the JVM for each key and waits for the answer: 200 µs, which
-bounds the job to a few thousand keys a second. The JVM answers in order, so here a window of
-requests is sent before the first answer is read. The messages are those of ``MapStateClient`` in
-PySpark 4.3, which has no call for many keys; whoever raises PySpark's version looks here.
+PySpark's own client waits 200 µs for the JVM's answer to each key, which bounds the job to a few
+thousand keys a second. The JVM answers in order, so this one sends a window of requests before it
+reads the first answer. The messages are those of ``MapStateClient`` in PySpark 4.3, which has no
+call for many keys: check them when PySpark's version is raised.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pyspark.sql.streaming.proto import StateMessage_pb2 as messages
 from pyspark.sql.streaming.stateful_processor import StatefulProcessorHandle
 
 _WINDOW = 128
-"""Requests under way: few enough for both ends' buffers, so that neither waits for the other with a full one."""
+"""Requests without an answer: few enough that the buffers of neither end fill up."""
 
 
 class StateMap:

@@ -9,7 +9,7 @@ from feature_repo.files import write_json
 from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.display import table
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.config import SampleConfig
 from pipelines.training.release_pointer import current_release
 from pipelines.training.split import Split

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from feature_repo.files import write_json
 from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.config import RetrievalConfig, SampleConfig
 from pipelines.training.from_impressions import train_from_impressions
 from pipelines.training.split import Split

@@ -19,7 +19,7 @@ from feature_repo.files import read_json, write_json
 from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.point_in_time import DAY_S, PointInTime
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.config import SampleConfig
 from pipelines.training.past_requests import (
     InteractionHistory,

@@ -23,7 +23,7 @@ from feature_repo.hashing import fingerprint
 from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.features.point_in_time import DAY_S, PointInTime, catalogue_columns
-from pipelines.ingest.ingest import data_version
+from pipelines.ingest.ingested import data_version
 from pipelines.training.config import RetrievalConfig
 from pipelines.training.past_requests import requests_from
 from pipelines.training.reports import RetrievalReport, TowersReport

@@ -17,7 +17,7 @@ from rich.table import Table
 from feature_repo import columns as c
 from feature_repo.workspace import Workspace, default_root
 from pipelines import display
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow import stages
 from serving.api.schemas import RecommendationRequest

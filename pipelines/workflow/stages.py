@@ -136,7 +136,7 @@ def show_ingest(report: IngestReport) -> None:
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:
     """Compute the offline tables with Spark; nothing is done if they are of this data already."""
-    from pipelines.ingest.ingest import data_version, event_files, log_position
+    from pipelines.ingest.ingested import data_version, event_files, log_position
 
     spec = workspace.spec()
     version = fingerprint(data_version(workspace), FEATURES_VERSION)

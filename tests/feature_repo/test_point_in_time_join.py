@@ -13,7 +13,7 @@ from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.views import SNAPSHOT_TTL, build
 from pipelines.features.point_in_time import PointInTime
 from pipelines.features.spark import spark_session
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 
 REFERENCES = [
     "user_profile:country",

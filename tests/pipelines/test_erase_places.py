@@ -1,4 +1,4 @@
-"""Files out of which users are taken: what stays is as it was, to the reader of each format."""
+"""Files from which users are removed: all other content stays as it was."""
 
 import json
 import time
@@ -12,13 +12,9 @@ from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_folder import LogFolder
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
-from pipelines.erasure.places import (
-    LogFiles,
-    QuarantinedRows,
-    Tables,
-    UnfinishedFeatures,
-    Unsearchable,
-)
+from pipelines.erasure.locations import LocationUnavailable
+from pipelines.erasure.log_files import LogFiles
+from pipelines.erasure.tables import QuarantinedRows, Tables, UnfinishedFeatures
 from serving.event_log.files_and_kafka import FileLog
 
 
@@ -38,24 +34,24 @@ def test_a_table_keeps_its_schema_coding_and_other_rows(tmp_path, erased):
         pq.write_table(table, tmp_path / f"{name}.parquet", compression=coding, row_group_size=2)
     (tmp_path / ".a.parquet.crc").write_text("of the old file")
     before, untouched = pq.ParquetFile(tmp_path / "a.parquet"), (tmp_path / "b.parquet").stat()
-    place = Tables("tables", erased, lambda: sorted(tmp_path.glob("*.parquet")))
-    assert place.find() == {"gone": 2}
-    place.remove({"gone"})
+    location = Tables("tables", erased, lambda: sorted(tmp_path.glob("*.parquet")))
+    assert location.find() == {"gone": 2}
+    location.remove({"gone"})
     after = pq.ParquetFile(tmp_path / "a.parquet")
     assert after.read()["user_id"].to_pylist() == ["a", None, "gone2"]
     assert after.read()["items"].to_pylist() == [["x"], [], ["y"]]
     assert after.schema_arrow.equals(before.schema_arrow, check_metadata=True)
     assert after.metadata.row_group(0).column(0).compression == "ZSTD"
-    assert not (tmp_path / ".a.parquet.crc").exists() and not place.find()
+    assert not (tmp_path / ".a.parquet.crc").exists() and not location.find()
     assert (tmp_path / "b.parquet").stat().st_ino == untouched.st_ino
 
 
 def test_a_table_that_had_nobody_else_stays_readable(tmp_path, erased):
     pq.write_table(pa.table({"key": ["ugone"]}), tmp_path / "a.parquet")
-    place = Tables("state", erased, lambda: [tmp_path / "a.parquet"], "key", "u")
+    location = Tables("state", erased, lambda: [tmp_path / "a.parquet"], "key", "u")
     for _ in range(2):
-        place.remove({"gone"})
-    assert pq.read_table(tmp_path / "a.parquet").num_rows == 0 and not place.find()
+        location.remove({"gone"})
+    assert pq.read_table(tmp_path / "a.parquet").num_rows == 0 and not location.find()
 
 
 def test_quarantined_rows_that_name_the_user_go(tmp_path, erased):
@@ -68,23 +64,23 @@ def test_quarantined_rows_that_name_the_user_go(tmp_path, erased):
     ]
     rows = {"file": ["f"] * 5, "line": range(5), "reason": ["r"] * 5, "row": texts}
     pq.write_table(pa.table(rows), tmp_path / "q.parquet")
-    place = QuarantinedRows(erased, lambda: [tmp_path / "q.parquet"], ["u"], Tables.lock)
-    assert place.find() == {"gone": 2}
-    place.remove({"gone"})
+    location = QuarantinedRows(erased, lambda: [tmp_path / "q.parquet"], ["u"], Tables.lock)
+    assert location.find() == {"gone": 2}
+    location.remove({"gone"})
     assert pq.read_table(tmp_path / "q.parquet")["row"].to_pylist() == [texts[1], texts[3], None]
 
 
-def test_other_entries_of_a_log_of_files_keep_their_places(tmp_path, erased):
+def test_other_entries_of_a_log_of_files_keep_their_locations(tmp_path, erased):
     workspace, folder = Workspace(tmp_path), tmp_path / "log"
     log = FileLog(workspace, folder)
     for batch, users in enumerate((["a", "gone", "b"], ["gone", "gone"], ["c"])):
         log.append([event(user, f"{batch}-{n}") for n, user in enumerate(users)])
-    place, before = LogFiles(erased, folder), entries(folder)
-    assert place.find() == {"gone": 3}
-    place.remove({"gone"})
+    location, before = LogFiles(erased, folder), entries(folder)
+    assert location.find() == {"gone": 3}
+    location.remove({"gone"})
     assert (
         entries(folder) == [(at, user) for at, user in before if user != "gone"]
-        and not place.find()
+        and not location.find()
     )
     log.append([event("d", "next")])
     assert [user for _, user in entries(folder)] == ["a", "b", "c", "d"]
@@ -110,9 +106,9 @@ def entries(folder):
 
 
 def test_a_features_run_in_the_making_is_not_called_searched(tmp_path):
-    place = UnfinishedFeatures(tmp_path)
+    location = UnfinishedFeatures(tmp_path)
     (tmp_path / ".lock").touch()
-    assert not place.find()
+    assert not location.find()
     (tmp_path / ".staging-v2").mkdir()
-    with pytest.raises(Unsearchable, match="funnel features"):
-        place.find()
+    with pytest.raises(LocationUnavailable, match="funnel features"):
+        location.find()

@@ -20,7 +20,7 @@ from pipelines.evaluation.slices import (
     slice_figures,
     value_names,
 )
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.past_requests import InteractionHistory, requests_from
 from pipelines.training.release import make_release
 from pipelines.training.release_pointer import UnknownRelease, current_release

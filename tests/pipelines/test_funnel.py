@@ -10,7 +10,7 @@ from feature_repo import columns as c
 from feature_repo.events.log_names import batch_key
 from feature_repo.request_time import OUTPUTS
 from feature_repo.stores.feature_store import feature_store, redis_client
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.operations import batch
 from pipelines.training.split import SHARES
 from serving.online.features import OnlineFeatures, user_reader, whole_user_reader

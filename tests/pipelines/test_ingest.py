@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.files import read_json
-from pipelines.ingest.ingest import EVENT_SCHEMA, event_files, read_events
+from pipelines.ingest.ingested import event_files, read_events
 from pipelines.ingest.parsing import parse_times
+from pipelines.ingest.tables import EVENT_SCHEMA
 from tests.support.ingest_folder import MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from feature_repo.dataset import SpecError
 from feature_repo.workspace import MissingStage
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from tests.support.ingest_folder import ITEMS, MAY, NOW, World, rows_of, spec_of
 
 

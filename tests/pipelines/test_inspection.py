@@ -8,7 +8,7 @@ from feature_repo import columns as c
 from pipelines.evaluation import inspection
 from pipelines.evaluation.metrics import recall
 from pipelines.features.point_in_time import PointInTime
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.split import epoch_seconds
 from pipelines.training.train_ranking import row_schema
 from serving.releases.release import load_release

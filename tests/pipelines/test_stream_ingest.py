@@ -6,7 +6,8 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.workspace import MissingStage
-from pipelines.ingest.ingest import data_version, ingest, log_position, read_events
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.ingested import data_version, log_position, read_events
 from pipelines.streaming.job import StreamConfig, StreamJob
 from pipelines.streaming.offline import EVENT_SCHEMA, Part, archive, read_archive, write_part
 from pipelines.workflow.stages import run_materialize

@@ -1,4 +1,4 @@
-"""The real job over the real log: it agrees with Spark batch, and every event counts once wherever it is killed."""
+"""The real job over the real log: it agrees with Spark batch; each event counts once after a kill."""
 
 import contextlib
 import json
@@ -16,16 +16,18 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.events.log_names import COMMITTED, LOG
-from feature_repo.stores.embedded_redis import ensure_running, socket_path
+from feature_repo.stores.embedded_redis import ensure_running
 from feature_repo.stores.feature_store import redis_client
-from pipelines.ingest.ingest import event_files, read_events
+from pipelines.ingest.ingested import event_files, read_events
 from pipelines.operations.recount import check
+from pipelines.streaming.job import StreamConfig, StreamJob
+from pipelines.streaming.lease import JobRunning
 from pipelines.streaming.sink import DEAD_LETTERS
 from pipelines.streaming.status import stream_status
 from pipelines.workflow.stages import run_features, run_materialize
 from serving.event_log.redis_stream import RedisStreamLog
 from tests.support.streaming_job import (
-    PLACES,
+    CRASH_POINTS,
     Feeder,
     drained,
     kill,
@@ -37,13 +39,19 @@ from tests.support.streaming_job import (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_job_stays(copied):
-    yield copied  # which goes after the job: its Redis stays for as long as somebody uses it
+@pytest.fixture
+def workspace(featured, copy, tmp_path):
+    """A copy of a world with features; its jobs are killed before its Redis is stopped."""
+    with copy(featured, tmp_path / "w") as copied:
+        yield copied
+        kill_started()
+
+
+@pytest.fixture
+def released(copied):
+    """A copy of a world with a release; its processes are killed before its Redis is stopped."""
+    yield copied
     kill_started()
-
-
-CI_PLACES = ("within-online", "within-offline", "batch-end")
 
 
 def without_last_day(workspace):
@@ -89,51 +97,53 @@ def send(workspace, events):
     return len(rows)
 
 
-def test_stream_and_batch_agree_on_every_value(built, copied):
-    whole = built.workspace.features
-    late = without_last_day(copied)
-    (copied.root / "features" / "current").unlink()
-    run_features(copied)
-    run_materialize(copied)
-    sent = send(
-        copied, late.sample(frac=1.0, random_state=1)
-    )  # in no order: late events go where they belong
-    assert sent > 200
-    client = redis_client(copied)
+def test_stream_and_batch_agree_on_every_value(featured, workspace):
+    whole = featured.features
+    late = without_last_day(workspace)
+    (workspace.root / "features" / "current").unlink()
+    run_features(workspace)
+    run_materialize(workspace)
+    # In random order: the features must not depend on the order of arrival.
+    sent = send(workspace, late.sample(frac=1.0, random_state=1))
+    assert sent > 50
+    client = redis_client(workspace)
     client.xadd(LOG, {"event": "not an event"})
     client.xadd(
         LOG,
         {"event": json.dumps({"user_id": "u", "item_id": "i", "event_id": "e", "type": "stare"})},
     )
-    job = start_job(copied)
-    wait_until(drained(copied))
+    job = start_job(workspace)
+    wait_until(drained(workspace))
     status = stream_status(client)
-    assert (status["events"], status["poison"], status["running"]["pid"]) == (sent, 2, job.pid)
+    assert (status.events, status.poison, status.running.pid) == (sent, 2, job.pid)
     assert "unknown type 'stare'" in client.xrange(DEAD_LETTERS)[1][1][b"reason"].decode()
     stop_job(job)
-    assert stream_status(client)["running"] is None
+    assert stream_status(client).running is None
     for table, key in (("user_history", c.USER), ("user_recent", c.USER), ("item_recent", c.ITEM)):
-        assert plain(newest_rows(copied.features / table, key)) == plain(
+        assert plain(newest_rows(workspace.features / table, key)) == plain(
             newest_rows(whole / table, key)
         )
-    found = check(copied, time.time())
-    assert (found.differing, found.examples) == (0, [])
-    before = redis_client(copied).dbsize()
-    run_materialize(copied)  # older rows of the batch do not replace what the stream wrote
-    assert check(copied, time.time()).differing == 0 and redis_client(copied).dbsize() == before
+    recount = check(workspace, time.time())
+    assert (recount.differing, recount.examples) == (0, [])
+    before = client.dbsize()
+    run_materialize(workspace)  # older rows of the batch do not replace what the stream wrote
+    assert check(workspace, time.time()).differing == 0 and client.dbsize() == before
 
 
-def survive(workspace, places, trouble=None):
-    """Kill the job at each place under load, then let it finish; every accepted event counts once."""
+def survive(workspace, kills, trouble=None):
+    """Start the job under load once for each kill, then let it finish; every event counts once.
+
+    ``kills`` are the crash points of each start, see ``start_job``.
+    """
     run_materialize(workspace)
     spec = workspace.spec()
     feeder = Feeder(
         workspace, [f"n{n}" for n in range(40)], [f"i{n:04d}" for n in range(30)], spec.event_types
     )
     try:
-        for place in places:
-            job = start_job(workspace, place)
-            assert job.wait(timeout=300) == -signal.SIGKILL, (
+        for crash_points in kills:
+            job = start_job(workspace, *crash_points)
+            assert job.wait(timeout=600) == -signal.SIGKILL, (
                 workspace.root / "job.log"
             ).read_text()[-3_000:]
         job = start_job(workspace)
@@ -148,20 +158,30 @@ def survive(workspace, places, trouble=None):
     status = stream_status(client)
     assert feeder.malformed > 0
     assert client.xlen(LOG) == feeder.accepted + feeder.malformed
-    assert (status["events"], status["poison"]) == (feeder.accepted, feeder.malformed)
-    assert status["dead_letters"] == feeder.malformed
+    assert (status.events, status.poison) == (feeder.accepted, feeder.malformed)
+    assert status.dead_letters == feeder.malformed
     assert client.get(COMMITTED) is not None
-    found = check(workspace, time.time())
-    assert (found.lost, found.doubled, found.differing, found.examples) == (0, 0, 0, [])
+    recount = check(workspace, time.time())
+    assert (recount.lost, recount.doubled, recount.differing, recount.examples) == (0, 0, 0, [])
 
 
-def test_killed_in_the_middle_of_its_writes(copied):
-    survive(copied, CI_PLACES)
+def a_second_job_is_refused(workspace, job):
+    wait_until(lambda: stream_status(redis_client(workspace)).running)
+    with pytest.raises(JobRunning, match=rf"process {job.pid} on .*: stop it first"):
+        StreamJob(workspace, StreamConfig()).run()
+    wait_until(lambda: getattr(stream_status(redis_client(workspace)).running, "pid", 0) == job.pid)
+
+
+def test_killed_in_the_middle_of_its_writes(workspace):
+    crash_points = ("within-online", "after-online", "within-offline", "batch-end")
+    survive(workspace, [crash_points], a_second_job_is_refused)
+    restarts = (workspace.root / "job.log").read_text().count("restarting from the checkpoint")
+    assert restarts >= 3
 
 
 def kill_and_pause_redis(workspace, job):
     wait_until(
-        lambda: (stream_status(redis_client(workspace))["running"] or {}).get("pid") == job.pid
+        lambda: getattr(stream_status(redis_client(workspace)).running, "pid", None) == job.pid
     )
     time.sleep(15)
     pid = redis_client(workspace).info("server")["process_id"]
@@ -177,13 +197,13 @@ def kill_and_pause_redis(workspace, job):
 
 
 @pytest.mark.faults
-def test_killed_at_every_place(copied):
-    survive(copied, PLACES)
+def test_killed_at_every_point(workspace):
+    survive(workspace, [(point,) for point in CRASH_POINTS])
 
 
 @pytest.mark.faults
-def test_redis_killed_and_paused(copied):
-    survive(copied, [], kill_and_pause_redis)
+def test_redis_killed_and_paused(workspace):
+    survive(workspace, [], kill_and_pause_redis)
 
 
 def kill_once_logged(client, before, api):
@@ -194,10 +214,10 @@ def kill_once_logged(client, before, api):
 
 
 @pytest.mark.faults
-def test_the_api_is_killed_in_the_middle_of_a_batch(copied):
-    """The sender repeats what was not answered, as it is told to; each event is in the log once."""
-    run_materialize(copied)
-    client, sent = redis_client(copied), 0
+def test_the_api_is_killed_in_the_middle_of_a_batch(released):
+    """The sender repeats what was not answered; each event is in the log once."""
+    run_materialize(released)
+    client, sent = redis_client(released), 0
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -207,14 +227,14 @@ def test_the_api_is_killed_in_the_middle_of_a_batch(copied):
             with contextlib.suppress(httpx.TransportError):
                 return httpx.get(f"{url}/readyz").status_code == 200
 
-        api = start_api(copied, url.rpartition(":")[2])
-        wait_until(ready, what=(copied.root / "api.log").read_text()[-2_000:])
+        api = start_api(released, url.rpartition(":")[2])
+        wait_until(ready, what=(released.root / "api.log").read_text()[-2_000:])
         return api
 
     def post(batch):
         return httpx.post(f"{url}/v1/events", json={"events": batch}, timeout=30).json()
 
-    job = start_job(copied)
+    job = start_job(released)
     for attempt, delay_s in enumerate([0.0, 0.005, 0.02, None]):
         api, before = serve(), client.xlen(LOG)
         batch = [
@@ -236,17 +256,7 @@ def test_the_api_is_killed_in_the_middle_of_a_batch(copied):
         sent += len(batch)
         kill(api)
         api.wait()
-    wait_until(drained(copied))
+    wait_until(drained(released))
     stop_job(job)
-    assert client.xlen(LOG) == stream_status(client)["events"] == sent
-    assert check(copied, time.time()).differing == 0
-
-
-def test_a_second_job_says_who_works_already(copied):
-    run_materialize(copied)
-    assert socket_path(copied.redis).exists()
-    job = start_job(copied)
-    wait_until(lambda: stream_status(redis_client(copied))["running"])
-    second = start_job(copied)
-    assert second.wait(timeout=240) == 1
-    assert f"process {job.pid}" in (copied.root / "job.log").read_text()
+    assert client.xlen(LOG) == stream_status(client).events == sent
+    assert check(released, time.time()).differing == 0

@@ -16,7 +16,7 @@ from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.files import read_json, write_json
 from feature_repo.hashing import file_hash
 from feature_repo.workspace import MissingStage
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.training.config import RetrievalConfig
 from pipelines.training.release import make_release
 from pipelines.training.release_pointer import current_release

@@ -13,7 +13,7 @@ import redis
 
 from feature_repo import columns as c
 from feature_repo.stores.embedded_redis import socket_path
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.workflow.stages import run_materialize
 from tests.support.api_server import start_server, stop
 

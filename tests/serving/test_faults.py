@@ -29,7 +29,7 @@ from feature_repo import columns as c
 from feature_repo.files import link_atomically, read_json
 from feature_repo.stores.embedded_redis import ensure_running, socket_path
 from feature_repo.workspace import Workspace
-from pipelines.ingest.ingest import read_events
+from pipelines.ingest.ingested import read_events
 from pipelines.streaming.status import stream_status
 from pipelines.workflow.stages import run_materialize
 from serving.releases.release import MANIFEST, load_release, write_manifest
@@ -326,7 +326,7 @@ def streamed(server: Server, patience_s: float = 240.0) -> None:
     """Wait until the job has folded every accepted event into features."""
     deadline = time.monotonic() + patience_s
     with server.redis() as client:
-        while stream_status(client)["pending"]:
+        while stream_status(client).pending:
             assert time.monotonic() < deadline, (server.workspace.root / "stream.log").read_text()[
                 -3_000:
             ]

@@ -78,7 +78,10 @@ def finish_batch(workspace, lease, batch):
     types = {"value": EVENT_SCHEMA.field("value").type, "request_id": pa.string()}
     arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
     table = pa.table({**arrays, "payload": pa.array([None] * len(entries), pa.string())})
-    sink = Sink(workspace, SPEC, feature_store(workspace), redis_client(workspace), lease, 1, {})
+    sink = Sink(
+        workspace, SPEC, feature_store(workspace), redis_client(workspace),
+        lease=lease, generation=1, categories={},
+    )  # fmt: skip
     sink.write(table, batch, time.time())
 
 

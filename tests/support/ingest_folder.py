@@ -5,7 +5,8 @@ import pyarrow.parquet as pq
 
 from feature_repo.dataset import DatasetSpec
 from feature_repo.workspace import Workspace
-from pipelines.ingest.ingest import ingest, read_events
+from pipelines.ingest.ingest import ingest
+from pipelines.ingest.ingested import read_events
 
 NOW = pd.Timestamp("2024-06-15T12:00:00Z")
 MAY = 1_714_564_800  # 2024-05-01T12:00:00Z

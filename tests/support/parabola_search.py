@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from feature_repo.workspace import Workspace
-from pipelines.ingest.ingest import data_version
+from pipelines.ingest.ingested import data_version
 from pipelines.search.run import run_search
 from pipelines.search.study import SearchConfig
 

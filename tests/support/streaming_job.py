@@ -15,44 +15,51 @@ from pipelines.streaming.status import stream_status
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.online.features import OnlineStoreUnavailable
 
-PLACES = (
+CRASH_POINTS = (
     "batch-start", "before-online", "within-online", "after-online", "before-rename", "within-offline",
     "after-offline", "after-dead-letters", "batch-end", "after-commit",
 )  # fmt: skip
 
-_KILLER = """
+_CRASHING_JOB = """
 import os, signal, sys, threading
 from pipelines.streaming import offline, sink
 from pipelines.streaming.lease import Lease
 from pipelines.commands.cli import main
 
-place, home = sys.argv[1:3]
+points, home = sys.argv[1].split(), sys.argv[2]
 batches = 0
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
+def reach(point):
+    global batches
+    if batches < 2 or points[:1] != [point]:
+        return
+    if len(points) == 1:
+        die()
+    points.pop(0)
+    batches = 0
+    raise RuntimeError(f"crashed at {point}")
+
 def around(owner, name, before=None, after=None):
     original = getattr(owner, name)
     def patched(*args, **kwargs):
-        if batches > 1 and before == place:
-            die()
-        found = original(*args, **kwargs)
-        if batches > 1 and after == place:
-            die()
-        return found
+        reach(before)
+        result = original(*args, **kwargs)
+        reach(after)
+        return result
     setattr(owner, name, patched)
 
 def write(self, changes, batch, started, original=sink.Sink.write):
     global batches
     batches += "event" in changes["what"].to_pylist()
-    if batches > 1 and place == "batch-start":
-        die()
+    reach("batch-start")
     original(self, changes, batch, started)
-    if batches > 1 and place in ("batch-end", "after-commit"):
-        threading.Timer(0.0 if place == "batch-end" else 0.2, die).start()
+    if batches > 1 and points in (["batch-end"], ["after-commit"]):
+        threading.Timer(0.0 if points == ["batch-end"] else 0.2, die).start()
 
-sink._ROWS_A_TRANSACTION = 2
+sink._ROWS_PER_TRANSACTION = 2
 sink.Sink.write = write
 around(sink.Sink, "write_online", before="before-online", after="after-online")
 around(Lease, "write", after="within-online")
@@ -68,8 +75,14 @@ main()
 started = []
 
 
-def start_job(workspace, place="nowhere"):
-    return _start(workspace, "job.log", [_KILLER, place, str(workspace.root)])
+def start_job(workspace, *crash_points):
+    """Start the job; a batch crashes at each point but the last, at which the process is killed.
+
+    A crashed batch ends the query, which the job then restarts from its checkpoint.
+    """
+    return _start(
+        workspace, "job.log", [_CRASHING_JOB, " ".join(crash_points), str(workspace.root)]
+    )
 
 
 def start_api(workspace, port):
@@ -107,7 +120,7 @@ def stop_job(process):
     assert process.wait(timeout=240) == 0
 
 
-def wait_until(condition, patience_s=300, what=""):
+def wait_until(condition, patience_s=600, what=""):
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline, f"waited too long {what}"
@@ -117,7 +130,7 @@ def wait_until(condition, patience_s=300, what=""):
 def drained(workspace):
     def nothing_waits():
         try:
-            return stream_status(redis_client(workspace))["pending"] == 0
+            return stream_status(redis_client(workspace)).pending == 0
         except OSError:
             return False
 

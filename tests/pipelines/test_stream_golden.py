@@ -1,0 +1,65 @@
+"""The job continues from a checkpoint that an earlier version of the code wrote.
+
+``tests/data/stream_checkpoint_97f4b5b.tar.xz`` is a working folder as the code of commit 97f4b5b
+left it: events of 8 ingested users, the feature tables, Redis' append-only file and the job's checkpoint. The
+job had finished a batch of 40 log entries (one malformed). It was killed in its second batch of 30
+entries (one malformed), after the online and offline writes and before the commit. Then 20 more
+events were accepted. So the job must repeat a batch without counting it twice, and go on.
+"""
+
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from feature_repo.files import read_json
+from feature_repo.stores.embedded_redis import release as stop_redis
+from feature_repo.stores.feature_store import apply, feature_store, redis_client
+from feature_repo.workspace import Workspace
+from pipelines.operations.recount import check
+from pipelines.streaming.offline import read_archive
+from pipelines.streaming.status import stream_status
+from serving.event_log.redis_stream import RedisStreamLog
+from tests.support.streaming_job import drained, kill_started, start_job, stop_job, wait_until
+
+ARCHIVE = Path(__file__).parent.parent / "data" / "stream_checkpoint_97f4b5b.tar.xz"
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The stored working folder, unpacked; its registry of features is made anew, as it has full paths."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    workspace = Workspace(tmp_path)
+    apply(feature_store(workspace), workspace)
+    yield workspace
+    kill_started()
+    stop_redis(workspace.redis)
+
+
+def test_the_job_continues_from_an_old_checkpoint(stored):
+    client = redis_client(stored)
+    generation = read_json(stored.root / "stream" / "generation.json")
+    before = stream_status(client)
+    assert (before.events, before.poison, before.pending) == (39, 1, 50)
+    newest = read_archive(stored)["timestamp"].to_pylist()[-1].timestamp()
+    further = [
+        {"event_id": f"further-{n}", "user_id": f"n{n % 9}", "item_id": f"i{n % 11:04d}", "type": "view",
+         "timestamp": newest + n}
+        for n in range(25)
+    ]  # fmt: skip
+    accepted = RedisStreamLog(stored).append([*further, *further[:5]])
+    assert (accepted.accepted, accepted.duplicates) == (25, 5)
+
+    job = start_job(stored)
+    wait_until(drained(stored), what=(stored.root / "job.log").read_text()[-2_000:])
+    stop_job(job)
+
+    after = stream_status(client)
+    assert (after.events, after.poison, after.dead_letters) == (39 + 29 + 20 + 25, 2, 2)
+    assert read_json(stored.root / "stream" / "generation.json") == generation
+    events = read_archive(stored)
+    assert len(events) == len(set(events["event_id"].to_pylist())) == after.events
+    recount = check(stored, max(events["timestamp"].to_pylist()).timestamp() + 1)
+    assert recount.users == 8 + 9
+    assert (recount.lost, recount.doubled, recount.differing, recount.examples) == (0, 0, 0, [])
