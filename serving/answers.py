@@ -13,6 +13,7 @@ import numpy as np
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Int32Array
 from serving.api.schemas import (
+    Explanation,
     RecommendationItem,
     RecommendationRequest,
     RecommendationResponse,
@@ -120,9 +121,9 @@ def _explain(
     ranked: Ranked | None,
     numerics: Float32Array,
     categoricals: Int32Array,
-) -> list[dict[str, Any]]:
+) -> list[Explanation]:
     names, heads = snapshot.release.codec.numeric, snapshot.release.codec.spec.event_types
-    explanations: list[dict[str, Any]] = []
+    explanations: list[Explanation] = []
     probabilities = ranked.probabilities[result.rows] if ranked else ()
     shown = zip(probabilities, result.sources, result.scores, numerics, categoricals, strict=False)
     for chances, sources, score, numeric, categorical in shown:
@@ -138,7 +139,7 @@ def _explain(
             }
         )
     unranked = result.sources[len(explanations) :]
-    return explanations + [{"sources": dict.fromkeys(sources)} for sources in unranked]
+    return explanations + [Explanation(sources=dict.fromkeys(sources)) for sources in unranked]
 
 
 def similar_items(snapshot: ServingSnapshot, item_id: str, k: int) -> SimilarItemsResponse:

@@ -1,26 +1,23 @@
-"""Problem details (RFC 9457): how every error looks, whoever answers it."""
+"""Problem details (RFC 9457): the body of every error that the API answers with."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import orjson
+from typing_extensions import TypedDict
 
 MEDIA_TYPE = "application/problem+json"
 
 
-PROBLEM_SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-    },
-}
+class Problem(TypedDict):
+    """The body of every answer with a status of 400 or more."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
 
 
-def problem(status: int, title: str, detail: Any) -> bytes:
-    """Return the body of an error."""
-    return orjson.dumps({"type": "about:blank", "title": title, "status": status, "detail": detail})
+def problem_body(status: int, title: str, detail: str) -> bytes:
+    """Return problem details as JSON."""
+    problem = Problem(type="about:blank", title=title, status=status, detail=detail)
+    return orjson.dumps(problem)

@@ -1,11 +1,18 @@
-"""Requests and responses of the HTTP API."""
+"""Request and response bodies of the HTTP API; ``/openapi.json`` describes them by these names."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, NotRequired
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from serving.recommender.filters import AttributeRule
@@ -13,45 +20,97 @@ from serving.recommender.filters import AttributeRule
 Id = Annotated[str, Field(min_length=1, max_length=256)]
 
 
+def _example(**fields: Any) -> ConfigDict:
+    """Return the configuration of a model with an example, which works on the built-in world."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
 class RecommendationRequest(_Strict):
-    """Who asks, for how many, and what to leave out."""
+    """Who asks, for how many items, and which to leave out."""
 
-    user_id: Id
-    k: int = Field(default=20, ge=1, le=500)
-    exclude: list[Id] = Field(default=[], max_length=10_000)
-    filters: dict[str, AttributeRule] = Field(default={}, max_length=20)
-    explain: bool = False
+    model_config = _example(user_id="u0042", k=10, exclude=["i0007"])
+
+    user_id: Id = Field(description="Any id; a user without history gets popular items.")
+    k: int = Field(default=20, ge=1, le=500, description="Number of items.")
+    exclude: list[Id] = Field(
+        default=[], max_length=10_000, description="Items that must not be recommended."
+    )
+    filters: dict[str, AttributeRule] = Field(
+        default={}, max_length=20, description="Conditions on attributes of items, by name."
+    )
+    explain: bool = Field(
+        default=False, description="Explain each item's score; this takes several times as long."
+    )
 
 
 class RecommendationBatchRequest(_Strict):
     """Up to 1,000 requests, answered in their order."""
 
+    model_config = _example(requests=[{"user_id": "u0042", "k": 5}, {"user_id": "u0043", "k": 5}])
+
     requests: list[RecommendationRequest] = Field(min_length=1, max_length=1_000)
+
+
+class FeatureContribution(TypedDict):
+    """How much one feature adds to an item's score, in the ranker's own unit."""
+
+    feature: str
+    contribution: float
+
+
+class Explanation(TypedDict):
+    """Why an item was recommended; an item that was not ranked has its sources only."""
+
+    sources: Annotated[
+        dict[str, float | None], Field(description="Score of each source that proposed the item.")
+    ]
+    rank_score: NotRequired[float]
+    probabilities: NotRequired[
+        Annotated[dict[str, float], Field(description="Calibrated probability of each event type.")]
+    ]
+    features: NotRequired[
+        Annotated[list[FeatureContribution], Field(description="Largest contributions first.")]
+    ]
 
 
 # Responses are plain dictionaries: making and checking models of twenty items takes longer than
 # ranking them.
+@with_config(_example(item_id="i0042", score=0.31, sources=["two_tower", "new"]))
 class RecommendationItem(TypedDict):
     """One recommended item."""
 
     item_id: str
     score: float
-    sources: list[str]
-    explain: NotRequired[dict[str, Any]]
+    sources: Annotated[list[str], Field(description="Candidate sources that proposed the item.")]
+    explain: NotRequired[Explanation]
 
 
+@with_config(
+    _example(
+        request_id="9f0c3a52b8f84b1c8f1e6d7a5b4c3d2e",
+        release="4c1f09a7d2be",
+        items=[{"item_id": "i0042", "score": 0.31, "sources": ["two_tower", "new"]}],
+        degraded=[],
+    )
+)
 class RecommendationResponse(TypedDict):
-    """The list, best first; ``degraded`` names each loss of quality, ``filtered`` what rules took out (explain)."""
+    """The recommended items, best first."""
 
-    request_id: str
+    request_id: Annotated[str, Field(description="Send it with events that this list caused.")]
     release: str
     items: list[RecommendationItem]
-    degraded: list[str]
-    filtered: NotRequired[dict[str, int]]
+    degraded: Annotated[
+        list[str], Field(description="Losses of quality, such as `online_store_unavailable`.")
+    ]
+    filtered: NotRequired[
+        Annotated[
+            dict[str, int], Field(description="Candidates that each rule removed (`explain`).")
+        ]
+    ]
 
 
 class RecommendationBatchResponse(TypedDict):
@@ -67,7 +126,7 @@ class SimilarItemsResponse(TypedDict):
     items: list[RecommendationItem]
 
 
-_MOMENT = {
+_TIME_SCHEMA = {
     "anyOf": [
         {"type": "number"},
         # Not all that is accepted: no zones, and no days that some month does not have.
@@ -76,76 +135,121 @@ _MOMENT = {
             "pattern": "^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$",
         },
         {"type": "null"},
-    ]
+    ],
+    "description": "Epoch seconds or ISO 8601.",
 }
 
 
-def _epoch(moment: Any) -> Any:
-    if not isinstance(moment, str):
-        return moment
-    found = datetime.fromisoformat(moment)
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+def _epoch(time: Any) -> Any:
+    if not isinstance(time, str):
+        return time
+    parsed = datetime.fromisoformat(time)
+    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
 
 
-Moment = Annotated[
+Timestamp = Annotated[
     Annotated[float, Field(strict=True, allow_inf_nan=False)] | None,
     BeforeValidator(_epoch),
-    WithJsonSchema(_MOMENT),
+    WithJsonSchema(_TIME_SCHEMA),
 ]
 """Epoch seconds or ISO 8601 (without a zone: UTC); read as epoch seconds."""
 
 
 class ItemUpdate(_Strict):
-    """An item that the release does not have, and from when until when it can be had: by default from now on."""
+    """An item that the release does not have, and when it is available: by default from now on."""
 
-    attributes: dict[str, Any] = Field(max_length=1_000)
-    available_from: Moment = None
-    available_until: Moment = None
+    attributes: dict[str, Any] = Field(
+        max_length=1_000, description="Values of the data set's item attributes, by name."
+    )
+    available_from: Timestamp = None
+    available_until: Timestamp = None
 
 
 class ItemChange(TypedDict):
-    """An item that was added, removed or put back; ``changed`` is False if it was so already."""
+    """Whether a request to add, remove or restore an item changed anything."""
 
     item_id: str
-    changed: bool
+    changed: Annotated[bool, Field(description="False: the item was in this state already.")]
 
 
 class UserFeaturesResponse(BaseModel):
-    """What the online store knows of a user."""
+    """The features of a user in the online store."""
 
     user_id: str
-    known: bool
+    known: bool = Field(description="False: the online store has no row of this user.")
     features: dict[str, Any]
 
 
+class Event(_Strict):
+    """One interaction of a user with an item."""
+
+    model_config = _example(
+        event_id="checkout-17-line-1",
+        user_id="u0042",
+        item_id="i0007",
+        type="view",
+        timestamp="2026-01-31T12:00:00Z",
+    )
+
+    event_id: Id = Field(
+        description="Unique id; an event whose id was accepted in the last 24 hours is a duplicate."
+    )
+    user_id: Id
+    item_id: Id
+    type: str = Field(description="One of the data set's event types.")
+    timestamp: float | str = Field(
+        description="Epoch seconds or ISO 8601 (without a zone: UTC); at most 7 days ago."
+    )
+    value: float | None = Field(
+        default=None, allow_inf_nan=False, description="Rating, price or seconds of the event."
+    )
+    request_id: Id | None = Field(
+        default=None, description="`request_id` of the recommendation that led to the event."
+    )
+
+
 class EventBatch(_Strict):
-    """Up to 1,000 events; each is checked by itself."""
+    """Up to 1,000 events; each is checked by itself, as an ``Event``."""
 
     events: list[dict[str, Any]] = Field(min_length=1, max_length=1_000)
 
 
-class Event(_Strict):
-    """One event. ``timestamp`` is epoch seconds or ISO 8601."""
-
-    event_id: Id
-    user_id: Id
-    item_id: Id
-    type: str
-    timestamp: float | str
-    value: float | None = Field(default=None, allow_inf_nan=False)
-    request_id: Id | None = None
-
-
 class RejectedEvent(BaseModel):
-    """An event that was not accepted, by its place in the request."""
+    """An event that was not accepted, by its index in the batch."""
 
     index: int
     reason: str
 
 
 class EventReceipt(BaseModel):
-    """What became of the events."""
+    """How many events of a batch were accepted, and why others were not."""
 
-    accepted: int
-    duplicates: int
+    model_config = _example(accepted=2, duplicates=0, rejected=[])
+
+    accepted: int = Field(description="New events; they are durable now.")
+    duplicates: int = Field(description="Events whose id was accepted before.")
     rejected: list[RejectedEvent]
+
+
+class Liveness(TypedDict):
+    """The process runs."""
+
+    status: str
+
+
+class StreamStatus(TypedDict):
+    """The streaming job."""
+
+    running: bool
+    lag_s: Annotated[float | None, Field(description="Age of the oldest unprocessed event.")]
+
+
+class Readiness(TypedDict):
+    """Whether a server takes requests, and what its answers lack."""
+
+    status: Annotated[str, Field(description="`ready`, `degraded`, `starting` or `stopping`.")]
+    release: NotRequired[str]
+    online_store: NotRequired[bool]
+    lost: NotRequired[list[str]]
+    items_age_s: NotRequired[float | None]
+    stream: NotRequired[StreamStatus | None]

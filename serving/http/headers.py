@@ -1,15 +1,14 @@
-"""Headers that every response carries: what a browser may do with it, and which web pages may read it."""
+"""What a browser may do with an answer: security headers, and the origins of other pages."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.errors import FunnelError
-
-Headers = list[tuple[bytes, bytes]]
-"""Headers as ASGI has them, names in lower case."""
 
 _ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
@@ -19,6 +18,8 @@ _ALWAYS = [
     (b"cache-control", b"no-store"),
 ]
 
+DOCS = "/docs"
+
 POLICY = b"default-src 'none'; frame-ancestors 'none'"
 """Content security policy of data: a browser loads nothing for it."""
 
@@ -26,17 +27,32 @@ POLICY = b"default-src 'none'; frame-ancestors 'none'"
 # FastAPI's page.
 DOCS_POLICY = (
     b"default-src 'none'; script-src 'unsafe-inline' https://cdn.jsdelivr.net; "
-    b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src 'self' data: https://fastapi.tiangolo.com; "
+    b"style-src 'unsafe-inline' https://cdn.jsdelivr.net; "
+    b"img-src 'self' data: https://fastapi.tiangolo.com; "
     b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content security policy of the page ``/docs``: what Swagger UI loads, and nothing more."""
 
-PREFLIGHT: Headers = [
-    (b"access-control-allow-methods", b"GET, POST, PUT, DELETE"),
-    (b"access-control-allow-headers", b"authorization, content-type, x-api-key"),
-    (b"access-control-max-age", b"600"),
-]
-"""What a browser is told before it sends a request from a page of another origin."""
+
+class SecurityHeadersMiddleware:
+    """Adds the security headers to every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._data = [*_ALWAYS, (b"content-security-policy", POLICY)]
+        self._docs = [*_ALWAYS, (b"content-security-policy", DOCS_POLICY)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                added = self._docs if path == DOCS else self._data
+                message["headers"] = [*message.get("headers", ()), *added]
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers)
 
 
 class BadOrigin(FunnelError):
@@ -50,36 +66,23 @@ def allowed_origins() -> list[str]:
         BadOrigin: one of them is not ``http(s)://host[:port]``.
 
     """
-    origins = [
-        part.strip()
-        for part in os.environ.get("FUNNEL_CORS_ORIGINS", "").split(",")
-        if part.strip()
-    ]
+    parts = map(str.strip, os.environ.get("FUNNEL_CORS_ORIGINS", "").split(","))
+    origins = [part.lower() for part in parts if part]  # as browsers send them
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
             raise BadOrigin(
-                f"FUNNEL_CORS_ORIGINS: '{origin}' is not of the form https://host or https://host:port"
+                f"FUNNEL_CORS_ORIGINS: '{origin}' is not of the form https://host or "
+                "https://host:port"
             )
     return origins
 
 
-class ResponseHeaders:
-    """The headers of every response, ready made for each origin that is allowed."""
-
-    def __init__(self, policy: bytes, origins: Collection[str]) -> None:
-        """``policy``: the content security policy; ``origins``: those of web pages that may read responses."""
-        vary = [(b"vary", b"origin")] if origins else []
-        self._others: Headers = [*_ALWAYS, (b"content-security-policy", policy), *vary]
-        exposed = (b"access-control-expose-headers", b"retry-after")
-        self._allowed = {
-            name: [*self._others, (b"access-control-allow-origin", name), exposed]
-            for name in (origin.lower().encode() for origin in origins)  # as browsers send them
-        }
-
-    def allow(self, origin: bytes | None) -> bool:
-        """Return whether pages of an origin may read responses."""
-        return origin in self._allowed
-
-    def to(self, origin: bytes | None) -> Headers:
-        """Return the headers of a response to an origin; None: the request named none."""
-        return self._others if origin is None else self._allowed.get(origin, self._others)
+def cors_options(origins: list[str]) -> dict[str, Any]:
+    """Return the options of Starlette's CORSMiddleware: what pages of these origins may do."""
+    return {
+        "allow_origins": origins,
+        "allow_methods": ("GET", "POST", "PUT", "DELETE"),
+        "allow_headers": ("authorization", "content-type", "x-api-key"),
+        "expose_headers": ("retry-after",),
+        "max_age": 600,
+    }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
+from serving.api.schemas import Liveness, Readiness, StreamStatus
 from serving.event_log.stream_state import StreamState
 
 LAG_S = 60.0
@@ -34,14 +35,14 @@ class Serving(Protocol):
         """When the item counters were read from the online store (ISO 8601); None: they are the release's own."""
 
 
-def liveness() -> dict[str, str]:
-    """Return the answer of a process whose loop turns; call it from a coroutine, for a thread would prove less."""
+def liveness() -> Liveness:
+    """Return the answer of a live process; call it from a coroutine, so that it proves that the loop runs."""
     return {"status": "ok"}
 
 
 def readiness(
     engine: Serving | None, stream: StreamState | None, now: float, *, stopping: bool = False
-) -> tuple[int, dict[str, Any]]:
+) -> tuple[int, Readiness]:
     """Return the HTTP status, and what is ready and what is lost.
 
     A loss does not make it 503: every request can still be answered, and with all servers out at
@@ -58,14 +59,16 @@ def readiness(
         return 503, {"status": "stopping" if stopping else "starting"}
     age = items_age(engine, now)
     lost = _lost(age, stream)
-    known = stream is not None and stream.running is not None
+    job: StreamStatus | None = None
+    if stream is not None and stream.running is not None:
+        job = {"running": stream.running, "lag_s": stream.lag_s}
     return 200, {
         "status": "degraded" if lost else "ready",
         "release": engine.release.id,
         "online_store": stream is not None,
         "lost": lost,
         "items_age_s": None if age is None else round(age, 1),
-        "stream": {"running": stream.running, "lag_s": stream.lag_s} if stream and known else None,
+        "stream": job,
     }
 
 

@@ -1,4 +1,4 @@
-"""The outermost layer of the app: an id, a count, a time, a log line and, where wanted, a trace for each request."""
+"""Telemetry of every request: an id, metrics, a log line and, where wanted, a trace."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.errors import FunnelError
-from serving.api.problems import MEDIA_TYPE, problem
 from serving.observability.logs import begin_notes, request_id, trace_id
 from serving.observability.metrics import Metrics
 
@@ -30,9 +29,8 @@ _ASKS_FOR_TRACING = (
 )
 _HEADER = b"x-request-id"
 _VISIBLE = re.compile(rb"[\x21-\x7e]{1,128}")
-_GONE = 499  # nginx's number for a client that did not wait for the answer
+_CLIENT_CLOSED = 499  # nginx's number for a client that closed the connection first
 
-_log = logging.getLogger(__name__)
 _access = logging.getLogger("serving.http.access")
 
 
@@ -65,7 +63,9 @@ class _Exchange:
     __slots__ = ("_send", "id", "status")
 
     def __init__(self, id_: bytes, send: Send) -> None:
-        self.id, self.status, self._send = id_, 0, send
+        self.id = id_
+        self.status = 0
+        self._send = send
 
     async def send(self, message: Message) -> None:
         """Pass a message of the answer on, with the request's id in its headers."""
@@ -74,21 +74,9 @@ class _Exchange:
             message["headers"] = [*message.get("headers", ()), (_HEADER, self.id)]
         await self._send(message)
 
-    async def fail(self) -> None:
-        """Answer with problem details (RFC 9457), which say nothing of the error."""
-        body = problem(
-            500, "the server failed", f"its log says why, under the request id {self.id.decode()}"
-        )
-        headers = [
-            (b"content-type", MEDIA_TYPE.encode()),
-            (b"content-length", str(len(body)).encode()),
-        ]
-        await self.send({"type": "http.response.start", "status": 500, "headers": headers})
-        await self.send({"type": "http.response.body", "body": body})
 
-
-class Telemetry:
-    """ASGI middleware; to be the outermost, so that it sees what the others answer.
+class TelemetryMiddleware:
+    """Gives every request an id, and notes how it ended.
 
     A request's id is the caller's ``X-Request-Id`` if that is up to 128 visible ASCII characters,
     else a new one. It is in the answer's headers, in ``request.state.request_id`` and in every log
@@ -96,7 +84,9 @@ class Telemetry:
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
-        self._app, self._metrics, self._tracing = app, metrics, tracing
+        self._app = app
+        self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request; other kinds of traffic pass."""
@@ -105,9 +95,7 @@ class Telemetry:
             return
         exchange = _Exchange(_id(scope), send)
         scope.setdefault("state", {})["request_id"] = name = exchange.id.decode()
-        request_id.set(
-            name
-        )  # never taken back: the server runs each request in a context of its own
+        request_id.set(name)  # not reset: the server runs each request in a context of its own
         if self._tracing is None or scope["path"] in PROBES:
             await self._answer(scope, receive, exchange)
         else:
@@ -128,21 +116,18 @@ class Telemetry:
     async def _answer(self, scope: Scope, receive: Receive, exchange: _Exchange) -> None:
         level = logging.DEBUG if scope["path"] in PROBES else logging.INFO
         notes = begin_notes() if _access.isEnabledFor(level) else None
-        metrics, start = self._metrics, perf_counter()
+        metrics = self._metrics
+        start = perf_counter()
         metrics.in_flight.inc()
         try:
             await self._app(scope, receive, exchange.send)
         except Exception:
-            if (
-                exchange.status
-            ):  # half an answer is out: only a broken connection can tell the client
-                exchange.status = 500
-                raise
-            _log.exception("a request failed")
-            await exchange.fail()
+            exchange.status = 500  # nothing was sent, or half an answer
+            raise
         finally:
-            seconds, endpoint = perf_counter() - start, _endpoint(scope)
-            exchange.status = exchange.status or _GONE
+            seconds = perf_counter() - start
+            endpoint = _endpoint(scope)
+            exchange.status = exchange.status or _CLIENT_CLOSED
             metrics.in_flight.dec()
             metrics.answered(endpoint, exchange.status, seconds)
             if notes is not None:

@@ -28,7 +28,7 @@ import uvicorn
 from feature_repo.errors import FunnelError
 from feature_repo.workspace import Workspace
 from serving.counters import CounterFiles, CounterReader
-from serving.http.access import guard
+from serving.http.access import load_keys
 from serving.http.app import create_app
 from serving.observability.logs import setup_logging
 from serving.observability.multiprocess import shared_by_workers
@@ -72,7 +72,7 @@ def serve(
 
     """
     setup_logging()
-    keys = guard(address[0], workspace.root / "keys.json")
+    keys = load_keys(address[0], workspace.root / "keys.json")
     release = check_release(folder, registered_features(workspace))
     release.recommender.prepare(release.items)
     files = CounterFiles(workspace.root / "serving" / "counters")
@@ -80,7 +80,7 @@ def serve(
 
     def work(ready: Callable[[], None]) -> None:
         sys.setswitchinterval(_SWITCH_S)
-        app = create_app(workspace, release, keys, files, follow=True)
+        app = create_app(workspace, release, keys, counters=files, follow=True)
         config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
         server = DrainingServer(config)
         server.started_up = ready

@@ -1,0 +1,65 @@
+"""The app's middleware in one list: the order in which a request passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from serving.http.access import AccessMiddleware
+from serving.http.body_limit import BodyLimitMiddleware
+from serving.http.draining import DrainingMiddleware
+from serving.http.executors import Executor
+from serving.http.fast_path import FastPathMiddleware, FastRoute
+from serving.http.headers import SecurityHeadersMiddleware, allowed_origins, cors_options
+from serving.http.keys import KeyRing
+from serving.http.load_shedding import LoadSheddingMiddleware
+from serving.http.problem_details import ProblemDetailsMiddleware
+from serving.http.telemetry import TelemetryMiddleware
+from serving.observability.metrics import Metrics
+
+if TYPE_CHECKING:
+    from serving.observability.tracing import Tracing
+
+
+def middleware(
+    *,
+    executors: Mapping[str, Executor],
+    fast_routes: Mapping[str, FastRoute],
+    keys: KeyRing | None,
+    metrics: Metrics,
+    tracing: Tracing | None,
+) -> list[Middleware]:
+    """Return the app's middleware, the outermost first.
+
+    Args:
+        executors: by path; a path is refused while its executor is full.
+        fast_routes: by path, those that skip FastAPI's routing.
+        keys: API keys; None: everybody may do everything.
+        metrics: what requests are counted in.
+        tracing: None: no traces.
+
+    Raises:
+        BadOrigin: ``FUNNEL_CORS_ORIGINS`` holds something that is no origin.
+
+    """
+    origins = allowed_origins()
+    cors = [Middleware(CORSMiddleware, **cors_options(origins))] if origins else []
+    return [
+        # Every answer has these headers, refusals included.
+        Middleware(SecurityHeadersMiddleware),
+        Middleware(DrainingMiddleware),
+        # Before any work is done for the request.
+        Middleware(LoadSheddingMiddleware, executors=executors, shed=metrics.shed),
+        # Sees what all layers below it answer.
+        Middleware(TelemetryMiddleware, metrics=metrics, tracing=tracing),
+        # Browsers send no key with a preflight, and must be able to read refusals.
+        *cors,
+        # Turns the errors of all layers below it into answers.
+        Middleware(ProblemDetailsMiddleware),
+        Middleware(AccessMiddleware, keys=keys),
+        Middleware(BodyLimitMiddleware),
+        Middleware(FastPathMiddleware, routes=fast_routes),
+    ]

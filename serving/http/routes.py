@@ -1,0 +1,129 @@
+"""The other routes: events, items, users, probes and metrics. Handlers only translate."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Path, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
+
+from serving.api.schemas import (
+    EventBatch,
+    EventReceipt,
+    ItemChange,
+    ItemUpdate,
+    Liveness,
+    Readiness,
+    SimilarItemsResponse,
+    UserFeaturesResponse,
+)
+from serving.engine import Engine
+from serving.erasure import ErasureResponse
+from serving.http.health import liveness, readiness
+from serving.http.openapi import raw_body
+from serving.observability.exposition import render
+
+
+def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+UsesEngine = Annotated[Engine, Depends(_engine)]
+ItemId = Annotated[str, Path(openapi_examples={"built-in world": {"value": "i0007"}})]
+NewItemId = Annotated[
+    str,
+    Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "i0007"}}),
+]
+UserId = Annotated[str, Path(openapi_examples={"built-in world": {"value": "u0042"}})]
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add the routes of events, items and users."""
+
+    @app.post("/v1/events", status_code=202, tags=["events"])
+    def send_events(request: EventBatch, engine: UsesEngine) -> EventReceipt:
+        """Append events to the log; they are durable when the answer comes.
+
+        Each event is checked by itself: one that is rejected does not stop the others.
+        """
+        return engine.accept(request.events)
+
+    @app.get("/v1/items/{item_id:path}/similar", tags=["recommendations"])
+    def similar_items(
+        item_id: ItemId, engine: UsesEngine, k: Annotated[int, Query(ge=1, le=500)] = 20
+    ) -> SimilarItemsResponse:
+        """Return items like another one: seen by the same users first, then the nearest vectors."""
+        return engine.similar(item_id, k)
+
+    @app.put(
+        "/v1/items/{item_id:path}",
+        status_code=202,
+        tags=["items"],
+        openapi_extra=raw_body(ItemUpdate, required=False),
+    )
+    async def put_item(item_id: NewItemId, request: Request, engine: UsesEngine) -> ItemChange:
+        """Add an item that the release does not have, or restore a removed one (without a body).
+
+        All servers recommend it within a second.
+        """
+        body = await request.body()
+        if body:
+            item = ItemUpdate.model_validate_json(body)
+            changed = await run_in_threadpool(engine.add_item, item_id, item)
+        else:
+            changed = await run_in_threadpool(engine.restore_item, item_id)
+        return ItemChange(item_id=item_id, changed=changed)
+
+    @app.delete("/v1/items/{item_id:path}", status_code=202, tags=["items"])
+    def remove_item(item_id: ItemId, engine: UsesEngine) -> ItemChange:
+        """Stop recommending an item, on all servers within a second."""
+        return ItemChange(item_id=item_id, changed=engine.remove_item(item_id))
+
+    @app.get("/v1/users/{user_id:path}/features", tags=["users"])
+    def user_features(user_id: UserId, engine: UsesEngine) -> UserFeaturesResponse:
+        """Return the features of a user in the online store, with events of the last seconds."""
+        features = engine.user_features(user_id)
+        return UserFeaturesResponse(
+            user_id=user_id,
+            known=features.known,
+            features={name: values[0] for name, values in features.columns.items()},
+        )
+
+    @app.delete("/v1/users/{user_id:path}", status_code=202, tags=["users"])
+    def erase_user(user_id: UserId, engine: UsesEngine) -> ErasureResponse:
+        """Forget a user: nothing of them is served or accepted from now on.
+
+        `funnel erase` removes what lies in files.
+        """
+        return engine.erase(user_id)
+
+
+def add_operation_routes(app: FastAPI) -> None:
+    """Add probes and metrics."""
+
+    @app.get("/healthz", tags=["operations"])
+    async def healthz() -> Liveness:
+        """Say that the process runs; restart it if this does not answer."""
+        return liveness()
+
+    @app.get(
+        "/readyz",
+        tags=["operations"],
+        response_model=Readiness,
+        responses={503: {"model": Readiness}},
+    )
+    def readyz(request: Request) -> Response:
+        """Say whether this server takes requests, and what its answers lack."""
+        state = request.app.state
+        engine = getattr(state, "engine", None)
+        status, body = readiness(engine, state.stream.poll(), time.time(), stopping=state.draining)
+        return JSONResponse(body, status)
+
+    @app.get("/metrics", response_class=PlainTextResponse, tags=["operations"])
+    def metrics(request: Request) -> Response:
+        """Return the metrics of all workers in Prometheus's text format."""
+        return Response(render(request.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
