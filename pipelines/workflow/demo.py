@@ -22,7 +22,7 @@ from pipelines.training.release_pointer import current_release
 from pipelines.workflow import stages
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
-from serving.process.supervisor import serve
+from serving.process.server import serve
 from serving.releases.release import load_release
 
 _ITEMS_SHOWN = 5
@@ -122,7 +122,7 @@ def run_server(
         if next_steps:
             show_next_steps(workspace)
 
-    serve(workspace, current_release(workspace), address, workers, announce)
+    serve(workspace, current_release(workspace), address, workers=workers, started=announce)
 
 
 def _call(workspace: Workspace, url: str, user: str) -> str:

@@ -18,8 +18,9 @@ from serving.counters import CounterFiles, PeriodicTask
 from serving.engine import Engine
 from serving.event_log.stream_state import StreamStatePoller
 from serving.http.executors import Executor, LoopExecutor, WorkerPool
+from serving.http.headers import allowed_origins
 from serving.http.keys import KeyRing
-from serving.http.middleware import middleware
+from serving.http.middleware import install, middleware
 from serving.http.openapi import PROBLEMS, describe
 from serving.http.problem_details import handle_framework_error
 from serving.http.recommendation_routes import BATCH, RECOMMEND, add_recommendation_routes
@@ -107,10 +108,14 @@ def create_app(
     add_operation_routes(app)
     app.openapi = cache(lambda: describe(app, release, keys_required=keys is not None))  # type: ignore[method-assign]
     layers = middleware(
-        executors=executors, fast_routes=fast_routes, keys=keys, metrics=metrics, tracing=tracing
+        executors=executors,
+        fast_routes=fast_routes,
+        keys=keys,
+        metrics=metrics,
+        tracing=tracing,
+        origins=allowed_origins(),
     )
-    for layer in reversed(layers):  # add_middleware puts each around the ones before
-        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
+    install(app, layers)
     return app
 
 

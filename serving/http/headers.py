@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -77,7 +78,7 @@ def allowed_origins() -> list[str]:
     return origins
 
 
-def cors_options(origins: list[str]) -> dict[str, Any]:
+def cors_options(origins: Sequence[str]) -> dict[str, Any]:
     """Return the options of Starlette's CORSMiddleware: what pages of these origins may do."""
     return {
         "allow_origins": origins,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from serving.http.access import AccessMiddleware
-from serving.http.body_limit import BodyLimitMiddleware
+from serving.http.body_limit import MAX_BODY, BodyLimitMiddleware
 from serving.http.draining import DrainingMiddleware
 from serving.http.executors import Executor
 from serving.http.fast_path import FastPathMiddleware, FastRoute
-from serving.http.headers import SecurityHeadersMiddleware, allowed_origins, cors_options
+from serving.http.headers import SecurityHeadersMiddleware, cors_options
 from serving.http.keys import KeyRing
 from serving.http.load_shedding import LoadSheddingMiddleware
 from serving.http.problem_details import ProblemDetailsMiddleware
@@ -30,7 +31,9 @@ def middleware(
     fast_routes: Mapping[str, FastRoute],
     keys: KeyRing | None,
     metrics: Metrics,
-    tracing: Tracing | None,
+    tracing: Tracing | None = None,
+    origins: Sequence[str] = (),
+    max_body: int = MAX_BODY,
 ) -> list[Middleware]:
     """Return the app's middleware, the outermost first.
 
@@ -40,12 +43,10 @@ def middleware(
         keys: API keys; None: everybody may do everything.
         metrics: what requests are counted in.
         tracing: None: no traces.
-
-    Raises:
-        BadOrigin: ``FUNNEL_CORS_ORIGINS`` holds something that is no origin.
+        origins: those of web pages that may call from a browser.
+        max_body: limit of a request's body in bytes.
 
     """
-    origins = allowed_origins()
     cors = [Middleware(CORSMiddleware, **cors_options(origins))] if origins else []
     return [
         # Every answer has these headers, refusals included.
@@ -60,6 +61,12 @@ def middleware(
         # Turns the errors of all layers below it into answers.
         Middleware(ProblemDetailsMiddleware),
         Middleware(AccessMiddleware, keys=keys),
-        Middleware(BodyLimitMiddleware),
+        Middleware(BodyLimitMiddleware, limit=max_body),
         Middleware(FastPathMiddleware, routes=fast_routes),
     ]
+
+
+def install(app: FastAPI, layers: Sequence[Middleware]) -> None:
+    """Put middleware around an app, the outermost first."""
+    for layer in reversed(layers):  # add_middleware puts each around those before
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)

@@ -9,9 +9,8 @@ import pytest
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import RedisStreamLog
-from serving.http.access import Access
 from serving.http.keys import KeyRing, Scope, create
-from tests.support.access_app import Client, an_app
+from tests.support.access_app import Client, an_app, behind_middleware
 from tests.support.tiny_release import Tiny, build_tiny
 
 
@@ -46,10 +45,10 @@ def new_key(keys_file: Path) -> Callable[..., str]:
 
 @pytest.fixture
 def door(keys_file: Path) -> Callable[..., Client]:
-    """Make a client of a small app behind the door, with the keys unless told otherwise."""
+    """Make a client of a small app behind the middleware, with the keys unless told otherwise."""
 
     def make(ring: bool = True, **options: Any) -> Client:
         keys = KeyRing(keys_file, check_every_s=0.05) if ring else None
-        return Client(Access(an_app(), keys, **options))
+        return Client(behind_middleware(an_app(), keys, **options))
 
     return make

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from serving.http.access import Access, NoKeys, guard, needed
+from serving.http.access import AccessMiddleware, NoKeys, load_keys, required_scope
 from serving.http.keys import BadKeys, KeyRing, Scope, revoke, rotate
-from tests.support.access_app import Client, a_call, an_app, bearer, is_problem
+from tests.support.access_app import Client, a_call, an_app, bearer, behind_middleware, is_problem
 
 ROUTES = [
     ("POST", "/v1/recommendations", {"recommend", "admin"}),
@@ -75,17 +75,23 @@ def test_a_route_that_nobody_named_is_for_admins(door, new_key, route):
 
 def test_only_reading_users_is_for_everyone_who_recommends():
     assert (
-        needed("GET", "/v1/users/a/features")
-        == needed("HEAD", "/v1/users/a/features")
+        required_scope("GET", "/v1/users/a/features")
+        == required_scope("HEAD", "/v1/users/a/features")
         == Scope.RECOMMEND
     )
-    assert needed("POST", "/v1/users/a") == needed("PUT", "/v1/users/a") == Scope.ADMIN
-    assert needed("DELETE", "/v1/items/a") == needed("DELETE", "/v1/events") == Scope.ADMIN
+    assert (
+        required_scope("POST", "/v1/users/a") == required_scope("PUT", "/v1/users/a") == Scope.ADMIN
+    )
+    assert (
+        required_scope("DELETE", "/v1/items/a")
+        == required_scope("DELETE", "/v1/events")
+        == Scope.ADMIN
+    )
 
 
 def test_a_mounted_app_has_the_same_routes(keys_file, new_key):
     scopes, probe = bearer(new_key("events")), "/funnel/healthz"
-    client = Client(Access(an_app(), KeyRing(keys_file)), root_path="/funnel")
+    client = Client(behind_middleware(an_app(), KeyRing(keys_file)), root_path="/funnel")
     assert client.get(probe).status_code == 200
     assert client.post("/funnel/v1/events", json={}, headers=scopes).status_code == 200
     assert is_problem(client.get("/funnel/metrics", headers=scopes), 403)
@@ -181,7 +187,7 @@ def closed(monkeypatch):
 @pytest.mark.usefixtures("closed")
 @pytest.mark.parametrize("host", LOOPBACK)
 def test_this_machine_needs_no_keys(keys_file, host, caplog):
-    assert guard(host, keys_file) is None
+    assert load_keys(host, keys_file) is None
     [record] = caplog.records
     assert record.levelno == logging.WARNING and "no API keys" in record.getMessage()
 
@@ -190,7 +196,7 @@ def test_this_machine_needs_no_keys(keys_file, host, caplog):
 @pytest.mark.parametrize("host", OUTSIDE)
 def test_a_network_does(keys_file, host, monkeypatch, caplog):
     with pytest.raises(NoKeys) as refused:
-        guard(host, keys_file)
+        load_keys(host, keys_file)
     for word in (
         "funnel keys create --name web --scope recommend --scope events",
         "FUNNEL_OPEN=yes",
@@ -198,9 +204,9 @@ def test_a_network_does(keys_file, host, monkeypatch, caplog):
         assert word in str(refused.value)
     monkeypatch.setenv("FUNNEL_OPEN", "1")
     with pytest.raises(NoKeys):
-        guard(host, keys_file)
+        load_keys(host, keys_file)
     monkeypatch.setenv("FUNNEL_OPEN", "yes")
-    assert guard(host, keys_file) is None and len(caplog.records) == 1
+    assert load_keys(host, keys_file) is None and len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK, *OUTSIDE])
@@ -209,11 +215,11 @@ def test_keys_that_are_there_are_asked_for_everywhere(
 ):
     monkeypatch.setenv("FUNNEL_OPEN", "yes")
     text = new_key("events")
-    ring = guard(host, keys_file)
+    ring = load_keys(host, keys_file)
     assert ring and ring.find(text) and not caplog.records
     keys_file.write_text("[]")
     with pytest.raises(BadKeys):
-        guard(host, keys_file)
+        load_keys(host, keys_file)
 
 
 def test_no_key_left_lets_nobody_in(door, keys_file, new_key):
@@ -223,5 +229,5 @@ def test_no_key_left_lets_nobody_in(door, keys_file, new_key):
 
 def test_websockets_are_closed():
     sent, *call = a_call("/v1/recommendations", kind="websocket")
-    asyncio.run(Access(an_app(), None)(*call))
+    asyncio.run(AccessMiddleware(an_app(), None)(*call))
     assert sent == [{"type": "websocket.close", "code": 1008}]

@@ -1,12 +1,9 @@
 """What a browser is told: headers of every response, other origins, failures."""
 
-import asyncio
-
 import pytest
 
-from serving.http.access import Access
 from serving.http.headers import BadOrigin, allowed_origins
-from tests.support.access_app import SAFE, SHOP, Client, a_call, an_app, bearer, is_problem
+from tests.support.access_app import SAFE, SHOP, bearer, is_problem
 
 
 def test_every_response_has_the_headers(door, new_key):
@@ -24,23 +21,11 @@ def test_every_response_has_the_headers(door, new_key):
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_a_failure_is_a_problem_without_its_reason():
-    """As the API has it: ``app.add_middleware``, inside Starlette's own handler of errors, which still raises."""
-    app = an_app()
-    app.add_middleware(Access, keys=None)
-    answer = Client(app).get("/v1/items/broken")
+def test_a_failure_is_a_problem_without_its_reason(door, caplog):
+    answer = door(ring=False).get("/v1/items/broken", headers={"x-request-id": "r-17"})
     assert is_problem(answer, 500) and "secret" not in answer.text
-
-
-def test_a_failure_is_raised_on_and_names_the_request():
-    sent, scope, receive, send = a_call("/v1/items/broken")
-
-    async def broken(*_):
-        raise RuntimeError("a secret of the server")
-
-    with pytest.raises(RuntimeError, match="a secret"):
-        asyncio.run(Access(broken, None)(scope | {"state": {"request_id": "r-17"}}, receive, send))
-    assert b"request id r-17" in sent[1]["body"] and b"secret" not in sent[1]["body"]
+    assert "request id r-17" in answer.json()["detail"]
+    assert "a secret of the server" in caplog.text
 
 
 def test_around_the_app_it_adds_headers_to_failures_too(door):
@@ -77,7 +62,7 @@ def test_pages_of_allowed_origins_may_call(door, new_key):
     text = new_key("recommend")
     client = door(origins=[SHOP, "http://localhost:3000"])
     answer = preflight(client, SHOP)
-    assert answer.status_code == 204 and answer.content == b""
+    assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == SHOP
     assert answer.headers["access-control-allow-methods"].split(", ") == [
         "GET",
@@ -88,7 +73,7 @@ def test_pages_of_allowed_origins_may_call(door, new_key):
     assert {"authorization", "x-api-key", "content-type"} <= set(
         answer.headers["access-control-allow-headers"].split(", ")
     )
-    assert answer.headers["vary"] == "origin" and SAFE.items() <= answer.headers.items()
+    assert "Origin" in answer.headers["vary"] and SAFE.items() <= answer.headers.items()
     for headers, status in ((bearer(text), 200), ({}, 401)):
         answer = client.post("/v1/recommendations", json={}, headers={"origin": SHOP, **headers})
         assert answer.status_code == status
@@ -110,7 +95,9 @@ def test_pages_of_allowed_origins_may_call(door, new_key):
 def test_others_may_not(door, new_key, origin, origins):
     text = new_key("recommend")
     client = door(origins=origins)
-    assert is_problem(preflight(client, origin), 401)
+    refused = preflight(client, origin)
+    assert refused.status_code == (400 if origins else 401)
+    assert "access-control-allow-origin" not in refused.headers
     answer = client.post("/v1/recommendations", json={}, headers={"origin": origin, **bearer(text)})
     assert answer.status_code == 200, (
         "a browser keeps it from the page; other callers have no origin to speak of"

@@ -13,9 +13,19 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from serving.http.access import Access, Rates
+from serving.http.access import AccessMiddleware, RateLimiter
+from serving.http.body_limit import BodyLimitMiddleware
 from serving.http.keys import Key, KeyRing
-from tests.support.access_app import Client, a_call, bearer, coming, is_problem, parts
+from serving.http.problem_details import ProblemDetailsMiddleware
+from tests.support.access_app import (
+    Client,
+    a_call,
+    bearer,
+    behind_middleware,
+    coming,
+    is_problem,
+    parts,
+)
 
 
 def test_rate_limits_are_for_each_key(door, new_key):
@@ -34,13 +44,13 @@ def test_a_bucket_gives_what_its_rate_says():
         fields = {"id": "0" * 8, "sha256": "0" * 64, "name": "x", "scopes": ["events"]}
         return Key(**fields, created_at=datetime.now(UTC), rate_limit=rate)
 
-    rates, ten, tenth = Rates(), rated(10), rated(0.1)
-    assert [rates.wait(ten, 0.0) for _ in range(11)] == [0.0] * 10 + [0.1]
-    assert rates.wait(ten, 0.1) == 0.0 and rates.wait(ten, 0.1) > 0
-    passed = sum(rates.wait(ten, 1 + fiftieth / 50) == 0 for fiftieth in range(5_000))
+    rates, ten, tenth = RateLimiter(), rated(10), rated(0.1)
+    assert [rates.take(ten, 0.0) for _ in range(11)] == [0.0] * 10 + [0.1]
+    assert rates.take(ten, 0.1) == 0.0 and rates.take(ten, 0.1) > 0
+    passed = sum(rates.take(ten, 1 + fiftieth / 50) == 0 for fiftieth in range(5_000))
     assert 1_000 <= passed <= 1_010
-    rates = Rates()
-    assert [rates.wait(tenth, at) for at in (0.0, 4.0, 10.0)] == [0.0, pytest.approx(6.0), 0.0]
+    rates = RateLimiter()
+    assert [rates.take(tenth, at) for at in (0.0, 4.0, 10.0)] == [0.0, pytest.approx(6.0), 0.0]
 
 
 @pytest.mark.parametrize("ring", [True, False])
@@ -90,14 +100,15 @@ async def careless(request):
 @pytest.mark.parametrize("handler", [whole, careless])
 def test_no_framework_makes_another_answer_of_it(handler):
     app = Starlette(routes=[Route("/v1/x", handler, methods=["POST"])])
-    client = Client(Access(app, None, max_body=1_000))
+    client = Client(behind_middleware(app, max_body=1_000))
     assert is_problem(client.post("/v1/x", content=coming(parts(20))), 413)
 
 
 def test_a_response_that_has_begun_is_not_answered_twice():
     app = Starlette(routes=[Route("/v1/x", streamed, methods=["POST"])])
     sent, *call = a_call("/v1/x", parts(20))
-    asyncio.run(asyncio.wait_for(Access(app, None, max_body=1_000)(*call), 10))
+    limited = ProblemDetailsMiddleware(BodyLimitMiddleware(app, limit=1_000))
+    asyncio.run(asyncio.wait_for(limited(*call), 10))
     assert [message["type"] for message in sent].count("http.response.start") == 1
     assert len(sent) <= 11, "nothing came after the part that was too much"
 
@@ -107,9 +118,9 @@ import sys
 from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
-from serving.http.access import Access, guard
-app = FastAPI()
-app.add_middleware(Access, keys=guard("127.0.0.1", Path(sys.argv[1])))
+from serving.http.access import load_keys
+from tests.support.access_app import behind_middleware
+app = behind_middleware(FastAPI(), load_keys("127.0.0.1", Path(sys.argv[1])))
 @app.post("/v1/events")
 def take(body: dict) -> int:
     return len(body)
@@ -195,4 +206,4 @@ def test_its_own_time_is_small(keys_file, new_key):
     async def best(app):
         return min([await seconds(app) for _ in range(3)])
 
-    assert asyncio.run(best(Access(nothing, KeyRing(keys_file)))) < 300e-6
+    assert asyncio.run(best(AccessMiddleware(nothing, KeyRing(keys_file)))) < 300e-6

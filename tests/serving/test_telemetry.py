@@ -20,7 +20,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from feature_repo.settings import SettingsError
 from feature_repo.workspace import PROJECT_ROOT
-from serving.http.telemetry import Telemetry, start_tracing
+from serving.http.problem_details import ProblemDetailsMiddleware
+from serving.http.telemetry import TelemetryMiddleware, start_tracing
 from serving.observability.logs import note, setup_logging
 from serving.observability.metrics import Metrics
 
@@ -30,7 +31,8 @@ _log = logging.getLogger("serving.test")
 
 def make_app(metrics, tracing=None):
     app = FastAPI()
-    app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
+    app.add_middleware(ProblemDetailsMiddleware)
+    app.add_middleware(TelemetryMiddleware, metrics=metrics, tracing=tracing)
 
     @app.get("/v1/users/{user_id}/features")
     def features(user_id: str, request: Request):

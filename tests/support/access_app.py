@@ -1,10 +1,16 @@
-"""A small app behind the door, and what calls it."""
+"""A small app behind the real middleware, and a client of it."""
 
 import asyncio
 from functools import partialmethod
 
 import httpx
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from serving.http.middleware import install, middleware
+from serving.http.problem_details import handle_framework_error
+from serving.observability.metrics import Metrics
 
 SAFE = {
     "x-content-type-options": "nosniff",
@@ -37,7 +43,8 @@ class Client:
 
 
 def an_app():
-    app = FastAPI(title="small", redoc_url=None)
+    handlers = dict.fromkeys((HTTPException, RequestValidationError), handle_framework_error)
+    app = FastAPI(title="small", redoc_url=None, exception_handlers=handlers)
 
     @app.post("/v1/recommendations")
     @app.post("/v1/events")
@@ -62,6 +69,14 @@ def an_app():
     async def wrap(request, call_next):  # the API has such a one inside
         return await call_next(request)
 
+    return app
+
+
+def behind_middleware(app, keys=None, **options):
+    """Put the product's middleware around an app."""
+    app.state.draining = False
+    layers = middleware(executors={}, fast_routes={}, keys=keys, metrics=Metrics(), **options)
+    install(app, layers)
     return app
 
 

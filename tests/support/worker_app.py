@@ -9,7 +9,7 @@ import feast  # noqa: F401 - as in the real server, where it may come first
 import uvicorn
 from fastapi import FastAPI, Response
 
-from serving.http.telemetry import Telemetry
+from serving.http.telemetry import TelemetryMiddleware
 from serving.observability.exposition import render
 from serving.observability.metrics import Metrics
 from serving.observability.multiprocess import shared_by_workers
@@ -20,7 +20,7 @@ def create():
     metrics.serving("r1")
     metrics.items_read(time.time() - 100)
     app = FastAPI()
-    app.add_middleware(Telemetry, metrics=metrics)
+    app.add_middleware(TelemetryMiddleware, metrics=metrics)
 
     @app.get("/pid")
     async def pid():
