@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from feature_repo.stores.embedded_redis import release as stop_redis
-from feature_repo.workspace import Workspace
+from feature_repo.stores.feature_store import apply, feature_store
+from feature_repo.workspace import Workspace, write_atomically
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.http.keys import KeyRing, Scope, create
 from tests.support.access_app import Client, an_app, behind_middleware
-from tests.support.tiny_release import Tiny, build_tiny
+from tests.support.tiny_release import SPEC, Tiny, build_tiny
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +26,16 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A working folder with nothing but its Redis, for the tests of one file."""
     workspace = Workspace(tmp_path_factory.mktemp("w"))
     RedisStreamLog(workspace)  # starts its Redis, which the helpers reach by its socket
+    yield workspace
+    stop_redis(workspace.redis)
+
+
+@pytest.fixture(scope="module")
+def registered_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    """A working folder in which the tiny release's features are registered and nobody is known."""
+    workspace = Workspace(tmp_path_factory.mktemp("registered"))
+    write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
+    apply(feature_store(workspace), workspace)
     yield workspace
     stop_redis(workspace.redis)
 

@@ -33,6 +33,7 @@ from pipelines.ingest.ingested import read_events
 from pipelines.streaming.status import stream_status
 from pipelines.workflow.stages import run_materialize
 from serving.releases.release import MANIFEST, load_release, write_manifest
+from tests.support.api_server import workers_of
 from tests.support.damaged_release import DAMAGE
 
 pytestmark = pytest.mark.faults
@@ -64,24 +65,10 @@ class Server:
         )
 
     def workers(self) -> list[int]:
-        """The processes that hold the port, without the parent."""
-        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        (socket,) = [
-            line[9] for line in lines if line[3] == "0A" and line[1].endswith(f":{self.port:04X}")
-        ]
-        children = (
-            Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        )
-        return [int(pid) for pid in children if holds(pid, f"socket:[{socket}]")]
+        return workers_of(self.process, self.port)
 
     def serving(self) -> str:
         return httpx.get(f"http://127.0.0.1:{self.port}/readyz", timeout=10).json()["release"]
-
-
-def holds(pid: str, target: str) -> bool:
-    with contextlib.suppress(OSError):
-        return any(os.readlink(one) == target for one in Path(f"/proc/{pid}/fd").iterdir())
-    return False
 
 
 @contextlib.contextmanager

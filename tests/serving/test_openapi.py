@@ -38,8 +38,8 @@ OPERATIONS = {
 
 
 @pytest.fixture(scope="module")
-def app(workspace: Workspace, tiny: Tiny) -> FastAPI:
-    return create_app(workspace, tiny.release)
+def app(registered_workspace: Workspace, tiny: Tiny) -> FastAPI:
+    return create_app(registered_workspace, tiny.release)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +92,7 @@ def test_every_reference_leads_to_a_schema(document: dict[str, Any]) -> None:
     assert names <= set(document["components"]["schemas"])
 
 
-def test_operations_name_the_scope_of_a_key(
-    workspace: Workspace, tiny: Tiny, document: dict[str, Any]
-) -> None:
+def test_operations_name_the_scope_of_a_key(document: dict[str, Any]) -> None:
     assert set(document["components"]["securitySchemes"]) == {"BearerKey", "ApiKeyHeader"}
     for method, path, operation in operations(document):
         if path in ("/healthz", "/readyz"):

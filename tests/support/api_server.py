@@ -1,10 +1,13 @@
 """``funnel serve`` in a process of its own, and a client of it."""
 
+import contextlib
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 
@@ -37,3 +40,17 @@ def start_server(workspace):
 def stop(process):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
+
+
+def workers_of(process, port):
+    """Return the ids of the children of a server that hold its port: its workers, not its helper."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    (inode,) = [line[9] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if _holds(pid, f"socket:[{inode}]")]
+
+
+def _holds(pid, target):
+    with contextlib.suppress(OSError):
+        return any(os.readlink(one) == target for one in Path(f"/proc/{pid}/fd").iterdir())
+    return False

@@ -1,25 +1,26 @@
-"""Two forked workers on one port with the real metrics, in the way of ``funnel serve``; one that dies is replaced."""
+"""Two workers of the product's supervisor with its metrics, and an app that says which of them answers."""
 
 import os
-import socket
 import sys
 import time
 
 import feast  # noqa: F401 - as in the real server, where it may come first
-import uvicorn
 from fastapi import FastAPI, Response
 
 from serving.http.telemetry import TelemetryMiddleware
 from serving.observability.exposition import render
 from serving.observability.metrics import Metrics
-from serving.observability.multiprocess import shared_by_workers
+from serving.observability.multiprocess import shared_folder
+from serving.process.listener import listen
+from serving.process.supervisor import run_workers
 
 
-def create():
+def create_app():
     metrics = Metrics()
     metrics.serving("r1")
     metrics.items_read(time.time() - 100)
     app = FastAPI()
+    app.state.draining = False
     app.add_middleware(TelemetryMiddleware, metrics=metrics)
 
     @app.get("/pid")
@@ -33,25 +34,15 @@ def create():
     return app
 
 
-def work(listening):
-    if pid := os.fork():
-        return pid
-    uvicorn.Server(uvicorn.Config(create(), log_level="error")).run(sockets=[listening])
-    os._exit(0)
-
-
 def main():
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    listening.set_inheritable(True)
-    with shared_by_workers() as folder:
-        workers = {work(listening), work(listening)}
-        sys.stdout.write(f"{listening.getsockname()[1]} {folder}\n")
+    listening = listen(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+
+    def started():
+        sys.stdout.write(f"{port} {shared_folder()}\n")
         sys.stdout.flush()
-        while True:
-            workers.remove(os.wait()[0])
-            time.sleep(1.0)
-            workers.add(work(listening))
+
+    run_workers(create_app, listening, 2, started=started)
 
 
 if __name__ == "__main__":
