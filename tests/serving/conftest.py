@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from feature_repo.files import write_atomically
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import apply, feature_store
-from feature_repo.workspace import Workspace, write_atomically
+from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.http.keys import KeyRing, Scope, create
 from tests.support.access_app import Client, an_app, behind_middleware
