@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from feature_repo.arrays import Float32Array
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
 from ranking.metrics import log_loss
+from ranking.row_schema import RowSchema
 from ranking.training.dcn_network import CodeEmbedding
 
 _WIDTH, _BATCH, _RATE, _EPOCHS, _PATIENCE = 16, 2_048, 1e-3, 40, 2

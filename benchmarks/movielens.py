@@ -12,7 +12,8 @@ import pandas as pd
 from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
 from ranking.collaborative import LabelledPairs, SideInformation
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
+from ranking.row_schema import RowSchema
 
 _FILES = {
     "ratings.dat": ["user", "item", "rating", "time"],

@@ -24,9 +24,11 @@ from pipelines import display
 from ranking.calibration import fit_calibration
 from ranking.collaborative import collaborative_features, out_of_fold
 from ranking.config import DcnConfig, LogisticConfig, RankerConfig, TreeConfig
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
 from ranking.metrics import auc, ece, log_loss
-from ranking.training.fit import Task, fit
+from ranking.row_schema import RowSchema
+from ranking.training.fit import fit
+from ranking.training.task import FitTask
 from ranking.transform import RowTransform
 
 PUBLISHED = {"DCN-v2 (RecBole)": (0.8998, 0.3119)}
@@ -180,7 +182,7 @@ def _ranker(kind: str) -> Callable[[_Parts, int], Predict]:
             hash_size=max(parts.schema.cardinalities), max_rows=len(parts.train)
         )
         config = RankerConfig(seed=seed, logistic=logistic, trees=_TREES, dcn=_DCN)
-        task = Task(
+        task = FitTask(
             parts.train, parts.valid, RowTransform.fit(parts.train.numeric), parts.schema, config
         )
         ranker = fit(kind, task, Guard(kind), _unheard)

@@ -12,7 +12,7 @@ KINDS = ("popularity", "logistic", "lightgbm", "lambdarank", "dcn")
 
 @dataclass(frozen=True)
 class PopularityConfig:
-    """The baseline: one column decides; the first numeric column if the named one does not exist."""
+    """The baseline: one column decides, by default the first numeric one."""
 
     feature: str = "item_events_30d"
 
@@ -73,11 +73,11 @@ class RankerConfig:
 
     Attributes:
         kinds: what to train.
-        seed: of everything that is drawn.
-        ndcg_k: how many places of a list count.
-        standard_errors: so many, of the difference, may a kind that is cheaper to serve be below
-            the best,
-        tolerance: but no more than this share of the best.
+        seed: random seed.
+        ndcg_k: length of a list.
+        standard_errors: a kind that is cheaper to serve is chosen if its NDCG is at most this many
+            standard errors of the difference below the best ...
+        tolerance: ... and at most this share of the best.
 
     Raises:
         ValueError: an unknown kind, or none.
@@ -101,7 +101,7 @@ class RankerConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RankerConfig:
-        """Return the settings that ``asdict`` described, also by way of JSON, which has no tuples."""
+        """Return the settings that ``asdict`` described, also after a trip through JSON."""
         parts: dict[str, Any] = {
             "kinds": tuple(values["kinds"]),
             "popularity": PopularityConfig(**values["popularity"]),
@@ -112,19 +112,21 @@ class RankerConfig:
         return cls(**values | parts)
 
     def part(self, kind: str) -> dict[str, Any]:
-        """Return the settings that shape one kind, JSON-like: if they are unchanged, so is the model."""
+        """Return the settings that one kind depends on, JSON-like."""
         settings = self.trees if kind in ("lightgbm", "lambdarank") else getattr(self, kind)
         return {"seed": self.seed, "ndcg_k": self.ndcg_k, **asdict(settings)}
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """An earlier ranker that one of its kind goes on from, and how much it learns at most; never more than anew.
+    """An earlier ranker that one of its kind continues from, and for how long.
+
+    A warm start never takes longer than a cold one.
 
     Attributes:
         folder: of the ranker.
-        rounds: of boosting, on top of its trees.
-        steps: of the network, or one epoch if that is more.
+        rounds: boosting rounds on top of its trees.
+        steps: steps of the network, or one epoch if that is more.
         learning_rate: of the network.
 
     """
@@ -135,7 +137,7 @@ class WarmStart:
     learning_rate: float
 
     def shorten(self, config: RankerConfig) -> RankerConfig:
-        """Return the settings of a training that goes on."""
+        """Return the settings of a training that continues."""
         dcn = replace(
             config.dcn,
             epochs=1,

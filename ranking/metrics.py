@@ -52,22 +52,30 @@ def ece(labels: _Values, probabilities: _Values, bins: int = 15) -> float:
 def calibration_curve(
     labels: _Values, probabilities: _Values, bins: int = 15
 ) -> tuple[Int64Array, Float64Array, Float64Array]:
-    """Return rows, mean probability and mean label of bins of equal mass, the least probable first: [bins] each.
+    """Return the calibration curve over bins of equal mass, the least probable first.
 
     Rows of equal probability share their labels, so it does not matter how ties fall into bins;
     bins without rows are left out. Labels 0/1 [n], probabilities [n], n at least 1.
+
+    Returns:
+        Number of rows, mean probability and mean label of each bin, [bins] each.
+
     """
+    # Distinct probabilities [u] with the mean label of each.
     p = probabilities.astype(np.float64)
     unique, group, counts = np.unique(p, return_inverse=True, return_counts=True)
     rate = np.bincount(group, weights=labels) / counts
+
+    # Sums over each bin, as differences of cumulative sums at the bins' edges.
     edges = np.linspace(0, len(p), bins + 1).round().astype(np.intp)
     rows = np.diff(edges)
     sums = [
         np.diff(np.r_[0.0, np.cumsum(np.repeat(values, counts))][edges])
         for values in (unique, rate)
     ]
-    predicted, happened = (of[rows > 0] / rows[rows > 0] for of in sums)
-    return rows[rows > 0].astype(np.int64), predicted, happened
+    filled = rows > 0
+    predicted, observed = (total[filled] / rows[filled] for total in sums)
+    return rows[filled].astype(np.int64), predicted, observed
 
 
 def ndcg_per_request(
@@ -79,15 +87,21 @@ def ndcg_per_request(
     get the mean over all orders of the tie (McSherry & Najork 2008), as scikit-learn's
     ``ndcg_score`` does. Gains >= 0 [n], scores [n], request ids [n], sorted.
     """
+    # The discount of each rank of each request, [n].
     starts = group_starts(request)
     group = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(request)]))
     rank = np.arange(len(request)) - starts[group]
     discount = np.where(rank < k, 1.0 / np.log2(rank + 2.0), 0.0)
+
+    # Rows by score; where a tie begins, [ties], and how many rows it has.
     order = np.lexsort((-scores, group))
-    ranked, sorted_scores = gains[order].astype(np.float64), scores[order]
+    ranked = gains[order].astype(np.float64)
+    sorted_scores = scores[order]
     new_tie = np.r_[True, (sorted_scores[1:] != sorted_scores[:-1]) | (group[1:] != group[:-1])]
     ties = np.flatnonzero(new_tie)
     sizes = np.diff(np.r_[ties, len(request)])
+
+    # DCG and the best possible DCG of each request, [R]; a tie's gains share its discounts.
     expected = np.add.reduceat(ranked, ties) * np.add.reduceat(discount, ties) / sizes
     dcg = np.bincount(group[ties], weights=expected, minlength=len(starts))
     best = np.bincount(
@@ -102,14 +116,30 @@ def ndcg_at_k(
     scores: _Values,
     request: Int64Array,
     k: int = 10,
+    *,
     weights: Float64Array | None = None,
 ) -> float:
-    """Return the mean NDCG@k over requests that have any gain, weighted by ``weights`` [R]; NaN when none has."""
+    """Return the mean NDCG@k over requests with any gain; NaN without one.
+
+    Args:
+        gains: at least 0, [n].
+        scores: [n].
+        request: sorted ids, int64 [n].
+        k: length of a list.
+        weights: of the requests, float64 [R]; None: equal.
+
+    """
     return mean_known(ndcg_per_request(gains, scores, request, k), weights)
 
 
 def mean_known(values: Float64Array, weights: Float64Array | None = None) -> float:
-    """Return the mean of the values [R] that are not NaN, weighted by ``weights`` [R]; NaN when all are."""
+    """Return the mean of the values that are not NaN; NaN when all are.
+
+    Args:
+        values: float64 [R].
+        weights: float64 [R]; None: equal.
+
+    """
     known = ~np.isnan(values)
     if not known.any():
         return float("nan")
@@ -120,13 +150,20 @@ def difference(
     first: Float64Array,
     second: Float64Array,
     users: Int64Array,
+    *,
     weights: Float64Array | None = None,
 ) -> tuple[float, float]:
-    """Return how much higher the mean of ``first`` is on the same requests, and the standard error of that.
+    """Return the mean of ``first - second`` over the same requests, and its standard error.
 
-    Requests of one user are not independent: deviations are added up by user first (cluster-robust,
-    Liang and Zeger, Biometrika 1986). Values [R], NaN where a request has none, in both alike;
-    ``users`` [R] says whose each is; weighted by ``weights`` [R]. Zeros when there are no values.
+    Requests of one user are not independent: deviations are summed by user first (cluster-robust,
+    Liang and Zeger, Biometrika 1986). Without values, both are 0.
+
+    Args:
+        first: float64 [R], NaN for a request without a value.
+        second: float64 [R], NaN for the same requests.
+        users: the user of each request, int64 [R].
+        weights: float64 [R]; None: equal.
+
     """
     known = ~np.isnan(first)
     if not known.any():

@@ -91,7 +91,7 @@ class RowTransform:
         median, mean, scale = self._constants
         log, indicators = np.flatnonzero(self.log), np.array(self.indicators, dtype=np.intp)
         out = np.empty((len(numeric), len(median) + len(indicators)), dtype=np.float32)
-        # Doubles, because a float32 difference of large values overflows; chunks, because a million
+        # Float64Array, because a float32 difference of large values overflows; chunks, because a million
         # rows of doubles would need several copies of half a gigabyte.
         for start in range(0, len(numeric), _CHUNK):
             rows = slice(start, start + _CHUNK)

@@ -18,8 +18,7 @@ from pipelines.training.config import SampleConfig
 from pipelines.training.split import Split
 from pipelines.training.train_ranking import RankingSets, row_schema
 from ranking.config import RankerConfig
-from ranking.data import RankingData, RowSchema
-from ranking.training.train_rankers import train_rankers
+from ranking.training.train_rankers import RankerSets, train_rankers
 from serving.releases.release import load_retrieval
 
 KINDS = ("lambdarank", "lightgbm", "dcn")
@@ -28,16 +27,6 @@ DCN = ("structure", "cross_layers", "hidden", "embedding", "learning_rate", "wei
 HIDDEN = ("64,32", "128,64", "256,128", "256,128,64")
 _LARGEST_LEAVES = 64
 """Trees with more leaves are scored by the slower method (``TreeRanker.for_items``)."""
-
-
-@dataclass(frozen=True)
-class RankerRows:
-    """Training, calibration and selection rows with their columns, computed once for all trials."""
-
-    train: RankingData
-    calibrate: RankingData
-    selection: RankingData
-    schema: RowSchema
 
 
 @dataclass(frozen=True)
@@ -119,7 +108,7 @@ class RankerSearch:
             dcn=replace(self.config.dcn, **parts["dcn"]),
         )
 
-    def data(self, workspace: Workspace, progress: Progress) -> RankerRows:
+    def data(self, workspace: Workspace, progress: Progress) -> RankerSets:
         """See ``Plan``."""
         events = read_events(workspace)
         retrieval = load_retrieval(workspace.models / "retrieval")
@@ -131,11 +120,11 @@ class RankerSearch:
             sample=self.sample,
             progress=progress,
         )
-        return RankerRows(
+        return RankerSets(
             sets.train(), sets.calibrate(), sets.selection(), row_schema(retrieval.codec)
         )
 
-    def value(self, data: RankerRows, params: Params, folder: Path, report: Report) -> float:
+    def value(self, data: RankerSets, params: Params, folder: Path, report: Report) -> float:
         """See ``Plan``: the NDCG that a training would report of this kind.
 
         A kind that is judged by NDCG while it learns reports tenths of its rounds or steps.
@@ -154,7 +143,5 @@ class RankerSearch:
                     last = step
 
         config = self.settings(params)
-        report_of_kinds = train_rankers(
-            data.train, data.calibrate, data.selection, data.schema, folder, config, log
-        )
+        report_of_kinds = train_rankers(data, folder, config, log)
         return report_of_kinds.kinds[params["kind"]].ndcg or 0.0

@@ -19,10 +19,11 @@ from ranking.inspection.latency import latencies, one_request
 from ranking.models import Ranker
 from ranking.models.dcn import DcnRanker
 from ranking.models.scorer import CalibratedRanker
+from ranking.report import KindReport, RankerReport
 from ranking.rows import ItemRows
 from ranking.training.distil import distil, student_config
-from ranking.training.fit import Task
-from ranking.training.train_rankers import KindReport, RankerReport, measure
+from ranking.training.measure import measure
+from ranking.training.task import FitTask
 from ranking.transform import RowTransform
 
 REPORT = "compressed.json"
@@ -66,7 +67,7 @@ def compress(
                 "bytes": _model_bytes(folder / name),
                 "ms": times[name],
                 "speed": times[kind] / times[name],
-                **asdict(measured),
+                **measured.to_dict(),
             }
 
     result = {"ndcg_k": report.config.ndcg_k, "candidates": CANDIDATES, "rankers": figures}
@@ -96,7 +97,7 @@ def _compress_kind(
 
     version = report.kinds[kind].version
     reports = {
-        name: measure(ranker, rows.selection, report.config.ndcg_k, version, {})[0]
+        name: measure(ranker, rows.selection, report.config.ndcg_k, version)[0]
         for name, ranker in rankers.items()
     }
     for name, config in configs.items():
@@ -121,7 +122,7 @@ def compressed(
     kind = original.kind
     if kind in ("lightgbm", "lambdarank", "dcn"):
         transform = RowTransform.fit(train.numeric)
-        task = Task(train, calibrate, transform, original.schema, student_config(config))
+        task = FitTask(train, calibrate, transform, original.schema, student_config(config))
         yield f"{kind}-student", distil(original, task, lambda *_: None), task.config
 
     if isinstance(original.ranker, DcnRanker):
@@ -144,7 +145,7 @@ def save(
         ranker.save(staging)
         write_json(
             staging / "manifest.json",
-            {"of": original, "report": asdict(report), "config": asdict(config)},
+            {"of": original, "report": report.to_dict(), "config": asdict(config)},
         )
 
 

@@ -29,9 +29,11 @@ from pipelines.training.position_bias import PositionBias
 from pipelines.training.split import epoch_seconds
 from pipelines.training.train_ranking import row_schema
 from ranking.config import RankerConfig
-from ranking.data import RankingData, RowSchema
-from ranking.models.base import Log
-from ranking.training.train_rankers import RankerReport, train_rankers
+from ranking.data import RankingData
+from ranking.models.base import RankerLog
+from ranking.report import RankerReport
+from ranking.row_schema import RowSchema
+from ranking.training.train_rankers import RankerSets, train_rankers
 from serving.impressions import read_impressions
 from serving.recommender.codec import Codec
 from serving.releases.release import MANIFEST
@@ -223,7 +225,7 @@ def compatible_releases(workspace: Workspace, schema: RowSchema) -> set[str]:
             continue
         logged = RowSchema.from_dict(read_json(path.parent / "ranker" / "schema.json"))
         # Which events count as positive changes no vector.
-        if replace(logged, wanted=schema.wanted) == schema:
+        if replace(logged, relevant=schema.relevant) == schema:
             compatible |= {str(manifest["release"]), *manifest.get("replaces", ())}
     return compatible
 
@@ -233,7 +235,7 @@ def train_from_impressions(
     config: RankerConfig,
     *,
     attribution_s: float,
-    log: Log,
+    log: RankerLog,
     progress: Progress,
     ipw: bool = False,
 ) -> RankerReport:
@@ -281,17 +283,9 @@ def train_from_impressions(
     bias = PositionBias.estimate(rows.position[training], rows.score[training], clicked[training])
     data = replace(rows.data, weight=bias.weights(rows.position, clicked)) if ipw else rows.data
 
-    train, calibrate, selection = (data.take(part) for part in parts)
-    return train_rankers(
-        train,
-        calibrate,
-        selection,
-        schema,
-        workspace.models / "ranking",
-        config,
-        log,
-        positions=bias.table(),
-    )
+    train, calibration, selection = (data.take(part) for part in parts)
+    sets = RankerSets(train, calibration, selection, schema)
+    return train_rankers(sets, workspace.models / "ranking", config, log, positions=bias.table())
 
 
 def _served_by(impressions: pa.Table, releases: set[str]) -> BoolArray:

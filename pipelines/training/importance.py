@@ -14,7 +14,7 @@ from pipelines.training.config import SampleConfig
 from pipelines.training.release_pointer import current_release
 from pipelines.training.split import Split
 from pipelines.training.train_ranking import RankingSets
-from ranking.inspection.importance import answered, permutation_importance
+from ranking.inspection.importance import permutation_importance, with_relevant_rows
 from serving.releases.release import load_release
 
 _SEED = 11
@@ -54,12 +54,14 @@ def importance(
     def report(done: int, total: int) -> None:
         progress("permuting columns", done, total)
 
-    base, columns = permutation_importance(ranker, data, k, repeats, _SEED, report)
+    base, columns = permutation_importance(
+        ranker, data, k=k, repeats=repeats, seed=_SEED, progress=report
+    )
     result = {
         "release": release.id,
         "ranker": ranker.kind,
         f"ndcg@{k}": base,
-        "requests": len(answered(data, ranker.schema).group_sizes()),
+        "requests": len(with_relevant_rows(data, ranker.schema).group_sizes()),
         "repeats": repeats,
         "features": [asdict(column) for column in columns],
         "calibration": ranker.calibration_curves(data),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from pipelines.display import table
 from pipelines.training.config import SampleConfig
 from pipelines.training.train_ranking import row_schema, trained_sets
 from ranking.config import RankerConfig
-from ranking.data import RankingData, RowSchema
-from ranking.models.base import Log
-from ranking.training.train_rankers import RankerReport, train_rankers
+from ranking.data import RankingData
+from ranking.models.base import RankerLog
+from ranking.report import RankerReport
+from ranking.training.train_rankers import RankerSets, train_rankers
 
 SHARES = tuple(map(Fraction, ("1/8", "1/4", "1/2", "1")))
 """Of the training requests; the smaller ones are parts of the larger ones."""
@@ -45,14 +46,14 @@ def learning_curve(
     sets = trained_sets(workspace, sample, progress)
     report = RankerReport.load(workspace.models / "ranking")
     config = replace(report.config, kinds=kinds or (report.best,))
-    rows = CurveRows(
+    rows = RankerSets(
         train=sets.train(),
-        calibrate=sets.calibrate(),
-        validate=sets.selection(),
+        calibration=sets.calibrate(),
+        selection=sets.selection(),
         schema=row_schema(sets.retrieval.codec),
     )
 
-    def log_to(number: int) -> Log:
+    def log_to(number: int) -> RankerLog:
         description = f"on {SHARES[number]} of the requests"
         return lambda kind, _: progress(f"{kind} {description}", number, len(SHARES))
 
@@ -61,30 +62,12 @@ def learning_curve(
         "ndcg_k": config.ndcg_k,
         "kinds": list(config.kinds),
         "points": points,
-        "validation_rows": len(rows.validate),
+        "validation_rows": len(rows.selection),
     }
 
 
-@dataclass(frozen=True)
-class CurveRows:
-    """Rows of a learning curve.
-
-    Attributes:
-        train: training rows, of which each point takes a share of the requests.
-        calibrate: calibration rows; all of them at every point.
-        validate: validation rows; all of them at every point.
-        schema: columns of all three.
-
-    """
-
-    train: RankingData
-    calibrate: RankingData
-    validate: RankingData
-    schema: RowSchema
-
-
 def curve(
-    rows: CurveRows, folder: Path, config: RankerConfig, log_to: Callable[[int], Log]
+    rows: RankerSets, folder: Path, config: RankerConfig, log_to: Callable[[int], RankerLog]
 ) -> list[dict[str, Any]]:
     """Train the configured kinds on each share; return a point for each, with every kind's NDCG.
 
@@ -99,10 +82,7 @@ def curve(
     for number, share in enumerate(SHARES):
         part = share_of_requests(rows.train, share, config.seed)
         report = train_rankers(
-            part,
-            rows.calibrate,
-            rows.validate,
-            rows.schema,
+            replace(rows, train=part),
             folder / f"{share.numerator}-{share.denominator}",
             config,
             log_to(number),

@@ -88,7 +88,7 @@ class PositionBias:
         inverse = 1.0 / np.maximum(propensity, 1.0 / MAX_WEIGHT)
         return np.where(clicked, inverse, 1.0).astype(np.float32)
 
-    def table(self) -> list[dict[str, float]]:
+    def table(self) -> list[dict[str, int | float]]:
         """Return each position's figures, JSON-ready."""
         columns = zip(
             self.shown.tolist(), self.clicked.tolist(), self.propensity.tolist(), strict=True

@@ -17,8 +17,8 @@ from pipelines.training.train_ranking import train_ranking
 from pipelines.training.train_retrieval import train_retrieval
 from pipelines.training.warm_start import BaseRelease, WarmStartConfig
 from ranking.config import RankerConfig
-from ranking.models.base import Log
-from ranking.training.train_rankers import RankerReport
+from ranking.models.base import RankerLog
+from ranking.report import RankerReport
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import CandidateQuota
@@ -164,7 +164,7 @@ def _log_to(
     rankers: RankerConfig,
     progress: Progress,
     announce: Announce = lambda _: None,
-) -> Log:
+) -> RankerLog:
     """Return a log that writes figures to MLflow and reports each finished kind as progress."""
     trained: set[str] = set()
 

@@ -29,9 +29,11 @@ from pipelines.training.past_requests import (
 )
 from pipelines.training.split import Split, epoch_seconds, too_few_events
 from ranking.config import RankerConfig, WarmStart
-from ranking.data import RankingData, RowSchema
-from ranking.models.base import Log
-from ranking.training.train_rankers import RankerReport, train_rankers
+from ranking.data import RankingData
+from ranking.models.base import RankerLog
+from ranking.report import RankerReport
+from ranking.row_schema import RowSchema
+from ranking.training.train_rankers import RankerSets, train_rankers
 from serving.recommender.candidates import Candidates
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, Filters, RequestRules
@@ -53,7 +55,7 @@ def row_schema(codec: Codec) -> RowSchema:
         categorical=tuple(codec.categorical),
         cardinalities=tuple(codec.categorical.values()),
         heads=tuple(types),
-        wanted=tuple(kind.positive for kind in types.values()),
+        relevant=tuple(kind.positive for kind in types.values()),
         head_weights=tuple(kind.weight for kind in types.values()),
     )
 
@@ -65,7 +67,7 @@ def train_ranking(
     config: RankerConfig,
     *,
     sample: SampleConfig,
-    log: Log,
+    log: RankerLog,
     progress: Progress,
     start: WarmStart | None = None,
 ) -> RankerReport:
@@ -85,16 +87,13 @@ def train_ranking(
     retrieval = load_retrieval(workspace.models / "retrieval")
     write_json(workspace.models / SAMPLE, sample.to_dict())
     sets = RankingSets(workspace, retrieval, events, split, sample=sample, progress=progress)
-    return train_rankers(
-        sets.train(),
-        sets.calibrate(),
-        sets.selection(),
-        row_schema(retrieval.codec),
-        workspace.models / "ranking",
-        config,
-        log,
-        start=start,
+    rows = RankerSets(
+        train=sets.train(),
+        calibration=sets.calibrate(),
+        selection=sets.selection(),
+        schema=row_schema(retrieval.codec),
     )
+    return train_rankers(rows, workspace.models / "ranking", config, log, start=start)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.ingest.ingest import IngestReport
     from pipelines.training.config import SampleConfig
     from pipelines.training.train import TrainSettings
-    from ranking.training.train_rankers import RankerReport
+    from ranking.report import RankerReport
     from serving.recommender.candidates import CandidateQuota
 
 SPECS = Path(__file__).resolve().parent.parent / "specs"

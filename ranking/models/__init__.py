@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from feature_repo.files import read_json
-from ranking.data import RowSchema
 from ranking.models.base import Ranker
+from ranking.row_schema import RowSchema
 
 __all__ = ["Ranker", "load"]
 

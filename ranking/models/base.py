@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.files import write_json
-from ranking.data import RowSchema
+from ranking.row_schema import RowSchema
 from ranking.rows import ItemRows, PairRows
 
 Contributions = list[tuple[str, float]]
@@ -19,8 +19,8 @@ Contributions = list[tuple[str, float]]
 PairScorer = Callable[[PairRows], Float32Array]
 """Scores one request's user beside ``n`` items of a catalogue: float32 ``[n, T]``."""
 
-Log = Callable[[str, dict[str, float]], None]
-"""Called with a kind and its figures while it is trained."""
+RankerLog = Callable[[str, dict[str, float]], None]
+"""Called with a kind and its figures during its training."""
 
 
 class CannotContinue(Exception):

@@ -12,9 +12,9 @@ import onnxruntime
 
 from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.files import read_json, write_json
-from ranking.data import RowSchema
 from ranking.models.base import Contributions, PairScorer, largest, save_description
 from ranking.models.onnx import onnx_session
+from ranking.row_schema import RowSchema
 from ranking.rows import CROSS, ITEM_AGES, ItemRows, PairRows
 from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform

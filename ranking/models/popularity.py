@@ -10,10 +10,9 @@ import numpy as np
 
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.files import read_json
-from ranking.config import PopularityConfig
-from ranking.data import RankingData, RowSchema
 from ranking.models.base import Contributions, PredictsJoinedRows, largest, save_description
-from ranking.sigmoid import fit_sigmoid, sigmoid
+from ranking.row_schema import RowSchema
+from ranking.sigmoid import sigmoid
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,8 @@ class PopularityRanker(PredictsJoinedRows):
         )
 
     def explain(
-        self,
-        numeric: Float32Array,
-        categorical: Int32Array,  # noqa: ARG002
-        top: int | None = None,
-    ) -> Contributions:
+        self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
+    ) -> Contributions:  # noqa: ARG002
         """See ``Ranker.explain``: the count is the only column."""
         value = self._evidence(numeric[None, :]) * (self.schema.weights @ np.asarray(self.slope))
         return largest([self.schema.numeric[self.column]], value, top)
@@ -68,21 +64,10 @@ class PopularityRanker(PredictsJoinedRows):
         return cls(schema, values["column"], tuple(values["slope"]), tuple(values["intercept"]))
 
     def _evidence(self, numeric: Float32Array) -> Float64Array:
-        return _log_count(numeric[:, self.column])
+        return log_count(numeric[:, self.column])
 
 
-def _log_count(values: Float32Array) -> Float64Array:
-    """A missing count is a count of zero: nobody has met the item."""
+def log_count(values: Float32Array) -> Float64Array:
+    """Return ``log1p`` of counts, float64 [n]; a missing count is 0, as of an item without events."""
     counts = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     return np.log1p(np.maximum(counts, 0.0))
-
-
-def fit_popularity(
-    train: RankingData, schema: RowSchema, config: PopularityConfig
-) -> PopularityRanker:
-    """Fit one sigmoid per head to the count."""
-    column = schema.numeric.index(config.feature) if config.feature in schema.numeric else 0
-    evidence = _log_count(train.numeric[:, column])
-    fits = [fit_sigmoid(evidence, train.labels[:, head]) for head in range(len(schema.heads))]
-    slope, intercept = zip(*fits, strict=True)
-    return PopularityRanker(schema, column, slope, intercept)

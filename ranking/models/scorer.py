@@ -13,10 +13,11 @@ import numpy.typing as npt
 from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.files import read_json, write_json
 from ranking.calibration import Calibration, fit_calibration
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
 from ranking.metrics import calibration_curve
 from ranking.models import Ranker, load
 from ranking.models.base import Contributions
+from ranking.row_schema import RowSchema
 from ranking.rows import ItemRows, PairRows
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -29,7 +30,10 @@ class CrossNetwork(nn.Module):
 
 
 class CodeEmbedding(nn.Module):
-    """The embeddings of several columns in one table: codes int32 [n, C] to float32 [n, C * width]."""
+    """The embeddings of several columns in one table.
+
+    Maps codes, int32 [n, C], to float32 [n, C * width].
+    """
 
     starts: Tensor
 
@@ -49,7 +53,10 @@ class CodeEmbedding(nn.Module):
 
 
 class DcnNetwork(nn.Module):
-    """DCN-v2 (Wang et al. 2021, "DCN V2: Improved Deep & Cross Network") with a logit for each head.
+    """DCN-v2 with a logit for each head.
+
+    Wang et al. 2021, "DCN V2: Improved Deep & Cross Network and Practical Lessons for Web-scale
+    Learning to Rank Systems".
 
     The input of the cross layers is every category's embedding, every numeric column's bucket
     embedding, and the standardised columns themselves. ``parallel`` reads cross layers and MLP side
@@ -66,6 +73,7 @@ class DcnNetwork(nn.Module):
 
     def __init__(
         self,
+        *,
         width: int,
         bucket_counts: Sequence[int],
         cardinalities: Sequence[int],
@@ -114,43 +122,42 @@ def export_onnx(network: DcnNetwork, width: int) -> bytes:
 
     """
     network = network.cpu().eval()
-    example = {"numeric": torch.zeros(3, width)}
-    example["buckets"] = torch.zeros(3, len(network.bucket.starts), dtype=torch.int32)
+    example = {
+        "numeric": torch.zeros(3, width),
+        "buckets": torch.zeros(3, len(network.bucket.starts), dtype=torch.int32),
+    }
     if network.category is not None:
         example["categorical"] = torch.zeros(3, len(network.category.starts), dtype=torch.int32)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(
-        logging.ERROR
-    )  # otherwise it tells that torchvision is not installed, four times
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own deprecations
-            program = torch.onnx.export(
-                network,
-                tuple(example.values()),
-                dynamo=True,
-                input_names=list(example),
-                output_names=["logits"],
-                dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in example},
-                verbose=False,
-            )
-    finally:
-        logger.setLevel(level)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            network,
+            tuple(example.values()),
+            dynamo=True,
+            input_names=list(example),
+            output_names=["logits"],
+            dynamic_shapes={name: {0: torch.export.Dim.DYNAMIC} for name in example},
+            verbose=False,
+        )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
     model = program.model_proto
-    # Metadata holds stack traces with the paths of the machine that exported.
     graph = model.graph
-    for part in (
-        model,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-    ):
-        del part.metadata_props[:]
+    parts = (*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in (model, graph, *parts):
+        del part.metadata_props[:]  # stack traces with the paths of the machine that exported
     exported: bytes = model.SerializeToString(deterministic=True)
     return exported
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence the exporter's deprecations, and that torchvision is not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,73 +1,54 @@
-"""Fitting of one kind of ranker. Libraries are imported by the kind that needs them: torch alone takes a second."""
+"""Fits one kind of ranker; each kind imports the libraries that it needs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from feature_repo.sanity import Guard
-from ranking.config import RankerConfig
-from ranking.data import RankingData, RowSchema
 from ranking.models import Ranker
-from ranking.models.base import CannotContinue, Log
-from ranking.transform import RowTransform
+from ranking.models.base import CannotContinue, RankerLog
+from ranking.training.task import FitTask
+
+_CONTINUING = ("lightgbm", "lambdarank", "dcn")
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a ranker is made from.
+def fit(kind: str, task: FitTask, guard: Guard, log: RankerLog, *, earlier: Any = None) -> Ranker:
+    """Fit one kind.
 
-    Attributes:
-        train: rows that it learns from.
-        watch: held-out rows that say when to stop.
-        transform: of numeric columns, learnt from ``train``.
-        schema: columns of both.
-        config: settings of every kind.
-
-    """
-
-    train: RankingData
-    watch: RankingData
-    transform: RowTransform
-    schema: RowSchema
-    config: RankerConfig
-
-
-def fit(kind: str, task: Task, guard: Guard, log: Log, earlier: Any = None) -> Ranker:
-    """Train one kind, with ``earlier`` from where that ranker was left.
+    Args:
+        kind: one of ``ranking.config.KINDS``.
+        task: rows and settings.
+        guard: shown losses and gradient norms.
+        log: called with the kind and its figures.
+        earlier: a ranker of this kind to continue from.
 
     Raises:
-        CannotContinue: this kind cannot go on, or not from that ranker.
+        CannotContinue: this kind cannot continue, or not from that ranker.
         CannotLearn: the guard saw a loss or gradient that is not finite, or that exploded.
-        ValueError: there is no such kind.
+        ValueError: the kind is unknown.
 
     """
-    train, watch, schema, config = task.train, task.watch, task.schema, task.config
-    if earlier and kind not in ("lightgbm", "lambdarank", "dcn"):
-        raise CannotContinue("made in one step")
+    if earlier and kind not in _CONTINUING:
+        raise CannotContinue(f"a {kind} ranker is fitted in one step")
     match kind:
         case "popularity":
-            from ranking.models.popularity import fit_popularity
+            from ranking.training.fit_popularity import fit_popularity
 
-            return fit_popularity(train, schema, config.popularity)
+            return fit_popularity(task)
         case "logistic":
-            from ranking.models.logistic import fit_logistic
+            from ranking.training.fit_logistic import fit_logistic
 
-            return fit_logistic(train, task.transform, schema, config.logistic, guard)
+            return fit_logistic(task, guard)
         case "lightgbm":
-            from ranking.models.trees import fit_lightgbm
+            from ranking.training.fit_trees import fit_lightgbm
 
-            return fit_lightgbm(
-                train, watch, schema, config.trees, config.seed, guard, log, earlier
-            )
+            return fit_lightgbm(task, guard, log, earlier)
         case "lambdarank":
-            from ranking.models.trees import fit_lambdarank
+            from ranking.training.fit_trees import fit_lambdarank
 
-            settings = config.trees, config.seed, config.ndcg_k
-            return fit_lambdarank(train, watch, schema, *settings, guard, log, earlier)
+            return fit_lambdarank(task, guard, log, earlier)
         case "dcn":
             from ranking.training.fit_dcn import fit_dcn
 
-            parts = (train, watch, task.transform, schema, config.dcn, config.seed, config.ndcg_k)
-            return fit_dcn(*parts, guard, log, earlier)
-    raise ValueError(f"unknown kind {kind!r}")
+            return fit_dcn(task, guard, log, earlier)
+    raise ValueError(f"unknown kind of ranker {kind!r}")

@@ -38,7 +38,7 @@ def static_int8(ranker: DcnRanker, rows: RankingData) -> DcnRanker:
         rows: training rows, of which at most 4,096, evenly spaced, are run.
 
     """
-    reader = _Batches(ranker, rows.spread(_CALIBRATION_ROWS))
+    reader = _Batches(ranker, rows.sample(_CALIBRATION_ROWS))
     settings = {
         "quant_format": QuantFormat.QDQ,
         "activation_type": QuantType.QUInt8,

@@ -1,4 +1,4 @@
-"""Checks before a kind is trained: it can learn a batch by heart, and it learns nothing from shuffled labels."""
+"""Checks before a kind is trained: it overfits one batch and learns nothing from shuffled labels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from feature_repo.arrays import Float32Array
 from feature_repo.sanity import Guard, check_chance, check_learnt
 from ranking.config import RankerConfig
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
 from ranking.metrics import auc
-from ranking.training.fit import Task, fit
+from ranking.training.fit import fit
+from ranking.training.task import FitTask
 from ranking.transform import RowTransform
 
 GRADIENT_KINDS = ("logistic", "dcn")
-"""Kinds that learn by following a gradient, and so can fail to."""
+"""Kinds that follow a gradient, and so can fail to learn."""
 
 _BATCH = 64
 _SHUFFLED = 6_000
@@ -24,104 +25,99 @@ _GROUP = 20
 _STANDARD_ERRORS = 4.0
 
 
-def check_kind(
-    kind: str, train: RankingData, transform: RowTransform, schema: RowSchema, config: RankerConfig
-) -> dict[str, float]:
-    """Run the checks that a kind has to pass, on a few thousand rows, and return their figures.
+def check_kind(kind: str, task: FitTask) -> dict[str, float]:
+    """Run the checks of a kind on a few thousand training rows and return their figures.
 
-    Popularity passes without: it has one slope, which cannot fail. Without rows of both classes
-    there is nothing to check.
+    Popularity has none: it has one slope, which cannot fail. Without rows of both classes there is
+    nothing to check.
 
     Raises:
         CannotLearn: a check failed.
 
     """
-    positive = train.happened()
+    positive = task.train.positive()
     if kind == "popularity" or positive.all() or not positive.any():
         return {}
-    figures = _overfit(kind, train, transform, schema, config) if kind in GRADIENT_KINDS else {}
-    return figures | _shuffled(kind, train, schema, config)
+    overfitted = _overfit_one_batch(kind, task) if kind in GRADIENT_KINDS else {}
+    return overfitted | _learn_shuffled_labels(kind, task)
 
 
-def _overfit(
-    kind: str, train: RankingData, transform: RowTransform, schema: RowSchema, config: RankerConfig
-) -> dict[str, float]:
-    """Learn 64 rows by heart, half of them positive."""
-    batch = train.take(train.balanced_rows(_BATCH))
+def _overfit_one_batch(kind: str, task: FitTask) -> dict[str, float]:
+    """Overfit 64 rows, half of them positive."""
+    batch = replace(task, train=task.train.take(task.train.balanced_rows(_BATCH)))
     if kind == "dcn":
         from ranking.training.fit_dcn import overfit_dcn
 
-        guard = Guard("dcn, one batch")
-        settings = replace(config.dcn, threads=1)
-        before, after = overfit_dcn(
-            replace(batch, weight=None), transform, schema, settings, config.seed, guard
+        batch = replace(
+            batch,
+            train=replace(batch.train, weight=None),
+            config=replace(task.config, dcn=replace(task.config.dcn, threads=1)),
         )
+        before, after = overfit_dcn(batch, Guard("dcn, one batch"))
     else:
-        from ranking.models.logistic import overfit_logistic
+        from ranking.training.fit_logistic import overfit_logistic
 
-        before, after = overfit_logistic(batch, transform, schema)
+        before, after = overfit_logistic(batch)
     check_learnt(kind, before, after)
     return {"one_batch_loss_before": before, "one_batch_loss_after": after}
 
 
-def _shuffled(
-    kind: str, train: RankingData, schema: RowSchema, config: RankerConfig
-) -> dict[str, float]:
-    """Learn a third of some rows, stop by another, and order the last; every third's labels shuffled by themselves.
+def _learn_shuffled_labels(kind: str, task: FitTask) -> dict[str, float]:
+    """Fit a third of some rows, stop early by another, and order the last.
 
-    Held-out labels that are shuffled apart from all that was learnt make every order of positives
-    and negatives equally likely, so the AUC is .5 with the standard error of Mann and Whitney
-    (1947), whatever the model does.
+    The labels of each third are shuffled by themselves. That makes every order of positives and
+    negatives in the last equally likely, so the AUC is .5 with the standard error of Mann and
+    Whitney (1947), whatever the model does.
     """
-    learn, stop, held_out = _shuffled_parts(train, config.seed)
-    p = _predicted(kind, learn, stop, held_out, schema, _small(config))
-    positive = held_out.happened()
-    found = auc(positive.astype(np.float32), schema.score(p))
-    if math.isnan(found):
+    learn, stop, measured = _shuffled_parts(task.train, task.config.seed)
+    shuffled = FitTask(
+        train=learn,
+        held_out=stop,
+        transform=RowTransform.fit(learn.numeric),
+        schema=task.schema,
+        config=_small(task.config),
+    )
+    score = task.schema.score(_predict(kind, shuffled, measured))
+    positive = measured.positive()
+    area = auc(positive.astype(np.float32), score)
+    if math.isnan(area):
         return {}
     tolerance = chance_tolerance(int(positive.sum()), int((~positive).sum()))
-    check_chance(kind, found, tolerance)
-    return {"shuffled_auc": found, "shuffled_tolerance": tolerance}
+    check_chance(kind, area, tolerance)
+    return {"shuffled_auc": area, "shuffled_tolerance": tolerance}
 
 
 def chance_tolerance(positives: int, negatives: int) -> float:
-    """Return four standard errors of the AUC of an order that has nothing to do with the labels."""
+    """Return four standard errors of the AUC of an order that is independent of the labels."""
     return _STANDARD_ERRORS * math.sqrt((positives + negatives + 1) / (12 * positives * negatives))
 
 
 def _shuffled_parts(train: RankingData, seed: int) -> list[RankingData]:
+    """Return three disjoint samples of rows, each with its labels shuffled."""
     random = np.random.default_rng(seed)
     rows = train.take(random.permutation(train.balanced_rows(_SHUFFLED)))
-    # Requests fall apart in a sample, and mean nothing to labels that are shuffled: any groups will
-    # do.
+    # A sample has no whole requests, and shuffled labels do not belong to any: groups are made up.
     rows = replace(rows, request=np.arange(len(rows), dtype=np.int64) // _GROUP, weight=None)
     thirds = np.array_split(np.arange(len(rows)), 3)
     parts = [rows.take(third) for third in thirds]
     return [replace(part, labels=random.permutation(part.labels)) for part in parts]
 
 
-def _predicted(
-    kind: str,
-    learn: RankingData,
-    stop: RankingData,
-    held_out: RankingData,
-    schema: RowSchema,
-    config: RankerConfig,
-) -> Float32Array:
-    transform, guard = RowTransform.fit(learn.numeric), Guard(f"{kind}, shuffled labels")
+def _predict(kind: str, task: FitTask, rows: RankingData) -> Float32Array:
+    """Return probabilities, float32 [n, T], of a ranker that is fitted for this alone."""
+    guard = Guard(f"{kind}, shuffled labels")
     if kind != "dcn":
-        ranker = fit(kind, Task(learn, stop, transform, schema, config), guard, _silent)
-        return ranker.predict(held_out.numeric, held_out.categorical)
-    from ranking.training.fit_dcn import probabilities, train_network
+        ranker = fit(kind, task, guard, _silent)
+        return ranker.predict(rows.numeric, rows.categorical)
+    from ranking.training.fit_dcn import predict_network, train_network
 
     # The export of a network takes longer than its training on so few rows.
-    parts = (learn, stop, transform, schema, config.dcn, config.seed, config.ndcg_k)
-    return probabilities(train_network(*parts, guard, _silent), held_out, transform, schema)
+    network = train_network(task, guard, _silent)
+    return predict_network(network, rows, task)
 
 
 def _small(config: RankerConfig) -> RankerConfig:
-    """Return settings that are done in a second or two."""
-    # One thread: several would spend more time on waiting for each other.
+    """Return settings that take a second or two; several threads would wait for each other."""
     trees = replace(
         config.trees, rounds=min(20, config.trees.rounds), min_rows_in_leaf=20, threads=1
     )

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from feature_repo import columns as c
 from feature_repo.files import read_json
-from ranking.data import RowSchema
 from ranking.models.booster_text import check_booster
 from ranking.models.scorer import CalibratedRanker
+from ranking.row_schema import RowSchema
 from retrieval.index import load_index
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import ItemTable

@@ -11,13 +11,8 @@ import pytest
 
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.training.config import SampleConfig
-from pipelines.training.learning_curve import (
-    SHARES,
-    CurveRows,
-    curve,
-    learning_curve,
-    share_of_requests,
-)
+from pipelines.training.learning_curve import SHARES, curve, learning_curve, share_of_requests
+from ranking.training.train_rankers import RankerSets
 from tests.support.planted_rows import CONFIG, SCHEMA, planted
 
 LINEAR = replace(CONFIG, kinds=("popularity", "logistic"))
@@ -37,13 +32,13 @@ def test_a_smaller_share_is_a_part_of_a_larger_one() -> None:
 
 
 def test_more_data_is_better_and_finished_points_are_kept(tmp_path: Path) -> None:
-    rows = CurveRows(planted(1, requests=64, candidates=8), planted(2), planted(3), SCHEMA)
+    sets = RankerSets(planted(1, requests=64, candidates=8), planted(2), planted(3), SCHEMA)
     said: list[tuple[int, str, bool]] = []
 
     def note(number: int):
         return lambda kind, figures: said.append((number, kind, "resumed" in figures))
 
-    points = curve(rows, tmp_path, LINEAR, note)
+    points = curve(sets, tmp_path, LINEAR, note)
     assert [(one["share"], one["requests"], one["rows"]) for one in points] == [
         (0.125, 8, 64), (0.25, 16, 128), (0.5, 32, 256), (1.0, 64, 512)
     ]  # fmt: skip
@@ -52,7 +47,7 @@ def test_more_data_is_better_and_finished_points_are_kept(tmp_path: Path) -> Non
     assert not any(resumed for *_, resumed in said)
     (tmp_path / "1-2" / "logistic" / "weights.npz").unlink()
     said.clear()
-    assert curve(rows, tmp_path, LINEAR, note) == points
+    assert curve(sets, tmp_path, LINEAR, note) == points
     assert [(number, kind) for number, kind, resumed in said if not resumed] == [(2, "logistic")]
 
 

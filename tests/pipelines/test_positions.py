@@ -8,9 +8,11 @@ import pytest
 from feature_repo.sanity import Guard
 from pipelines.training.position_bias import MAX_WEIGHT, PositionBias
 from ranking.config import LogisticConfig, PopularityConfig, RankerConfig, TreeConfig
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
 from ranking.metrics import ndcg_at_k
-from ranking.training.fit import Task, fit
+from ranking.row_schema import RowSchema
+from ranking.training.fit import fit
+from ranking.training.task import FitTask
 from ranking.transform import RowTransform
 
 SCHEMA = RowSchema(("liking", "fame"), (), (), ("click",), (1.0,))
@@ -92,7 +94,7 @@ def test_with_weights_the_planted_order_is_recovered_better(kind: str) -> None:
             trees=TreeConfig(rounds=60, learning_rate=0.1, leaves=7, threads=1),
             popularity=PopularityConfig("fame"),
         )
-        task = Task(first, last, RowTransform.fit(first.numeric), SCHEMA, config)
+        task = FitTask(first, last, RowTransform.fit(first.numeric), SCHEMA, config)
         p = fit(kind, task, Guard(kind), lambda *_: None).predict(fresh.numeric, fresh.categorical)
         found[name] = ndcg_at_k(relevance, p[:, 0], fresh.request, SHOWN)
     assert found["weighted"] > found["plain"] + 0.001

@@ -16,8 +16,8 @@ from pipelines.training.release import make_release
 from pipelines.training.release_pointer import current_release
 from pipelines.training.warm_start import BaseRelease
 from ranking.config import RankerConfig
+from ranking.report import RankerReport
 from ranking.training.distil import student_config
-from ranking.training.train_rankers import RankerReport
 from serving.releases.release import load_release, verify
 from tests.support.small_world import RANKERS, SAMPLE, silent
 

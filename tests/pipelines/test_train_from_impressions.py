@@ -27,8 +27,8 @@ from pipelines.training.from_impressions import (
 from pipelines.training.train import train_served
 from pipelines.training.train_ranking import row_schema
 from ranking.config import RankerConfig
-from ranking.data import RowSchema
 from ranking.models.scorer import CalibratedRanker
+from ranking.row_schema import RowSchema
 from serving.impressions import Impression, ImpressionLog, read_impressions, to_table
 from serving.recommender.codec import Codec
 from tests.support.command_line import funnel
@@ -332,7 +332,7 @@ def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
     # Positions have nothing to do with what is clicked here: 280 training requests of 8 items
     # each.
     assert all(one["shown"] == 280 and one["propensity"] > 0.7 for one in plain[3])
-    share = plain[0].happened().mean()
+    share = plain[0].positive().mean()
     assert np.mean([one["click_rate"] for one in plain[3]]) == pytest.approx(share)
     for part, same in zip(plain[:3], weighted[:3], strict=True):
         assert part.weight is None and np.array_equal(part.labels, same.labels)

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 
 from ranking.calibration import Calibration, HeadCalibration
-from ranking.config import PopularityConfig
-from ranking.data import RankingData, RowSchema
+from ranking.config import PopularityConfig, RankerConfig
+from ranking.data import RankingData
 from ranking.inspection.latency import latencies, one_request
 from ranking.metrics import auc, ndcg_at_k
 from ranking.models.dcn import DcnRanker
-from ranking.models.popularity import fit_popularity
 from ranking.models.scorer import CalibratedRanker
+from ranking.row_schema import RowSchema
 from ranking.rows import CROSS, ITEM_AGES
 from ranking.sigmoid import logit
 from ranking.training.distil import at_rate, distil, student_config
-from ranking.training.fit import Task
+from ranking.training.fit_popularity import fit_popularity
 from ranking.training.quantise import dynamic_int8, static_int8
-from ranking.transform import RowTransform
-from tests.support.planted_rows import CONFIG, SCHEMA, Trained, silent, splits
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, silent, splits, task_of
 
 
 def size(ranker: CalibratedRanker, folder: Path) -> int:
@@ -35,26 +34,26 @@ def size(ranker: CalibratedRanker, folder: Path) -> int:
 def test_a_student_is_smaller_and_nearly_as_good(
     trained: Trained, kind: str, tmp_path: Path
 ) -> None:
-    teacher, (train, calibrate, validate) = CalibratedRanker.load(trained.folder / kind), splits()
-    task = Task(train, calibrate, RowTransform.fit(train.numeric), SCHEMA, student_config(CONFIG))
+    teacher, sets = CalibratedRanker.load(trained.folder / kind), splits()
+    validate = sets.selection
+    task = task_of(sets.train, sets.calibration, student_config(CONFIG))
     student = distil(teacher, task, silent)
     assert student.kind == kind
     small = CalibratedRanker(student, teacher.calibration)
     assert size(small, tmp_path / "small") < 0.75 * size(teacher, tmp_path / "large")
     score, _ = small.score(validate.numeric, validate.categorical)
     assert (
-        ndcg_at_k(validate.wanted(SCHEMA), score, validate.request, 10)
+        ndcg_at_k(validate.relevance(SCHEMA), score, validate.request, 10)
         > 0.95 * trained.report.kinds[kind].ndcg
     )
 
 
 def test_a_student_learns_from_the_teacher_where_labels_say_nothing(trained: Trained) -> None:
-    teacher, (train, calibrate, validate) = (
-        CalibratedRanker.load(trained.folder / "lightgbm"),
-        splits(),
-    )
-    noise = replace(train, labels=np.random.default_rng(0).permutation(train.labels))
-    task = Task(noise, calibrate, RowTransform.fit(train.numeric), SCHEMA, student_config(CONFIG))
+    teacher, sets = CalibratedRanker.load(trained.folder / "lightgbm"), splits()
+    validate = sets.selection
+    shuffled = np.random.default_rng(0).permutation(sets.train.labels)
+    noise = replace(sets.train, labels=shuffled)
+    task = task_of(noise, sets.calibration, student_config(CONFIG))
     p = distil(teacher, task, silent).predict(validate.numeric, validate.categorical)
     assert auc(validate.labels[:, 0], p[:, 0]) > 0.8
 
@@ -68,11 +67,12 @@ def test_log_odds_are_moved_to_a_rate() -> None:
 
 
 def test_int8_networks_order_like_the_original(trained: Trained, tmp_path: Path) -> None:
-    original, (train, _, validate) = CalibratedRanker.load(trained.folder / "dcn"), splits()
+    original, sets = CalibratedRanker.load(trained.folder / "dcn"), splits()
+    validate = sets.selection
     network = original.ranker
     assert isinstance(network, DcnRanker)
     expected = network.logits(validate.numeric, validate.categorical)
-    for ranker in (dynamic_int8(network), static_int8(network, train)):
+    for ranker in (dynamic_int8(network), static_int8(network, sets.train)):
         assert len(ranker.graph) != len(network.graph)
         logits = ranker.logits(validate.numeric, validate.categorical)
         assert np.corrcoef(logits[:, 0], expected[:, 0])[0, 1] > 0.99
@@ -96,8 +96,9 @@ def test_a_request_is_the_joined_rows_taken_apart() -> None:
         np.repeat([3, 5], 6),
     )
     data.numeric[:6, pair], data.categorical[:6, 0] = 1.5, 2  # of the first request's user
+    by_size = RankerConfig(popularity=PopularityConfig("item_size"))
     ranker = CalibratedRanker(
-        fit_popularity(data, schema, PopularityConfig("item_size")),
+        fit_popularity(task_of(data, config=by_size, schema=schema)),
         Calibration((HeadCalibration(),)),
     )
     pairs, items = one_request(data, 9, (2, 1))

@@ -12,9 +12,14 @@ from ranking.models.dcn import DcnRanker
 from ranking.training.dcn_network import CrossNetwork, DcnNetwork, export_onnx
 from ranking.training.fit_dcn import train_network
 from ranking.transform import RowTransform
-from tests.support.planted_rows import CONFIG, SCHEMA, planted, silent
+from tests.support.planted_rows import CONFIG, SCHEMA, planted, silent, task_of
 
 SHORT = replace(CONFIG.dcn, min_steps=20, epochs=1, batch=256)
+
+
+def network_of(data: RankingData, config: DcnConfig, seed: int = 0) -> DcnNetwork:
+    task = task_of(data, config=replace(CONFIG, dcn=config, seed=seed))
+    return train_network(task, Guard("dcn"), silent)
 
 
 def outputs(network: DcnNetwork, transform: RowTransform, data: RankingData) -> np.ndarray:
@@ -36,7 +41,7 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
         monitor="log_loss",
     )
     transform = RowTransform.fit(data.numeric)
-    network = train_network(data, data, transform, SCHEMA, config, 0, 10, Guard("dcn"), silent)
+    network = network_of(data, config)
     logits = outputs(network, transform, data)
     assert auc(data.labels[:, 0], logits[:, 0]) == auc(data.labels[:, 1], logits[:, 1]) == 1.0
 
@@ -53,7 +58,7 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
 def test_onnx_equals_torch(change: dict[str, object]) -> None:
     data, config = planted(6, requests=40), replace(SHORT, **change)
     transform = RowTransform.fit(data.numeric)
-    network = train_network(data, data, transform, SCHEMA, config, 0, 10, Guard("dcn"), silent)
+    network = network_of(data, config)
     ranker = DcnRanker(SCHEMA, transform, export_onnx(network, len(transform.sources)))
     for n in (1, 7, 300):
         rows = data.take(np.arange(n))
@@ -73,7 +78,7 @@ def test_cross_layer_is_the_formula_of_the_paper() -> None:
 def test_codes_never_seen_are_treated_as_unknown() -> None:
     data = planted(6, requests=40)
     transform = RowTransform.fit(data.numeric)
-    network = train_network(data, data, transform, SCHEMA, SHORT, 0, 10, Guard("dcn"), silent)
+    network = network_of(data, SHORT)
     unseen, unknown, known = (
         replace(data, categorical=np.int32([[genre, 1]] * len(data))) for genre in (5, 0, 1)
     )
@@ -88,10 +93,7 @@ def test_seed_decides_and_global_state_is_left_alone() -> None:
     transform = RowTransform.fit(data.numeric)
     torch.manual_seed(3)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    networks = [
-        train_network(data, data, transform, SCHEMA, SHORT, seed, 10, Guard("dcn"), silent)
-        for seed in (0, 0, 1)
-    ]
+    networks = [network_of(data, SHORT, seed) for seed in (0, 0, 1)]
     one, same, other = (outputs(network, transform, data) for network in networks)
     assert np.array_equal(one, same) and not np.array_equal(one, other)
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
@@ -99,7 +101,7 @@ def test_seed_decides_and_global_state_is_left_alone() -> None:
 
 
 def test_network_without_categories() -> None:
-    network = DcnNetwork(3, (4, 4), (), 2, SHORT)
+    network = DcnNetwork(width=3, bucket_counts=(4, 4), cardinalities=(), heads=2, config=SHORT)
     out = network(
         torch.zeros(5, 3),
         torch.zeros(5, 2, dtype=torch.int32),

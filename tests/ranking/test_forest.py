@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 
 from feature_repo.sanity import Guard
-from ranking.config import TreeConfig
-from ranking.data import RankingData, RowSchema
+from ranking.config import RankerConfig, TreeConfig
+from ranking.data import RankingData
 from ranking.models.forest import Forest, UnsupportedTrees
-from ranking.models.trees import TreeRanker, fit_lightgbm
+from ranking.models.trees import TreeRanker
+from ranking.row_schema import RowSchema
 from ranking.rows import ItemRows, PairRows
+from ranking.training.fit_trees import fit_lightgbm
+from ranking.training.task import FitTask
+from ranking.transform import RowTransform
 
 CATEGORIES = 200
 SCHEMA = RowSchema(
@@ -45,10 +49,16 @@ def trained(leaves: int, rounds: int = 70) -> TreeRanker:
     for seed, rows in ((1, 20_000), (2, 2_000)):
         numeric, codes, labels = world(seed, rows)
         parts.append(RankingData(numeric, codes, labels, np.arange(rows, dtype=np.int64)))
-    config = TreeConfig(
+    trees = TreeConfig(
         rounds=rounds, learning_rate=0.1, leaves=leaves, min_rows_in_leaf=20, threads=1
     )
-    return fit_lightgbm(*parts, SCHEMA, config, 3, Guard("lightgbm"), lambda _kind, _figures: None)
+    task = FitTask(
+        *parts,
+        transform=RowTransform.fit(parts[0].numeric),
+        schema=SCHEMA,
+        config=RankerConfig(trees=trees, seed=3),
+    )
+    return fit_lightgbm(task, Guard("lightgbm"), lambda _kind, _figures: None)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +104,7 @@ def test_trees_are_not_left_out(ranker: TreeRanker) -> None:
     forest = Forest.read(ranker.boosters[0].model_to_string())
     fewer = Forest.read(ranker.boosters[0].model_to_string(num_iteration=33))
     sizes = np.asarray(SCHEMA.cardinalities, dtype=np.int32)
-    assert len(fewer.leaves) == 33 and not np.allclose(
+    assert len(fewer.nodes.leaves) == 33 and not np.allclose(
         forest(pairs, items, sizes), fewer(pairs, items, sizes)
     )
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from ranking.calibration import Calibration, HeadCalibration
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
 from ranking.inspection.importance import permutation_importance
 from ranking.metrics import calibration_curve, ece
 from ranking.models.popularity import PopularityRanker
 from ranking.models.scorer import CalibratedRanker
+from ranking.row_schema import RowSchema
 from tests.support.planted_rows import SCHEMA, Trained, planted
 
 
@@ -33,7 +34,7 @@ def test_two_candidates_by_hand() -> None:
         request=np.repeat(np.arange(requests), 2),
     )
     before = data.numeric.copy()
-    base, columns = permutation_importance(by_count(schema, 0), data, 10, 4, 0)
+    base, columns = permutation_importance(by_count(schema, 0), data, k=10, repeats=4, seed=0)
     assert base == 1.0 and [one.name for one in columns] == ["count", "idle"]
     # Half of the permutations of two rows swap them.
     assert (
@@ -56,7 +57,7 @@ def test_what_a_request_has_in_common_is_exchanged_between_requests() -> None:
         labels=(np.arange(200) % 4 == 0).astype(np.float32)[:, None],
         request=request,
     )
-    _, columns = permutation_importance(by_count(schema, 0), data, 10, 2, 0)
+    _, columns = permutation_importance(by_count(schema, 0), data, k=10, repeats=2, seed=0)
     levels = {one.name: one.permuted for one in columns}
     assert levels == {"of_user": "across", "of_item": "within", "moment": "across"}
     # All candidates of a request tie before and after: the user's level by itself orders nothing.
@@ -66,7 +67,7 @@ def test_what_a_request_has_in_common_is_exchanged_between_requests() -> None:
 @pytest.mark.parametrize("kind", ["lightgbm", "lambdarank", "dcn", "logistic"])
 def test_the_cause_matters_most_and_noise_does_not(trained: Trained, kind: str) -> None:
     ranker = CalibratedRanker.load(trained.folder / kind)
-    base, columns = permutation_importance(ranker, trained.validate, 10, 3, 0)
+    base, columns = permutation_importance(ranker, trained.validate, k=10, repeats=3, seed=0)
     assert base == pytest.approx(trained.report.kinds[kind].ndcg)
     drop = {one.name: one.drop for one in columns}
     assert {columns[0].name, columns[1].name} == {"affinity", "genre"} and columns[0].drop > 0.1
@@ -84,16 +85,19 @@ def test_the_cause_matters_most_and_noise_does_not(trained: Trained, kind: str) 
 
 def test_the_same_seed_gives_the_same(trained: Trained) -> None:
     ranker, data = CalibratedRanker.load(trained.folder / "logistic"), trained.validate
-    assert permutation_importance(ranker, data, 10, 2, 1) == permutation_importance(
-        ranker, data, 10, 2, 1
-    )
+    one, same = (permutation_importance(ranker, data, k=10, repeats=2, seed=1) for _ in range(2))
+    assert one == same
 
 
 def test_requests_without_a_positive_row_are_refused() -> None:
     data = planted(1, requests=3)
     with pytest.raises(ValueError, match="no request has a positive row"):
         permutation_importance(
-            by_count(SCHEMA, 2), replace(data, labels=np.zeros_like(data.labels)), 10, 2, 0
+            by_count(SCHEMA, 2),
+            replace(data, labels=np.zeros_like(data.labels)),
+            k=10,
+            repeats=2,
+            seed=0,
         )
 
 

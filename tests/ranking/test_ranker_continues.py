@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 from ranking.config import RankerConfig, WarmStart
-from ranking.data import RowSchema
 from ranking.metrics import ndcg_at_k
 from ranking.models import load
 from ranking.models.base import CannotContinue
 from ranking.models.dcn import DcnRanker
 from ranking.models.scorer import CalibratedRanker
 from ranking.models.trees import TreeRanker
+from ranking.report import RankerReport
+from ranking.row_schema import RowSchema
 from ranking.training.dcn_network import DcnNetwork
-from ranking.training.fit_dcn import load_weights
+from ranking.training.dcn_weights import load_weights
 from ranking.training.quantise import dynamic_int8
-from ranking.training.train_rankers import RankerReport, train_rankers
+from ranking.training.train_rankers import train_rankers
 from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, splits
 
 GROWN = replace(SCHEMA, cardinalities=(9, 4))
@@ -32,7 +33,7 @@ def go_on(
     said: dict[str, float] = {}
     config, start = replace(config, kinds=(kind,)), replace(SHORT, folder=earlier)
     report = train_rankers(
-        *splits(), schema, folder, config, lambda _, figures: said.update(figures), start
+        splits(schema), folder, config, lambda _, figures: said.update(figures), start=start
     )
     assert report.config == config
     return report, said
@@ -61,30 +62,27 @@ def test_the_network_begins_with_its_weights_and_new_codes_as_unknown(trained: T
     earlier = load(trained.folder / "dcn")
     transform = earlier.transform  # type: ignore[attr-defined]
     width = len(transform.sources)
-    network = DcnNetwork(width, transform.bucket_counts, GROWN.cardinalities, 2, CONFIG.dcn)
+    shape = {
+        "width": width,
+        "bucket_counts": transform.bucket_counts,
+        "cardinalities": GROWN.cardinalities,
+        "heads": 2,
+    }
+    network = DcnNetwork(**shape, config=CONFIG.dcn)
     load_weights(network, GROWN, earlier)  # type: ignore[arg-type]
     assert network.category is not None
     table = network.category.table.weight.detach().numpy()
     assert (table[6:9] == table[0]).all() and (table[1] != table[0]).any()
     with pytest.raises(CannotContinue, match="another shape"):
-        load_weights(
-            DcnNetwork(
-                width,
-                transform.bucket_counts,
-                GROWN.cardinalities,
-                2,
-                replace(CONFIG.dcn, hidden=(8,)),
-            ),
-            GROWN,
-            earlier,  # type: ignore[arg-type]
-        )
+        other = DcnNetwork(**shape, config=replace(CONFIG.dcn, hidden=(8,)))
+        load_weights(other, GROWN, earlier)  # type: ignore[arg-type]
 
 
 def test_the_network_goes_on_with_a_few_steps(trained: Trained, tmp_path: Path) -> None:
     report, said = go_on(tmp_path, trained.folder / "dcn", "dcn")
     assert said["continued"] == 1.0
     few = SHORT.shorten(replace(CONFIG, kinds=("dcn",)))
-    anew = train_rankers(*splits(), GROWN, tmp_path / "anew", few, lambda *_: None)
+    anew = train_rankers(splits(GROWN), tmp_path / "anew", few, lambda *_: None)
     assert (report.kinds["dcn"].ndcg or 0) > (anew.kinds["dcn"].ndcg or 0)
 
 
@@ -123,7 +121,7 @@ def test_what_cannot_go_on_is_trained_anew_and_says_so(
     report, said = go_on(tmp_path, trained.folder / earlier, kind, config=config)
     assert said["continued"] == 0.0
     anew = train_rankers(
-        *splits(), GROWN, tmp_path / "anew", replace(config, kinds=(kind,)), lambda *_: None
+        splits(GROWN), tmp_path / "anew", replace(config, kinds=(kind,)), lambda *_: None
     )
     assert report.kinds[kind].ndcg == anew.kinds[kind].ndcg
 
@@ -143,4 +141,4 @@ def test_a_finished_continuation_is_kept(trained: Trained, tmp_path: Path) -> No
     data = planted(4)
     scorer = load(tmp_path / "lambdarank")
     score = scorer.schema.score(scorer.predict(data.numeric, data.categorical))
-    assert ndcg_at_k(data.wanted(SCHEMA), score, data.request, 10) > 0.4
+    assert ndcg_at_k(data.relevance(SCHEMA), score, data.request, 10) > 0.4

@@ -12,11 +12,13 @@ import pytest
 
 from feature_repo.workspace import PROJECT_ROOT
 from ranking.config import KINDS
-from ranking.data import RowSchema
 from ranking.models.scorer import CalibratedRanker
+from ranking.report import NdcgGap
+from ranking.row_schema import RowSchema
 from ranking.sigmoid import logit
-from ranking.training.train_rankers import COSTS, choose, train_rankers
-from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, silent, splits
+from ranking.training.selection import BY_SERVING_COST, choose_kind
+from ranking.training.train_rankers import train_rankers
+from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, sets_of, silent, splits
 
 LEARNERS = [kind for kind in KINDS if kind != "popularity"]
 
@@ -39,8 +41,8 @@ def test_the_chosen_is_the_cheapest_that_is_not_clearly_worse(trained: Trained) 
     for kind, (below, error) in behind.items():
         assert below == pytest.approx(max(ndcg.values()) - ndcg[kind], abs=1e-12)
         assert error == 0.0 if below == 0.0 else 0.0 < error < 0.05
-    assert sorted(COSTS) == sorted(KINDS) and trained.report.best != "popularity"
-    for kind in COSTS[1 : COSTS.index(trained.report.best)]:  # the cheaper ones
+    assert sorted(BY_SERVING_COST) == sorted(KINDS) and trained.report.best != "popularity"
+    for kind in BY_SERVING_COST[1 : BY_SERVING_COST.index(trained.report.best)]:  # the cheaper ones
         below, error = behind[kind]
         assert below > 2 * error or below > 0.05 * max(ndcg.values())
     below, error = behind[trained.report.best]
@@ -49,28 +51,28 @@ def test_the_chosen_is_the_cheapest_that_is_not_clearly_worse(trained: Trained) 
 
 def test_how_far_behind_is_still_near() -> None:
     behind = {
-        "popularity": [0.1, 0.06],
-        "logistic": [0.03, 0.01],
-        "lambdarank": [0.019, 0.01],
-        "dcn": [0.0, 0.0],
+        "popularity": NdcgGap(0.1, 0.06),
+        "logistic": NdcgGap(0.03, 0.01),
+        "lambdarank": NdcgGap(0.019, 0.01),
+        "dcn": NdcgGap(0.0, 0.0),
     }
-    assert [choose(behind, errors, 1.0) for errors in (1.0, 2.0, 3.0)] == [
+    assert [choose_kind(behind, errors, 1.0) for errors in (1.0, 2.0, 3.0)] == [
         "dcn",
         "lambdarank",
         "logistic",
     ]
-    assert (
-        choose(behind, 3.0, most=0.02) == "lambdarank" and choose(behind, 3.0, most=0.01) == "dcn"
-    )
-    assert choose({"popularity": [0.0, 0.0], "logistic": [0.1, 0.01]}, 2.0, 1.0) == "popularity"
+    assert choose_kind(behind, 3.0, largest_gap=0.02) == "lambdarank"
+    assert choose_kind(behind, 3.0, largest_gap=0.01) == "dcn"
+    only_the_baseline = {"popularity": NdcgGap(0.0, 0.0), "logistic": NdcgGap(0.1, 0.01)}
+    assert choose_kind(only_the_baseline, 2.0, 1.0) == "popularity"
 
 
 def test_requests_of_one_user_count_together(trained: Trained, tmp_path: Path) -> None:
     """The same requests, ten a user: only how sure the differences are is another matter."""
     shutil.copytree(trained.folder, tmp_path / "kinds")
-    train, calibrate, validate = splits()
-    validate = replace(validate, user=validate.request // 10)
-    report = train_rankers(train, calibrate, validate, SCHEMA, tmp_path / "kinds", CONFIG, silent)
+    sets = splits()
+    users = replace(sets.selection, user=sets.selection.request // 10)
+    report = train_rankers(replace(sets, selection=users), tmp_path / "kinds", CONFIG, silent)
     assert report.kinds == trained.report.kinds
     assert {kind: below for kind, (below, _) in report.behind.items()} == {
         kind: below for kind, (below, _) in trained.report.behind.items()
@@ -81,7 +83,7 @@ def test_requests_of_one_user_count_together(trained: Trained, tmp_path: Path) -
 def test_no_standard_errors_mean_the_best(trained: Trained, tmp_path: Path) -> None:
     shutil.copytree(trained.folder, tmp_path / "kinds")
     report = train_rankers(
-        *splits(), SCHEMA, tmp_path / "kinds", replace(CONFIG, standard_errors=0.0), silent
+        splits(), tmp_path / "kinds", replace(CONFIG, standard_errors=0.0), silent
     )
     assert report.best == max(KINDS, key=lambda kind: report.kinds[kind].ndcg)
 
@@ -165,9 +167,11 @@ def test_shuffled_labels_teach_nothing(tmp_path: Path) -> None:
     # Validation labels are shuffled too: a model of noise points somewhere in a space where two
     # directions decide everything, so true labels would score it anywhere between good and bad.
     random = np.random.default_rng(0)
-    mixed = [replace(part, labels=random.permutation(part.labels)) for part in splits()]
+    sets = splits()
+    parts = (sets.train, sets.calibration, sets.selection)
+    mixed = [replace(part, labels=random.permutation(part.labels)) for part in parts]
     config = replace(CONFIG, dcn=replace(CONFIG.dcn, min_steps=100))
-    report = train_rankers(*mixed, SCHEMA, tmp_path, config, silent)
+    report = train_rankers(sets_of(mixed), tmp_path, config, silent)
     for kind in KINDS:
         # The standard error of this AUC is 0.011.
         assert report.kinds[kind].heads["click"].auc == pytest.approx(0.5, abs=0.035), kind
@@ -183,7 +187,7 @@ def test_heads_without_positives_and_rows_without_categories(tmp_path: Path) -> 
             replace(data, labels=labels, categorical=np.empty((len(data), 0), dtype=np.int32))
         )
     config = replace(CONFIG, dcn=replace(CONFIG.dcn, min_steps=60))
-    report = train_rankers(*parts, schema, tmp_path, config, silent)
+    report = train_rankers(sets_of(parts, schema), tmp_path, config, silent)
     for kind in KINDS:
         assert report.kinds[kind].heads["never"].auc is None
         _, p = CalibratedRanker.load(tmp_path / kind).score(parts[2].numeric, parts[2].categorical)

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from feature_repo.sanity import CannotLearn, Guard, check_chance, check_learnt
-from ranking.training.fit import Task, fit
+from ranking.training.fit import fit
 from ranking.training.fit_dcn import train_network
 from ranking.training.sanity import GRADIENT_KINDS, chance_tolerance, check_kind
-from ranking.transform import RowTransform
-from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, silent
+from tests.support.planted_rows import CONFIG, Trained, planted, silent, task_of
 
 
 @pytest.mark.parametrize("kind", ["logistic", "lightgbm", "lambdarank", "dcn"])
@@ -40,24 +39,15 @@ def test_equal_rows_with_other_labels_cannot_be_learnt() -> None:
     )
     for kind in GRADIENT_KINDS:
         with pytest.raises(CannotLearn, match=f"^{kind}: one batch cannot be overfitted: loss"):
-            check_kind(kind, same, RowTransform.fit(same.numeric), SCHEMA, CONFIG)
+            check_kind(kind, task_of(same))
 
 
 def test_labels_of_one_class_leave_nothing_to_check() -> None:
     data = planted(1, requests=10)
-    transform = RowTransform.fit(data.numeric)
     for value in (0.0, 1.0):
-        assert (
-            check_kind(
-                "dcn",
-                replace(data, labels=np.full_like(data.labels, value)),
-                transform,
-                SCHEMA,
-                CONFIG,
-            )
-            == {}
-        )
-    assert check_kind("popularity", data, transform, SCHEMA, CONFIG) == {}
+        one_class = replace(data, labels=np.full_like(data.labels, value))
+        assert check_kind("dcn", task_of(one_class)) == {}
+    assert check_kind("popularity", task_of(data)) == {}
 
 
 def test_an_order_that_follows_shuffled_labels_is_a_leak() -> None:
@@ -104,16 +94,14 @@ def test_a_training_that_diverges_is_stopped() -> None:
     data = planted(6, requests=40)
     config = replace(CONFIG.dcn, learning_rate=1e30, min_steps=20, batch=128)
     with pytest.raises(CannotLearn, match=r"^dcn: .* at step \d+"):
-        train_network(
-            data, data, RowTransform.fit(data.numeric), SCHEMA, config, 0, 10, Guard("dcn"), silent
-        )
+        train_network(task_of(data, config=replace(CONFIG, dcn=config)), Guard("dcn"), silent)
 
 
 @pytest.mark.parametrize("kind", ["popularity", "logistic", "lightgbm", "lambdarank", "dcn"])
 def test_a_seed_gives_the_same_bits_again(kind: str) -> None:
     train, stop = planted(7, requests=60), planted(8, requests=30)
     config = replace(CONFIG, dcn=replace(CONFIG.dcn, min_steps=20, epochs=1))
-    task = Task(train, stop, RowTransform.fit(train.numeric), SCHEMA, config)
+    task = task_of(train, stop, config)
     one, same = (
         fit(kind, task, Guard(kind), silent).predict(stop.numeric, stop.categorical)
         for _ in range(2)

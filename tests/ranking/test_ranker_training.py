@@ -14,8 +14,9 @@ from pydantic import TypeAdapter
 
 from feature_repo.workspace import PROJECT_ROOT, MissingStage
 from ranking.config import KINDS, RankerConfig
-from ranking.training.train_rankers import RankerReport, train_rankers
-from tests.support.planted_rows import CONFIG, SCHEMA, Trained, planted, splits
+from ranking.report import RankerReport
+from ranking.training.train_rankers import train_rankers
+from tests.support.planted_rows import CONFIG, Trained, planted, splits
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -30,8 +31,7 @@ def rerun(folder: Path, config: RankerConfig = CONFIG) -> list[str]:
     """Run again and return the kinds that were trained."""
     seen: dict[str, dict[str, float]] = {}
     train_rankers(
-        *splits(),
-        SCHEMA,
+        splits(),
         folder,
         config,
         lambda kind, figures: seen.setdefault(kind, {}).update(figures),
@@ -44,16 +44,17 @@ def test_killed_run_resumes_to_the_same_bytes(trained: Trained, tmp_path: Path) 
     code = f"""
 import os, signal
 from pathlib import Path
-from tests.support.planted_rows import CONFIG, SCHEMA, splits
+from tests.support.planted_rows import CONFIG, splits
 from ranking.training.train_rankers import train_rankers
 
 def strike(kind, figures):
     if kind == "lightgbm" and "buy_trees" in figures:
         os.kill(os.getpid(), signal.SIGKILL)
 
-train_rankers(*splits(), SCHEMA, Path({str(tmp_path)!r}), CONFIG, strike)
+train_rankers(splits(), Path({str(tmp_path)!r}), CONFIG, strike)
 """
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), here])}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL
     left = {path.name for path in tmp_path.iterdir()}
@@ -101,7 +102,6 @@ def test_config_refuses_unknown_kinds_and_survives_json() -> None:
 
 
 def test_data_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    train, calibrate, _ = splits()
     wrong = replace(planted(3), labels=planted(3).labels[:, :1])
     with pytest.raises(ValueError, match="labels"):
-        train_rankers(train, calibrate, wrong, SCHEMA, tmp_path, CONFIG, print)
+        train_rankers(replace(splits(), selection=wrong), tmp_path, CONFIG, print)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from ranking.data import RankingData, RowSchema
+from ranking.data import RankingData
 from ranking.metrics import auc, difference, ece, log_loss, ndcg_at_k, ndcg_per_request
+from ranking.row_schema import RowSchema
 
 
 def test_auc_by_hand() -> None:
@@ -93,7 +94,7 @@ def test_difference_of_the_same_requests_by_hand() -> None:
     # Differences 0, .6, -.3: mean .1, squares about it .01, .25, .16, each a third of a third.
     mean, error = difference(first, second, others)
     assert (mean, error) == (pytest.approx(0.1), pytest.approx(math.sqrt(0.42) / 3))
-    mean, error = difference(first, second, others, np.array([1.0, 1.0, 2.0, 9.0]))
+    mean, error = difference(first, second, others, weights=np.array([1.0, 1.0, 2.0, 9.0]))
     assert (mean, error) == (
         pytest.approx(0.0),
         pytest.approx(math.sqrt((0.0 + 0.36 + 4 * 0.09) / 16)),
@@ -118,12 +119,12 @@ def test_a_request_weighs_as_its_positive_rows() -> None:
         np.array([0, 0, 0, 1, 1]),
         weight,
     )
-    assert data.wanted(RowSchema(("x",), (), (), ("click",), (1.0,))).tolist() == [4, 0, 2, 0, 0]
+    assert data.relevance(RowSchema(("x",), (), (), ("click",), (1.0,))).tolist() == [4, 0, 2, 0, 0]
     both = replace(data, labels=np.float32([[1, 0], [0, 1], [0, 1], [0, 0], [0, 0]]))
-    schema = RowSchema(("x",), (), (), ("click", "dislike"), (1.0, 0.1), wanted=(True, False))
-    assert both.wanted(schema).tolist() == [4, 0, 0, 0, 0] and both.happened().sum() == 3
+    schema = RowSchema(("x",), (), (), ("click", "dislike"), (1.0, 0.1), relevant=(True, False))
+    assert both.relevance(schema).tolist() == [4, 0, 0, 0, 0] and both.positive().sum() == 3
     assert RowSchema.from_dict(schema.to_dict()) == schema
-    with pytest.raises(ValueError, match="wanted"):
-        replace(schema, wanted=(False, False))
+    with pytest.raises(ValueError, match="relevant"):
+        replace(schema, relevant=(False, False))
     assert data.request_weights().tolist() == [3.0, 1.0]
     assert data.take(np.array([2])).request_weights().tolist() == [2.0]

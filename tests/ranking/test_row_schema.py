@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ranking.data import RowSchema, spaced_rows
+from ranking.data import spaced_rows
+from ranking.row_schema import RowSchema
 from tests.support.planted_rows import SCHEMA, planted
 
 
@@ -59,5 +60,5 @@ def test_digest_sees_every_part() -> None:
 
 def test_spread_keeps_both_ends_and_order() -> None:
     assert spaced_rows(10, 4).tolist() == [0, 3, 6, 9]
-    assert len(planted(0, requests=5).spread(7)) == 7
+    assert len(planted(0, requests=5).sample(7)) == 7
     assert planted(0, requests=3).group_sizes().tolist() == [20, 20, 20]

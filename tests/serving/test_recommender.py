@@ -12,7 +12,7 @@ import pytest
 from feature_repo import columns as c
 from ranking.config import DcnConfig, TreeConfig
 from ranking.models.scorer import CalibratedRanker
-from ranking.training.train_rankers import train_rankers
+from ranking.training.train_rankers import RankerSets, train_rankers
 from retrieval.index import build_index
 from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.filters import FilterRules, RequestRules
@@ -233,7 +233,7 @@ def test_hydrated_rows_are_what_their_names_say(tiny: Tiny) -> None:
 def test_prepared_items_change_no_score(tiny: Tiny, tmp_path: Path, kind: str) -> None:
     data, schema, config = random_rows(tiny.codec, 3, (kind,))
     config = replace(config, dcn=DcnConfig(epochs=1, min_steps=5), trees=TreeConfig(rounds=5))
-    train_rankers(data, data, data, schema, tmp_path, config, lambda *_: None)
+    train_rankers(RankerSets(data, data, data, schema), tmp_path, config, lambda *_: None)
     ranker, users = CalibratedRanker.load(tmp_path / kind), tiny.clickers()
     _, ranked, _ = tiny.release.recommender.recommend_ranked(
         users, [RequestRules(K)] * len(users), tiny.items

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from ranking.data import RankingData, RowSchema
-from ranking.training.train_rankers import RankerReport
+from ranking.data import RankingData
+from ranking.report import RankerReport
+from ranking.row_schema import RowSchema
+from ranking.training.task import FitTask
+from ranking.training.train_rankers import RankerSets
+from ranking.transform import RowTransform
 
 SCHEMA = RowSchema(
     numeric=("noise", "affinity", "item_events_30d", "recency"),
@@ -24,13 +29,6 @@ CONFIG = RankerConfig(
     dcn=DcnConfig(batch=512, min_steps=200, hidden=(32,), learning_rate=5e-3, threads=1),
 )
 GENRE_EFFECT = np.array([0.0, 1.5, -1.5, 0.0, 1.0, -1.0])
-
-
-@dataclass(frozen=True)
-class Trained:
-    folder: Path
-    report: RankerReport
-    validate: RankingData
 
 
 def planted(seed: int, requests: int = 200, candidates: int = 20) -> RankingData:
@@ -53,11 +51,37 @@ def planted(seed: int, requests: int = 200, candidates: int = 20) -> RankingData
     )
 
 
-def splits() -> tuple[RankingData, RankingData, RankingData]:
-    """Return train, calibrate and validate rows."""
-    return planted(1, requests=400), planted(2), planted(3)
+def splits(schema: RowSchema = SCHEMA) -> RankerSets:
+    """Return rows to train on, to calibrate on and to select by."""
+    return RankerSets(planted(1, requests=400), planted(2), planted(3), schema)
+
+
+def sets_of(parts: Sequence[RankingData], schema: RowSchema = SCHEMA) -> RankerSets:
+    """Return three parts as sets."""
+    train, calibration, selection = parts
+    return RankerSets(train, calibration, selection, schema)
+
+
+def task_of(
+    train: RankingData,
+    held_out: RankingData | None = None,
+    config: RankerConfig = CONFIG,
+    schema: RowSchema = SCHEMA,
+) -> FitTask:
+    """Return a task behind a transform of the training rows, which are also held out by default."""
+    transform = RowTransform.fit(train.numeric)
+    return FitTask(train, train if held_out is None else held_out, transform, schema, config)
 
 
 def silent(kind: str, figures: dict[str, float]) -> None:
     """Log nothing."""
     assert kind and figures
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Every kind trained on ``splits``: folder, report, and the rows that kinds are selected by."""
+
+    folder: Path
+    report: RankerReport
+    validate: RankingData

@@ -15,8 +15,9 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.files import write_json
 from ranking.config import RankerConfig
-from ranking.data import RankingData, RowSchema
-from ranking.training.train_rankers import VALIDATION, train_rankers
+from ranking.data import RankingData
+from ranking.row_schema import RowSchema
+from ranking.training.train_rankers import VALIDATION, RankerSets, train_rankers
 from retrieval.covisitation import similar_items
 from retrieval.index import build_index, save_index
 from retrieval.towers.export import export_item_tower, export_user_tower
@@ -256,7 +257,7 @@ def write_release(
     write_json(folder / "filters.json", json.loads((rules or FilterRules()).model_dump_json()))
     data, schema, config = random_rows(codec, 1)
     rankers = folder.parent / f".rankers-{folder.name}"
-    train_rankers(data, data, data, schema, rankers, config, lambda *_: None)
+    train_rankers(RankerSets(data, data, data, schema), rankers, config, lambda *_: None)
     (rankers / "logistic" / VALIDATION).unlink()
     (rankers / "logistic").rename(folder / "ranker")
     write_manifest(folder, VERSIONS)
