@@ -40,8 +40,11 @@ class PopularityRanker(PredictsJoinedRows):
         )
 
     def explain(
-        self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
-    ) -> Contributions:  # noqa: ARG002
+        self,
+        numeric: Float32Array,
+        categorical: Int32Array,  # noqa: ARG002
+        top: int | None = None,
+    ) -> Contributions:
         """See ``Ranker.explain``: the count is the only column."""
         value = self._evidence(numeric[None, :]) * (self.schema.weights @ np.asarray(self.slope))
         return largest([self.schema.numeric[self.column]], value, top)
