@@ -1,5 +1,7 @@
 """One small world, taken through every real stage once; tests look at what each stage left."""
 
+# ruff: noqa: E402 - Feast is imported after its type checks are switched off
+
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +14,10 @@ os.environ.setdefault("FUNNEL_DEADLINE_MS", "10000")
 os.environ.setdefault("FUNNEL_REDIS_TIMEOUT_MS", "1000")
 
 import pytest
+
+from feature_repo.stores.feast_checks import disable_feast_type_checks
+
+disable_feast_type_checks()  # as the command line does; before Feast is imported
 
 from feature_repo.dataset import load_spec
 from feature_repo.stores.embedded_redis import release as stop_redis

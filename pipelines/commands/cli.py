@@ -31,6 +31,7 @@ from typer.core import TyperGroup  # noqa: E402
 
 from feature_repo.errors import FunnelError  # noqa: E402
 from feature_repo.settings import read_settings  # noqa: E402
+from feature_repo.stores.feast_checks import disable_feast_type_checks  # noqa: E402
 from feature_repo.workspace import PROJECT_ROOT  # noqa: E402
 from pipelines.commands.benchmark import benchmarks  # noqa: E402
 from pipelines.commands.keys import keys  # noqa: E402
@@ -51,6 +52,9 @@ from pipelines.commands.options import (  # noqa: E402
 from pipelines.commands.rankers import rankers  # noqa: E402
 from pipelines.commands.releases import releases  # noqa: E402
 from pipelines.commands.tune import tune  # noqa: E402
+
+# Here, not in `main`: a spawned child process imports this module, but calls no `main`.
+disable_feast_type_checks()
 
 
 class CommandLine(TyperGroup):
