@@ -258,19 +258,16 @@ class Retriever:
         """
         recent = history[:RECENT]
         recent = recent[recent > 0]
-        covisits = _CoVisits(
-            self.neighbours[recent], self.similarities[recent], self._recency, self.quota.similar
-        )
-        size = len(tower) + covisits.items.size + len(static.codes)
-        out = _Buffers(
-            np.empty(size, np.int32),
-            np.empty(size, np.uint8),
-            np.empty(size, np.float32),
-            np.empty((size, 2), np.float32),
+        return _union(
+            tower,
+            self.neighbours[recent],
+            self.similarities[recent],
+            self._recency,
+            self.quota.similar,
+            static.codes,
+            static.sources,
             self._scratch.slots,
         )
-        count = _union(tower, covisits, static, out)
-        return out.item[:count], out.sources[:count], out.rank[:count], out.similar[:count]
 
 
 class _Scratch(threading.local):
@@ -283,38 +280,11 @@ class _Scratch(threading.local):
         self.slots = np.zeros(size, dtype=np.int32)
 
 
-class _CoVisits(NamedTuple):
-    """The items co-visited with a user's ``R`` recent items, newest first.
-
-    ``items`` int32 ``[R, S]`` (0: none), ``similarity`` float32 ``[R, S]``, ``recency`` float32
-    ``[R]`` or longer, the weight of each recent item; ``limit``: how many items may be proposed.
-    """
-
-    items: Int32Array
-    similarity: Float32Array
-    recency: Float32Array
-    limit: int
-
-
 class _StaticItems(NamedTuple):
     """Items that are proposed to everybody: ``codes`` int32 ``[n]``, ``sources`` uint8 ``[n]``."""
 
     codes: Int32Array
     sources: SourceBits
-
-
-class _Buffers(NamedTuple):
-    """Where ``_union`` writes: room for every proposal, and a slot for every item.
-
-    ``item`` int32 ``[n]``, ``sources`` uint8 ``[n]``, ``rank`` float32 ``[n]``, ``similar`` float32
-    ``[n, 2]``, ``slots`` int32 ``[N]`` of 0.
-    """
-
-    item: Int32Array
-    sources: SourceBits
-    rank: Float32Array
-    similar: Float32Array
-    slots: Int32Array
 
 
 class _Pool(NamedTuple):
@@ -331,16 +301,18 @@ class _Pool(NamedTuple):
 
 
 @compiled
-def _pool_of(covisits: _CoVisits, slots: Int32Array) -> _Pool:
+def _pool_of(
+    near: Int32Array, similarity: Float32Array, recency: Float32Array, slots: Int32Array
+) -> _Pool:
     """Sum the similarities of each co-visited item; leave 1 + its index in ``slots``."""
-    items = np.empty(covisits.items.size, np.int32)
-    total = np.zeros(covisits.items.size)
-    newest = np.zeros(covisits.items.size)
+    items = np.empty(near.size, np.int32)
+    total = np.zeros(near.size)
+    newest = np.zeros(near.size)
     size = 0
-    for recent in range(covisits.items.shape[0]):
-        for number in range(covisits.items.shape[1]):
-            code = covisits.items[recent, number]
-            weight = covisits.similarity[recent, number] * covisits.recency[recent]
+    for recent in range(near.shape[0]):
+        for number in range(near.shape[1]):
+            code = near[recent, number]
+            weight = similarity[recent, number] * recency[recent]
             if code == 0 or weight <= 0.0:
                 continue
             if slots[code] == 0:
@@ -349,28 +321,46 @@ def _pool_of(covisits: _CoVisits, slots: Int32Array) -> _Pool:
                 slots[code] = size
             total[slots[code] - 1] += weight
             if recent == 0:
-                newest[slots[code] - 1] += covisits.similarity[0, number]
+                newest[slots[code] - 1] += similarity[0, number]
     order = np.argsort(-total[:size], kind="mergesort")
     return _Pool(items[:size], total, newest, order)
 
 
 @compiled
-def _union(tower: Int64Array, covisits: _CoVisits, static: _StaticItems, out: _Buffers) -> int:
-    """Write the union of all sources into ``out`` and return its size.
+def _union(  # noqa: PLR0917 - compiled functions take positional arguments only
+    tower: Int64Array,
+    near: Int32Array,
+    similarity: Float32Array,
+    recency: Float32Array,
+    limit: int,
+    static: Int32Array,
+    static_sources: SourceBits,
+    slots: Int32Array,
+) -> tuple[Int32Array, SourceBits, Float32Array, Float32Array]:
+    """Return the union of all sources: items, sources, tower ranks and similarities.
 
     Args:
         tower: int64 ``[T]`` codes, best first (0: FAISS found fewer).
-        covisits: the co-visited items.
-        static: the items of the other sources.
-        out: written, its slots left at 0.
+        near: int32 ``[R, S]``, the items co-visited with each recent item (0: none).
+        similarity: float32 ``[R, S]``, how strongly.
+        recency: float32 ``[R]`` or longer, the weight of each recent item.
+        limit: how many co-visited items may be proposed.
+        static: int32 ``[n]`` codes, the items that are proposed to everybody.
+        static_sources: uint8 ``[n]``, who proposes them.
+        slots: int32 ``[N]`` of 0; left so.
 
     """
     # Pool the co-visited items. Those that are not proposed in the end still give their
     # similarities to the other sources' items. Their slots are below 0: not a candidate yet.
-    slots = out.slots
-    pool = _pool_of(covisits, slots)
+    pool = _pool_of(near, similarity, recency, slots)
     for number in range(len(pool.items)):
         slots[pool.items[number]] = -number - 1
+
+    size = len(tower) + len(pool.items) + len(static)
+    item = np.empty(size, np.int32)
+    sources = np.empty(size, np.uint8)
+    rank = np.empty(size, np.float32)
+    similar = np.empty((size, 2), np.float32)
 
     # Take the sources' proposals in turn: tower, co-visited items, static items. The slot of a
     # candidate is 1 + its row.
@@ -379,9 +369,9 @@ def _union(tower: Int64Array, covisits: _CoVisits, static: _StaticItems, out: _B
         if source == 0:
             length = len(tower)
         elif source == 1:
-            length = min(covisits.limit, len(pool.items))
+            length = min(limit, len(pool.items))
         else:
-            length = len(static.codes)
+            length = len(static)
 
         for number in range(length):
             if source == 0:
@@ -389,21 +379,21 @@ def _union(tower: Int64Array, covisits: _CoVisits, static: _StaticItems, out: _B
             elif source == 1:
                 code = np.int64(pool.items[pool.order[number]])
             else:
-                code = np.int64(static.codes[number])
+                code = np.int64(static[number])
             if code == 0:
                 continue
 
-            bit = static.sources[number] if source == 2 else np.uint8(1 << source)
+            bit = static_sources[number] if source == 2 else np.uint8(1 << source)
             if slots[code] > 0:
-                out.sources[slots[code] - 1] |= bit
+                sources[slots[code] - 1] |= bit
                 continue
 
-            out.item[count] = code
-            out.sources[count] = bit
-            out.rank[count] = np.log1p(np.float32(number)) if source == 0 else np.nan
+            item[count] = code
+            sources[count] = bit
+            rank[count] = np.log1p(np.float32(number)) if source == 0 else np.nan
             pooled = -slots[code] - 1
-            out.similar[count, 0] = pool.total[pooled] if pooled >= 0 else 0.0
-            out.similar[count, 1] = pool.newest[pooled] if pooled >= 0 else 0.0
+            similar[count, 0] = pool.total[pooled] if pooled >= 0 else 0.0
+            similar[count, 1] = pool.newest[pooled] if pooled >= 0 else 0.0
             count += 1
             slots[code] = count
 
@@ -411,8 +401,8 @@ def _union(tower: Int64Array, covisits: _CoVisits, static: _StaticItems, out: _B
     for number in range(len(pool.items)):
         slots[pool.items[number]] = 0
     for number in range(count):
-        slots[out.item[number]] = 0
-    return count
+        slots[item[number]] = 0
+    return item[:count], sources[:count], rank[:count], similar[:count]
 
 
 def static_lists(items: ItemTable, quota: CandidateQuota, time: float) -> dict[str, Int32Array]:
