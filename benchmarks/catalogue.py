@@ -22,7 +22,8 @@ from retrieval.index import build_index, save_index
 from serving.online.features import OnlineFeatures, concat_rows
 from serving.recommender.item_table import Activity, ItemTable, RawColumn
 from serving.releases.item_files import save_items, with_spare
-from serving.releases.release import MANIFEST, Release, load_release, write_manifest
+from serving.releases.manifest import MANIFEST, read_manifest, write_manifest
+from serving.releases.release import Release, load_release
 
 _NOISE_NORM = 0.5
 """Norm of what is added to a copy's unit vector: two copies are about 30 degrees apart."""
@@ -102,11 +103,10 @@ def _rebuild_index(folder: Path, unit: Float32Array, queries: Float32Array, two_
 
 def _write_manifest(folder: Path) -> None:
     """Write a manifest of the changed files, and remove the evaluation of the original."""
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_manifest(folder)
     (folder / MANIFEST).unlink()
     (folder / "evaluation.json").unlink(missing_ok=True)
-    versions = {k: v for k, v in manifest.items() if k not in ("format", "release", "files")}
-    write_manifest(folder, versions)
+    write_manifest(folder, manifest.provenance)
 
 
 def _perturbed(vectors: Float32Array, which: BoolArray) -> Float32Array:

@@ -30,7 +30,7 @@ from feature_repo.files import (
 from feature_repo.workspace import Workspace
 from pipelines.erasure.locations import StorageLocation
 from pipelines.training.release_pointer import pointer_lock
-from serving.releases.release import MANIFEST, write_manifest
+from serving.releases.manifest import MANIFEST, read_manifest, write_manifest
 
 CODEC = "codec.json"
 TOWER = "user_tower.onnx"
@@ -112,16 +112,12 @@ class Releases:
         staged = self._folder / f"{_STAGED}{release.name}"
         shutil.copytree(release, staged, copy_function=os.link)  # changed files are replaced
         redact(staged, users)
-        manifest = read_json(staged / MANIFEST)
-        manifest["replaces"] = [*manifest.get("replaces", []), release.name]
-        about = {
-            name: value
-            for name, value in manifest.items()
-            if name not in ("format", "release", "files")
-        }
-        fresh = self._folder / write_manifest(staged, about)
+        manifest = read_manifest(staged)
+        provenance = manifest.provenance.model_copy(
+            update={"replaces": [*manifest.replaces, release.name]}
+        )
         # A release of another version of Funnel keeps its format.
-        write_json(staged / MANIFEST, read_json(staged / MANIFEST) | {"format": manifest["format"]})
+        fresh = self._folder / write_manifest(staged, provenance, format=manifest.format)
         if fresh.exists():  # of a run that was killed after this step
             shutil.rmtree(staged)
         else:
@@ -132,10 +128,7 @@ class Releases:
                 link_atomically(link, fresh)
 
     def _link_old_names(self) -> None:
-        replaces = {
-            release: read_json(release / MANIFEST).get("replaces", [])
-            for release in self._finished()
-        }
+        replaces = {release: read_manifest(release).replaces for release in self._finished()}
         old = {name for names in replaces.values() for name in names}
         for release, names in replaces.items():
             for name in names if release.name not in old else ():

@@ -104,7 +104,7 @@ def tuned_baselines(
         progress: progress callback.
 
     """
-    split = Split.from_dict(release.manifest["split"])
+    split = Split.from_dict(release.manifest.split)
     time = epoch_seconds(events[c.TIMESTAMP])
     earlier = interaction_matrix(events[time < split.selection], release.codec)
     known = interaction_matrix(events[time < split.test], release.codec)
@@ -220,7 +220,7 @@ class Validation:
         cls, release: Release, events: pd.DataFrame, interactions: InteractionHistory
     ) -> Validation:
         """Return the part's positive first contacts, at most 2,000, evenly spaced."""
-        split = Split.from_dict(release.manifest["split"])
+        split = Split.from_dict(release.manifest.split)
         time = epoch_seconds(events[c.TIMESTAMP])
         inside = (time >= split.selection) & (time < split.test) & events[c.POSITIVE].to_numpy()
         first_contact = ~events.duplicated([c.USER, c.ITEM]).to_numpy()

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from feature_repo.files import read_json, write_json
-from serving.releases.release import EVALUATION
+from serving.releases.manifest import EVALUATION
 
 Interval = tuple[float, float]
 """Lower and upper bound."""

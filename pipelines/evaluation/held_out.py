@@ -40,9 +40,7 @@ class HeldOut:
     @classmethod
     def of(cls, events: pd.DataFrame, release: Release, limit: int | None) -> HeldOut:
         """Return the test events, at most ``limit`` of them, evenly spaced."""
-        after = (
-            epoch_seconds(events[c.TIMESTAMP]) >= Split.from_dict(release.manifest["split"]).test
-        )
+        after = epoch_seconds(events[c.TIMESTAMP]) >= Split.from_dict(release.manifest.split).test
         positive = after & events[c.POSITIVE].to_numpy()
         first_contact = positive & ~events.duplicated([c.USER, c.ITEM]).to_numpy()
         test = events.iloc[spaced(np.flatnonzero(first_contact), limit)]
@@ -58,7 +56,7 @@ class HeldOut:
 
     def requests_after_cut_of(self, other: Release) -> tuple[Requests, Int64Array]:
         """Return the test events after another release's cut, by its codes, and which these are."""
-        cut = Split.from_dict(other.manifest["split"]).test
+        cut = Split.from_dict(other.manifest.split).test
         rows = np.flatnonzero(epoch_seconds(self.test[c.TIMESTAMP]) >= cut)
         return requests_from(self.test.iloc[rows], other.codec), rows
 

@@ -27,7 +27,7 @@ class _Oracle:
 
     def __init__(self, world: World, release: Release, interactions: InteractionHistory) -> None:
         self._world = world
-        self._shift_s: int = release.manifest["shift_s"]
+        self._shift_s: int = release.manifest.shift_s
         self._interactions = interactions
         self._view = interactions.types.index("view")
 

@@ -168,7 +168,7 @@ def write_inputs(folder: Path, held_out: HeldOut) -> None:
 
 def _write_events(folder: Path, held_out: HeldOut) -> None:
     """Write the positive events before the selection part, and those before the test part."""
-    split = Split.from_dict(held_out.release.manifest["split"])
+    split = Split.from_dict(held_out.release.manifest.split)
     positive = held_out.events[held_out.events[c.POSITIVE]]
     user = positive[c.USER].astype("category").cat.codes.to_numpy()
     item = held_out.release.codec.items.encode(positive[c.ITEM].tolist())

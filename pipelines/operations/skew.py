@@ -29,7 +29,8 @@ from serving.impressions import logged_filters, read_impressions
 from serving.online.overlay import Columns
 from serving.recommender.filters import AttributeRule, RequestRules
 from serving.recommender.item_table import ItemTable
-from serving.releases.release import MANIFEST, Release, load_release
+from serving.releases.manifest import MANIFEST
+from serving.releases.release import Release, load_release
 
 TOLERANCE = 1e-5
 """Numbers agree if they differ by no more than this, or than this share of the larger one."""

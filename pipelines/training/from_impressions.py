@@ -36,7 +36,7 @@ from ranking.row_schema import RowSchema
 from ranking.training.train_rankers import RankerSets, train_rankers
 from serving.impressions import read_impressions
 from serving.recommender.codec import Codec
-from serving.releases.release import MANIFEST
+from serving.releases.manifest import MANIFEST, read_manifest
 
 MIN_REQUESTS = 200
 PARTS = {"train": 0.70, "calibrate": 0.85, "selection": 1.0}
@@ -220,13 +220,13 @@ def compatible_releases(workspace: Workspace, schema: RowSchema) -> set[str]:
     hashes = {name: file_hash(retrieval / name) for name in _SAME_FILES}
     compatible: set[str] = set()
     for path in workspace.releases.glob(f"[!.]*/{MANIFEST}"):
-        manifest = read_json(path)
-        if any(manifest["files"].get(name) != value for name, value in hashes.items()):
+        manifest = read_manifest(path.parent)
+        if any(manifest.files.get(name) != value for name, value in hashes.items()):
             continue
         logged = RowSchema.from_dict(read_json(path.parent / "ranker" / "schema.json"))
         # Which events count as positive changes no vector.
         if replace(logged, relevant=schema.relevant) == schema:
-            compatible |= {str(manifest["release"]), *manifest.get("replaces", ())}
+            compatible |= {manifest.release, *manifest.replaces}
     return compatible
 
 

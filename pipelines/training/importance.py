@@ -45,7 +45,7 @@ def importance(
         workspace,
         release.retrieval,
         read_events(workspace),
-        Split.from_dict(release.manifest["split"]),
+        Split.from_dict(release.manifest.split),
         sample=SampleConfig(selection_requests=requests),
         progress=progress,
     ).selection()

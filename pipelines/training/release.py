@@ -17,7 +17,7 @@ from pipelines.training import release_history
 from pipelines.training.release_pointer import point_at, pointer_lock
 from ranking.training.train_rankers import VALIDATION
 from serving.recommender.filters import FilterRules
-from serving.releases.release import BadRelease, verify, write_manifest
+from serving.releases.manifest import BadRelease, Provenance, verify_files, write_manifest
 
 DEFAULT_RULES = Path(__file__).resolve().parents[2] / "serving" / "filters.toml"
 _STAGING = ".staging-"
@@ -55,7 +55,7 @@ def make_release(
         _copy_models(workspace, staging, ranker or report["best"], report)
         write_json(staging / "filters.json", json.loads(rules.model_dump_json()))
 
-        final = workspace.releases / write_manifest(staging, _versions(workspace))
+        final = workspace.releases / write_manifest(staging, _provenance(workspace))
         _move_into_place(staging, final)
         point_at(workspace, final, "release")
     return final
@@ -112,23 +112,23 @@ def _copy_models(
     write_json(staging / "metrics.json", metrics)
 
 
-def _versions(workspace: Workspace) -> dict[str, Any]:
+def _provenance(workspace: Workspace) -> Provenance:
     """Return what a release is made from: data, split, code and time."""
     ingest = read_json(workspace.ingest / "manifest.json")
-    return {
-        "data_version": ingest["data_version"],
-        "shift_s": ingest["shift_s"],
-        "split": read_json(workspace.models / "split.json"),
-        "code_version": code_version(),
-        "created_at": release_history.now(),
-    }
+    return Provenance(
+        data_version=ingest["data_version"],
+        shift_s=ingest["shift_s"],
+        split=read_json(workspace.models / "split.json"),
+        code_version=code_version(),
+        created_at=release_history.now(),
+    )
 
 
 def _move_into_place(staging: Path, final: Path) -> None:
     """Make ``staging`` the release, unless it exists already and is intact."""
     if final.exists():
         try:
-            verify(final)
+            verify_files(final)
         except BadRelease:
             os.replace(final, final.with_name(f"{_STAGING}{uuid.uuid4().hex}"))
         else:

@@ -18,7 +18,7 @@ from feature_repo.files import link_atomically, locked, read_json
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.training import release_history
 from pipelines.training.release_history import Cause, HistoryEntry
-from serving.releases.release import EVALUATION, MANIFEST, BadRelease, verify
+from serving.releases.manifest import EVALUATION, MANIFEST, BadRelease, verify_files
 from serving.releases.verify import check_release, registered_features
 
 
@@ -188,7 +188,7 @@ def _folders(workspace: Workspace) -> list[Path]:
 
 def _describe(folder: Path, current: bool) -> ReleaseInfo:
     try:
-        manifest = verify(folder)
+        manifest = verify_files(folder)
         problem = None
     except BadRelease as error:
         manifest = _read(folder / MANIFEST)

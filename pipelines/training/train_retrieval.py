@@ -41,7 +41,7 @@ from serving.recommender.item_table import Activity, ItemTable, build_items
 from serving.recommender.recommender import UserTowerSession
 from serving.recommender.users import UserReader
 from serving.releases.item_files import save_items, with_spare
-from serving.releases.release import FORMAT
+from serving.releases.manifest import FORMAT
 
 _INDEX_QUERIES = 1_000
 """Requests whose vectors the index is measured with."""

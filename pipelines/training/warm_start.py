@@ -28,7 +28,7 @@ from retrieval.towers.model import TwoTowers
 from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import CandidateQuota
 from serving.recommender.codec import Codec
-from serving.releases.release import verify
+from serving.releases.manifest import verify_files
 
 
 class NothingNew(FunnelError):
@@ -100,7 +100,7 @@ class BaseRelease:
         """
         spec = workspace.spec()
         folder = current_release(workspace)
-        manifest = verify(folder)
+        manifest = verify_files(folder)
 
         codec = Codec.from_dict(read_json(folder / "codec.json"))
         if codec.spec != spec:
@@ -126,7 +126,7 @@ class BaseRelease:
                 quota=CandidateQuota.model_validate(read_json(folder / "shares.json")),
             ),
             rankers=replace(RankerConfig.from_dict(metrics["ranking"]["config"]), kinds=(kind,)),
-            learned_until=Split.from_dict(manifest["split"]).ranker,
+            learned_until=Split.from_dict(manifest.split).ranker,
         )
 
     def examples(self, known: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:

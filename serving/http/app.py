@@ -27,8 +27,9 @@ from serving.http.recommendation_routes import BATCH, RECOMMEND, add_recommendat
 from serving.http.routes import add_operation_routes, add_routes
 from serving.http.telemetry import start_tracing
 from serving.observability.metrics import Metrics
+from serving.releases.manifest import BadRelease
 from serving.releases.poller import ReleasePoller
-from serving.releases.release import BadRelease, Release
+from serving.releases.release import Release
 from serving.releases.verify import check_release, registered_features
 from serving.settings import ServeSettings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.workspace import Workspace
-from serving.releases.release import MANIFEST, BadRelease, Release, stamp
+from serving.releases.manifest import BadRelease, file_states, read_manifest
+from serving.releases.release import Release
 from serving.releases.verify import check_release, registered_features
 
 _log = logging.getLogger(__name__)
@@ -140,17 +140,16 @@ class ReleasePoller:
 
     def _state(self, folder: Path) -> tuple[Any, ...]:
         try:
-            files = stamp(folder)
+            files = file_states(folder)
         except OSError:  # a file went away in between
             files = frozenset()
         return folder, files, _changed(self._link), _changed(self._registry)
 
 
 def _claimed_id(folder: Path) -> str:
-    path = folder / MANIFEST
     try:
-        return str(json.loads(path.read_bytes())["release"]) if path.is_file() else ""
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read_manifest(folder).release
+    except BadRelease:
         return ""
 
 

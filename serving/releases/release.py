@@ -1,26 +1,18 @@
 """A release: one folder with everything that serving needs, loaded whole or refused with the reason.
 
-``manifest.json`` names every file with its SHA-256; the release's id is the hash of that list, so
-two releases with equal content have equal ids. Only ``evaluation.json``, which is measured
-afterwards, lies outside it. Nothing in a release is a pickle.
+Nothing in it is a pickle.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from feature_repo.arrays import Float32Array, Int32Array
-from feature_repo.errors import FunnelError
-from feature_repo.files import read_json, write_json
-from feature_repo.hashing import file_hash
 from ranking.models.scorer import CalibratedRanker
 from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.codec import Codec
@@ -38,14 +30,7 @@ from serving.releases.artifacts import (
     read_ranker,
 )
 from serving.releases.delta import AddedItem, Delta, ItemTowerSession, Rows
-
-MANIFEST = "manifest.json"
-EVALUATION = "evaluation.json"
-FORMAT = 3
-
-
-class BadRelease(FunnelError):
-    """A release cannot be served; the message says what is wrong with it."""
+from serving.releases.manifest import BadRelease, ReleaseManifest, file_states, verify_files
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,7 @@ class Release:
 
     id: str
     folder: Path
-    manifest: dict[str, Any]
+    manifest: ReleaseManifest
     retrieval: Retrieval
     recommender: Recommender
     reader: UserReader
@@ -155,66 +140,6 @@ def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
     )
 
 
-def write_manifest(folder: Path, versions: dict[str, Any]) -> str:
-    """Describe every file of ``folder`` in its manifest and return the release's id.
-
-    Args:
-        folder: the finished content.
-        versions: what it was made from (data, code, ...); part of the manifest, not of the id.
-
-    """
-    files = {name: file_hash(folder / name) for name in sorted(_contents(folder))}
-    identity = _identity(files)
-    write_json(
-        folder / MANIFEST, {"format": FORMAT, "release": identity, "files": files, **versions}
-    )
-    return identity
-
-
-def verify(folder: Path) -> dict[str, Any]:
-    """Check a release's files against its manifest and return the manifest.
-
-    Raises:
-        BadRelease: no readable manifest, another format, a file missing, changed or added.
-
-    """
-    manifest = _read_manifest(folder)
-    files: dict[str, str] = manifest["files"]
-    if manifest.get("format") != FORMAT:
-        raise BadRelease(f"{folder}: format {manifest.get('format')}, this version reads {FORMAT}")
-    if manifest.get("release") != _identity(files):
-        raise BadRelease(f"{folder}: the manifest's own hash does not fit its list of files")
-    # All of them are looked for first: of a copy that is under way nothing need be read.
-    missing = [name for name in files if not (_is_within(name) and (folder / name).is_file())]
-    if missing:
-        raise BadRelease(f"{folder}: {', '.join(missing)} is missing")
-    for name, expected in files.items():
-        if file_hash(folder / name) != expected:
-            raise BadRelease(f"{folder}: {name} is not what was released (its hash differs)")
-    added = sorted(_contents(folder) - set(files))
-    if added:
-        raise BadRelease(f"{folder}: {', '.join(added)} is not part of what was released")
-    return manifest
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    try:
-        if not path.is_file():  # to open a pipe would wait for ever
-            raise FileNotFoundError("no such file")
-        manifest: dict[str, Any] = read_json(path)
-        if not isinstance(manifest["files"], dict):
-            raise TypeError("it lists no files")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BadRelease(f"{folder}: no readable {MANIFEST} ({error})") from None
-    return manifest
-
-
-def _is_within(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
-
-
 def load_release(folder: Path) -> Release:
     """Verify and load a release.
 
@@ -225,8 +150,8 @@ def load_release(folder: Path) -> Release:
     """
     with refusing(folder, "cannot be loaded"):
         folder = folder.resolve()
-        before = stamp(folder)
-        manifest = verify(folder)
+        before = file_states(folder)
+        manifest = verify_files(folder)
         retrieval = load_retrieval(folder)
         ranker = read_ranker(folder / "ranker")
         with naming("filters.json"):
@@ -240,10 +165,10 @@ def load_release(folder: Path) -> Release:
             rules=rules,
             items=retrieval.items,
         )
-        if stamp(folder) != before:
+        if file_states(folder) != before:
             raise BadRelease(f"{folder}: it was changed while it was being loaded")
     return Release(
-        manifest["release"], folder, manifest, retrieval, recommender, UserReader(retrieval.codec)
+        manifest.release, folder, manifest, retrieval, recommender, UserReader(retrieval.codec)
     )
 
 
@@ -278,26 +203,3 @@ def _fit_together(folder: Path, codec: Codec, ranker: CalibratedRanker, rules: F
     unknown = rules.unknown_event_types(types)
     if unknown:
         raise BadRelease(f"{folder}: exclude_seen names {unknown}, the event types are {types}")
-
-
-def stamp(folder: Path) -> frozenset[tuple[str, int, int, int]]:
-    """Return name, size, time and inode of every file that counts: other values, other content."""
-    found = [
-        (name, (folder / name).stat())
-        for name in _contents(folder) | {MANIFEST}
-        if (folder / name).exists()
-    ]
-    return frozenset((name, of.st_size, of.st_mtime_ns, of.st_ino) for name, of in found)
-
-
-def _contents(folder: Path) -> set[str]:
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    # An evaluation that was killed may leave its unfinished file behind.
-    return {name for name in names if not name.startswith(f".{EVALUATION}.")} - {
-        MANIFEST,
-        EVALUATION,
-    }
-
-
-def _identity(files: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]

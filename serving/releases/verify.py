@@ -17,7 +17,8 @@ from ranking.calibration import HeadCalibration, Method
 from ranking.data import spaced_rows
 from serving.online.features import activity_features, user_reader
 from serving.recommender.codec import Codec
-from serving.releases.release import BadRelease, Release, load_release, refusing
+from serving.releases.manifest import BadRelease
+from serving.releases.release import Release, load_release, refusing
 from serving.releases.smoke import try_out
 
 Entity = Literal["user", "item"]

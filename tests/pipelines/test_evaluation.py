@@ -26,7 +26,8 @@ from pipelines.training.release import make_release
 from pipelines.training.release_pointer import UnknownRelease, current_release
 from pipelines.training.split import epoch_seconds
 from pipelines.workflow.stages import run_evaluate
-from serving.releases.release import EVALUATION, load_release
+from serving.releases.manifest import EVALUATION
+from serving.releases.release import load_release
 
 LIMIT = 300
 

@@ -43,7 +43,7 @@ def given(built, tmp_path_factory):
 
 
 def cuts(release):
-    return release.manifest["split"]
+    return release.manifest.split
 
 
 def test_what_is_learned_from_are_the_positive_events_before_the_cut_in_order(given):

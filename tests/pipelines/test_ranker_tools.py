@@ -18,7 +18,8 @@ from pipelines.training.warm_start import BaseRelease
 from ranking.config import RankerConfig
 from ranking.report import RankerReport
 from ranking.training.distil import student_config
-from serving.releases.release import load_release, verify
+from serving.releases.manifest import verify_files
+from serving.releases.release import load_release
 from tests.support.small_world import RANKERS, SAMPLE, silent
 
 
@@ -33,7 +34,7 @@ def test_importance_of_the_served_features(copied: Workspace) -> None:
     assert set(result["calibration"]) == set(schema.heads)
     show_importance(result, 10)
     assert read_json(copied.releases / f"importance-{release.id}.json") == result
-    verify(current_release(copied))  # the release's own files are what they were
+    verify_files(current_release(copied))  # the release's own files are what they were
 
 
 def test_compressed_rankers_are_released_when_asked_for(

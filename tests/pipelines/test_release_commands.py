@@ -26,9 +26,9 @@ from pipelines.training.release_pointer import (
     releases,
     rollback,
 )
-from serving.releases.release import MANIFEST, BadRelease, write_manifest
+from serving.releases.manifest import MANIFEST, BadRelease, write_manifest
 from tests.support.damaged_release import DAMAGE, change_json
-from tests.support.tiny_release import SPEC, VERSIONS, write_release
+from tests.support.tiny_release import PROVENANCE, SPEC, write_release
 
 BAD = "ranker that gives NaN"
 
@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (models / "retrieval" / name).unlink()
     write_json(models / "retrieval" / "report.json", {"recall": 0.5})
     write_json(models / "ranking" / "report.json", {"best": "logistic"})
-    write_json(models / "split.json", VERSIONS["split"])
+    write_json(models / "split.json", PROVENANCE.split)
     write_json(root / "ingest" / "manifest.json", {"data_version": "d1", "shift_s": 0})
     (root / "ingest" / "dataset.json").write_text(SPEC.model_dump_json())
     feature_store(workspace).apply(build(SPEC, root / "features"))
@@ -334,7 +334,7 @@ def test_a_release_of_equal_content_elsewhere_has_the_same_id(
 ) -> None:
     one = make(1)
     twin = shutil.copytree(workspace.releases / one, workspace.releases / "twin")
-    assert write_manifest(twin, VERSIONS) == one
+    assert write_manifest(twin, PROVENANCE) == one
     assert promote(workspace, "twin").name == current(workspace) == "twin"
 
 

@@ -27,7 +27,7 @@ from pipelines.training.train_retrieval import tower_builder, tower_data, train_
 from pipelines.training.warm_start import BaseRelease, NothingNew, WarmStartConfig, table_rows
 from ranking.models import load
 from serving.recommender.candidates import CandidateQuota
-from serving.releases.release import write_manifest
+from serving.releases.manifest import read_manifest, write_manifest
 from tests.support.command_line import funnel
 from tests.support.small_world import RANKERS, SAMPLE, TOWERS, silent
 
@@ -196,7 +196,7 @@ def test_a_release_that_does_not_say_how_its_ranker_was_trained_is_refused(copie
     metrics = read_json(folder / "metrics.json")
     del metrics["ranking"]["config"]
     write_json(folder / "metrics.json", metrics)
-    write_manifest(folder, {"split": read_json(folder / "manifest.json")["split"]})
+    write_manifest(folder, read_manifest(folder).provenance)
     with pytest.raises(
         MissingStage, match="is of an earlier version: run 'funnel train' without --warm-start"
     ):

@@ -32,7 +32,8 @@ from feature_repo.workspace import Workspace
 from pipelines.ingest.ingested import read_events
 from pipelines.streaming.status import stream_status
 from pipelines.workflow.stages import run_materialize
-from serving.releases.release import MANIFEST, load_release, write_manifest
+from serving.releases.manifest import read_manifest, write_manifest
+from serving.releases.release import load_release
 from tests.support.api_server import workers_of
 from tests.support.damaged_release import DAMAGE
 
@@ -413,12 +414,7 @@ def other_release(server: Server) -> Path:
         shutil.copytree(first, folder)
         rules = read_json(folder / "filters.json")
         (folder / "filters.json").write_text(json.dumps({**rules, "diversity": 0.01}))
-        versions = {
-            k: v
-            for k, v in read_json(folder / MANIFEST).items()
-            if k not in ("format", "release", "files")
-        }
-        write_manifest(folder, versions)
+        write_manifest(folder, read_manifest(folder).provenance)
     return folder
 
 

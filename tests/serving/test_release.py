@@ -18,15 +18,9 @@ from feature_repo.hashing import file_hash
 from feature_repo.workspace import PROJECT_ROOT
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, RequestRules
-from serving.releases.release import (
-    EVALUATION,
-    MANIFEST,
-    BadRelease,
-    load_release,
-    verify,
-    write_manifest,
-)
-from tests.support.tiny_release import ITEMS, NOW, SPEC, VERSIONS, Tiny, tiny_codec, write_release
+from serving.releases.manifest import EVALUATION, MANIFEST, BadRelease, verify_files, write_manifest
+from serving.releases.release import load_release
+from tests.support.tiny_release import ITEMS, NOW, PROVENANCE, SPEC, Tiny, tiny_codec, write_release
 
 FILES = [
     "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy", "items.arrow",
@@ -60,9 +54,10 @@ def test_manifest_has_the_hash_of_every_file(tiny: Tiny) -> None:
     assert all(file_hash(tiny.folder / name) == value for name, value in manifest["files"].items())
     assert (
         manifest["release"] == tiny.release.id
-        and manifest["data_version"] == VERSIONS["data_version"]
+        and manifest["data_version"] == PROVENANCE.data_version
     )
-    assert verify(tiny.folder) == manifest == tiny.release.manifest
+    assert verify_files(tiny.folder) == tiny.release.manifest
+    assert tiny.release.manifest.model_dump(exclude_unset=True) == manifest
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate, Path.unlink])
@@ -110,7 +105,7 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
 def test_whole_files_that_do_not_fit_together_are_refused(copy: Path) -> None:
     near = np.load(copy / "neighbours.npy")
     np.save(copy / "neighbours.npy", near[:-1])
-    write_manifest(copy, VERSIONS)
+    write_manifest(copy, PROVENANCE)
     with pytest.raises(BadRelease, match=r"disagree on the number of items: \[40, 41\]"):
         load_release(copy)
 
@@ -119,14 +114,14 @@ def test_ranker_of_another_data_set_is_refused(copy: Path) -> None:
     schema = read_json(copy / "ranker" / "schema.json")
     schema["numeric"][0] = "something_else"
     write_json(copy / "ranker" / "schema.json", schema)
-    write_manifest(copy, VERSIONS)
+    write_manifest(copy, PROVENANCE)
     with pytest.raises(BadRelease, match="trained on other columns"):
         load_release(copy)
 
 
 def test_unreadable_part_is_refused_with_its_error(copy: Path) -> None:
     (copy / "user_tower.onnx").write_bytes(b"not a model")
-    write_manifest(copy, VERSIONS)
+    write_manifest(copy, PROVENANCE)
     with pytest.raises(BadRelease, match="cannot be loaded"):
         load_release(copy)
 
@@ -134,10 +129,12 @@ def test_unreadable_part_is_refused_with_its_error(copy: Path) -> None:
 def test_equal_content_has_an_equal_id(tiny: Tiny, tmp_path: Path) -> None:
     """Everything made anew from the same seed: the same bytes; the versions of the manifest do not count."""
     write_release(tmp_path / "again")
-    again = write_manifest(tmp_path / "again", {**VERSIONS, "created_at": "later"})
+    again = write_manifest(
+        tmp_path / "again", PROVENANCE.model_copy(update={"created_at": "later"})
+    )
     assert again == tiny.release.id
     write_json(tmp_path / "again" / "filters.json", FilterRules(blocklist=["i1"]).model_dump())
-    assert write_manifest(tmp_path / "again", VERSIONS) != tiny.release.id
+    assert write_manifest(tmp_path / "again", PROVENANCE) != tiny.release.id
 
 
 def test_release_moved_elsewhere_gives_the_same_lists(tiny: Tiny, copy: Path) -> None:

@@ -19,7 +19,8 @@ from serving.recommender.deadline import Deadline
 from serving.recommender.filters import AttributeRule, RequestRules
 from serving.recommender.recommender import Recommendation
 from serving.recommender.users import UserBatch
-from serving.releases.release import Release, load_release, verify
+from serving.releases.manifest import verify_files
+from serving.releases.release import Release, load_release
 from serving.releases.smoke import try_out
 
 DATA = Path(__file__).parent.parent / "data"
@@ -80,7 +81,7 @@ def assert_same(
 def test_the_stored_release_is_whole_and_works(
     folder: Path, release: Release, golden: dict[str, Any]
 ) -> None:
-    verify(folder)
+    verify_files(folder)
     assert release.id == golden["release"]
     assert try_out(release) is None
 

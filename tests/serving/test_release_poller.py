@@ -15,11 +15,12 @@ import pytest
 
 from feature_repo.files import link_atomically, read_json, write_json
 from feature_repo.workspace import Workspace
+from serving.releases.manifest import MANIFEST, BadRelease, write_manifest
 from serving.releases.poller import ReleasePoller
-from serving.releases.release import MANIFEST, BadRelease, Release, load_release, write_manifest
+from serving.releases.release import Release, load_release
 from serving.releases.verify import check_release, features_read
 from tests.support.damaged_release import DAMAGE
-from tests.support.tiny_release import VERSIONS, Tiny
+from tests.support.tiny_release import PROVENANCE, Tiny
 
 
 class Bench:
@@ -50,7 +51,7 @@ class Bench:
         write_json(
             folder / "filters.json", read_json(folder / "filters.json") | {"blocklist": [name]}
         )
-        write_manifest(folder, VERSIONS)
+        write_manifest(folder, PROVENANCE)
         return folder
 
     def add_bad(self, name: str, damage: str = "ranker that gives NaN") -> Path:

@@ -19,7 +19,8 @@ from feature_repo.workspace import Workspace
 from ranking.calibration import HeadCalibration
 from retrieval.index import build_index, save_index
 from serving.releases import verify
-from serving.releases.release import BadRelease, Release, load_release
+from serving.releases.manifest import BadRelease
+from serving.releases.release import Release, load_release
 from serving.releases.smoke import made_up_users
 from serving.releases.verify import check_release, features_read, registered_features
 from tests.support.damaged_release import DAMAGE, change_array, change_json, put, remade, vectors_of

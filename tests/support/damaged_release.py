@@ -25,7 +25,7 @@ from onnx import numpy_helper
 
 from feature_repo.files import read_json
 from feature_repo.hashing import fingerprint
-from serving.releases.release import MANIFEST, write_manifest
+from serving.releases.manifest import MANIFEST, read_manifest, write_manifest
 
 Damage = Callable[[Path], object]
 
@@ -45,11 +45,7 @@ def remade(change: Damage) -> Damage:
 
     def damage(folder: Path) -> None:
         change(folder)
-        made = ("format", "release", "files")
-        versions = {
-            name: of for name, of in read_json(folder / MANIFEST).items() if name not in made
-        }
-        write_manifest(folder, versions)
+        write_manifest(folder, read_manifest(folder).provenance)
 
     return damage
 

@@ -29,7 +29,8 @@ from serving.recommender.filters import FilterRules
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.users import UserBatch
 from serving.releases.item_files import save_items, with_spare
-from serving.releases.release import Release, load_release, write_manifest
+from serving.releases.manifest import Provenance, write_manifest
+from serving.releases.release import Release, load_release
 
 ITEMS = 40
 NOW = 1_700_000_000.0
@@ -37,13 +38,9 @@ DAY = 86_400.0
 GENRES = ["War", "Drama", "Comedy", "Horror"]
 TAGS = [f"tag{n}" for n in range(12)]
 QUOTA = CandidateQuota(two_tower=12, similar=6, popular=4, trending=3, new=3)
-VERSIONS = {
-    "data_version": "d1",
-    "shift_s": 0,
-    "split": {"test": NOW},
-    "code_version": "0",
-    "created_at": "then",
-}
+PROVENANCE = Provenance(
+    data_version="d1", shift_s=0, split={"test": NOW}, code_version="0", created_at="then"
+)
 
 # The attributes and types are in no alphabetical order, so that whoever loses the order is found
 # out.
@@ -260,7 +257,7 @@ def write_release(
     train_rankers(RankerSets(data, data, data, schema), rankers, config, lambda *_: None)
     (rankers / "logistic" / VALIDATION).unlink()
     (rankers / "logistic").rename(folder / "ranker")
-    write_manifest(folder, VERSIONS)
+    write_manifest(folder, PROVENANCE)
     return towers, codec, items
 
 
