@@ -23,6 +23,9 @@ case "$*" in *transform_with_state_driver_worker*) exec {python} "$@" >/dev/null
 exec {python} "$@"
 """
 
+_SHORT_JOB = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+"""Java without its optimizing compiler, which costs a short job more than it saves."""
+
 # Spark raises the level back to WARN, and says so, unless its gateway has a level of its own.
 _LOGGING = """rootLogger.level = error
 logger.gateway.name = org.apache.spark.api.python.PythonGatewayServer
@@ -41,6 +44,8 @@ def spark_session(
     master: str | None = None,
     work: Path | None = None,
     extra: dict[str, str] | None = None,
+    *,
+    short: bool = False,
 ) -> SparkSession:
     """Return this process's Spark session; start it if there is none.
 
@@ -50,6 +55,7 @@ def spark_session(
         work: the working folder; scratch files go to ``spark/`` below it. By default the current
             one.
         extra: more settings, which override the usual ones.
+        short: the job takes a minute or two; Java starts so that it ends soonest.
 
     Environment: ``FUNNEL_SPARK_DRIVER_MEMORY`` (default ``3g``). On a cluster ``PYSPARK_PYTHON``
     names the workers' Python; local workers always run the interpreter of this process.
@@ -62,7 +68,7 @@ def spark_session(
     work = (work or default_root()).resolve()
     if SparkSession.getActiveSession() is None:
         os.environ["JAVA_HOME"] = str(java_home(work))
-    settings = _settings(work)
+    settings = _settings(work, short=short)
     if master.startswith("local"):
         settings |= _local_settings(work)
         os.environ["PYSPARK_PYTHON"] = str(_worker_python(work))
@@ -81,12 +87,13 @@ def _worker_python(work: Path) -> Path:
     return script
 
 
-def _settings(work: Path) -> dict[str, _Setting]:
+def _settings(work: Path, *, short: bool) -> dict[str, _Setting]:
     logging = work / "spark" / "log4j2.properties"
     write_atomically(logging, _LOGGING)
+    java = f'-Dlog4j2.configurationFile="{logging.as_uri()}"'
     return {
         "spark.driver.memory": read_settings().spark_driver_memory,
-        "spark.driver.extraJavaOptions": f'-Dlog4j2.configurationFile="{logging.as_uri()}"',
+        "spark.driver.extraJavaOptions": f"{java} {_SHORT_JOB}" if short else java,
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.execution.arrow.pyspark.enabled": "true",

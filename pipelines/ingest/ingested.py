@@ -22,6 +22,16 @@ def event_files(workspace: Workspace) -> list[str]:
     return [str(workspace.ingest / name) for name in IngestManifest.read(workspace).event_files]
 
 
+def event_count(workspace: Workspace) -> int:
+    """Return the number of ingested events.
+
+    Raises:
+        MissingStage: nothing has been ingested.
+
+    """
+    return sum(batch.rows for batch in IngestManifest.read(workspace).batches)
+
+
 def data_version(workspace: Workspace) -> str:
     """Return the version of the ingested data.
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from serving.recommender.candidates import CandidateQuota
 
 SPECS = Path(__file__).resolve().parent.parent / "specs"
+SHORT_JOB_EVENTS = 500_000
+"""Up to so many events the feature job is over before Java's optimising compiler has paid off."""
+
 FEATURES_VERSION = 2
 """Raised when the feature job's meaning changes, so that its tables are made anew."""
 
@@ -136,7 +139,7 @@ def show_ingest(report: IngestReport) -> None:
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:
     """Compute the offline tables with Spark; nothing is done if they are of this data already."""
-    from pipelines.ingest.ingested import data_version, event_files, log_position
+    from pipelines.ingest.ingested import data_version, event_count, event_files, log_position
 
     spec = workspace.spec()
     version = fingerprint(data_version(workspace), FEATURES_VERSION)
@@ -154,10 +157,11 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
 
     with display.stage("Features (Spark)") as stage:
         stage("starting Spark", 0, 0)
-        spark = spark_session("funnel-features", master, workspace.root)
+        files = event_files(workspace)
+        short = event_count(workspace) < SHORT_JOB_EVENTS
+        spark = spark_session("funnel-features", master, workspace.root, short=short)
         try:
             with staged_folder(final) as folder:
-                files = event_files(workspace)
                 say: Callable[[str], None] = lambda table: stage(table, 0, 0)  # noqa: E731
                 rows = build_features(
                     spark, spec, workspace.ingest, folder, files, say, log_position(workspace)
