@@ -5,11 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from feature_repo import columns as c
@@ -22,40 +25,113 @@ from pipelines.workflow.stages import known_specs
 from tests.support.command_line import funnel
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = [
-    "ingest",
-    "features",
-    "materialize",
-    "tune",
-    "train",
-    "release",
-    "evaluate",
-    "serve",
-    "keys",
-    "erase",
-    "batch",
-    "demo",
-    "skew",
-    "benchmark",
-    "importance",
-    "learning-curve",
-    "compress",
-]
+COMMANDS = {
+    *("ingest", "features", "materialize", "train", "release", "evaluate", "demo", "serve"),
+    *("stream", "skew", "replay", "batch", "erase", "keys", "tune", "importance"),
+    *("learning-curve", "compress", "notebooks", "benchmark"),
+}
 
 
-def test_every_command_explains_itself():
-    said = funnel("--help").stdout
-    assert all(command in said for command in COMMANDS)
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Commands in this process set variables for their libraries: undo that."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def run(*arguments, **environment):
+    """Run a command in this process."""
+    return CliRunner().invoke(app, [str(one) for one in arguments], env=environment)
+
+
+def every_command(group, path=()):
+    """Yield every command below a group with the words that call it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from every_command(command, (*path, name))
+        yield (*path, name), command
+
+
+def test_every_command_and_option_is_explained():
+    commands = dict(every_command(typer.main.get_command(app)))
+    assert {path[0] for path in commands} == COMMANDS
+    for path, command in commands.items():
+        assert command.help, path
+        for parameter in command.params:
+            if parameter.name != "help":
+                assert parameter.hidden or parameter.help, (path, parameter.name)
+    assert run("--help").exit_code == 0
 
 
 @pytest.mark.parametrize(
     "stage", ["features", "materialize", "release", "evaluate", "serve", "importance", "compress"]
 )
 def test_a_stage_before_its_turn_says_which_one_to_run(stage, tmp_path):
-    done = funnel(stage, "--home", tmp_path / "empty")
-    assert done.returncode == 2
+    done = run(stage, "--home", tmp_path / "empty")
+    assert done.exit_code == 2
     assert re.fullmatch(r"(.*\n)?funnel: no .*run 'funnel \w+'.*\n", done.stderr), done.stderr
     assert not (tmp_path / "empty" / "ingest").exists()
+
+
+def test_the_console_script_says_an_error_in_one_line(tmp_path):
+    done = funnel("features", "--home", tmp_path / "empty")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"funnel: no data in .*\n", done.stderr)
+
+
+TINY = """name = "tiny"
+[events]
+path = "e.csv"
+user = "u"
+item = "i"
+timestamp = "t"
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A data set of two events, and a project whose working folders are in `tmp_path/work`."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "dataset.toml").write_text(TINY)
+    (folder / "e.csv").write_text("u,i,t\na,b,1700000000\nb,c,1700000001\n")
+    monkeypatch.setattr("pipelines.workflow.stages.PROJECT_ROOT", tmp_path)
+    return folder / "dataset.toml"
+
+
+def test_ingest_makes_the_folder_of_a_data_set_the_one_in_use(tiny, tmp_path):
+    done = run("ingest", "--data", tiny, FUNNEL_HOME="")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "work" / "current").resolve() == tmp_path / "work" / "tiny"
+    assert (tmp_path / "work" / "tiny" / "ingest" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_home_is_where_ingest_writes_and_nowhere_else(how, tiny, tmp_path):
+    home = tmp_path / "mine"
+    option = ["--home", home] if how == "option" else []
+    done = run("ingest", "--data", tiny, *option, FUNNEL_HOME=str(home) if not option else "")
+    assert done.exit_code == 0, done.output
+    assert (home / "ingest" / "manifest.json").is_file()
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("command", ["features", "materialize", "train", "evaluate", "serve"])
+def test_the_variable_names_the_folder_of_later_stages(command, tmp_path):
+    done = run(command, FUNNEL_HOME=str(tmp_path / "mine"))
+    assert done.exit_code == 2
+    assert str(tmp_path / "mine") in done.stderr
+
+
+def test_another_built_in_world_is_not_mixed_in(tmp_path):
+    (tmp_path / "ingest").mkdir()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "config.json").write_text("of an earlier version")
+    done = run("ingest", "--home", tmp_path)
+    assert done.exit_code == 2
+    assert "another built-in world" in done.stderr and "--home" in done.stderr
 
 
 class Reached(Exception):
@@ -118,8 +194,8 @@ def test_a_wrong_spec_is_one_sentence_and_exit_code_2(tmp_path):
     (tmp_path / "dataset.toml").write_text(
         'name = "x"\n[events]\npath = "e.csv"\nuser = "u"\nitem = "i"\n'
     )
-    done = funnel("ingest", "--data", tmp_path / "dataset.toml", "--home", tmp_path / "w")
-    assert done.returncode == 2
+    done = run("ingest", "--data", tmp_path / "dataset.toml", "--home", tmp_path / "w")
+    assert done.exit_code == 2
     assert "events.timestamp" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "w").exists()
 
@@ -129,32 +205,26 @@ def test_a_missing_column_is_one_sentence_and_nothing_is_written(tmp_path):
         'name = "x"\n[events]\npath = "e.csv"\nuser = "u"\nitem = "i"\ntimestamp = "when"\n'
     )
     (tmp_path / "e.csv").write_text("u,i,t\na,b,1700000000\n")
-    done = funnel("ingest", "--data", tmp_path / "dataset.toml", "--home", tmp_path / "w")
-    assert done.returncode == 2
+    done = run("ingest", "--data", tmp_path / "dataset.toml", "--home", tmp_path / "w")
+    assert done.exit_code == 2
     assert "e.csv" in done.stderr and "when" in done.stderr
     assert not (tmp_path / "w").exists()
 
 
 def test_an_unknown_data_set_names_the_known_ones():
-    done = funnel("ingest", "--data", "netflix")
-    assert done.returncode == 2
+    done = run("ingest", "--data", "netflix")
+    assert done.exit_code == 2
     assert all(name in done.stderr for name in known_specs())
 
 
 def test_the_readme_describes_a_valid_data_set(tmp_path):
-    block = (ROOT / "README.md").read_text().split("## Bring your own data")[1].split("\n## ")[0]
-    block = block.split("\n    name = ")[1]
-    lines = [
-        'name = "my-shop"',
-        *(line[4:] for line in block.splitlines()[1:] if line.startswith("    ")),
-    ]
-    (tmp_path / "dataset.toml").write_text(
-        "\n".join(lines[: lines.index('category = "department"') + 1])
-    )
+    section = (ROOT / "README.md").read_text().split("## Bring your own data")[1]
+    block = takewhile(lambda line: line.startswith("    "), section.split("\n\n", 2)[2].split("\n"))
+    (tmp_path / "dataset.toml").write_text("\n".join(line[4:] for line in block))
     spec = load_spec(tmp_path / "dataset.toml")
     assert isinstance(spec, DatasetSpec)
     assert spec.positive_types == ["view", "purchase"]
-    assert len(lines) <= 25
+    assert spec.items and spec.items.rename and spec.category
 
 
 def test_batch_gives_everyone_a_list(built, tmp_path):
