@@ -1,4 +1,4 @@
-"""A small world of its own with the real API, Redis and Spark job on it: what benchmarks from outside look at."""
+"""A small world with the real API, Redis and Spark job, for benchmarks from outside."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def build_world(root: Path) -> Workspace:
 
 @contextmanager
 def live(workspace: Workspace, *job: str) -> Iterator[str]:
-    """Run API and streaming job (with options ``job``) on a world without streamed events, and yield the API's URL."""
+    """Run API and streaming job (with options ``job``) without streamed events; yield the URL."""
     root = workspace.root
     redis_client(
         workspace

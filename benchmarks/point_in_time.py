@@ -1,7 +1,7 @@
-"""Feast's point-in-time join at size: DuckDB (the ``local`` profile) and Spark (``cluster``) over the same Parquet.
+"""Feast's point-in-time join at size: DuckDB (profile ``local``) and Spark (``cluster``).
 
 Two views with nine features each, a year of daily snapshots; entity rows at random users, items and
-moments, some before the first snapshot and some past the TTL. Every value of every row is compared.
+times, some before the first snapshot and some past the TTL. Every value of every row is compared.
 """
 
 from __future__ import annotations
@@ -63,17 +63,21 @@ def run(rows: int, spark: bool) -> dict[str, Any]:
             "spark_s": None,
         }
         if spark:
-            figures |= _against_spark(folder, tables, entities, features, fast)
+            figures |= _against_spark(
+                folder, tables, entities=entities, features=features, fast=fast
+            )
     return {**figures, "mismatches": figures.get("mismatches", 0)}
 
 
 def _against_spark(
     folder: Path,
     tables: dict[str, list[str]],
+    *,
     entities: pd.DataFrame,
     features: list[str],
     fast: pd.DataFrame,
 ) -> dict[str, Any]:
+    """Time Spark's join and compare its values with DuckDB's, ``fast``."""
     from pipelines.features.spark import spark_session
 
     with display.stage("Spark"):
@@ -87,7 +91,7 @@ def _against_spark(
 
 
 def mismatches(left: pd.DataFrame, right: pd.DataFrame, key: list[str]) -> int:
-    """Return how many values differ between two frames with the same columns, rows matched by ``key``."""
+    """Return how many values differ between two frames, rows matched by ``key``."""
     left, right = left.set_index(key).sort_index(), right.set_index(key).sort_index()
     if len(left) != len(right) or not left.index.equals(right.index):
         return max(len(left), len(right)) * len(left.columns)

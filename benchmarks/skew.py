@@ -1,4 +1,4 @@
-"""Skew, measured on what was really served: recommendations while events come in, then every logged feature again."""
+"""Skew of a live system: recommendations beside events, then every logged feature recomputed."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pipelines.operations.skew import newest_impressions, skew
 EVENTS_PER_S = 100
 _CLIENTS = 4
 _CLOCKS = [0.0] * 7 + [-0.9, 200.0, -3_600.0, -300_000.0]
-"""By how much senders' clocks are off, seconds: events from the future, and late ones."""
+"""Errors of senders' clocks in seconds: events from the future, and late ones."""
 
 
 class Visitors:
-    """Who asks and clicks: users of the data, users that the stream gets to know, and some that nobody knows."""
+    """Users who ask and click: users of the data, users new to the stream, and unknown ones."""
 
     def __init__(self, workspace: Workspace) -> None:
         known, items = (
@@ -39,10 +39,9 @@ class Visitors:
 
     def click(self, number: int, rng: random.Random) -> dict[str, Any]:
         """Return an event on an item of the data, by a clock that may be wrong."""
-        chosen = event(number, rng.choice(self._clickers), rng) | {
-            "item_id": rng.choice(self._items)
-        }
-        return chosen | {"timestamp": chosen["timestamp"] + rng.choice(_CLOCKS)}
+        click = event(number, rng.choice(self._clickers), rng)
+        timestamp = click["timestamp"] + rng.choice(_CLOCKS)
+        return click | {"item_id": rng.choice(self._items), "timestamp": timestamp}
 
     def asker(self, rng: random.Random) -> str:
         """Return who asks next."""
@@ -50,7 +49,7 @@ class Visitors:
 
 
 def run(root: Path, requests: int) -> dict[str, Any]:
-    """Serve so many requests in a world below ``root``, recompute them and return the figures."""
+    """Serve requests in a world below ``root``, recompute them and return the figures."""
     workspace = build_world(root)
     shutil.rmtree(workspace.impressions, ignore_errors=True)
     visitors = Visitors(workspace)
@@ -61,11 +60,11 @@ def run(root: Path, requests: int) -> dict[str, Any]:
     impressions = newest_impressions(workspace, None, None)
     start = time.time()
     with display.stage("Skew") as progress:
-        found = skew(workspace, impressions, progress).figures()
+        skewed = skew(workspace, impressions, progress).figures()
     positions = impressions.select(["position", "row_position"]).to_pylist()
     merged = [row for row in positions if row["position"] != row["row_position"]]
     return {
-        **found,
+        **skewed,
         "with_overlay": len(merged),
         "seconds": round(time.time() - start, 1),
         **figures,
@@ -74,16 +73,19 @@ def run(root: Path, requests: int) -> dict[str, Any]:
 
 def _visit(url: str, visitors: Visitors, requests: int) -> dict[str, Any]:
     """Ask for recommendations from several connections while one more sends events."""
-    done, accepted = threading.Event(), 0
+    done = threading.Event()
+    accepted = 0
 
     def click() -> None:
         nonlocal accepted
-        rng, start, number = random.Random(7), time.time(), 0
+        rng = random.Random(7)
+        start = time.time()
+        number = 0
         with httpx.Client(base_url=url, timeout=30) as api:
             while not done.is_set():
                 time.sleep(max(0.0, start + number / EVENTS_PER_S - time.time()))
                 events = [
-                    visitors.click(number + place, rng) for place in range(EVENTS_PER_S // 20)
+                    visitors.click(number + offset, rng) for offset in range(EVENTS_PER_S // 20)
                 ]
                 accepted += api.post("/v1/events", json={"events": events}).json()["accepted"]
                 number += len(events)
@@ -103,5 +105,8 @@ def _visit(url: str, visitors: Visitors, requests: int) -> dict[str, Any]:
         finally:
             done.set()
         clicking.result()
-    took = time.time() - start
-    return {"requests_per_s": round(requests / took, 1), "events_per_s": round(accepted / took, 1)}
+    seconds = time.time() - start
+    return {
+        "requests_per_s": round(requests / seconds, 1),
+        "events_per_s": round(accepted / seconds, 1),
+    }

@@ -1,8 +1,7 @@
 """Streaming, measured from outside: the real API, Redis and Spark job on a small world of its own.
 
-Lag is the time from the answer 202 to a feature that Feast reads; every number comes from events
-that were sent on their way for it, and at the end every feature is compared with a recount of the
-log.
+Lag is the time from the answer 202 to a feature that Feast reads. At the end every feature is
+compared with a recount of the log.
 """
 
 from __future__ import annotations
@@ -34,44 +33,46 @@ _TEMPLATES = 50_021
 
 
 class Probes:
-    """Waits for features of users that never had any: from a given moment to when Feast reads the first.
+    """Measures how long new users' first features take to be readable by Feast.
 
-    Only the oldest is asked for all the time, and all when it is there: what watches must not take
-    the cores.
+    Only the oldest user is polled, and all others once it is readable, so that polling does not
+    occupy the cores.
     """
 
     def __init__(self, store: FeatureStore) -> None:
         self.lags: list[float] = []
-        self._store, self._waiting, self._stop = store, dict[str, float](), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._store = store
+        self._waiting: dict[str, float] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
 
     def sent(self, user: str) -> None:
         """Begin to wait for a user whose event has been accepted now."""
         self._waiting[user] = time.time()
 
-    def _watch(self) -> None:
+    def _poll(self) -> None:
         while not self._stop.wait(_POLL_S):
             users = list(self._waiting)
-            if not users or not self._there(users[:1]):
+            if not users or not self._readable(users[:1]):
                 continue
-            there = self._there(users)
+            readable = self._readable(users)
             now = time.time()
-            self.lags += [(now - self._waiting.pop(user)) * 1_000 for user in there]
+            self.lags += [(now - self._waiting.pop(user)) * 1_000 for user in readable]
 
-    def _there(self, users: list[str]) -> list[str]:
+    def _readable(self, users: list[str]) -> list[str]:
         rows = [{c.USER: user} for user in users]
-        found = self._store.get_online_features(
+        features = self._store.get_online_features(
             [f"user_recent:{c.POSITION}"], entity_rows=rows
         ).to_dict()
         return [
             user
-            for user, position in zip(users, found[c.POSITION], strict=True)
+            for user, position in zip(users, features[c.POSITION], strict=True)
             if position is not None
         ]
 
     def finish(self, patience_s: float = 60.0) -> list[float]:
-        """Wait for what is on its way and return the lags in milliseconds.
+        """Wait for the remaining probes and return the lags in milliseconds.
 
         Raises:
             RuntimeError: a probe never arrived.
@@ -89,13 +90,15 @@ class Probes:
 
 def steady(api: httpx.Client, store: FeatureStore, rate: int, seconds: float) -> dict[str, float]:
     """Send ``rate`` events a second, twenty requests a second, one event of each a probe."""
-    rng, probes, number = random.Random(1), Probes(store), 0
+    rng = random.Random(1)
+    probes = Probes(store)
+    number = 0
     start = time.time()
     for tick in range(int(seconds * 20)):
         time.sleep(max(0.0, start + tick / 20 - time.time()))
         probe = f"probe-{start:.0f}-{tick}"
         users = [f"b{rng.randrange(USERS)}" for _ in range(rate // 20 - 1)]
-        events = [event(number + place, user, rng) for place, user in enumerate([*users, probe])]
+        events = [event(number + offset, user, rng) for offset, user in enumerate([*users, probe])]
         number += len(events)
         answer = api.post("/v1/events", json={"events": events})
         if answer.json().get("accepted") != len(events):
@@ -112,8 +115,9 @@ def steady(api: httpx.Client, store: FeatureStore, rate: int, seconds: float) ->
 
 
 def own_writes(api: httpx.Client, count: int = 100) -> dict[str, float]:
-    """Click and ask at once, as a new user each time; count the answers that do not know the click."""
-    times, missed = [], 0
+    """Click and ask at once as a new user each time; count the answers that lack the click."""
+    times: list[float] = []
+    missed = 0
     rng = random.Random(2)
     for number in range(count):
         click = event(number, f"own-{time.time():.0f}-{number}", rng)
@@ -129,14 +133,14 @@ def own_writes(api: httpx.Client, count: int = 100) -> dict[str, float]:
 
 
 def endpoint(url: str, seconds: float, senders: int = 3) -> dict[str, float]:
-    """Send batches of 100 as fast as they are taken, from several connections of one process beside."""
+    """Send batches of 100 as fast as they are accepted, over several connections of one process."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
     process = context.Process(target=_pour, args=(url, seconds, senders, queue))
     process.start()
-    accepted, took = queue.get(timeout=seconds + 60)
+    accepted, elapsed_s = queue.get(timeout=seconds + 60)
     process.join()
-    return {"endpoint_events_per_s": round(accepted / took)}
+    return {"endpoint_events_per_s": round(accepted / elapsed_s)}
 
 
 def _pour(url: str, seconds: float, senders: int, queue: Any) -> None:
@@ -173,7 +177,7 @@ def _pour(url: str, seconds: float, senders: int, queue: Any) -> None:
 def sustained(
     workspace: Workspace, store: FeatureStore, rate: int, seconds: float
 ) -> dict[str, float]:
-    """Append ``rate`` events a second to the log and see whether the job keeps up: its rate, its lag, and the rest.
+    """Append ``rate`` events a second to the log and measure whether the job keeps up.
 
     ``events_per_s`` is the rate at which events left the job, from its first finished batch to its
     last.
@@ -181,12 +185,15 @@ def sustained(
     client = redis_client(workspace)
     before = stream_status(client).events or 0
     context = multiprocessing.get_context("spawn")
-    begun = context.Event()
-    feeder = context.Process(target=_feed, args=(workspace.root, rate, seconds, begun))
+    started = context.Event()
+    feeder = context.Process(target=_feed, args=(workspace.root, rate, seconds, started))
     feeder.start()
-    begun.wait()
-    probes, log = Probes(store), RedisStreamLog(workspace)
-    rng, start, done = random.Random(5), time.time(), [(0.0, 0)]
+    started.wait()
+    probes = Probes(store)
+    log = RedisStreamLog(workspace)
+    rng = random.Random(5)
+    start = time.time()
+    done = [(0.0, 0)]
     while feeder.is_alive():
         time.sleep(0.5)
         user = f"heavy-{start:.0f}-{len(done)}"  # a user of whom no earlier run left anything
@@ -196,7 +203,8 @@ def sustained(
     fed_s = time.time() - start
     lags = probes.finish(120)
     drain(workspace, 0.1)
-    total_s, total = time.time() - start, (stream_status(client).events or 0) - before
+    total_s = time.time() - start
+    total = (stream_status(client).events or 0) - before
     first_s, first = next(((at, count) for at, count in done if count), (0.0, 0))
     third = len(lags) // 3
     return {
@@ -212,17 +220,20 @@ def sustained(
     }
 
 
-def _feed(root: Path, rate: int, seconds: float, begun: Any) -> None:
-    log, rng, number = RedisStreamLog(Workspace(root)), random.Random(4), 0
+def _feed(root: Path, rate: int, seconds: float, started: Any) -> None:
+    log = RedisStreamLog(Workspace(root))
+    rng = random.Random(4)
+    number = 0
     templates = [event(0, f"b{rng.randrange(USERS)}", rng) for _ in range(_TEMPLATES)]
     start = time.time()
-    begun.set()
-    while (passed := time.time() - start) < seconds:
-        due = min(int(passed * rate) - number, 500)
+    started.set()
+    while (elapsed := time.time() - start) < seconds:
+        due = min(int(elapsed * rate) - number, 500)
         if due < 100:
             time.sleep(0.005)
             continue
-        now, numbers = time.time(), range(number, number + due)
+        now = time.time()
+        numbers = range(number, number + due)
         try:
             log.append(
                 [
@@ -236,7 +247,13 @@ def _feed(root: Path, rate: int, seconds: float, begun: Any) -> None:
 
 
 def run(
-    root: Path, rate: int, seconds: float, heavy_rate: int, heavy_seconds: float, partitions: int
+    root: Path,
+    *,
+    rate: int,
+    seconds: float,
+    heavy_rate: int,
+    heavy_seconds: float,
+    partitions: int,
 ) -> dict[str, Any]:
     """Measure in a world below ``root`` and return the figures."""
     workspace = build_world(root)
@@ -253,5 +270,10 @@ def run(
         with display.stage(f"{heavy_rate} events/s for {heavy_seconds:.0f} s"):
             figures |= sustained(workspace, store, heavy_rate, heavy_seconds)
         with display.stage("Recount"):
-            found = check(workspace, time.time())
-    return {**figures, "lost": found.lost, "doubled": found.doubled, "differing": found.differing}
+            recount = check(workspace, time.time())
+    return {
+        **figures,
+        "lost": recount.lost,
+        "doubled": recount.doubled,
+        "differing": recount.differing,
+    }

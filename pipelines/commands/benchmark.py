@@ -60,7 +60,15 @@ def streaming(
 
     use_all_cores()
     root = _folder(home, "streaming")
-    result(json.dumps(run(root, rate, seconds, heavy_rate, heavy_seconds, partitions)))
+    figures = run(
+        root,
+        rate=rate,
+        seconds=seconds,
+        heavy_rate=heavy_rate,
+        heavy_seconds=heavy_seconds,
+        partitions=partitions,
+    )
+    result(json.dumps(figures))
 
 
 @benchmarks.command("serving")

@@ -1,8 +1,8 @@
 """``funnel erase``: removes users who asked to be forgotten from all stored data, with a proof.
 
-Every storage location is searched for all users on the list, not for one, so that a run also removes
-what another stage has brought back. It is searched, cleaned and searched again. The next run
-finishes one that was killed.
+Every storage location is searched for all users on the list, not for one, so that a run also
+removes what another stage has brought back. It is searched, cleaned and searched again. The next
+run finishes one that was killed.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _locations(
 
 
 def _wait_for_impressions(erased: ErasedUsers) -> None:
-    """Wait until servers have written what they served before the newest user was put on the list."""
+    """Wait until servers have written what they served before the newest erasure."""
     files = [erased.proof(number) for number in erased.numbers()]
     newest = max((file.stat().st_mtime for file in files if file.is_file()), default=0.0)
     longest_s = FLUSH_S + 1.0

@@ -16,7 +16,7 @@ from feature_repo.files import write_atomically
 
 @dataclass(frozen=True)
 class LogFiles:
-    """The event log of files. A line carries its position, so it keeps it when others are removed."""
+    """The event log of files. A line carries its position and keeps it when others are removed."""
 
     erased: ErasedUsers
     folder: Path

@@ -1,4 +1,4 @@
-"""Erased users in Redis. All keys and entries are scanned, since the list holds digests, not ids."""
+"""Erased users in Redis. All keys and entries are scanned: the list holds digests, not ids."""
 
 from __future__ import annotations
 

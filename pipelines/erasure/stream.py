@@ -26,7 +26,7 @@ from feature_repo.files import read_json, staged_folder, write_json
 from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
 from pipelines.erasure.locations import LocationUnavailable
-from pipelines.features.activity import MOMENT
+from pipelines.features.activity import EVENT_MICROS
 from pipelines.features.stream_facts import FACTS, KEY, POSITION_FILE, STATE, USER_KEY
 from pipelines.streaming.generation import Generation, checkpoint_folder
 from pipelines.streaming.job import StreamConfig, stream_session
@@ -72,7 +72,7 @@ class StreamState:
 
     @contextmanager
     def _facts(self) -> Iterator[DataFrame | None]:
-        """Yield the facts of the last finished batch, None without one; no job can start meanwhile."""
+        """Yield the facts of the last finished batch, or None; no job can start meanwhile."""
         lease = Lease(patient_client(redis_url(self.workspace)))
         try:
             lease.acquire()
@@ -120,7 +120,7 @@ class StreamState:
                     "and run this command again"
                 )
             with staged_folder(features / STATE) as folder:
-                unknown = F.lit(None).cast("bigint").alias(MOMENT)
+                unknown = F.lit(None).cast("bigint").alias(EVENT_MICROS)
                 facts.select(KEY, FACTS, unknown).write.mode("overwrite").parquet(str(folder))
             write_json(features / POSITION_FILE, {"position": position})
 

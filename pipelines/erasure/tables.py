@@ -1,7 +1,7 @@
 """Erased users in the Parquet files of a working folder.
 
-A file is replaced in one step, and only a second search proves that a location is clean, so the next
-run finishes one that was killed anywhere.
+A file is replaced in one step, and only a second search proves that a location is clean, so the
+next run finishes one that was killed anywhere.
 """
 
 from __future__ import annotations

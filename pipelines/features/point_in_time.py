@@ -63,7 +63,7 @@ class PointInTime:
             )
 
     def item_activity(self, codec: Codec, days: Int64Array) -> Iterator[tuple[int, Activity]]:
-        """Yield each day (days since the epoch, ascending) with all items' activity as of its midnight."""
+        """Yield each day (since the epoch, ascending) and all items' activity at its midnight."""
         items = codec.items.values
         per_call = max(1, _ITEM_ROWS // len(items))
         names = [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
@@ -83,8 +83,8 @@ class PointInTime:
                 name: table[name].to_numpy(zero_copy_only=False).astype(np.float64)
                 for name in names
             }
-            for position, day in enumerate(chunk):
-                rows = slice(position * len(items), (position + 1) * len(items))
+            for index, day in enumerate(chunk):
+                rows = slice(index * len(items), (index + 1) * len(items))
                 columns = {
                     name: np.concatenate([[np.nan], values[rows]])
                     for name, values in matrix.items()
@@ -92,10 +92,10 @@ class PointInTime:
                 yield int(day), activity_from(columns, codec)
 
     def _references(self, service: str) -> list[str]:
-        found = self.store.get_feature_service(service)
+        feature_service = self.store.get_feature_service(service)
         return [
             f"{view.name}:{feature.name}"
-            for view in found.feature_view_projections
+            for view in feature_service.feature_view_projections
             for feature in view.features
             if not view.name.startswith("item_") and view.name != "request_time"
         ]
@@ -105,18 +105,18 @@ class PointInTime:
         numbered = frame.assign(**{_ROW: np.arange(len(frame))})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Feast's own deprecations
-            found = self.store.get_historical_features(
+            joined = self.store.get_historical_features(
                 entity_df=numbered, features=references
             ).to_arrow()
-        if len(found) != len(frame):
+        if len(joined) != len(frame):
             raise RuntimeError(
-                f"the point-in-time join returned {len(found)} rows for {len(frame)}"
+                f"the point-in-time join returned {len(joined)} rows for {len(frame)}"
             )
-        return found.sort_by(_ROW).drop_columns([_ROW])
+        return joined.sort_by(_ROW).drop_columns([_ROW])
 
 
 def just_before(times: Float64Array) -> pd.Series:
-    """Return the moments one microsecond before ``times``, as UTC timestamps."""
+    """Return the times one microsecond before ``times``, as UTC timestamps."""
     micros = np.round(np.asarray(times) * 1e6).astype(np.int64) - 1
     return pd.Series(micros.view("datetime64[us]")).dt.tz_localize("UTC")
 
@@ -126,8 +126,8 @@ def catalogue_columns(
 ) -> tuple[list[str], dict[str, list[Any]]]:
     """Return all item ids, sorted, and their attribute and availability columns in that order.
 
-    An item that only events know can be had from its first event on; an item of the item table from
-    its ``available_from``, or always.
+    An item that occurs only in events is available from its first event on; an item of the item
+    table from its ``available_from``, or always.
     """
     first = events.groupby(c.ITEM, sort=False)[c.TIMESTAMP].min()
     table = pd.DataFrame(index=pd.Index([], dtype="object", name=c.ITEM))
@@ -142,10 +142,11 @@ def catalogue_columns(
             columns[name] = [None if v is None or isinstance(v, float) else list(v) for v in values]
         else:
             columns[name] = [None if v is None or v is pd.NA or v != v else v for v in values]
+    # Availability of the n items in epoch seconds [n]; NaN: no limit.
     starts = _epoch(rows.get(c.AVAILABLE_FROM), len(ids))
     unlisted = ~np.isin(np.array(ids, dtype=object), table.index.to_numpy(dtype=object))
-    born = first.reindex(ids).astype("datetime64[us, UTC]").astype("int64").to_numpy() / 1e6
-    starts = np.where(unlisted, np.nextafter(born, np.inf), starts)
+    first_s = first.reindex(ids).astype("datetime64[us, UTC]").astype("int64").to_numpy() / 1e6
+    starts = np.where(unlisted, np.nextafter(first_s, np.inf), starts)
     columns[c.AVAILABLE_FROM] = [None if np.isnan(v) else float(v) for v in starts]
     columns[c.AVAILABLE_UNTIL] = [
         None if np.isnan(v) else float(v) for v in _epoch(rows.get(c.AVAILABLE_UNTIL), len(ids))

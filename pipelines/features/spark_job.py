@@ -1,10 +1,10 @@
 """The Spark job from ingested events to the offline feature tables that Feast reads.
 
-Every row says from when on it is known (``event_timestamp``), so that a point-in-time join gives
-a training example exactly what could have been served at its moment. Daily tables hold one row a
-key for each midnight (UTC) at which something changed; the row of midnight D covers the events
-before D. The midnight after the last event has not come yet: its row is stamped ``end``, one
-second after that event. Days are counted from 1970-01-01, moments in microseconds since then.
+Every row has the time from which it is known (``event_timestamp``), so that a point-in-time join
+gives a training example exactly what could have been served at its time. Daily tables have one
+row per key and midnight (UTC) at which something changed; the row of midnight D covers the events
+before D. The midnight after the last event is in the future: its row is stamped ``end``, one second after
+that event. Days and microseconds are counted from 1970-01-01.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from feature_repo.files import write_json
 from pipelines.features.activity import (
     DAY,
     DAY_MICROS,
+    EVENT_MICROS,
     MICROS,
-    MOMENT,
     Span,
     item_activity,
     stamped,
@@ -40,11 +40,14 @@ from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, s
 AFFINITY_LENGTH = 20
 SEEN_LENGTH = 2_000
 
-_UNITS, _STAMP, _KIND, _LABEL = "_units", "_stamp", "_kind", "_label"
+_UNITS = "_units"
+_STAMP = "_stamp"
+_KIND = "_kind"
+_LABEL = "_label"
 
 _EVENT_SCHEMA = (
-    f"{c.EVENT_ID} string, {c.USER} string, {c.ITEM} string, {c.TIMESTAMP} timestamp, {c.TYPE} string, "
-    f"{c.VALUE} double, {c.WEIGHT} double, {c.POSITIVE} boolean"
+    f"{c.EVENT_ID} string, {c.USER} string, {c.ITEM} string, {c.TIMESTAMP} timestamp, "
+    f"{c.TYPE} string, {c.VALUE} double, {c.WEIGHT} double, {c.POSITIVE} boolean"
 )
 _SPARK_TYPES: dict[AttributeKind, str] = {
     "categorical": "string",
@@ -59,6 +62,7 @@ def build_features(
     spec: DatasetSpec,
     ingest: Path,
     out: Path,
+    *,
     event_files: list[str] | None = None,
     progress: Callable[[str], None] = lambda _message: None,
     log_position: str = "0-0",
@@ -69,7 +73,7 @@ def build_features(
         spark: a session; its Parquet timestamps are set to microseconds.
         spec: the data set, without optional tables that are absent.
         ingest: the folder with ``events/``, ``users.parquet`` and ``items.parquet``.
-        out: where the tables go; a table of the same name is replaced.
+        out: the folder of the tables; a table of the same name is replaced.
         event_files: the event files to read, relative to ``ingest`` or absolute; by default all.
         progress: called with one line for each finished table.
         log_position: the newest entry of the event log among the events.
@@ -88,7 +92,7 @@ def build_features(
     rows = {}
     try:
         span = _span(events)
-        tables = _tables(spark, spec, ingest, events, span)
+        tables = _tables(spark, spec, ingest, events=events, span=span)
         tables[STATE] = lambda: stream_state(events, spec, log_position)
         tables["user_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=True)
         tables["item_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=False)
@@ -105,7 +109,7 @@ def build_features(
 
 
 def _tables(
-    spark: SparkSession, spec: DatasetSpec, ingest: Path, events: DataFrame, span: Span
+    spark: SparkSession, spec: DatasetSpec, ingest: Path, *, events: DataFrame, span: Span
 ) -> dict[str, Callable[[], DataFrame]]:
     """Return how to build each table that the spec calls for."""
     tables: dict[str, Callable[[], DataFrame]] = {
@@ -134,7 +138,7 @@ def _tables(
 
 
 def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = None) -> DataFrame:
-    """Read the event log, all events of a user in one partition, with value and weight in millionths.
+    """Read the events, those of a user in one partition, with value and weight in millionths.
 
     Integers keep sums exact and independent of their order: the same log gives the same tables.
     """
@@ -143,7 +147,7 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
     )
     if not paths:
         raise ValueError(f"{ingest}: no event files")
-    moment = F.unix_micros(c.TIMESTAMP)
+    micros = F.unix_micros(c.TIMESTAMP)
     value = F.when(~F.isnan(c.VALUE), F.col(c.VALUE))
     return (
         spark.read.schema(_EVENT_SCHEMA)
@@ -154,8 +158,8 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
             c.ITEM,
             c.TYPE,
             c.POSITIVE,
-            moment.alias(MOMENT),
-            F.floor(moment / DAY_MICROS).alias(DAY),
+            micros.alias(EVENT_MICROS),
+            F.floor(micros / DAY_MICROS).alias(DAY),
             F.round(value * MICROS).cast("bigint").alias(c.VALUE),
             F.round(F.col(c.WEIGHT) * MICROS).cast("bigint").alias(c.WEIGHT),
         )
@@ -164,14 +168,16 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
 
 
 def _span(events: DataFrame) -> Span:
-    first, last = events.agg(F.min(MOMENT), F.max(MOMENT)).collect()[0]
+    first, last = events.agg(F.min(EVENT_MICROS), F.max(EVENT_MICROS)).collect()[0]
     if last is None:
-        raise ValueError("no events: there is nothing to make features of")
+        raise ValueError(
+            "no events to compute features from: check the files given to 'funnel ingest'"
+        )
     return Span(first // DAY_MICROS, last // DAY_MICROS + 1, last + MICROS)
 
 
 def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]) -> DataFrame:
-    """Read a user or item table (columns ``key`` and ``types``); an absent file is an empty table."""
+    """Read a user or item table with columns ``key`` and ``types``, empty if the file is missing."""
     schema = ", ".join([f"{key} string", *(f"{name} {kind}" for name, kind in types.items())])
     return (
         spark.read.schema(schema).parquet(str(file))
@@ -181,15 +187,15 @@ def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]
 
 
 def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span) -> DataFrame:
-    """Return each user's categories (array<string>) and their shares of weight (array<float>), largest first.
+    """Return each user's categories and their shares of weight, largest first.
 
-    A positive event gives its weight to each category of its item. At most ``AFFINITY_LENGTH``
-    categories are kept; the shares are of all.
+    Columns array<string> and array<float>. A positive event gives its weight to each category of its
+    item. At most ``AFFINITY_LENGTH`` categories are stored; the shares are of all.
     """
     many = dict(items.dtypes)[category].startswith("array")
     labels = F.array_distinct(category) if many else F.array(category)
     labels = F.filter(labels, lambda label: label.isNotNull())
-    # An item without a category counts as of none, "", so that its user's days keep their rows.
+    # An item without a category has the category "", so that its user's days keep their rows.
     labels = F.when(F.size(labels) > 0, labels).otherwise(F.array(F.lit(""))).alias(_LABEL)
     liked = (
         events.where(c.POSITIVE)
@@ -228,7 +234,7 @@ def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span
 
 
 def _every_day(gains: DataFrame, span: Span) -> DataFrame:
-    """Sum a user's gains by label and day, with a row for each of the user's labels on each of the user's days."""
+    """Sum a user's weights by label and day, with a row for each label on each of the user's days."""
     by_user = gains.groupBy(c.USER).agg(
         F.collect_set(_LABEL).alias(_LABEL),
         F.array_union(F.collect_set(DAY), F.array(F.lit(span.last_midnight).cast("bigint"))).alias(
@@ -248,13 +254,13 @@ def _every_day(gains: DataFrame, span: Span) -> DataFrame:
 
 
 def user_history(events: DataFrame) -> DataFrame:
-    """Return, at each moment of a positive event, the user's last ``HISTORY_LENGTH`` items, newest last.
+    """Return, at each positive event, the user's last ``HISTORY_LENGTH`` items, newest last.
 
     An item that comes again moves to the end, so that the items (array<string>) are distinct; the
-    times (array<bigint>, epoch seconds) are those of their latest positive events. The row of a
-    moment includes the events of that moment.
+    times (array<bigint>, epoch seconds) are those of their latest positive events. A row includes
+    the events of its own time.
     """
-    liked = events.where(c.POSITIVE).withColumns({_STAMP: F.col(MOMENT), _KIND: F.lit(0)})
+    liked = events.where(c.POSITIVE).withColumns({_STAMP: F.col(EVENT_MICROS), _KIND: F.lit(0)})
     lists = _recent(liked, c.HISTORY_LENGTH, 1)
     stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
     return lists.select(
@@ -266,7 +272,7 @@ def user_history(events: DataFrame) -> DataFrame:
 
 
 def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
-    """Return, for each midnight after a day with events, the items a user has met by each event type.
+    """Return, for each midnight after a day with events, a user's items by event type.
 
     Lists (array<string>, empty where there are none) are distinct, latest last, at most
     ``SEEN_LENGTH`` long.
@@ -284,12 +290,12 @@ def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
 
 
 def _recent(events: DataFrame, length: int, lists: int) -> DataFrame:
-    """Fold each user's events, in order, into ``lists`` lists of recent items; one row for each ``_STAMP``."""
+    """Fold each user's events, in order, into lists of recent items; one row per ``_STAMP``."""
     schema = [f"{c.USER} string", f"{_STAMP} bigint"]
     schema += [f"items_{i} array<string>, times_{i} array<bigint>" for i in range(lists)]
-    ordered = events.sortWithinPartitions(c.USER, MOMENT, c.EVENT_ID)
+    ordered = events.sortWithinPartitions(c.USER, EVENT_MICROS, c.EVENT_ID)
     rows = ordered.select(
-        c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(MOMENT) / MICROS).alias(MOMENT)
+        c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(EVENT_MICROS) / MICROS).alias(EVENT_MICROS)
     )
     return rows.mapInArrow(_recent_lists(length, lists), ", ".join(schema))
 
@@ -297,7 +303,7 @@ def _recent(events: DataFrame, length: int, lists: int) -> DataFrame:
 def _recent_lists(
     length: int, lists: int
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the fold of ``_recent``: a closure, so that Spark ships its code to workers without this package."""
+    """Return the fold of ``_recent``, a closure: Spark ships it to workers without this package."""
     types = [pa.string(), pa.int64(), *[pa.list_(pa.string()), pa.list_(pa.int64())] * lists]
     batch_size = 500_000
 
@@ -311,8 +317,8 @@ def _recent_lists(
         )
         for user, events in groupby(rows, key=itemgetter(0)):
             recent: list[dict[str, int]] = [{} for _ in range(lists)]
-            for stamp, together in groupby(events, key=itemgetter(1)):
-                for _, _, kind, item, seconds in together:
+            for stamp, simultaneous in groupby(events, key=itemgetter(1)):
+                for _, _, kind, item, seconds in simultaneous:
                     latest = recent[kind]
                     latest.pop(item, None)  # so that it goes to the end
                     latest[item] = seconds
@@ -342,7 +348,8 @@ def _recent_lists(
             size += sum(map(len, recent))
             if size > batch_size:
                 yield pack(rows)
-                rows, size = [], 0
+                rows = []
+                size = 0
         if rows:
             yield pack(rows)
 
@@ -350,9 +357,9 @@ def _recent_lists(
 
 
 def profile(events: DataFrame, table: DataFrame, key: str, span: Span) -> DataFrame:
-    """Return the attributes of every user or item, known since the day before the data begins.
+    """Return the attributes of every user or item, known since the day before the first event.
 
-    Keys that only events name have null attributes.
+    Keys that occur only in events have null attributes.
     """
     values = [
         F.when(~F.isnan(name), F.col(name)).alias(name) if kind == "double" else F.col(name)

@@ -1,7 +1,7 @@
-"""The streaming features of ingested events, by Spark batch: where a new stream starts from.
+"""The streaming features of ingested events, by Spark batch, from which a new stream starts.
 
-One row a key: the facts that the stream would hold had it seen these events, and the feature rows
-made of them, by the stream's own code (``feature_repo/facts.py``; workers need this package).
+One row per key: the facts that the stream would hold had it read these events, and the feature rows
+made from them, by the stream's own code (``feature_repo/facts.py``; workers need this package).
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from pyspark.sql import functions as F
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.facts import PANE_S, Counts, Happened, UserFacts, dump, load, row_of
-from pipelines.features.activity import MOMENT
+from pipelines.features.activity import EVENT_MICROS
 
-KEY, FACTS = "key", "facts"
-USER_KEY, ITEM_KEY = "u", "i"
-"""First letter of a key in the stream's state: a user's, an item's."""
+KEY = "key"
+FACTS = "facts"
+
+USER_KEY = "u"
+ITEM_KEY = "i"
+"""First letter of a key in the stream's state: of a user, of an item."""
 
 STATE = "stream_state"
 """Table of the facts of every key."""
 
 POSITION_FILE = "log_position.json"
-"""Beside the tables: the newest entry of the event log among the events that they are made of."""
+"""File beside the tables: the newest entry of the event log among their events."""
 
 _KIND = "_kind"
-_ROWS_A_BATCH = 1_000
+_ROWS_PER_BATCH = 1_000
 
 ITEM_COLUMNS = [
     *((c.panes(window), pa.list_(pa.int64())) for window in PANE_S),
@@ -66,7 +69,7 @@ def main_categories(ingest: Path, spec: DatasetSpec) -> dict[str, str]:
 
 
 def stream_state(events: DataFrame, spec: DatasetSpec, position: str) -> DataFrame:
-    """Return the facts of every user and item as the stream keeps them: ``key`` and ``facts`` (JSON), and the moment.
+    """Return every user's and item's ``key``, ``facts`` (JSON) and time of the last event.
 
     ``position`` is the newest log entry among the events.
     """
@@ -76,22 +79,21 @@ def stream_state(events: DataFrame, spec: DatasetSpec, position: str) -> DataFra
     for prefix, column in ((USER_KEY, c.USER), (ITEM_KEY, c.ITEM)):
         rows = known.select(
             F.concat(F.lit(prefix), column).alias(KEY),
-            F.col(MOMENT).alias(MOMENT),
+            F.col(EVENT_MICROS).alias(EVENT_MICROS),
             c.EVENT_ID,
             c.ITEM,
             _KIND,
         )
-        rows = rows.repartition(KEY).sortWithinPartitions(
-            KEY, MOMENT, c.EVENT_ID
-        )  # so that a rerun gives the same
+        # Sorted, so that a rerun gives the same.
+        rows = rows.repartition(KEY).sortWithinPartitions(KEY, EVENT_MICROS, c.EVENT_ID)
         positive = [spec.events.types[kind].positive for kind in spec.event_types]
-        schema = f"{KEY} string, {FACTS} string, {MOMENT} bigint"
+        schema = f"{KEY} string, {FACTS} string, {EVENT_MICROS} bigint"
         parts.append(rows.mapInArrow(_fold(positive, position), schema))
     return parts[0].unionByName(parts[1])
 
 
 def no_facts(key: str, position: str = "0-0") -> Counts:
-    """Return what is kept of a user or item, by its key in the state, of whom no event is known yet."""
+    """Return the facts of a user or item without events, by its key in the state."""
     return UserFacts(position=position) if key.startswith(USER_KEY) else Counts(position=position)
 
 
@@ -104,49 +106,50 @@ def _fold(
             for batch in batches
             for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
         )
-        found: list[dict[str, Any]] = []
+        folded: list[dict[str, Any]] = []
         for key, group in groupby(rows, key=itemgetter(0)):
             events = [Happened(*row[1:]) for row in group]
             facts = no_facts(key, position)
             facts.fold(events, positive)
-            found.append(
-                {KEY: key, FACTS: dump(facts), MOMENT: max(event.micros for event in events)}
+            folded.append(
+                {KEY: key, FACTS: dump(facts), EVENT_MICROS: max(event.micros for event in events)}
             )
-            if len(found) == _ROWS_A_BATCH:
-                yield pa.RecordBatch.from_pylist(found, _STATE_SCHEMA)
-                found = []
-        yield pa.RecordBatch.from_pylist(found, _STATE_SCHEMA)
+            if len(folded) == _ROWS_PER_BATCH:
+                yield pa.RecordBatch.from_pylist(folded, _STATE_SCHEMA)
+                folded = []
+        yield pa.RecordBatch.from_pylist(folded, _STATE_SCHEMA)
 
     return fold
 
 
-_STATE_SCHEMA = pa.schema([(KEY, pa.string()), (FACTS, pa.string()), (MOMENT, pa.int64())])
+_STATE_SCHEMA = pa.schema([(KEY, pa.string()), (FACTS, pa.string()), (EVENT_MICROS, pa.int64())])
 
 
 def recent_rows(
-    spark: SparkSession, state: Path, spec: DatasetSpec, ingest: Path, users: bool
+    spark: SparkSession, state: Path, spec: DatasetSpec, ingest: Path, *, users: bool
 ) -> DataFrame:
-    """Return the rows of ``user_recent`` or ``item_recent``, one a key, known since its newest event."""
-    prefix, key, columns = (
-        (USER_KEY, c.USER, USER_COLUMNS) if users else (ITEM_KEY, c.ITEM, ITEM_COLUMNS)
-    )
-    arrow = pa.schema([(key, pa.string()), (MOMENT, pa.int64()), *columns])
-    schema = f"{key} string, {MOMENT} bigint, " + ", ".join(
+    """Return ``user_recent`` or ``item_recent``, one row per key, as of its newest event."""
+    prefix = USER_KEY if users else ITEM_KEY
+    key = c.USER if users else c.ITEM
+    columns = USER_COLUMNS if users else ITEM_COLUMNS
+    arrow = pa.schema([(key, pa.string()), (EVENT_MICROS, pa.int64()), *columns])
+    schema = f"{key} string, {EVENT_MICROS} bigint, " + ", ".join(
         f"{name} {_SPARK_NAMES[kind]}" for name, kind in columns
     )
     categories = main_categories(ingest, spec) if users else {}
-    types, category = spec.event_types, lambda item: categories.get(item, "")
+    types = spec.event_types
+    category = lambda item: categories.get(item, "")  # noqa: E731 - shipped to Spark's workers
 
     def build(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            found = zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            keys = zip(*(column.to_pylist() for column in batch.columns), strict=True)
             rows = [
-                {key: name[1:], MOMENT: moment, **row_of(load(facts), types, category)}
-                for name, facts, moment in found
+                {key: name[1:], EVENT_MICROS: micros, **row_of(load(facts), types, category)}
+                for name, facts, micros in keys
             ]
             yield pa.RecordBatch.from_pylist(rows, arrow)
 
     facts = spark.read.parquet(str(state)).where(F.col(KEY).startswith(prefix))
     rows = facts.mapInArrow(build, schema)
-    stamp = F.timestamp_micros(MOMENT).alias(c.EVENT_TIMESTAMP)
+    stamp = F.timestamp_micros(EVENT_MICROS).alias(c.EVENT_TIMESTAMP)
     return rows.select(key, stamp, *(name for name, _ in columns)).sortWithinPartitions(key)

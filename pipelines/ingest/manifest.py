@@ -83,7 +83,7 @@ class IngestManifest(BaseModel):
         manifest = cls.read(workspace)
         if manifest.spec != version:
             raise SpecError(
-                f"{workspace.root} was ingested with another dataset.toml or other optional tables; "
+                f"{workspace.root} holds another dataset.toml or other optional tables; "
                 "choose a new working folder with --home, or remove that one"
             )
         return manifest

@@ -98,8 +98,8 @@ def bad_rows(raw: RawFile, why: pd.Series) -> pd.DataFrame:
 def parse_times(raw: pd.Series, unit: str) -> pd.Series:
     """Parse epoch numbers or ISO 8601 text to UTC; what cannot be read becomes NaT.
 
-    With ``auto``, a column holds numbers unless more of its values are ISO 8601 only; each number is
-    seconds, milliseconds or microseconds by its size. ISO 8601 without a zone is UTC.
+    With ``auto``, a column holds numbers unless more of its values are ISO 8601 only; each number
+    is seconds, milliseconds or microseconds by its size. ISO 8601 without a zone is UTC.
     """
     number = _number(raw)
     if unit == "iso" or (

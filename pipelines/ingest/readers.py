@@ -53,7 +53,7 @@ def find_files(table: Table, folder: Path) -> list[Path]:
     files = table.find(folder)
     if not files:
         raise SpecError(
-            f"no file matches '{table.path}' in {folder}; check 'path' in dataset.toml and --data-dir"
+            f"no file matches '{table.path}' in {folder}; check path in dataset.toml and --data-dir"
         )
     return files
 
@@ -70,7 +70,7 @@ def check_header(path: Path, table: Table, wanted: list[str]) -> None:
     header = _header(path, table)
     if not header:
         raise SpecError(
-            f"{path.name}: the file is empty, without even a header line; remove it or fetch it again"
+            f"{path.name}: the file is empty and has no header line; remove it or fetch it again"
         )
     missing = [column for column in wanted if column not in header]
     if missing:

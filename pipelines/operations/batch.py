@@ -1,4 +1,4 @@
-"""``funnel batch``: recommendations for every known user, through the serving code, to Parquet and, if asked, Redis."""
+"""``funnel batch``: recommendations for every known user, by serving's code, to Parquet."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from serving.online.features import OnlineFeatures, concat_rows
 from serving.recommender.filters import RequestRules
 from serving.releases.release import load_release
 
-_BATCH = 64
-_PART = 4_096
+_USERS_PER_BATCH = 64
+_USERS_PER_PART = 4_096
 _SCHEMA = pa.schema(
     [(c.USER, pa.string()), ("item_ids", pa.list_(pa.string())), ("scores", pa.list_(pa.float32()))]
 )
 
 
 def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None = None) -> None:
-    """Write one row a user: ``user_id``, ``item_ids`` and ``scores``, best first; the file appears when complete.
+    """Write one row per user: ``user_id``, ``item_ids`` and ``scores``, best first.
 
-    Users are done some thousand at a time; a run that was stopped goes on after the last finished
-    part, if release, ``k`` and users are the same.
+    The file appears when it is complete. A run that was stopped continues after its last finished
+    part if release, ``k`` and users are the same.
 
     Args:
         workspace: the working folder, released and materialized.
         out: the file to write.
-        k: items a user.
-        redis_days: write each list to Redis as well, to be kept for so long; None: do not.
+        k: items per user.
+        redis_days: also write each list to Redis, with this lifetime; None: do not.
 
     """
     lists = _Lists(workspace, k)
@@ -54,18 +54,19 @@ def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None 
         parts.mkdir(parents=True)
         write_json(parts / "run.json", identity)
     with display.stage("Batch") as progress:
-        for start in range(0, len(users), _PART):
+        for start in range(0, len(users), _USERS_PER_PART):
             path = parts / f"{start:012d}.parquet"
             if not path.is_file():
-                some = users[start : start + _PART]
+                part = users[start : start + _USERS_PER_PART]
                 table = pa.concat_tables(
-                    lists.of(some[at : at + _BATCH]) for at in range(0, len(some), _BATCH)
+                    lists.recommend(part[first : first + _USERS_PER_BATCH])
+                    for first in range(0, len(part), _USERS_PER_BATCH)
                 )
                 if redis_days is not None:
                     _to_redis(workspace, table, lists.release.id, redis_days)
                 with replace_atomically(path) as temporary:
                     pq.write_table(table, temporary)
-            progress("users", min(start + _PART, len(users)), len(users))
+            progress("users", min(start + _USERS_PER_PART, len(users)), len(users))
     _join(sorted(parts.glob("*.parquet")), out)
     shutil.rmtree(parts)
 
@@ -75,14 +76,16 @@ class _Lists:
 
     def __init__(self, workspace: Workspace, k: int) -> None:
         self.release = load_release(current_release(workspace))
-        self._k, self._online = k, OnlineFeatures(workspace, self.release.items)
+        self._k = k
+        self._online = OnlineFeatures(workspace, self.release.items)
         self._items = self.release.items.with_activity(self._online.item_activity(time.time()))
 
-    def of(self, users: Sequence[str]) -> pa.Table:
+    def recommend(self, users: Sequence[str]) -> pa.Table:
         """Return the lists of some users, rows of ``_SCHEMA``."""
-        now, codec = time.time(), self.release.codec
-        found = concat_rows([one.columns for one in self._online.users(users, now)])
-        batch = self.release.reader.read(found, np.full(len(users), now))
+        now = time.time()
+        codec = self.release.codec
+        columns = concat_rows([user.columns for user in self._online.users(users, now)])
+        batch = self.release.reader.read(columns, np.full(len(users), now))
         lists = self.release.recommender.recommend(
             batch, [RequestRules(self._k)] * len(users), self._items
         )
@@ -95,7 +98,7 @@ class _Lists:
 
 
 def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) -> None:
-    """Write each user's list as JSON: ``items`` (ids, best first), ``scores``, ``release``, ``at`` (epoch seconds)."""
+    """Write each user's list as JSON: ``items`` (best first), ``scores``, ``release``, ``at``."""
     now = round(time.time(), 3)
     with redis_client(workspace).pipeline(transaction=False) as pipe:
         for row in table.to_pylist():

@@ -1,4 +1,4 @@
-"""``funnel stream --check``: every user's and item's online features against a plain recount of the events.
+"""``funnel stream --check``: all online features of the stream against a recount of the events.
 
 The recount shares no code with the stream: it sorts and filters all events at once with pandas, as
 somebody would who read the definitions.
@@ -32,8 +32,8 @@ _MICROS = "_micros"
 
 
 @dataclass
-class Check:
-    """What a check found; ``lost`` and ``doubled`` are events that the 24-hour counts have too few or too many of."""
+class Recount:
+    """The result; ``lost`` and ``doubled`` are events missing or repeated in 24-hour counts."""
 
     users: int = 0
     items: int = 0
@@ -43,30 +43,35 @@ class Check:
     doubled: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def compare(self, key: str, found: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Compare one key's features, and note what differs."""
-        different = [name for name, value in expected.items() if not _equal(found.get(name), value)]
+    def compare(self, key: str, online: dict[str, Any], expected: dict[str, Any]) -> None:
+        """Compare one key's features, and count what differs."""
+        different = [
+            name for name, value in expected.items() if not _equal(online.get(name), value)
+        ]
         if not different:
             return
         self.differing += 1
         for name in different:
             if name.endswith("_count_24h"):
-                off = int(found.get(name) or 0) - int(expected[name])
-                self.lost, self.doubled = self.lost + max(0, -off), self.doubled + max(0, off)
+                surplus = int(online.get(name) or 0) - int(expected[name])
+                self.lost += max(0, -surplus)
+                self.doubled += max(0, surplus)
             if len(self.examples) < _EXAMPLES:
-                self.examples.append(f"{key} {name}: {found.get(name)} instead of {expected[name]}")
+                self.examples.append(
+                    f"{key} {name}: {online.get(name)} instead of {expected[name]}"
+                )
 
 
-def _equal(found: Any, expected: Any) -> bool:
+def _equal(online: Any, expected: Any) -> bool:
     if isinstance(expected, float):
-        return found is not None and abs(found - expected) <= 1e-9 * max(1.0, abs(expected))
-    return bool((found or type(expected)()) == expected)
+        return online is not None and abs(online - expected) <= 1e-9 * max(1.0, abs(expected))
+    return bool((online or type(expected)()) == expected)
 
 
 def all_events(workspace: Workspace) -> pd.DataFrame:
-    """Return every event that the features should hold: those ingested, and those that the stream took since.
+    """Return every event that the features should include: ingested ones, and later streamed ones.
 
-    An archived event that was ingested as well is there once.
+    An archived event that was ingested as well is included once.
     """
     ingested = read_events(workspace, [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP])
     streamed = read_archive(workspace, log_position(workspace)).to_pandas()
@@ -76,17 +81,18 @@ def all_events(workspace: Workspace) -> pd.DataFrame:
     )
 
 
-def check(workspace: Workspace, now: float) -> Check:
-    """Compare online features as of ``now`` (epoch seconds, not before the newest event) with the recount."""
-    spec, store = workspace.spec(), feature_store(workspace)
+def check(workspace: Workspace, now: float) -> Recount:
+    """Compare online features with a recount as of ``now`` (epoch s, after the newest event)."""
+    spec = workspace.spec()
+    store = feature_store(workspace)
     events = all_events(workspace).sort_values([_MICROS, c.EVENT_ID], kind="stable")
-    result = Check(events=len(events))
+    result = Recount(events=len(events))
     categories = main_categories(workspace.ingest, spec)
     for key, service in ((c.USER, "user_streaming_v1"), (c.ITEM, "item_streaming_v1")):
         groups = dict(iter(events.groupby(key, sort=False)))
         counts = _counts(events, key, spec, now)
         trends = _trends(events, now) if key == c.ITEM else {}
-        for name, row in _read(store, service, key, list(groups), now):
+        for name, row in _read(store, service, key, names=list(groups), now=now):
             expected: dict[str, Any] = {
                 column: values.get(name, 0) for column, values in counts.items()
             }
@@ -99,7 +105,7 @@ def check(workspace: Workspace, now: float) -> Check:
 
 
 def _read(
-    store: FeatureStore, service: str, key: str, names: Sequence[str], now: float
+    store: FeatureStore, service: str, key: str, *, names: Sequence[str], now: float
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     features = store.get_feature_service(service)
     for start in range(0, len(names), _KEYS_A_READ):
@@ -107,23 +113,27 @@ def _read(
             {key: name, c.REQUEST_TIME: int(now)} for name in names[start : start + _KEYS_A_READ]
         ]
         columns = store.get_online_features(features=features, entity_rows=rows).to_dict()
-        for place, row in enumerate(rows):
-            yield str(row[key]), {column: values[place] for column, values in columns.items()}
+        for index, row in enumerate(rows):
+            yield str(row[key]), {column: values[index] for column, values in columns.items()}
 
 
 def expected_user(
     events: pd.DataFrame, spec: DatasetSpec, categories: dict[str, str], now: float
 ) -> dict[str, Any]:
-    """Return a user's lists and session as of a moment, from all their events in the order of time."""
+    """Return a user's lists and session as of ``now``, from all their events in time order."""
+    # The newest events, and the newest positive event of each item.
     newest = events.tail(c.HISTORY_LENGTH)
     liked = events[events[c.TYPE].isin(spec.positive_types)]
     history = liked.drop_duplicates(c.ITEM, keep="last").tail(c.HISTORY_LENGTH)
+
+    # The session: the events after the last gap of more than half an hour, if it is still open.
     gaps = newest[_MICROS].floordiv(1_000_000).diff()
     session = newest[(gaps > 1_800).cumsum() == (gaps > 1_800).sum()]
     if int(now) - session[_MICROS].iloc[-1] // 1_000_000 > 1_800:
         session = session.iloc[:0]
     seconds = session[_MICROS] // 1_000_000
-    met = [name for name in (categories.get(item, "") for item in session[c.ITEM]) if name]
+    names = [name for name in (categories.get(item, "") for item in session[c.ITEM]) if name]
+
     return {
         c.RECENT_ITEMS: newest[c.ITEM].tolist(),
         c.RECENT_TYPES: newest[c.TYPE].tolist(),
@@ -132,14 +142,14 @@ def expected_user(
         c.HISTORY_TIMES: (history[_MICROS] // 1_000_000).tolist(),
         c.SESSION_EVENTS: len(session),
         c.SESSION_SECONDS: int(seconds.iloc[-1] - seconds.iloc[0]) if len(session) else 0,
-        c.SESSION_CATEGORIES: pd.Series(met, dtype=object).drop_duplicates(keep="last").tolist(),
+        c.SESSION_CATEGORIES: pd.Series(names, dtype=object).drop_duplicates(keep="last").tolist(),
     }
 
 
 def _counts(
     events: pd.DataFrame, key: str, spec: DatasetSpec, now: float
 ) -> dict[str, dict[str, int]]:
-    """Return each count's number by user or item, of those that have any."""
+    """Return, for each count column, the counts by user or item that are not zero."""
     counts: dict[str, dict[str, int]] = {}
     for window, (pane, length) in _WINDOWS.items():
         start = (int(now) // pane + 1) * pane - length
@@ -152,7 +162,7 @@ def _counts(
 
 
 def _trends(events: pd.DataFrame, now: float) -> dict[str, dict[str, float]]:
-    """Return each trend by item, of those that have any."""
+    """Return, for each trend column, the trends by item that are not zero."""
     trends: dict[str, dict[str, float]] = {}
     for window, (pane, _) in _WINDOWS.items():
         ages = int(now) // pane - events[_MICROS] // (pane * 1_000_000)
@@ -164,20 +174,21 @@ def _trends(events: pd.DataFrame, now: float) -> dict[str, dict[str, float]]:
 
 
 class FeaturesDiffer(FunnelError):
-    """Online features are not what the events say."""
+    """Online features differ from a recount of the events."""
 
 
 def show_check(workspace: Workspace) -> None:
-    """Print what a check found as a line of JSON.
+    """Print the result of the check as a line of JSON.
 
     Raises:
-        FeaturesDiffer: some feature of some user or item is not what its events say.
+        FeaturesDiffer: a feature of a user or item differs from the recount of its events.
 
     """
     with display.stage("Recount"):
-        found = check(workspace, time.time())
-    display.result(json.dumps(vars(found)))
-    if found.differing:
+        recount = check(workspace, time.time())
+    display.result(json.dumps(vars(recount)))
+    if recount.differing:
         raise FeaturesDiffer(
-            f"{found.differing} users or items differ; wait until 'funnel stream --status' says pending 0"
+            f"{recount.differing} users or items differ; wait until 'funnel stream --status' "
+            "shows pending 0"
         )

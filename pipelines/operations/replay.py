@@ -1,10 +1,8 @@
-"""``funnel replay``: a data set's events sent to the public API, at the pace at which they happened or faster.
+"""``funnel replay``: sends a data set's events to the public API, at their own pace or faster.
 
-An event's id is ``<run>:<its own id>``. The API knows ids for a day at least, so a replay that was
-stopped is
-taken up by starting it again with the same run name: what it knows it answers as duplicates, and
-there is no state to keep or lose. A request that may or may not have arrived is sent again for the
-same reason.
+An event's id is ``<run>:<its own id>``. The API remembers ids for at least a day, so a replay that
+was stopped is continued by starting it again with the same run name: events that were accepted
+before are answered as duplicates. For the same reason a request without an answer is sent again.
 """
 
 from __future__ import annotations
@@ -28,23 +26,27 @@ from pipelines.ingest.parsing import event_columns, parse_events
 from pipelines.ingest.readers import find_files, read_file
 
 _TIMEOUT_S = 30.0
-_LONGEST_WAIT_S = 60.0
-_AGAIN = {429, 502, 503, 504}
+_MAX_WAIT_S = 60.0
+_RETRY_STATUSES = {429, 502, 503, 504}
 
 """Called with what is done, how many events of it are done, and how many there are."""
 
 
 class ReplayFailed(FunnelError):
-    """The API refused a request, or did not come back; the message says how to go on."""
+    """The API refused a request or did not answer; the message says how to continue."""
 
 
 @dataclass(frozen=True)
 class ReplayConfig:
-    """Where to and how fast.
+    """Where and how fast to send.
 
-    ``speed``: how many seconds of the data pass in a second, 0 as many as can be; ``batch``: at
-    most so many events a request; ``patience_s``: how long the API may be away or full before the
-    replay ends.
+    Attributes:
+        url: the API.
+        run: name of the replay, the beginning of each event id.
+        speed: seconds of the data per second; 0: as fast as possible.
+        batch: maximum events per request.
+        patience_s: how long the API may be unreachable or overloaded before the replay fails.
+
     """
 
     url: str
@@ -56,12 +58,12 @@ class ReplayConfig:
     def __post_init__(self) -> None:
         """Refuse a URL that can never work."""
         if not self.url.startswith(("http://", "https://")):
-            raise ReplayFailed(f"--url {self.url}: it begins with http:// or https://")
+            raise ReplayFailed(f"--url {self.url}: must begin with http:// or https://")
 
 
 @dataclass
 class Tally:
-    """What became of the events sent. One that was taken by a request without an answer counts as a duplicate."""
+    """Counts of the events sent; one accepted by a request without an answer is a duplicate."""
 
     sent: int = 0
     accepted: int = 0
@@ -81,13 +83,14 @@ class Tally:
 
 
 def load_events(spec: DatasetSpec, folder: Path, limit: int | None = None) -> pd.DataFrame:
-    """Return the good events of a data set's files in the order of time (ties by id), at most the first ``limit``.
+    """Return the first valid events of a data set's files, in time order (ties by id).
 
     Raises:
-        SpecError: a file or column that the spec names is not there, or no event is good.
+        SpecError: a file or column that the spec names is missing, or no event is valid.
 
     """
-    latest, known = pd.Timestamp.now(tz="UTC") + pd.Timedelta(days=1), set[str]()
+    latest = pd.Timestamp.now(tz="UTC") + pd.Timedelta(days=1)
+    known: set[str] = set()
     frames = []
     for path in find_files(spec.events, folder):
         events, _ = parse_events(
@@ -103,28 +106,31 @@ def load_events(spec: DatasetSpec, folder: Path, limit: int | None = None) -> pd
 
 
 def replay(events: pd.DataFrame, config: ReplayConfig, progress: Progress = no_progress) -> Tally:
-    """Send events, in their order, each when it is due: at the start plus its distance from the first over the speed.
+    """Send events in their order, each when it is due.
 
-    What is due by now goes in one request; an event's timestamp is the moment at which it is due,
-    with ``speed`` 0 the one at which it is sent.
+    An event is due at the start plus its distance from the first event, divided by the speed. All
+    events that are due go in one request. An event's timestamp is the time at which it is due; with
+    ``speed`` 0, the time at which it is sent.
 
     Args:
-        events: of ``load_events``.
-        config: where to and how fast.
-        progress: told after each request.
+        events: the result of ``load_events``.
+        config: where and how fast to send.
+        progress: called after each request.
 
     Raises:
-        ReplayFailed: the API refused a request, or did not come back.
+        ReplayFailed: the API refused a request or did not answer.
 
     """
-    tally, start, began = Tally(), time.time(), time.monotonic()
+    tally = Tally()
+    start = time.time()
+    started = time.monotonic()
     due = _due(events[c.TIMESTAMP], config.speed)
     key = read_settings().key
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     with httpx.Client(base_url=config.url, timeout=_TIMEOUT_S, headers=headers) as client:
-        for first, last in _batches(due, config, began):
-            moments = start + due[first:last] if config.speed else _now(last - first)
-            body = {"events": _bodies(events.iloc[first:last], moments, config.run)}
+        for first, last in _batches(due, config, started):
+            timestamps = start + due[first:last] if config.speed else _now(last - first)
+            body = {"events": _bodies(events.iloc[first:last], timestamps, config.run)}
             answer = _send(client, body, config)
             tally.sent += last - first
             tally.accepted += answer["accepted"]
@@ -133,7 +139,7 @@ def replay(events: pd.DataFrame, config: ReplayConfig, progress: Progress = no_p
             for refused in answer["rejected"]:
                 tally.reasons[refused["reason"]] = tally.reasons.get(refused["reason"], 0) + 1
             progress(f"{tally.accepted} accepted", tally.sent, len(events))
-    tally.seconds = time.monotonic() - began
+    tally.seconds = time.monotonic() - started
     tally.events_per_s = tally.sent / max(tally.seconds, 1e-9)
     return tally
 
@@ -144,36 +150,37 @@ def _due(times: pd.Series, speed: float) -> np.ndarray:
     return seconds / speed if speed else np.zeros(len(seconds))
 
 
-def _batches(due: np.ndarray, config: ReplayConfig, began: float) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of what is due by now, as soon as there is something."""
+def _batches(due: np.ndarray, config: ReplayConfig, started: float) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of the events that are due, as soon as there are any."""
     first = 0
     while first < len(due):
-        passed = time.monotonic() - began
-        if due[first] > passed:
-            time.sleep(due[first] - passed)
+        elapsed = time.monotonic() - started
+        if due[first] > elapsed:
+            time.sleep(due[first] - elapsed)
             continue
-        last = min(int(np.searchsorted(due, passed, side="right")), first + config.batch)
+        last = min(int(np.searchsorted(due, elapsed, side="right")), first + config.batch)
         yield first, last
         first = last
 
 
 def _now(count: int) -> np.ndarray:
-    """Return present moments that rise by a microsecond, so that the events keep their order."""
+    """Return present times a microsecond apart, so that the events keep their order."""
     return time.time() + np.arange(count) * 1e-6
 
 
-def _bodies(events: pd.DataFrame, moments: np.ndarray, run: str) -> list[dict[str, Any]]:
+def _bodies(events: pd.DataFrame, timestamps: np.ndarray, run: str) -> list[dict[str, Any]]:
     columns = (events[name].tolist() for name in (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.VALUE))
     bodies = []
-    for moment, event_id, user, item, kind, value in zip(moments.tolist(), *columns, strict=True):
+    rows = zip(timestamps.tolist(), *columns, strict=True)
+    for timestamp, event_id, user, item, kind, value in rows:
         body = {
             "event_id": f"{run}:{event_id}",
             "user_id": user,
             "item_id": item,
             "type": kind,
-            "timestamp": moment,
+            "timestamp": timestamp,
         }
-        bodies.append(body if value != value else body | {"value": value})
+        bodies.append(body if value != value else body | {"value": value})  # NaN: no value
     return bodies
 
 
@@ -184,32 +191,34 @@ def _send(client: httpx.Client, body: dict[str, Any], config: ReplayConfig) -> d
         try:
             response = client.post("/v1/events", json=body)
         except httpx.TransportError as error:
-            problem, wait = f"{type(error).__name__}: {error}", 1.0
+            problem = f"{type(error).__name__}: {error}"
+            wait_s = 1.0
         else:
             if response.status_code == 202:
                 return dict(response.json())
-            problem, wait = f"{response.status_code} {response.text[:200]}", _retry_after(response)
-            if response.status_code not in _AGAIN:
+            problem = f"{response.status_code} {response.text[:200]}"
+            wait_s = _retry_after(response)
+            if response.status_code not in _RETRY_STATUSES:
                 raise ReplayFailed(
-                    f"the API refused a request ({problem}); {_how_to_go_on(config)}"
+                    f"the API refused a request ({problem}); {_how_to_continue(config)}"
                 )
-        if time.monotonic() + wait > deadline:
+        if time.monotonic() + wait_s > deadline:
             raise ReplayFailed(
-                f"no answer for {config.patience_s:.0f} s ({problem}); {_how_to_go_on(config)}"
+                f"no answer for {config.patience_s:.0f} s ({problem}); {_how_to_continue(config)}"
             )
-        time.sleep(wait)
+        time.sleep(wait_s)
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """Return the seconds that an answer asks to wait, 1 if it does not say or gives a date."""
+    """Return the seconds of an answer's ``Retry-After``, 1 if it has none or a date."""
     try:
-        return min(max(float(response.headers.get("Retry-After", 1.0)), 0.0), _LONGEST_WAIT_S)
+        return min(max(float(response.headers.get("Retry-After", 1.0)), 0.0), _MAX_WAIT_S)
     except ValueError:
         return 1.0
 
 
-def _how_to_go_on(config: ReplayConfig) -> str:
-    return f"go on with --run {config.run}"
+def _how_to_continue(config: ReplayConfig) -> str:
+    return f"continue with --run {config.run}"
 
 
 def run_replay(
@@ -218,8 +227,8 @@ def run_replay(
     """Replay a data set's files, and return the summary.
 
     Raises:
-        SpecError: the data set is not known, or its files are not there.
-        ReplayFailed: the API refused a request, or did not come back.
+        SpecError: the data set is unknown, or its files are missing.
+        ReplayFailed: the API refused a request or did not answer.
 
     """
     from pipelines import display

@@ -1,8 +1,7 @@
-"""What the server must have read: features as they were at past requests, from the offline tables and the archive.
+"""Features as the server read them at past requests, from the offline tables and the archive.
 
-A user's streamed row is told by its log position, everything else by the moment of the request.
-Values past their TTL go by serving's own rule, and events that the row lacked come in by serving's
-own merge.
+A user's streamed row is found by its log position, everything else by the time of the request.
+Serving's own code drops values past their TTL, and merges events that the row lacked.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from serving.online.overlay import Accepted, Columns, merge_overlay
 from serving.recommender.item_table import ItemTable, activity_from
 from serving.releases.release import Release
 
-_CHUNK = 2_000
-_EVER = datetime(9_000, 1, 1)
+_REQUESTS_PER_READ = 2_000
+_LATEST = datetime(9_000, 1, 1)
 _STAMP = pa.timestamp("us", tz="UTC")
 
 
@@ -36,7 +35,7 @@ class Overlays:
     """Users' overlays as they were when they were read."""
 
     def __init__(self, archive: pa.Table, users: pa.ChunkedArray) -> None:
-        """Take the events of some users out of the archive, which is in the order of the log."""
+        """Select the events of some users from the archive, which is in the order of the log."""
         self._newest = position_key(archive["position"][-1].as_py()) if len(archive) else (0, 0)
         self._events: dict[str, list[Accepted]] = {}
         names = ("position", c.EVENT_ID, c.ITEM, c.TYPE, c.TIMESTAMP, c.USER)
@@ -51,7 +50,7 @@ class Overlays:
         return position_key(position) <= self._newest
 
     def at(self, user: str, position: str | None, time: float) -> list[Accepted]:
-        """Return a user's overlay at a moment (epoch seconds) at which ``position`` was their newest event."""
+        """Return a user's overlay at a time (epoch s) when ``position`` was the newest event."""
         events = self._events.get(user, [])
         stop = bisect_right(
             events, position_key(position), key=lambda event: position_key(event.position)
@@ -65,19 +64,20 @@ class ServedUsers:
     """Reads users' features for past requests."""
 
     def __init__(self, store: FeatureStore, overlays: Overlays) -> None:
-        self._reader, self._overlays = user_reader(store), overlays
+        self._reader = user_reader(store)
+        self._overlays = overlays
 
     def read(self, requests: pa.Table, release: Release) -> Iterator[Columns | None]:
-        """Yield the feature row that each request was served with; None: the streamed row is in no offline table.
+        """Yield the feature row of each request, None if no offline table has the streamed row.
 
         Args:
             requests: rows of ``IMPRESSION_SCHEMA`` that the archive covers.
-            release: the one that answered them.
+            release: the release that answered them.
 
         """
         names = ("user_id", "time", "position", "row_position", "degraded")
-        for start in range(0, len(requests), _CHUNK):
-            part = requests.slice(start, _CHUNK)
+        for start in range(0, len(requests), _REQUESTS_PER_READ):
+            part = requests.slice(start, _REQUESTS_PER_READ)
             tables = self._tables(part)
             for row, request in enumerate(part.select(names).to_pylist()):
                 if "online_store_unavailable" in request["degraded"]:
@@ -86,21 +86,22 @@ class ServedUsers:
                     yield self._row(tables, row, request, release)
 
     def _tables(self, requests: pa.Table) -> dict[str, pa.Table]:
-        """Return the newest row of each view that each request could read, in the order of requests."""
-        users, views = requests["user_id"], self._reader.views
-        moments = _moments(requests["time"].to_numpy())
+        """Return the newest row of each view that each request could read, in request order."""
+        users = requests["user_id"]
+        views = self._reader.views
+        times = _timestamps(requests["time"].to_numpy())
         tables = {
-            name: newest_rows(view, pa.table({c.USER: users, "moment": moments}), "moment")
+            name: newest_rows(view, pa.table({c.USER: users, "timestamp": times}), "timestamp")
             for name, view in views.items()
             if name not in STREAMED
         }
         history, recent, _ = STREAMED
-        ever = pa.array([_EVER] * len(requests), _STAMP)
-        read = pa.table({c.USER: users, c.POSITION: requests["row_position"], "moment": ever})
-        tables[recent] = newest_rows(views[recent], read, "moment")
+        latest = pa.array([_LATEST] * len(requests), _STAMP)
+        read = pa.table({c.USER: users, c.POSITION: requests["row_position"], "timestamp": latest})
+        tables[recent] = newest_rows(views[recent], read, "timestamp")
         # Both rows are written in one step: without one of them there was no other.
-        as_of = pa.table({c.USER: users, "moment": tables[recent][c.EVENT_TIMESTAMP]})
-        tables[history] = newest_rows(views[history], as_of, "moment")
+        as_of = pa.table({c.USER: users, "timestamp": tables[recent][c.EVENT_TIMESTAMP]})
+        tables[history] = newest_rows(views[history], as_of, "timestamp")
         return tables
 
     def _row(
@@ -121,16 +122,18 @@ class ServedUsers:
 
 
 def served_items(store: FeatureStore, release: Release, as_of: str | None) -> ItemTable:
-    """Return the item table of a server that read its counts at a moment (``items_as_of`` of its impressions)."""
+    """Return the item table of a server that read its counts at ``items_as_of``, ISO 8601."""
     if as_of is None:
         return release.items
-    codec, reader = release.codec, activity_reader(store, release.codec)
-    (name, view) = next(iter(reader.views.items()))
-    now, items = datetime.fromisoformat(as_of), codec.items.values
+    codec = release.codec
+    reader = activity_reader(store, codec)
+    name, view = next(iter(reader.views.items()))
+    now = datetime.fromisoformat(as_of)
+    items = codec.items.values
     entities = pa.table(
-        {c.ITEM: pa.array(items, pa.string()), "moment": pa.array([now] * len(items), _STAMP)}
+        {c.ITEM: pa.array(items, pa.string()), "timestamp": pa.array([now] * len(items), _STAMP)}
     )
-    table = newest_rows(view, entities, "moment")
+    table = newest_rows(view, entities, "timestamp")
     columns = {feature: table[feature].to_pylist() for feature in reader.names[name]}
     reader.expire(columns, {name: _seconds(table)}, now.timestamp())
     return release.items.with_activity(
@@ -138,7 +141,7 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
     )
 
 
-def _moments(times: Any) -> pa.Array:
+def _timestamps(times: Any) -> pa.Array:
     return pa.array(np.round(times * MICROS).astype(np.int64)).cast(_STAMP)
 
 

@@ -1,7 +1,7 @@
-"""``funnel skew``: what the ranker saw while serving against the same features recomputed from the offline tables.
+"""``funnel skew``: the features that the ranker was served against the same features recomputed.
 
-Every logged vector is made again, one request at a time as it was served, by serving's own tower,
-retrieval and hydration; what they are fed comes from the offline tables and the archive of events
+Every logged vector is recomputed, one request at a time as it was served, by serving's own tower,
+retrieval and hydration. Their input comes from the offline tables and the archive of events
 (``served_rows.py``).
 """
 
@@ -35,19 +35,25 @@ from serving.releases.release import Release, load_release
 TOLERANCE = 1e-5
 """Numbers agree if they differ by no more than this, or than this share of the larger one."""
 
-RETRIEVED, ROW = "retrieved", "row_missing"
-"""In the report like features: a shown item is no candidate this time; the streamed row is in no offline table."""
+RETRIEVED = "retrieved"
+"""Reported like a feature: a shown item is not among the recomputed candidates."""
 
-_BATCH = 500
+ROW_MISSING = "row_missing"
+"""Reported like a feature: no offline table has the user's streamed row."""
+
+_ROWS_PER_BATCH = 500
 
 
 class FeaturesSkewed(FunnelError):
-    """Something was served on features that the offline tables do not have."""
+    """Requests were served on features that the offline tables do not have."""
 
 
 @dataclass
-class Feature:
-    """How often a feature was compared, how often it differed and by how much at most (inf: missing on one side)."""
+class FeatureSkew:
+    """How often a feature was compared and differed, its largest difference, and a request.
+
+    The difference is infinite if the value is missing on one side.
+    """
 
     compared: int = 0
     differing: int = 0
@@ -56,13 +62,21 @@ class Feature:
 
 
 @dataclass
-class Skew:
+class SkewReport:
     """What was compared, what differed, and what could not be compared.
 
-    ``requests`` are those compared, ``items`` their ranked items, ``values`` the features of these.
-    Left out are requests whose events are not all archived (``not_streamed_yet``), those of
-    releases that are gone, and those that were answered with items which the release does not have
-    (``with_added_items``).
+    Attributes:
+        requests: compared requests.
+        items: their ranked items.
+        values: the features of these items.
+        differing: features that differ.
+        requests_differing: requests with a differing feature.
+        not_streamed_yet: requests left out because the archive lacks their events.
+        row_missing: requests whose streamed row is in no offline table.
+        other_releases: requests left out because their release was removed.
+        with_added_items: requests left out because they had items that the release lacks.
+        features: the comparison by feature.
+
     """
 
     requests: int = 0
@@ -74,25 +88,32 @@ class Skew:
     row_missing: int = 0
     other_releases: int = 0
     with_added_items: int = 0
-    features: dict[str, Feature] = field(default_factory=dict)
+    features: dict[str, FeatureSkew] = field(default_factory=dict)
 
-    def add(self, request_id: str, names: Sequence[str], apart: Float64Array, lost: int) -> None:
+    def add(
+        self,
+        request_id: str,
+        names: Sequence[str],
+        differences: Float64Array,
+        *,
+        not_retrieved: int,
+    ) -> None:
         """Count a request's items.
 
         Args:
-            request_id: names the request as an example.
+            request_id: the request's id, stored as an example.
             names: the ``F`` features.
-            apart: by how much the values of the ``n`` items that were retrieved again differ,
-                float64 ``[n, F]``.
-            lost: how many items were not; their features cannot be compared.
+            differences: of the ``n`` items that were retrieved again, float64 ``[n, F]``.
+            not_retrieved: items that were not retrieved; their features cannot be compared.
 
         """
         self.requests += 1
-        self.items += len(apart) + lost
-        self.values += apart.size
-        self.requests_differing += bool(apart.any() or lost)
-        self._count(request_id, RETRIEVED, len(apart) + lost, np.full(lost, np.inf))
-        for name, values in zip(names, apart.T, strict=True):
+        items = len(differences) + not_retrieved
+        self.items += items
+        self.values += differences.size
+        self.requests_differing += bool(differences.any() or not_retrieved)
+        self._count(request_id, RETRIEVED, items, np.full(not_retrieved, np.inf))
+        for name, values in zip(names, differences.T, strict=True):
             self._count(request_id, name, len(values), values[values > 0])
 
     def miss(self, request_id: str) -> None:
@@ -100,10 +121,10 @@ class Skew:
         self.requests += 1
         self.requests_differing += 1
         self.row_missing += 1
-        self._count(request_id, ROW, 1, np.array([np.inf]))
+        self._count(request_id, ROW_MISSING, 1, np.array([np.inf]))
 
     def _count(self, request_id: str, name: str, compared: int, differences: Float64Array) -> None:
-        feature = self.features.setdefault(name, Feature())
+        feature = self.features.setdefault(name, FeatureSkew())
         feature.compared += compared
         if len(differences):
             self.differing += len(differences)
@@ -111,28 +132,37 @@ class Skew:
             feature.largest = max(feature.largest, float(differences.max()))
             feature.example = feature.example or request_id
 
-    def worst(self) -> list[tuple[str, Feature]]:
+    def worst(self) -> list[tuple[str, FeatureSkew]]:
         """Return the features that differ, most often first."""
         differing = [pair for pair in self.features.items() if pair[1].differing]
         return sorted(differing, key=lambda pair: -pair[1].differing)
 
     def figures(self) -> dict[str, Any]:
-        """Return all counts; of the features, how often those that differ do."""
+        """Return all counts, and by differing feature how often it differs."""
         return asdict(self) | {
             "features": {name: feature.differing for name, feature in self.worst()}
         }
 
 
-def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> Skew:
-    """Recompute what was served.
+@dataclass(frozen=True)
+class _ServedBy:
+    """What answered a request: its release, and the release's item table as of then."""
+
+    release: Release
+    items: ItemTable
+
+
+def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> SkewReport:
+    """Recompute the features that were served.
 
     Args:
-        workspace: where it was served; its offline tables are kept from being replaced meanwhile.
+        workspace: where they were served; its offline tables are locked meanwhile.
         impressions: rows of ``IMPRESSION_SCHEMA`` in order of time.
-        progress: told the requests done.
+        progress: called after each request.
 
     """
-    store, report = PointInTime(workspace).store, Skew()
+    store = PointInTime(workspace).store
+    report = SkewReport()
     added = pc.greater(pc.fill_null(impressions["added"], 0), 0)
     report.with_added_items = pc.sum(added, min_count=0).as_py()
     impressions = impressions.filter(pc.invert(added))
@@ -147,17 +177,16 @@ def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> Ske
                 continue
             release = load_release(workspace.releases / str(name))
             for as_of, requests in _groups(served, "items_as_of"):
-                items = served_items(store, release, as_of)
-                for request, columns in zip(
-                    _rows(requests), users.read(requests, release), strict=True
-                ):
-                    _compare(report, request, columns, release, items)
+                served_by = _ServedBy(release, served_items(store, release, as_of))
+                rows = users.read(requests, release)
+                for request, columns in zip(_rows(requests), rows, strict=True):
+                    _compare(report, request, columns, served_by)
                     progress("requests", report.requests, len(impressions))
     return report
 
 
 def _groups(impressions: pa.Table, column: str) -> Iterator[tuple[str | None, pa.Table]]:
-    """Yield the rows of each value of a column, in the order in which values came up."""
+    """Yield the rows of each value of a column, by first occurrence."""
     for value in dict.fromkeys(impressions[column].to_pylist()):
         mask = (
             pc.is_null(impressions[column])
@@ -169,43 +198,55 @@ def _groups(impressions: pa.Table, column: str) -> Iterator[tuple[str | None, pa
 
 def _rows(requests: pa.Table) -> Iterator[dict[str, Any]]:
     names = ["request_id", "time", "filters", "item_ids", "numeric", "categorical"]
-    for batch in requests.select(names).to_batches(max_chunksize=_BATCH):
+    for batch in requests.select(names).to_batches(max_chunksize=_ROWS_PER_BATCH):
         yield from batch.to_pylist()
 
 
 def _compare(
-    report: Skew,
-    request: dict[str, Any],
-    columns: Columns | None,
-    release: Release,
-    items: ItemTable,
+    report: SkewReport, request: dict[str, Any], columns: Columns | None, served_by: _ServedBy
 ) -> None:
+    """Recompute one request from its user's feature row, and add the comparison to the report."""
     if columns is None:
         report.miss(request["request_id"])
         return
-    codec = release.codec
-    candidates, *found = recompute(
-        release, columns, request["time"], items, logged_filters(request["filters"])
+    codec = served_by.release.codec
+    candidates, numeric, categorical = recompute(
+        served_by.release,
+        columns,
+        served_by.items,
+        time=request["time"],
+        filters=logged_filters(request["filters"]),
     )
-    ranked = sum(map(bool, request["numeric"]))  # what comes after was backfilled and has no vector
+
+    # The k shown items that were ranked, codes [k]; later ones were backfilled without a vector.
+    ranked = sum(map(bool, request["numeric"]))
     shown = codec.items.encode(request["item_ids"][:ranked])
-    again = np.isin(shown, candidates)
-    place = np.searchsorted(candidates, shown[again])
+    retrieved = np.isin(shown, candidates)  # bool [k]
+    rows = np.searchsorted(candidates, shown[retrieved])  # indices of the n retrieved ones
+
+    # Differences of numeric [n, F] and categorical features [n, C].
     parts = []
-    for name, values, tolerance in zip(
-        ("numeric", "categorical"), found, (TOLERANCE, 0.0), strict=True
+    for name, values, tolerance in (
+        ("numeric", numeric, TOLERANCE),
+        ("categorical", categorical, 0.0),
     ):
         logged = np.array(request[name][:ranked], dtype=np.float64).reshape(ranked, values.shape[1])
-        parts.append(difference(logged[again], values[place].astype(np.float64), tolerance))
-    names = [*codec.numeric, *codec.categorical]
-    report.add(request["request_id"], names, np.concatenate(parts, axis=1), int((~again).sum()))
+        parts.append(difference(logged[retrieved], values[rows].astype(np.float64), tolerance))
+
+    report.add(
+        request["request_id"],
+        [*codec.numeric, *codec.categorical],
+        np.concatenate(parts, axis=1),
+        not_retrieved=int((~retrieved).sum()),
+    )
 
 
 def recompute(
     release: Release,
     columns: Columns,
-    time: float,
     items: ItemTable,
+    *,
+    time: float,
     filters: dict[str, AttributeRule] | None = None,
 ) -> tuple[Int32Array, Float32Array, Int32Array]:
     """Return the candidates of a request, by code ascending, and the ranker's rows of them.
@@ -213,17 +254,18 @@ def recompute(
     Only one request at a time: products of larger matrices differ in their last bits.
 
     Args:
-        release: the one that served it.
+        release: the release that answered it.
         columns: its user's feature row.
-        time: epoch seconds.
         items: the item table.
-        filters: the request's, which may narrow the search.
+        time: epoch seconds.
+        filters: the request's filters, which may restrict the search.
 
     Returns:
         codes int32 ``[n]``, numeric float32 ``[n, F]`` and categorical int32 ``[n, C]``.
 
     """
-    users, recommender = release.reader.read(columns, np.array([time])), release.recommender
+    recommender = release.recommender
+    users = release.reader.read(columns, np.array([time]))
     vectors = recommender.tower(users.context)
     prefilters = [recommender.filters.prefilter(items, RequestRules(1, (), filters or {}), time)]
     candidates = recommender.retriever.retrieve(
@@ -234,17 +276,24 @@ def recompute(
     return candidates.item[order], numeric[order], categorical[order]
 
 
-def difference(logged: Float64Array, found: Float64Array, tolerance: float) -> Float64Array:
-    """Return by how much values differ, float64 of their shape: 0 where they agree, inf where one is missing (NaN)."""
-    missing = np.isnan(logged), np.isnan(found)
-    apart = np.abs(logged - found)
-    within = apart <= tolerance * np.maximum(1.0, np.maximum(np.abs(logged), np.abs(found)))
-    apart = np.where(missing[0] ^ missing[1], np.inf, apart)
-    return np.where(within | (missing[0] & missing[1]), 0.0, apart)
+def difference(logged: Float64Array, recomputed: Float64Array, tolerance: float) -> Float64Array:
+    """Return by how much values differ, float64 of their shape.
+
+    The difference is 0 within the tolerance, and inf where one value is missing (NaN).
+    """
+    logged_missing = np.isnan(logged)
+    recomputed_missing = np.isnan(recomputed)
+
+    distance = np.abs(logged - recomputed)
+    scale = np.maximum(1.0, np.maximum(np.abs(logged), np.abs(recomputed)))
+    equal = (distance <= tolerance * scale) | (logged_missing & recomputed_missing)
+
+    distance = np.where(logged_missing ^ recomputed_missing, np.inf, distance)
+    return np.where(equal, 0.0, distance)
 
 
 def newest_impressions(workspace: Workspace, limit: int | None, hours: float | None) -> pa.Table:
-    """Return the impressions of the last hours, of these the newest ``limit``; None: all.
+    """Return the impressions of the last hours, at most the newest ``limit``; None: all.
 
     Raises:
         MissingStage: nothing has been served yet.
@@ -254,12 +303,12 @@ def newest_impressions(workspace: Workspace, limit: int | None, hours: float | N
     times = read_impressions(workspace.impressions, ["time"])["time"]
     if not len(times):
         raise MissingStage(
-            f"no impressions in {workspace.root}: run 'funnel serve' and ask it for recommendations"
+            f"no impressions in {workspace.root}: run 'funnel serve' and request recommendations"
         )
     if limit and limit < len(times):
         since = max(since, times[-limit].as_py())
-    found = read_impressions(workspace.impressions, since=since)
-    return found.slice(max(0, len(found) - limit)) if limit else found
+    rows = read_impressions(workspace.impressions, since=since)
+    return rows.slice(max(0, len(rows) - limit)) if limit else rows
 
 
 def show_skew(workspace: Workspace, limit: int | None, hours: float | None) -> None:
@@ -267,7 +316,7 @@ def show_skew(workspace: Workspace, limit: int | None, hours: float | None) -> N
 
     Raises:
         MissingStage: nothing has been served yet.
-        FeaturesSkewed: some feature of some request is not what the offline tables say.
+        FeaturesSkewed: a feature of a request differs from the offline tables.
 
     """
     impressions = newest_impressions(workspace, limit, hours)
@@ -288,6 +337,7 @@ def show_skew(workspace: Workspace, limit: int | None, hours: float | None) -> N
     display.result(json.dumps(report.figures()))
     if differing:
         raise FeaturesSkewed(
-            f"{report.requests_differing} of {report.requests} requests were served on features that the offline "
-            f"tables do not have; most often {differing[0][0]}, as in request {differing[0][1].example}"
+            f"{report.requests_differing} of {report.requests} requests were served on features "
+            f"that the offline tables do not have; most often {differing[0][0]}, as in request "
+            f"{differing[0][1].example}"
         )

@@ -125,7 +125,7 @@ class StreamJob:
         self._stop.set()
 
     def _generation(self, rebuild: bool) -> Generation:
-        """Return the checkpoint's generation; make a new checkpoint if asked or if there is none."""
+        """Return the checkpoint's generation; make a new checkpoint if asked or needed."""
         checkpoint = checkpoint_folder(self._workspace)
         last = Generation.read(self._workspace)
         if checkpoint.is_dir() and last and not rebuild:

@@ -1,4 +1,4 @@
-"""One active job per log: a lease in Redis, and a fencing token that refuses the writes of others."""
+"""One active job per log: a lease in Redis, and a fencing token that refuses other writers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Appends the stream's rows to the offline tables: one small file per batch, merged later.
 
-A file is named by the batches that it holds, so a repeated batch replaces its own file. A merge that
-was killed leaves files whose batches lie within those of another file: they are removed.
+A file is named by the batches that it holds, so a repeated batch replaces its own file. A merge
+that was killed leaves files whose batches lie within those of another file: they are removed.
 """
 
 from __future__ import annotations

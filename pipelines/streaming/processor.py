@@ -14,10 +14,10 @@ from pipelines.streaming.decode import POISON_KEY
 from pipelines.streaming.state import StateMap
 
 OUTPUT = (
-    "what string, key string, position string, micros long, event_id string, item string, kind int, "
-    "value double, request_id string, payload string"
+    "what string, key string, position string, micros long, event_id string, item string, "
+    "kind int, value double, request_id string, payload string"
 )
-"""``what`` is event, user or item (``payload``: facts as JSON), or poison (reason and entry)."""
+"""``what``: event, user or item (``payload``: facts as JSON), or poison (reason and entry)."""
 
 _EVENT = ["key", "position", "micros", "event_id", "item", "kind", "value", "request_id"]
 _COLUMNS = ["what", *_EVENT, "payload"]

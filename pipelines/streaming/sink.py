@@ -48,7 +48,8 @@ _MAX_DEAD_LETTERS = 100_000
 _APPEND_DEAD_LETTER = """
 local last = redis.call('GET', KEYS[2]) or ''
 if ARGV[1] <= last then return 0 end
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*', 'position', ARGV[2], 'reason', ARGV[3], 'entry', ARGV[4])
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*',
+  'position', ARGV[2], 'reason', ARGV[3], 'entry', ARGV[4])
 redis.call('SET', KEYS[2], ARGV[1])
 return 1
 """
@@ -66,8 +67,8 @@ Row = dict[str, Any]
 class BatchChanges:
     """The changes of one batch.
 
-    ``users`` and ``items`` are feature rows, ``events`` rows of ``processor.OUTPUT``, and ``poison``
-    the unreadable log entries with their reasons.
+    ``users`` and ``items`` are feature rows, ``events`` rows of ``processor.OUTPUT``, and
+    ``poison`` the unreadable log entries with their reasons.
     """
 
     number: int
@@ -108,7 +109,7 @@ class Sink:
         self.write(changes.toArrow(), batch, started)
 
     def write(self, changes: pa.Table, batch: int, started: float) -> None:
-        """Write the changes of a batch (rows of ``processor.OUTPUT``), first what readers wait for."""
+        """Write the changes of a batch, rows of ``processor.OUTPUT``; the online store first."""
         parsed = BatchChanges(
             number=batch,
             users=self._feature_rows(_only(changes, "user"), c.USER),

@@ -30,7 +30,10 @@ return {#found, #found > 0 and found[#found][1] or ''}
 
 # Ids are compared as numbers; an older job's commit must not replace a newer one.
 _COMMIT = """
-local function parts(id) local a, b = string.match(id or '0-0', '(%d+)-(%d+)') return tonumber(a), tonumber(b) end
+local function parts(id)
+  local a, b = string.match(id or '0-0', '(%d+)-(%d+)')
+  return tonumber(a), tonumber(b)
+end
 local a, b = parts(redis.call('GET', KEYS[1]) or '0-0')
 local x, y = parts(ARGV[1])
 if x > a or (x == a and y > b) then redis.call('SET', KEYS[1], ARGV[1]) end
@@ -98,7 +101,11 @@ class RedisLogReader(LogReader):
             self._client = patient_client(self._url)
         return self._client
 
-    def latestOffset(self, start: dict[str, str], limit: Any) -> dict[str, str]:  # noqa: N802, ARG002
+    def latestOffset(  # noqa: N802
+        self,
+        start: dict[str, str],
+        limit: Any,  # noqa: ARG002
+    ) -> dict[str, str]:
         """Return the newest entry, or the one ``max_entries`` on from ``start``."""
         client = self._redis()
         position = start["position"]
@@ -121,7 +128,7 @@ class RedisLogReader(LogReader):
         return {"position": position}
 
     def partitions(self, start: dict[str, str], end: dict[str, str]) -> list[LogRange]:
-        """Return the ranges to read: several for a big batch, one for a batch repeated after a crash."""
+        """Return the ranges to read: several for a big batch, one for a repeated batch."""
         known = self._boundaries[:1] == [start["position"]]
         inner = [p for p in self._boundaries[1:] if p != end["position"]] if known else []
         bounds = [start["position"], *inner, end["position"]]

@@ -1,4 +1,4 @@
-"""The status of the streaming job: what it leaves in Redis, and what ``funnel stream --status`` shows."""
+"""The status of the streaming job, as it is stored and as ``funnel stream --status`` shows it."""
 
 from __future__ import annotations
 

@@ -164,7 +164,13 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
             with staged_folder(final) as folder:
                 say: Callable[[str], None] = lambda table: stage(table, 0, 0)  # noqa: E731
                 rows = build_features(
-                    spark, spec, workspace.ingest, folder, files, say, log_position(workspace)
+                    spark,
+                    spec,
+                    workspace.ingest,
+                    folder,
+                    event_files=files,
+                    progress=say,
+                    log_position=log_position(workspace),
                 )
                 stage.summary = f"{sum(rows.values()):,} rows in {len(rows)} tables"
         finally:

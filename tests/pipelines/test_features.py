@@ -180,7 +180,7 @@ def single_threaded(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
         session = spark_session("test-features", work=work)
     assert session.sparkContext.master == "local[1]"
-    build_features(session, SPEC, ingest, work / "out", files)
+    build_features(session, SPEC, ingest, work / "out", event_files=files)
     session.stop()
     return work / "out"
 

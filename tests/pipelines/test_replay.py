@@ -201,7 +201,7 @@ def test_a_server_that_is_away_is_waited_for(spec, data):
 def test_a_server_that_does_not_come_back_ends_it(spec, data):
     with Server(take_all) as gone:
         url = gone.url
-    with pytest.raises(ReplayFailed, match="ConnectError.*go on with --run r"):
+    with pytest.raises(ReplayFailed, match="ConnectError.*continue with --run r"):
         replay(load_events(spec, data), config(url, patience_s=0.5))
 
 
