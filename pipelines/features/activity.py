@@ -64,8 +64,8 @@ def item_activity(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame
     """Return each item's activity.
 
     Counts by window (bigint), mean values (double), first and last event, and trend. The trend is
-    the logarithm of the week's events a day over the month's, each plus 0.1 so that an item with few
-    events has a trend near zero.
+    the logarithm of the week's events a day over the month's, each plus 0.1 so that an item with
+    few events has a trend near zero.
     """
     week, month = (
         F.col(c.events(window)) / days + 0.1 for window, days in (("7d", 7), ("30d", 30))

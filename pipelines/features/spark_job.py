@@ -3,8 +3,8 @@
 Every row has the time from which it is known (``event_timestamp``), so that a point-in-time join
 gives a training example exactly what could have been served at its time. Daily tables have one
 row per key and midnight (UTC) at which something changed; the row of midnight D covers the events
-before D. The midnight after the last event is in the future: its row is stamped ``end``, one second after
-that event. Days and microseconds are counted from 1970-01-01.
+before D. The midnight after the last event is in the future: its row is stamped ``end``, one
+second after that event. Days and microseconds are counted from 1970-01-01.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _span(events: DataFrame) -> Span:
 
 
 def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]) -> DataFrame:
-    """Read a user or item table with columns ``key`` and ``types``, empty if the file is missing."""
+    """Read a user or item table with columns ``key`` and ``types``, empty without a file."""
     schema = ", ".join([f"{key} string", *(f"{name} {kind}" for name, kind in types.items())])
     return (
         spark.read.schema(schema).parquet(str(file))
@@ -189,8 +189,8 @@ def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]
 def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span) -> DataFrame:
     """Return each user's categories and their shares of weight, largest first.
 
-    Columns array<string> and array<float>. A positive event gives its weight to each category of its
-    item. At most ``AFFINITY_LENGTH`` categories are stored; the shares are of all.
+    Columns array<string> and array<float>. A positive event gives its weight to each category of
+    its item. At most ``AFFINITY_LENGTH`` categories are stored; the shares are of all.
     """
     many = dict(items.dtypes)[category].startswith("array")
     labels = F.array_distinct(category) if many else F.array(category)
@@ -234,7 +234,7 @@ def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span
 
 
 def _every_day(gains: DataFrame, span: Span) -> DataFrame:
-    """Sum a user's weights by label and day, with a row for each label on each of the user's days."""
+    """Sum a user's weights by label and day, with a row for each label on each day."""
     by_user = gains.groupBy(c.USER).agg(
         F.collect_set(_LABEL).alias(_LABEL),
         F.array_union(F.collect_set(DAY), F.array(F.lit(span.last_midnight).cast("bigint"))).alias(
