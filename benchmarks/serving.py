@@ -232,12 +232,12 @@ def _show_stages(
 
 def _median_ms(work: Callable[[int], Any], times: int = 300) -> float:
     work(0)
-    taken = []
+    seconds = []
     for number in range(times):
         start = time.perf_counter()
         work(number)
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken)) * 1_000
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds)) * 1_000
 
 
 def _floors(engine: Engine, users: list[str]) -> tuple[dict[str, float], float]:

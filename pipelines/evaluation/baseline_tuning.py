@@ -204,7 +204,7 @@ def interaction_matrix(events: pd.DataFrame, codec: Codec) -> Matrix:
 class Validation:
     """The requests of the selection part.
 
-    Which items may be shown is computed anew for each pass, to use little memory.
+    Which items may be shown is computed again for each pass, to use little memory.
     """
 
     def __init__(

@@ -60,10 +60,10 @@ def evaluation(workspace: Workspace) -> Evaluation:
 
     """
     folder = current_release(workspace)
-    found = Evaluation.load(folder)
-    if found is None:
+    figures = Evaluation.load(folder)
+    if figures is None:
         raise NotReady(f"Release {folder.name} has no evaluation yet: run 'funnel evaluate' first.")
-    return found
+    return figures
 
 
 def notebook_paths() -> list[Path]:

@@ -202,13 +202,15 @@ def run(inputs: Path, results: Path, minutes: float, progress: Progress) -> Peer
 
     """
     hashes = {path.name: file_hash(path) for path in sorted(inputs.iterdir())}
-    asked = {name: hashes.pop(name) for name in ("learn_test.parquet", "requests_test.parquet")}
+    test_hashes = {
+        name: hashes.pop(name) for name in ("learn_test.parquet", "requests_test.parquet")
+    }
     tuning = results / fingerprint(hashes, file_hash(SCRIPT), file_hash(CONSTRAINTS))
     for old in results.iterdir() if results.is_dir() else ():
         if old != tuning:
             shutil.rmtree(old)
 
-    result = tuning / fingerprint(asked)
+    result = tuning / fingerprint(test_hashes)
     report = read_json(result / "report.json") if (result / "report.json").is_file() else None
     if report is None or (report["unfinished"] and report["minutes"] < minutes):
         tuning.mkdir(parents=True, exist_ok=True)

@@ -60,12 +60,12 @@ class Dimension:
     @classmethod
     def from_labels(cls, name: str, labels: npt.NDArray[Any]) -> Dimension:
         """Partition by an attribute's values; all but the most frequent are merged."""
-        found, of_event, count = np.unique(
+        names, of_event, count = np.unique(
             labels.astype(str), return_inverse=True, return_counts=True
         )
         frequency_rank = np.argsort(np.argsort(-count, kind="stable"))
         separate = (count >= MIN_EVENTS) & (frequency_rank < MAX_VALUES)
-        merged = np.where(separate[of_event], found[of_event], OTHER)
+        merged = np.where(separate[of_event], names[of_event], OTHER)
 
         values, of_event = np.unique(merged, return_inverse=True)
         return cls(name, [str(value) for value in values], of_event, attribute=True)
@@ -83,7 +83,7 @@ def dimensions(workspace: Workspace, held_out: HeldOut) -> list[Dimension]:
         held_out: the test events.
 
     """
-    found = [_by_user_activity(held_out), _by_item_age(held_out)]
+    partitions = [_by_user_activity(held_out), _by_item_age(held_out)]
     spec = held_out.release.codec.spec
 
     path = workspace.ingest / "users.parquet"
@@ -92,14 +92,16 @@ def dimensions(workspace: Workspace, held_out: HeldOut) -> list[Dimension]:
         table = pq.read_table(path, columns=[c.USER, *user_kinds]).to_pandas()
         table = table.set_index(c.USER).reindex(held_out.requests.user)
         for name, kind in user_kinds.items():
-            found.append(Dimension.of_attribute(name, kind, table[name].tolist(), others=found[:2]))
+            partitions.append(
+                Dimension.of_attribute(name, kind, table[name].tolist(), others=partitions[:2])
+            )
 
     items = held_out.release.items
     for name, kind in spec.item_attributes.items():
         if kind != "text":
             values = [items.raw[name][code] for code in held_out.requests.item]
-            found.append(Dimension.of_attribute(name, kind, values, others=found))
-    return found
+            partitions.append(Dimension.of_attribute(name, kind, values, others=partitions))
+    return partitions
 
 
 def _by_user_activity(held_out: HeldOut) -> Dimension:

@@ -123,8 +123,8 @@ def _run_trial(job: _Job, study: SharedStudy, trial: Trial) -> None:
         def report(step: int, figure: float) -> None:
             run.metrics({plan.figure: figure}, step)
             trial.report(figure, step)
-            # The pruner is asked about defaults too, which others are compared with, but they are
-            # never pruned.
+            # The pruner sees defaults too, since others are compared with them, but they are never
+            # pruned.
             if trial.should_prune() and not trial.user_attrs.get(DEFAULT):
                 raise TrialPruned
 

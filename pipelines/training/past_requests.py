@@ -1,4 +1,4 @@
-"""Past events as requests: who would have asked when, and what the right answer was."""
+"""Past events as requests: which user would have sent one when, and its right answer."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ def table_rows(old: Codec, new: Codec) -> dict[str, Int64Array]:
 
 
 def carry_rows(old: Tensor, fresh: Tensor, rows: Int64Array) -> Tensor:
-    """Return ``fresh`` with known rows taken from ``old``.
+    """Return ``fresh`` with the known rows of ``old``.
 
     Args:
         old: trained table ``[m, D]``.

@@ -1,8 +1,6 @@
 """Any stage stopped by kill -9 and run again ends where an undisturbed run ends."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from feature_repo import columns as c
 from feature_repo.files import read_json
@@ -19,22 +18,13 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import KEY
 from pipelines.ingest.ingested import event_files
-from tests.support.small_world import RANKERS, SAMPLE, TOWERS
-
-TRAIN = f"""
-from pathlib import Path
-import sys
-from pipelines.training.train import TrainSettings, train
-from pipelines.training.config import SampleConfig
-from ranking.config import DcnConfig, LogisticConfig, PopularityConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TowerTrainingConfig
-from feature_repo.workspace import Workspace
-def say(what, done, total):
-    print(what.split(',')[0], flush=True)
-train(Workspace(Path(sys.argv[1])), say,
-      TrainSettings(towers={TOWERS!r}, sample={SAMPLE!r}, rankers={RANKERS!r}))
-print('done', flush=True)
-"""
+from pipelines.workflow import stages
+from tests.support.tiny_world import (
+    kill_training,
+    model_hashes,
+    tiny_world,
+    train_in_a_process,
+)
 
 
 def funnel(*arguments):
@@ -44,10 +34,6 @@ def funnel(*arguments):
         "from pipelines.commands.cli import main; main()",
         *map(str, arguments),
     ]
-
-
-def start(command):
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(command):
@@ -69,12 +55,10 @@ def kill_when(command, reached, patience=400.0):
         process.wait()
 
 
-def model_hashes(workspace):
-    folder = workspace.models
-    wanted = [
-        p for part in ("retrieval", "ranking") for p in (folder / part).rglob("*") if p.is_file()
-    ]
-    return {str(p.relative_to(folder)): file_hash(p) for p in wanted}
+@pytest.fixture
+def tiny(copy, tmp_path):
+    with copy(tiny_world(), tmp_path / "w") as workspace:
+        yield workspace
 
 
 def tables(workspace):
@@ -107,20 +91,20 @@ def test_ingest(built, tmp_path):
         assert file_hash(Path(left)) == file_hash(Path(right))
 
 
-def test_features(built, copied):
-    expected = tables(built.workspace)
-    for link in (copied.features, *(copied.root / "features").glob("[0-9a-f]*")):
+def test_features(tiny):
+    expected = tables(tiny)
+    for link in (tiny.features, *(tiny.root / "features").glob("[0-9a-f]*")):
         if link.is_symlink():
             link.unlink()
         elif link.is_dir():
             shutil.rmtree(link)
     kill_when(
-        funnel("features", "--home", copied.root),
-        lambda: any((copied.root / "features").rglob("*.parquet")),
+        funnel("features", "--home", tiny.root),
+        lambda: any((tiny.root / "features").rglob("*.parquet")),
     )
-    assert not copied.features.exists()
-    run(funnel("features", "--home", copied.root))
-    actual = tables(copied)
+    assert not tiny.features.exists()
+    stages.run_features(tiny)
+    actual = tables(tiny)
     assert actual.keys() == expected.keys()
     for name, frame in expected.items():
         pd.testing.assert_frame_equal(actual[name], frame, check_exact=True, obj=name)
@@ -149,21 +133,15 @@ def test_materialize(built, copied):
     stop_redis(copied.redis)
 
 
-def test_train(built, copied):
-    expected = model_hashes(built.workspace)
-    shutil.rmtree(copied.models)
-    command = [sys.executable, "-c", TRAIN, str(copied.root)]
-    process = start(command)
-    for line in process.stdout:
-        if line.startswith("epoch 2"):
-            break
-    else:
-        raise AssertionError(process.stderr.read()[-2_000:])
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    kill_when(command, (copied.models / "ranking" / "lightgbm").is_dir)
-    run(command)
-    assert model_hashes(copied) == expected
+def test_train(tiny):
+    expected = model_hashes(tiny)
+    shutil.rmtree(tiny.models)
+    kill_training(tiny, "from scratch", "epoch 2")
+    assert not (tiny.models / "ranking").exists()
+    kill_training(tiny, "from scratch", "rankers: lightgbm trained")
+    assert not (tiny.models / "ranking" / "dcn").exists()
+    train_in_a_process(tiny, "from scratch")
+    assert model_hashes(tiny) == expected
 
 
 def test_release(built, copied):

@@ -1,4 +1,4 @@
-"""SASRec of the other environment: what it is given, what it learns, and how its vectors are ranked."""
+"""SASRec of the other environment: its inputs, what it learns, and how its vectors rank."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def silent(*_):
 
 @pytest.fixture(scope="module")
 def given(built, tmp_path_factory):
-    """What is written of the built world: the folder, its log, its codec, its split and the test requests."""
+    """The inputs of a peer on the small world: their folder, the log, the release and requests."""
     folder = tmp_path_factory.mktemp("inputs")
     log = read_events(built.workspace)
     release = load_release(built.release)
@@ -157,8 +157,15 @@ def circle_world(tmp_path):
     allowed = np.ones((60, STRANGE + 1), dtype=bool)
     allowed[:, 0] = False
     np.save(folder / "allowed_choose.npy", np.packbits(allowed, axis=1))
-    setting = {"n_factors": 32, "n_blocks": 1, "n_heads": 2, "dropout_rate": 0.1, "session_max_len": 12,
-               "loss": "softmax", "lr": 5e-3}  # fmt: skip
+    setting = {
+        "n_factors": 32,
+        "n_blocks": 1,
+        "n_heads": 2,
+        "dropout_rate": 0.1,
+        "session_max_len": 12,
+        "loss": "softmax",
+        "lr": 5e-3,
+    }
     write_json(folder / "about.json", {"items": STRANGE + 1, "grid": [setting], "max_epochs": 60})
     return folder
 

@@ -17,12 +17,12 @@ from ranking.transform import RowTransform
 
 SCHEMA = RowSchema(("liking", "fame"), (), (), ("click",), (1.0,))
 SHOWN = 8
-LOOKED_AT = 1 / (1 + np.arange(SHOWN))
-"""The planted chance that a position is looked at."""
+EXAMINED = 1 / (1 + np.arange(SHOWN))
+"""The planted probability that a position is examined."""
 
 
 def served(seed: int, requests: int) -> tuple[RankingData, np.ndarray, np.ndarray]:
-    """Return what a server showed that ranks by fame although liking counts more, and who clicked; with true relevance.
+    """Return what a server showed that ranks by fame although liking counts more, and relevance.
 
     Positions and scores (fame) follow from the rows: the first of a request is at position 0.
     """
@@ -31,7 +31,7 @@ def served(seed: int, requests: int) -> tuple[RankingData, np.ndarray, np.ndarra
     fame = -np.sort(-fame, axis=1)
     liking = random.normal(size=(requests, SHOWN))
     relevance = 1 / (1 + np.exp(1.0 - 1.2 * liking - 0.4 * fame))
-    clicked = random.random((requests, SHOWN)) < relevance * LOOKED_AT
+    clicked = random.random((requests, SHOWN)) < relevance * EXAMINED
     numeric = np.stack([liking.ravel(), fame.ravel()], axis=1).astype(np.float32)
     n = requests * SHOWN
     data = RankingData(
@@ -48,7 +48,7 @@ def estimate(data: RankingData, position: np.ndarray) -> PositionBias:
 
 
 def test_two_positions_by_hand() -> None:
-    """Two scores of relevance .4 and .2; the second position is looked at half as often: .4, .2, .2, .1 of 1,000."""
+    """Two scores of relevance .4 and .2, two positions of which one is seen half as often."""
     cells = [(0, 0.9, 400), (0, 0.1, 200), (1, 0.9, 200), (1, 0.1, 100)]
     position = np.repeat([cell[0] for cell in cells], 1_000)
     score = np.repeat(np.float32([cell[1] for cell in cells]), 1_000)
@@ -66,10 +66,10 @@ def test_two_positions_by_hand() -> None:
 def test_the_planted_bias_is_found_where_click_rates_exaggerate_it() -> None:
     data, position, _ = served(1, requests=4_000)
     bias = estimate(data, position)
-    assert bias.propensity == pytest.approx(LOOKED_AT, abs=0.05)
+    assert bias.propensity == pytest.approx(EXAMINED, abs=0.05)
     rate = bias.clicked / bias.shown
     assert (rate / rate[0])[2:].max() < bias.propensity[2:].max()
-    assert np.abs(rate / rate[0] - LOOKED_AT).max() > np.abs(bias.propensity - LOOKED_AT).max()
+    assert np.abs(rate / rate[0] - EXAMINED).max() > np.abs(bias.propensity - EXAMINED).max()
 
 
 def test_without_bias_nothing_is_weighed() -> None:
@@ -82,7 +82,6 @@ def test_without_bias_nothing_is_weighed() -> None:
 @pytest.mark.parametrize("kind", ["logistic", "lightgbm", "lambdarank"])
 def test_with_weights_the_planted_order_is_recovered_better(kind: str) -> None:
     data, position, _ = served(4, requests=3_000)
-    data.numeric[:, 1] = data.numeric[:, 1]
     weight = estimate(data, position).weights(position, data.labels[:, 0] > 0)
     fresh, _, relevance = served(5, requests=500)
     found = {}

@@ -1,4 +1,4 @@
-"""Importance, learning curve and compression on the built world, and a release of what was compressed."""
+"""Importance, learning curve and compression on the small world, and compressed releases."""
 
 from __future__ import annotations
 

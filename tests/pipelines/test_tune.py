@@ -21,13 +21,14 @@ from pipelines.search.results import Tuned
 from pipelines.search.run import SearchStopped, run_search
 from pipelines.search.study import SearchConfig
 from pipelines.search.tower_search import TowerSearch
+from pipelines.workflow import stages
 from ranking.config import RankerConfig
 from retrieval.towers.model import TowerShape
 from retrieval.towers.training import TowerTrainingConfig
-from tests.support.command_line import funnel
 from tests.support.ingest_folder import rows_of, spec_of
 from tests.support.parabola_search import TOP, Parabola, search
-from tests.support.small_world import RANKERS, SAMPLE, TOWERS, silent
+from tests.support.small_world import silent
+from tests.support.tiny_world import RANKERS, SAMPLE, TOWERS, tiny_world
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def trials(root, found):
     ).trials
 
 
-def test_defaults_are_trial_0_and_never_given_up_and_the_best_is_at_least_as_good(root):
+def test_defaults_are_trial_0_and_never_pruned_and_the_best_is_at_least_as_good(root):
     found = search(root, 1)
     assert found.trial == 0 and found.settings == {"x": 0.0, "idle": 0.5}
     assert found.value == found.default_value == pytest.approx(1 - TOP**2)
@@ -70,7 +71,7 @@ def test_the_same_seed_gives_the_same_trials_also_when_stopped_between(root):
 
 
 @pytest.mark.parametrize("at", [0, 3])
-def test_a_killed_search_goes_on_and_tries_the_killed_trial_again(root, at):
+def test_a_killed_search_continues_and_retries_the_killed_trial(root, at):
     command = [sys.executable, "-m", "tests.support.parabola_search", str(root), str(at)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     while not (root / "waiting").is_file():
@@ -103,7 +104,7 @@ class Fails(Parabola):
         return super().value(data, params, folder, report)
 
 
-def test_settings_that_fail_a_check_are_worth_nothing_and_the_search_goes_on(root):
+def test_settings_that_fail_a_check_get_0_and_the_search_continues(root):
     found = search(root, 12, plan=Fails())
     failed = [
         trial
@@ -138,7 +139,7 @@ def test_other_data_begin_a_new_study(root, world):
     assert len(trials(root, second)) == 2
 
 
-def test_no_trial_begins_when_the_time_is_over(root):
+def test_no_trial_starts_after_the_deadline(root):
     with pytest.raises(SearchStopped, match="--minutes"):
         search(root, 5, minutes=0.0)
 
@@ -164,11 +165,9 @@ def test_a_search_before_its_turn_says_which_stage_to_run(root, plan, stage):
         run_search(Workspace(root), plan, SearchConfig(1), silent)
 
 
-def test_training_with_tuned_settings_needs_some(root, tmp_path):
-    done = funnel("train", "--tuned", "--home", root)
-    assert done.returncode == 2 and "run 'funnel tune towers' first" in done.stderr
-    done = funnel("tune", "rankers", "--home", tmp_path / "empty")
-    assert done.returncode == 2 and "run 'funnel ingest'" in done.stderr
+def test_training_with_tuned_settings_needs_some(root):
+    with pytest.raises(MissingStage, match="run 'funnel tune towers' first"):
+        Tuned.of(Workspace(root))
 
 
 def test_defaults_mean_the_default_configurations():
@@ -180,46 +179,48 @@ def test_defaults_mean_the_default_configurations():
         assert RankerSearch().settings(params) == RankerConfig(kinds=(params["kind"],))
 
 
-def test_towers_begin_with_the_default_figure(built, copied):
-    found = run_search(copied, TowerSearch(TOWERS), SearchConfig(2), silent)
-    report = read_json(built.workspace.models / "retrieval" / "report.json")
-    assert found.default_value == report["towers"]["recall"]
-    assert found.value >= found.default_value
-    assert {trial.params["batch"] for trial in trials(copied.root, found)} - {TOWERS.batch}
+@pytest.fixture
+def tiny(copy, tmp_path):
+    with copy(tiny_world(), tmp_path / "w") as workspace:
+        yield workspace
 
 
-def test_rankers_begin_with_the_default_of_every_kind(built, copied):
-    found = run_search(copied, RankerSearch(RANKERS, SAMPLE), SearchConfig(4), silent)
-    kinds = read_json(built.workspace.models / "ranking" / "report.json")["kinds"]
-    ended = trials(copied.root, found)
-    assert [trial.value for trial in ended[:3]] == [
-        kinds[trial.params["kind"]]["ndcg"] for trial in ended[:3]
-    ]
-    assert [trial.params["kind"] for trial in ended[:3]] == ["lambdarank", "lightgbm", "dcn"]
-    assert (
-        found.value
-        >= max(kinds[kind]["ndcg"] for kind in ("lambdarank", "lightgbm", "dcn"))
-        == found.default_value
-    )
+def test_towers_begin_with_the_default_figure(tiny):
+    result = run_search(tiny, TowerSearch(TOWERS), SearchConfig(2), silent)
+    report = read_json(tiny.models / "retrieval" / "report.json")
+    assert result.default_value == pytest.approx(report["towers"]["recall"])
+    assert result.value >= result.default_value
+    assert {trial.params["batch"] for trial in trials(tiny.root, result)} - {TOWERS.batch}
 
 
-def test_training_uses_what_was_tuned_and_says_so(copied):
+def test_rankers_begin_with_the_default_of_every_kind(tiny):
+    result = run_search(tiny, RankerSearch(RANKERS, SAMPLE), SearchConfig(4), silent)
+    reports = read_json(tiny.models / "ranking" / "report.json")["kinds"]
+    defaults = trials(tiny.root, result)[:3]
+    assert [trial.params["kind"] for trial in defaults] == ["lambdarank", "lightgbm", "dcn"]
+    ndcg = [reports[trial.params["kind"]]["ndcg"] for trial in defaults]
+    assert [trial.value for trial in defaults] == pytest.approx(ndcg)
+    assert result.default_value == pytest.approx(max(ndcg))
+    assert result.value >= result.default_value
+
+
+def test_training_uses_what_was_tuned_and_says_so(tiny, capsys):
     towers = TowerSearch().defaults()[0] | {"batch": 2_000, "dropout": 0.2}
     rankers = RankerSearch().defaults()[0] | {"trees.leaves": 9}
     for name, settings in (("towers", towers), ("rankers", rankers)):
-        _write_found(copied, name, settings)
-    assert Tuned.of(copied).ranker_config.trees.leaves == 9
-    done = funnel("train", "--tuned", "--home", copied.root)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"tuned, recall@100 0\.5000", done.stderr.replace("\n", " "))) == 2
-    retrieval = read_json(copied.models / "retrieval" / "report.json")
+        _write_result(tiny, name, settings)
+    assert Tuned.of(tiny).ranker_config.trees.leaves == 9
+    stages.run_train(tiny, stages.TrainOptions(tuned=True))
+    printed = capsys.readouterr().err.replace("\n", " ")
+    assert len(re.findall(r"tuned, recall@100 0\.5000", printed)) == 2
+    retrieval = read_json(tiny.models / "retrieval" / "report.json")
     assert retrieval["settings"]["batch"] == 2_000 and retrieval["sizes"]["dropout"] == 0.2
-    assert list(read_json(copied.models / "ranking" / "report.json")["kinds"]) == ["lambdarank"]
-    booster = (copied.models / "ranking" / "lambdarank" / "booster_0.txt").read_text()
+    assert list(read_json(tiny.models / "ranking" / "report.json")["kinds"]) == ["lambdarank"]
+    booster = (tiny.models / "ranking" / "lambdarank" / "booster_0.txt").read_text()
     assert "[num_leaves: 9]" in booster
 
 
-def _write_found(workspace, name, settings):
+def _write_result(workspace, name, settings):
     default = {
         "default_value": 0.4,
         "default_settings": settings,

@@ -1,0 +1,108 @@
+"""A tiny world for tests of bytes and of control flow, which do not look at the models' quality.
+
+It is trained in processes of its own, so that what a killed training leaves can be compared with
+it to the byte: a process that was told to use fewer threads rounds otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from feature_repo.dataset import load_spec
+from feature_repo.stores.feature_store import apply, feature_store
+from feature_repo.workspace import Workspace, file_hash
+from pipelines.ingest.ingest import ingest
+from pipelines.synthetic.generate import WorldConfig, generate
+from pipelines.training.config import SampleConfig
+from pipelines.training.release import make_release
+from pipelines.training.train import TrainSettings, train
+from pipelines.training.warm_start import WarmStartConfig
+from pipelines.workflow import stages
+from ranking.config import DcnConfig, RankerConfig, TreeConfig
+from retrieval.towers.training import TowerTrainingConfig
+from tests.support.built_once import built_once
+
+WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0)
+TOWERS = TowerTrainingConfig(
+    epochs=3, batch=128, uniform_negatives=32, patience=3, validation_sample=200
+)
+SAMPLE = SampleConfig(
+    train_requests=200, calibrate_requests=60, selection_requests=60, negatives=20
+)
+RANKERS = RankerConfig(
+    trees=TreeConfig(rounds=5, learning_rate=0.1), dcn=DcnConfig(epochs=1, min_steps=10)
+)
+WARM_START = WarmStartConfig(epochs=2, rounds=10, steps=20)
+ALL_SETTINGS = {
+    "from scratch": TrainSettings(towers=TOWERS, sample=SAMPLE, rankers=RANKERS),
+    "warm start": TrainSettings(sample=SAMPLE, warm_start=WARM_START),
+}
+
+
+def tiny_world() -> Workspace:
+    """Return the tiny world with features, models and release, without Redis; change nothing."""
+    return Workspace(built_once("tiny", _build))
+
+
+def train_in_a_process(workspace: Workspace, settings: str) -> None:
+    """Train a workspace to the end; ``settings`` is a key of ``ALL_SETTINGS``."""
+    subprocess.run(_command(workspace, settings), check=True, capture_output=True)
+
+
+def kill_training(workspace: Workspace, settings: str, reached: str) -> None:
+    """Start a training and kill it with SIGKILL when its progress begins with ``reached``."""
+    with subprocess.Popen(
+        [*_command(workspace, settings), reached],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        lines = list(process.stdout or ())
+        process.wait()
+        errors = process.stderr.read()[-2_000:] if process.stderr else ""
+    assert process.returncode == -signal.SIGKILL, f"ended after {lines[-3:]}: {errors}"
+
+
+def _command(workspace: Workspace, settings: str) -> list[str]:
+    return [sys.executable, "-m", "tests.support.tiny_world", str(workspace.root), settings]
+
+
+def model_hashes(workspace: Workspace) -> dict[str, str]:
+    """Return the hash of every file of the trained models, by its path."""
+    paths = [
+        path
+        for part in ("retrieval", "ranking")
+        for path in (workspace.models / part).rglob("*")
+        if path.is_file()
+    ]
+    return {str(path.relative_to(workspace.models)): file_hash(path) for path in paths}
+
+
+def _build(root: Path) -> None:
+    workspace = Workspace(root)
+    generate(root / "raw", WORLD)
+    ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    stages.run_features(workspace)
+    apply(feature_store(workspace), workspace)
+    train_in_a_process(workspace, "from scratch")
+    make_release(workspace)
+
+
+def _main(root: str, settings: str, kill_at: str | None = None) -> None:
+    """Train a workspace; at progress that begins with ``kill_at`` this process kills itself."""
+
+    def progress(description: str, *_: int) -> None:
+        sys.stdout.write(f"{description}\n")
+        sys.stdout.flush()
+        if kill_at and description.startswith(kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(Workspace(Path(root)), progress, ALL_SETTINGS[settings])
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
