@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 from feature_repo.dataset import load_spec
+from feature_repo.hashing import file_hash
 from feature_repo.stores.feature_store import apply, feature_store
-from feature_repo.workspace import Workspace, file_hash
+from feature_repo.workspace import Workspace
 from pipelines.ingest.ingest import ingest
 from pipelines.synthetic.generate import WorldConfig, generate
 from pipelines.training.config import SampleConfig
