@@ -187,13 +187,14 @@ def _folders(workspace: Workspace) -> list[Path]:
 
 
 def _describe(folder: Path, current: bool) -> ReleaseInfo:
+    problem = None
     try:
-        manifest = verify_files(folder)
-        problem = None
+        verify_files(folder)
     except BadRelease as error:
-        manifest = _read(folder / MANIFEST)
         problem = str(error).removeprefix(f"{folder}: ")
 
+    # Read as far as possible: a damaged release is listed too.
+    manifest = _read(folder / MANIFEST)
     ndcg = _value(_value(_value(_read(folder / EVALUATION), "models"), "funnel"), "ndcg@10")
     return ReleaseInfo(
         id=folder.name,
