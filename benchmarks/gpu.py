@@ -15,7 +15,6 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,11 @@ from torch import Tensor
 from feature_repo.arrays import Float32Array, Int64Array
 from retrieval.sequences.dataset import Sequences
 from retrieval.sequences.training import SequenceConfig, train_sequences
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.context import UserContext
 from retrieval.towers.examples import Examples
 from retrieval.towers.model import TowerConfig, TwoTowers
-from retrieval.towers.training import TowerTrainingConfig, train_towers
+from retrieval.towers.training import TowerTask, train_towers
 
 _CLUSTERS, _HISTORY, _ATTRIBUTES = 200, 50, 4
 _DIMENSION = 64
@@ -68,12 +68,12 @@ def run(
         "items": items,
         "epochs": epochs,
     }
-    training, validation, build = planted_towers(examples, items, seed=1)
+    task = planted_towers(examples, items, seed=1)
     for batch in (512, 4_096):
         for device in devices:
             _say(f"two towers, batch {batch}, {device}")
             config = TowerTrainingConfig(epochs=epochs, batch=batch, patience=epochs, device=device)
-            figures[f"towers_{batch}_{device}"] = _towers(build, training, validation, config)
+            figures[f"towers_{batch}_{device}"] = _towers(task, config)
     sequences = planted_sequences(sequence_users, items, seed=2)
     for device in devices:
         _say(f"sequence tower, {device}")
@@ -85,10 +85,8 @@ def run(
     return figures
 
 
-def planted_towers(
-    examples: int, items: int, *, seed: int
-) -> tuple[Examples, Examples, Callable[[], TwoTowers]]:
-    """Return examples to learn from, a tenth as many to validate on, and a function that makes untrained towers.
+def planted_towers(examples: int, items: int, *, seed: int) -> TowerTask:
+    """Return towers, examples to learn from, and a tenth as many to validate on.
 
     A user likes one cluster of items; within it, popularity falls as 1/rank. The history is drawn
     as the target is.
@@ -125,11 +123,12 @@ def planted_towers(
     )  # fmt: skip
     attributes = torch.from_numpy(random.integers(0, 50, (items + 1, _ATTRIBUTES)))
     numbers = torch.from_numpy(random.normal(size=(items + 1, 1)).astype(np.float32))
-    met = torch.ones(items + 1, dtype=torch.bool)
-    return (
-        draw(examples),
-        draw(max(100, examples // 10)),
-        lambda: TwoTowers(shape, attributes, numbers, met),
+    has_id = torch.ones(items + 1, dtype=torch.bool)
+    return TowerTask(
+        build=lambda: TwoTowers(shape, attributes, numbers, has_id),
+        training=draw(examples),
+        validation=draw(max(100, examples // 10)),
+        version="benchmark",
     )
 
 
@@ -238,27 +237,16 @@ def _exact_neighbours(queries: Float32Array, vectors: Float32Array, k: int) -> I
     return np.argpartition(-scores, k - 1, axis=1)[:, :k]
 
 
-def _towers(
-    build: Callable[[], TwoTowers],
-    training: Examples,
-    validation: Examples,
-    config: TowerTrainingConfig,
-) -> dict[str, Any]:
-    """Train; the rate is of whole epochs after the first, validation included, since the first holds the checks."""
-    moments: list[float] = []
+def _towers(task: TowerTask, config: TowerTrainingConfig) -> dict[str, Any]:
+    """Train; the rate is of whole epochs with validation, without the first, which has checks."""
+    ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         _, report = train_towers(
-            build,
-            training,
-            validation,
-            config,
-            Path(folder),
-            "benchmark",
-            lambda *_: moments.append(time.monotonic()),
+            task, config, Path(folder), log=lambda *_: ends.append(time.monotonic())
         )
-    seconds = (moments[-1] - moments[0]) / max(len(moments) - 1, 1)
+    seconds = (ends[-1] - ends[0]) / max(len(ends) - 1, 1)
     last = report.curve[-1]
-    rate = len(training) / seconds if len(moments) > 1 else None
+    rate = len(task.training) / seconds if len(ends) > 1 else None
     return {"examples_per_s": rate, "recall@100": last["recall"], "loss": last["loss"]}
 
 

@@ -28,7 +28,7 @@ from pipelines.training.release import make_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TowerTrainingConfig
+from retrieval.towers.config import TowerTrainingConfig
 
 ITEMS = 2_000
 

@@ -20,10 +20,11 @@ def test_search_in_chunks_finds_what_a_sort_of_everything_finds() -> None:
 
 
 def test_planted_examples_and_sequences_fit_the_models() -> None:
-    training, validation, build = planted_towers(500, 400, seed=1)
-    assert len(training) == 500 and len(validation) == 100
-    assert training.context.history.max() < build().config.items
-    assert not (training.context.history == training.item[:, None]).any()
+    task = planted_towers(500, 400, seed=1)
+    assert len(task.training) == 500 and len(task.validation) == 100
+    history = task.training.context.history
+    assert history.max() < task.build().config.items
+    assert not (history == task.training.item[:, None]).any()
     sequences = planted_sequences(20, 400, seed=2, length=30)
     assert (
         np.all(sequences.lengths == 30)

@@ -18,8 +18,8 @@ from pipelines.search.ranker_search import RankerSearch
 from pipelines.search.study import DEFAULT, FAILED, SharedStudy
 from pipelines.search.tower_search import TowerSearch
 from ranking.config import RankerConfig
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import TowerTrainingConfig
 
 _ENDED = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 

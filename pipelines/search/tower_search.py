@@ -14,8 +14,9 @@ from pipelines.ingest.ingested import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.training.split import Split
 from pipelines.training.train_retrieval import TowerData, tower_builder, tower_data
+from retrieval.towers.config import RECALL_AT, TowerTrainingConfig
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import RECALL_AT, TowerTrainingConfig, train_towers
+from retrieval.towers.training import TowerTask, train_towers
 
 TRAINING = ("learning_rate", "weight_decay", "batch", "uniform_negatives")
 SHAPE = ("user_id_dropout", "item_id_dropout", "dropout")
@@ -86,8 +87,8 @@ class TowerSearch:
             best = max(best, metrics["recall"])
             report(epoch, best)
 
-        build = tower_builder(data, shape)
-        _, trained = train_towers(
-            build, data.training, data.validation, config, folder, "trial", log
+        task = TowerTask(
+            tower_builder(data, shape), data.training, data.validation, version="trial"
         )
+        _, trained = train_towers(task, config, folder, log=log)
         return trained.recall

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import CandidateQuota
 
 _STORED_NAMES = {"selection_requests": "choose_requests"}

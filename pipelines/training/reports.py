@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from feature_repo.files import read_json, write_json
 from retrieval.index import IndexReport
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerConfig, TowerShape
-from retrieval.towers.training import TowerTrainingConfig
 
 _FILE = "report.json"
 

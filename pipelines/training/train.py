@@ -19,8 +19,8 @@ from pipelines.training.warm_start import BaseRelease, WarmStartConfig
 from ranking.config import RankerConfig
 from ranking.models.base import RankerLog
 from ranking.report import RankerReport
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerShape
-from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import CandidateQuota
 
 Announce = Callable[[str], None]

@@ -32,10 +32,11 @@ from pipelines.training.warm_start import BaseRelease
 from retrieval.covisitation import similar_items
 from retrieval.index import IndexReport, build_index, save_index
 from retrieval.towers.context import concatenate
+from retrieval.towers.evaluation import item_vectors
 from retrieval.towers.examples import Examples
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.model import TowerConfig, TowerShape, TwoTowers
-from retrieval.towers.training import Log, item_vectors, train_towers
+from retrieval.towers.training import EpochLog, TowerTask, train_towers
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import Activity, ItemTable, build_items
 from serving.recommender.recommender import UserTowerSession
@@ -74,7 +75,7 @@ def train_retrieval(
     split: Split,
     config: RetrievalConfig,
     *,
-    log: Log,
+    log: EpochLog,
     progress: Progress,
     base: BaseRelease | None = None,
 ) -> Path:
@@ -111,16 +112,15 @@ def train_retrieval(
     data = tower_data(
         workspace, events, split, progress=progress, base=base, seed=config.towers.seed
     )
+    task = TowerTask(
+        build=tower_builder(data, config.shape),
+        training=data.training,
+        validation=data.validation,
+        version=version,
+        initialise=(lambda towers: base.initialise(towers, data.codec)) if base else None,
+    )
     towers, report = train_towers(
-        tower_builder(data, config.shape),
-        data.training,
-        data.validation,
-        config.towers,
-        workspace.models / "towers",
-        version,
-        log,
-        progress,
-        (lambda towers: base.initialise(towers, data.codec)) if base else lambda _: None,
+        task, config.towers, workspace.models / "towers", log=log, progress=progress
     )
     towers = towers.cpu()
 

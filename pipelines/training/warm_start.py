@@ -24,8 +24,8 @@ from pipelines.training.release_pointer import current_release
 from pipelines.training.reports import RetrievalReport
 from pipelines.training.split import Split, epoch_seconds
 from ranking.config import RankerConfig, WarmStart
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TwoTowers
-from retrieval.towers.training import TowerTrainingConfig
 from serving.recommender.candidates import CandidateQuota
 from serving.recommender.codec import Codec
 from serving.releases.manifest import verify_files

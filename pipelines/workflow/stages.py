@@ -265,7 +265,7 @@ def _train_settings(workspace: Workspace, options: TrainOptions) -> TrainSetting
     from pipelines.training.train import TrainSettings
     from pipelines.training.warm_start import WarmStartConfig
     from ranking.config import RankerConfig
-    from retrieval.towers.training import TowerTrainingConfig
+    from retrieval.towers.config import TowerTrainingConfig
 
     towers, shape, rankers = None, None, None
     if options.tuned:

@@ -84,5 +84,5 @@ def _learned(
     known, losses = targets > 0, []
     for _ in range(_STEPS):
         value = loss(tower(histories)[known], tower.items, targets[known])
-        losses.append(gradient_step(value, tower, optimizer, CLIP, guard)[0])
+        losses.append(gradient_step(value, tower, optimizer, clip=CLIP, guard=guard)[0])
     return tower, losses

@@ -221,7 +221,7 @@ class _Run:
         )
         known = targets > 0
         value = loss(self.tower(histories)[known], self.tower.items, targets[known])
-        gradient_step(value, self.tower, self.optimizer, CLIP, self.guard)
+        gradient_step(value, self.tower, self.optimizer, clip=CLIP, guard=self.guard)
 
     @torch.no_grad()
     def _average(self, keep: float) -> None:

@@ -16,6 +16,7 @@ def sampled_softmax(
     users: Tensor,
     items: Tensor,
     codes: Tensor,
+    *,
     popularity: Tensor | None,
     catalogue: int,
     temperature: Tensor,
@@ -38,16 +39,20 @@ def sampled_softmax(
 
     """
     batch = len(users)
-    scores = users @ items.T / temperature
-    right = scores.diagonal().unsqueeze(1)
-    if popularity is None:
-        wrong = scores
-    else:
-        wrong = scores - torch.log(batch * popularity + (len(codes) - batch) / catalogue).unsqueeze(
-            0
-        )
-    wrong = wrong.masked_fill(codes[:batch].unsqueeze(1) == codes.unsqueeze(0), float("-inf"))
-    logits = torch.cat([right, wrong], dim=1)
+    uniform = len(codes) - batch
+    scores = users @ items.T / temperature  # [B, B + U]
+    positive = scores.diagonal().unsqueeze(1)
+
+    # Negatives, less the log of how often each is expected among the batch's items.
+    negatives = scores
+    if popularity is not None:
+        expected = batch * popularity + uniform / catalogue
+        negatives = scores - torch.log(expected).unsqueeze(0)
+    own = codes[:batch].unsqueeze(1) == codes.unsqueeze(0)
+    negatives = negatives.masked_fill(own, float("-inf"))
+
+    # Cross-entropy with the positive in the first of 1 + B + U columns.
+    logits = torch.cat([positive, negatives], dim=1)
     target = torch.zeros(batch, dtype=torch.int64, device=logits.device)
     losses = F.cross_entropy(logits.float(), target, reduction="none")
     return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()

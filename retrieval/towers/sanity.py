@@ -1,4 +1,4 @@
-"""Checks before the towers are trained: they learn a batch by heart, and nothing from items dealt out at random."""
+"""Checks before the towers are trained: they overfit one batch and learn nothing from noise."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feature_repo.sanity import Guard, check_chance, check_learnt
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.examples import Examples, user_inputs
 from retrieval.towers.model import TwoTowers
 from retrieval.towers.training_step import TrainingStep
@@ -30,21 +31,17 @@ class Checks:
         build: makes untrained towers.
         training: examples to learn from.
         popularity: float32 ``[items]``, on the device to train on.
-        uniform_negatives: as in the training.
-        clip: as in the training.
-        seed: of all that is drawn.
+        config: settings of the training.
 
     """
 
     build: Callable[[], TwoTowers]
     training: Examples
     popularity: Tensor
-    uniform_negatives: int
-    clip: float
-    seed: int
+    config: TowerTrainingConfig
 
     def overfit_one_batch(self) -> list[float]:
-        """Learn 64 examples by heart; return the loss before and after.
+        """Overfit 64 examples; return the loss before and after.
 
         Raises:
             CannotLearn: it did not fall below half.
@@ -56,19 +53,19 @@ class Checks:
         return [losses[0], losses[-1]]
 
     def shuffled_items(self) -> list[float]:
-        """Learn 1,000 examples whose items were shuffled, and order 1,000 others, shuffled by themselves.
+        """Learn from 1,000 examples with shuffled items, and order 1,000 others, shuffled too.
 
-        The AUC is how often a user's item scores above another example's. Items that were dealt out
-        at random make every pairing equally likely, so it is .5 whatever the towers do.
+        The AUC is how often a user's item scores above another example's. Shuffled items make every
+        pairing equally likely, so it is .5 whatever the towers do.
 
         Returns:
-            the AUC and the tolerance, four standard errors; nothing if there are too few examples.
+            The AUC and the tolerance, four standard errors; empty if there are too few examples.
 
         Raises:
             CannotLearn: the AUC is farther from .5.
 
         """
-        random = np.random.default_rng(self.seed)
+        random = np.random.default_rng(self.config.seed)
         sample = self.training[random.permutation(len(self.training))[:_SHUFFLED]]
         half = len(sample) // 2
         if half < 2:
@@ -78,30 +75,36 @@ class Checks:
         )
         batches = [learn[random.permutation(half)[:256]] for _ in range(_SHUFFLED_STEPS)]
         towers, _ = self._learn(batches, "towers, shuffled items")
-        found, tolerance = paired_auc(towers, held_out), chance_tolerance(half)
-        check_chance("towers", found, tolerance)
-        return [found, tolerance]
+        auc = paired_auc(towers, held_out)
+        tolerance = chance_tolerance(half)
+        check_chance("towers", auc, tolerance)
+        return [auc, tolerance]
 
     def _learn(self, batches: list[Examples], name: str) -> tuple[TwoTowers, list[float]]:
-        torch.manual_seed(self.seed)
+        torch.manual_seed(self.config.seed)
         towers = self.build().to(self.popularity.device)
         towers.users.id_dropout = towers.items.id_dropout = 0.0
         optimizer = torch.optim.AdamW(towers.parameters(), lr=_RATE)
-        generator = np.random.default_rng(self.seed)
-        step = TrainingStep(self.popularity, self.uniform_negatives, self.clip, Guard(name))
+        generator = np.random.default_rng(self.config.seed)
+        step = TrainingStep(
+            popularity=self.popularity,
+            uniform_negatives=self.config.uniform_negatives,
+            clip=self.config.clip,
+            guard=Guard(name),
+        )
         return towers, [step(towers, optimizer, batch, generator)[0] for batch in batches]
 
 
 def shuffled(examples: Examples, random: np.random.Generator) -> Examples:
-    """Return the examples with their items dealt out anew among them."""
+    """Return the examples with their items shuffled among them."""
     return replace(examples, item=random.permutation(examples.item))
 
 
 @torch.no_grad()
 def paired_auc(towers: TwoTowers, examples: Examples) -> float:
-    """Return how often a user's own item scores above the item of another example, ties counting half.
+    """Return the share of pairs in which a user's own item scores above another example's.
 
-    NaN if a score is NaN.
+    Ties count half; NaN if a score is NaN.
     """
     towers.eval()
     raw = towers.raw_items()
@@ -113,7 +116,9 @@ def paired_auc(towers: TwoTowers, examples: Examples) -> float:
 
 
 def own_first(users: Tensor, items: Tensor) -> float:
-    """Return how often a user scores its own item above another's, ties counting half; NaN if a score is NaN.
+    """Return the share of pairs in which a user scores its own item above another's.
+
+    Ties count half; NaN if a score is NaN.
 
     Args:
         users: ``[n, D]``.
@@ -128,7 +133,7 @@ def own_first(users: Tensor, items: Tensor) -> float:
 
 
 def chance_tolerance(n: int) -> float:
-    """Return four standard errors of ``own_first`` over ``n`` users whose items were dealt out at random.
+    """Return four standard errors of ``own_first`` over ``n`` users with shuffled items.
 
     Its variance is at most ``1 / (12 (n - 1))`` (of a sum over a random permutation, Hoeffding
     1951).

@@ -17,9 +17,21 @@ from retrieval.towers.model import TwoTowers
 
 
 def gradient_step(
-    loss: Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, guard: Guard
+    loss: Tensor,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    clip: float,
+    guard: Guard,
 ) -> tuple[float, float]:
-    """Take one step down a loss; return it and the norm of its gradient before clipping to ``clip``.
+    """Take one gradient step; return the loss and the norm of its gradient before clipping.
+
+    Args:
+        loss: a scalar.
+        model: whose parameters are changed.
+        optimizer: of these parameters.
+        clip: largest gradient norm.
+        guard: shown the loss and the norm, before the parameters change.
 
     Raises:
         CannotLearn: one of them is not finite, or the norm exploded.
@@ -28,10 +40,11 @@ def gradient_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-    found = float(loss.item()), float(norm.item())
-    guard(*found)
+    value = float(loss.item())
+    size = float(norm.item())
+    guard(value, size)
     optimizer.step()
-    return found
+    return value, size
 
 
 @dataclass(frozen=True)
@@ -40,8 +53,8 @@ class TrainingStep:
 
     Attributes:
         popularity: float32 ``[items]``, each item's share of the training examples, on the device.
-        uniform_negatives: how many items are drawn as negatives of a batch.
-        clip: gradient norm that is not exceeded.
+        uniform_negatives: number of items drawn as negatives of a batch.
+        clip: largest gradient norm.
         guard: shown every loss and norm.
         logq: whether the sampler's bias towards popular items is corrected.
 
@@ -70,26 +83,33 @@ class TrainingStep:
         uniform = generator.integers(1, catalogue + 1, self.uniform_negatives)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             loss = self._loss(towers, batch, uniform, catalogue)
-        return gradient_step(loss, towers, optimizer, self.clip, self.guard)
+        return gradient_step(loss, towers, optimizer, clip=self.clip, guard=self.guard)
 
     def _loss(
         self, towers: TwoTowers, batch: Examples, uniform: Int64Array, catalogue: int
     ) -> Tensor:
+        """Return the loss of a batch of ``B`` examples with ``uniform`` negatives, int64 ``[U]``."""
         device = self.popularity.device
+
+        # Raw vectors, [needed, D], of the items in histories [B, H] and of those scored [B + U].
+        history = batch.context.history
         scored = np.concatenate([batch.item, uniform])
-        needed, places = np.unique(
-            np.concatenate([batch.context.history.ravel(), scored]), return_inverse=True
-        )
+        needed, indices = np.unique(np.concatenate([history.ravel(), scored]), return_inverse=True)
         table = towers.items(torch.from_numpy(needed.astype(np.int64)).to(device))
-        history = torch.from_numpy(
-            places[: batch.context.history.size].reshape(batch.context.history.shape)
-        )
-        users = towers.users(*user_inputs(batch.context, table, history.to(device)).tensors())
-        own = torch.from_numpy(places[batch.context.history.size :]).to(device)
+        of_history = torch.from_numpy(indices[: history.size].reshape(history.shape)).to(device)
+        of_scored = torch.from_numpy(indices[history.size :]).to(device)
+
+        # Unit vectors of users, [B, D], and of the scored items, [B + U, D].
+        users = towers.users(*user_inputs(batch.context, table, of_history).tensors())
+        items = F.normalize(F.embedding(of_scored, table), dim=-1, eps=1e-6)
+
         codes = torch.from_numpy(scored.astype(np.int64)).to(device)
-        items = F.normalize(F.embedding(own, table), dim=-1, eps=1e-6)
-        weights = torch.from_numpy(batch.weight).to(device)
-        popularity = self.popularity[codes] if self.logq else None
         return sampled_softmax(
-            users, items, codes, popularity, catalogue, towers.temperature(), weights
+            users,
+            items,
+            codes,
+            popularity=self.popularity[codes] if self.logq else None,
+            catalogue=catalogue,
+            temperature=towers.temperature(),
+            weights=torch.from_numpy(batch.weight).to(device),
         )

@@ -43,10 +43,10 @@ def loss(
         torch.from_numpy(users),
         torch.from_numpy(items),
         torch.tensor(CODES),
-        torch.tensor(POPULARITY, dtype=torch.float64) if logq else None,
-        CATALOGUE,
-        torch.tensor(TEMPERATURE, dtype=torch.float64),
-        None if weights is None else torch.tensor(weights),
+        popularity=torch.tensor(POPULARITY, dtype=torch.float64) if logq else None,
+        catalogue=CATALOGUE,
+        temperature=torch.tensor(TEMPERATURE, dtype=torch.float64),
+        weights=None if weights is None else torch.tensor(weights),
     )
     return float(result)
 
@@ -82,6 +82,15 @@ def test_a_batch_of_one_item_costs_nothing() -> None:
     same = torch.tensor([7, 7])
     unit = torch.nn.functional.normalize(torch.ones(2, 4), dim=1)
     assert (
-        float(sampled_softmax(unit, unit, same, torch.tensor([1.0, 1.0]), 5, torch.tensor(0.1)))
+        float(
+            sampled_softmax(
+                unit,
+                unit,
+                same,
+                popularity=torch.tensor([1.0, 1.0]),
+                catalogue=5,
+                temperature=torch.tensor(0.1),
+            )
+        )
         == 0.0
     )

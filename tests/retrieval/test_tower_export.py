@@ -15,9 +15,9 @@ import torch
 
 from feature_repo.workspace import PROJECT_ROOT
 from retrieval.towers.context import GAP_BUCKETS, concatenate, gap_buckets
+from retrieval.towers.evaluation import item_vectors
 from retrieval.towers.examples import user_inputs
 from retrieval.towers.export import export_item_tower, export_user_tower
-from retrieval.towers.training import item_vectors
 from tests.support.checkerboard import NEW_ITEMS, Solved
 
 

@@ -11,10 +11,10 @@ import torch
 
 from feature_repo.sanity import CannotLearn
 from retrieval.towers.context import UserContext
+from retrieval.towers.evaluation import item_vectors
 from retrieval.towers.examples import user_inputs
 from retrieval.towers.model import TwoTowers
 from retrieval.towers.sanity import paired_auc
-from retrieval.towers.training import item_vectors
 from tests.support.checkerboard import (
     CHANCE,
     CONFIG,

@@ -11,16 +11,13 @@ import numpy as np
 import torch
 
 from feature_repo.progress import Progress, no_progress
+from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.context import UserContext
+from retrieval.towers.evaluation import recall
 from retrieval.towers.examples import Examples
 from retrieval.towers.model import TowerConfig, TwoTowers
-from retrieval.towers.training import (
-    Log,
-    TowerTrainingConfig,
-    TowerTrainingReport,
-    recall,
-    train_towers,
-)
+from retrieval.towers.report import TowerTrainingReport
+from retrieval.towers.training import EpochLog, TowerTask, train_towers
 
 USERS, ITEMS, HISTORY, EVENTS = 60, 60, 6, 14
 NEW_ITEMS = (ITEMS + 1, ITEMS + 2)
@@ -114,21 +111,19 @@ def solve(
     world: World,
     folder: Path,
     config: TowerTrainingConfig = CONFIG,
-    log: Log = lambda *_: None,
+    *,
+    log: EpochLog = lambda *_: None,
     progress: Progress = no_progress,
     build: Callable[[], TwoTowers] | None = None,
     training: Examples | None = None,
 ) -> Solved:
-    towers, report = train_towers(
-        build or world.build,
-        training or world.examples(1),
-        full(world.examples(2)),
-        config,
-        folder,
-        "1",
-        log,
-        progress,
+    task = TowerTask(
+        build=build or world.build,
+        training=training or world.examples(1),
+        validation=full(world.examples(2)),
+        version="1",
     )
+    towers, report = train_towers(task, config, folder, log=log, progress=progress)
     return Solved(world, towers, report, folder)
 
 

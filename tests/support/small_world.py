@@ -7,7 +7,7 @@ from feature_repo.workspace import Workspace
 from pipelines.synthetic.generate import WorldConfig
 from pipelines.training.config import SampleConfig
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TowerTrainingConfig
+from retrieval.towers.config import TowerTrainingConfig
 
 WORLD = WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
 TOWERS = TowerTrainingConfig(

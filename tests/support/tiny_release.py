@@ -20,9 +20,9 @@ from ranking.row_schema import RowSchema
 from ranking.training.train_rankers import VALIDATION, RankerSets, train_rankers
 from retrieval.covisitation import similar_items
 from retrieval.index import build_index, save_index
+from retrieval.towers.evaluation import item_vectors
 from retrieval.towers.export import export_item_tower, export_user_tower
 from retrieval.towers.model import TowerConfig, TwoTowers
-from retrieval.towers.training import item_vectors
 from serving.recommender.candidates import CandidateQuota
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules
