@@ -25,7 +25,6 @@ from pipelines.workflow import stages
 from ranking.config import RankerConfig
 from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerShape
-from retrieval.towers.config import TowerTrainingConfig
 from tests.support.ingest_folder import rows_of, spec_of
 from tests.support.parabola_search import TOP, Parabola, search
 from tests.support.small_world import silent

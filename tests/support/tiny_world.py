@@ -24,7 +24,7 @@ from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
-from retrieval.towers.training import TowerTrainingConfig
+from retrieval.towers.config import TowerTrainingConfig
 from tests.support.built_once import built_once
 
 WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0)
