@@ -25,7 +25,8 @@ from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.operations.recount import check
 from pipelines.streaming.status import stream_status
-from serving.event_log.redis_stream import LogFull, RedisStreamLog
+from serving.event_log.port import LogFull
+from serving.event_log.redis_stream import RedisStreamLog
 
 USERS = 10_000
 _POLL_S = 0.01

@@ -90,7 +90,9 @@ class CounterReader:
         self, workspace: Workspace, files: CounterFiles, at_least_every_s: float = 900.0
     ) -> None:
         """``at_least_every_s``: what is not written anew grows too old at some time, which only a reading finds."""
-        self._workspace, self._files, self._longest_s = workspace, files, at_least_every_s
+        self._workspace = workspace
+        self._files = files
+        self._longest_s = at_least_every_s
         self._redis = redis_client(workspace, timeout_s=1.0)
         self._state: tuple[str, bytes | None] | None = None
         self._read_at = 0.0
@@ -111,7 +113,8 @@ class CounterReader:
         except (redis.RedisError, OSError, OnlineStoreUnavailable):
             return False
         self._files.publish(release, activity, now.isoformat(timespec="microseconds"))
-        self._state, self._read_at = state, time.monotonic()
+        self._state = state
+        self._read_at = time.monotonic()
         return True
 
 
@@ -119,7 +122,8 @@ class PeriodicTask:
     """Calls a function at an interval on a thread of its own; errors are logged and do not stop it."""
 
     def __init__(self, seconds: float, work: Callable[[], Any], name: str) -> None:
-        self._seconds, self._work = seconds, work
+        self._seconds = seconds
+        self._work = work
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from feature_repo.arrays import Float32Array
+from feature_repo.settings import Settings, read_settings
 from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
 from serving.answers import (
@@ -32,7 +33,7 @@ from serving.api.schemas import (
 )
 from serving.counters import CounterFiles
 from serving.erasure import Erasure, ErasureResponse
-from serving.event_log.redis_stream import open_log
+from serving.event_log.open import open_log
 from serving.impressions import ImpressionLog
 from serving.intake import Intake
 from serving.live_items.changes import ItemChanges
@@ -50,7 +51,6 @@ from serving.recommender.filters import RequestRules
 from serving.recommender.item_table import ItemTable
 from serving.recommender.recommender import Ranked, Recommendation
 from serving.releases.release import Release
-from serving.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
 
@@ -68,12 +68,12 @@ class Engine:
         workspace: Workspace,
         *,
         log_impressions: bool = True,
-        settings: ServeSettings | None = None,
+        settings: Settings | None = None,
         metrics: Metrics | None = None,
         counters: CounterFiles | None = None,
     ) -> None:
         """``counters``: where another process keeps the item counters; without it they are read when one is made."""
-        self.settings = settings or ServeSettings()
+        self.settings = settings or read_settings()
         self.metrics = metrics or Metrics()
         self.impressions: ImpressionLog | None = None
         self.workspace = workspace

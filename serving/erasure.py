@@ -1,4 +1,4 @@
-"""``DELETE /v1/users/{id}``: from its answer on nothing of a user is served or taken in.
+"""``DELETE /v1/users/{id}``: after its answer nothing of a user is served or accepted.
 
 What lies in files is left to ``funnel erase``. The id goes on the list of erased users first: a
 process that is killed after that leaves nothing that is served, and the same request, or ``funnel
@@ -24,13 +24,13 @@ from serving.api.schemas import RecommendationRequest
 from serving.event_log.redis_stream import redis_answering
 
 WAITING = ("tables", "impressions", "stream state", "models", "releases")
-"""What an erasure leaves to ``funnel erase``, which also searches all other places again."""
+"""What an erasure leaves to ``funnel erase``, which also searches all other storage again."""
 
-_TIMEOUT_S = 0.5  # requests look the list up
+_TIMEOUT_S = 0.5  # every request reads the list of erased users
 _STEP = 1_000
 """Entries a call: Redis serves others between."""
 
-# A raw quotation mark cannot be within a JSON string, so what is found is the field itself.
+# A raw quotation mark cannot be within a JSON string, so a match is the field itself.
 _FORGET = """
 local entries, gone = redis.call('XRANGE', KEYS[1], ARGV[1], '+', 'COUNT', ARGV[2]), 0
 for _, entry in ipairs(entries) do
@@ -43,7 +43,7 @@ return {#entries, #entries > 0 and entries[#entries][1] or '', gone}
 
 
 class ErasureResponse(BaseModel):
-    """What was removed at once, by place, and what waits for ``funnel erase``."""
+    """What was removed at once, by storage, and what waits for ``funnel erase``."""
 
     erasure: str
     removed: dict[str, int]
@@ -51,7 +51,7 @@ class ErasureResponse(BaseModel):
 
 
 class Erasure:
-    """Forgets users, and knows whom it has forgotten."""
+    """Erases users from what serving reads, and knows who was erased."""
 
     def __init__(self, workspace: Workspace, config: RepoConfig | None = None) -> None:
         """``config``: of the Feast store (default: the workspace's)."""
@@ -61,13 +61,13 @@ class Erasure:
         self.erased = ErasedUsers(workspace, redis_client(workspace, _TIMEOUT_S), waits=False)
 
     def served_as(self, user_id: str) -> str:
-        """Return the id that a user's requests are answered for: of one who was erased nobody's, ""."""
+        """Return the user id that a request is answered for: "" for an erased user."""
         return "" if self.erased.among([user_id]) else user_id
 
     def anonymous(
         self, requests: Sequence[RecommendationRequest]
     ) -> Sequence[RecommendationRequest]:
-        """Return requests in which nobody, "", stands for the users who were erased."""
+        """Return requests in which "" stands for the users who were erased."""
         gone = self.erased.among(request.user_id for request in requests)
         if not gone:
             return requests
@@ -77,7 +77,7 @@ class Erasure:
         ]
 
     def erase(self, user_id: str) -> ErasureResponse:
-        """Put a user on the list and remove what serving reads of them; a second time is as good as once.
+        """Put a user on the list and remove what serving reads of them; safe to repeat.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; the user is on the list, and repeating the
@@ -88,9 +88,10 @@ class Erasure:
             number = self.erased.add(user_id)
         removed = self.forget(user_id)
         with self.erased.editing(number) as proof:
-            for place, count in removed.items():
-                known = proof["places"].setdefault(place, {"found": 0, "removed": 0})
-                known["found"], known["removed"] = known["found"] + count, known["removed"] + count
+            for storage, count in removed.items():
+                counts = proof["places"].setdefault(storage, {"found": 0, "removed": 0})
+                counts["found"] += count
+                counts["removed"] += count
         return ErasureResponse(erasure=number, removed=removed, waiting=list(WAITING))
 
     def forget(self, user_id: str) -> dict[str, int]:
@@ -106,17 +107,23 @@ class Erasure:
             "lists made by batch": batch_key(user_id),
         }
         with redis_answering():
-            found = {place: int(self._redis.delete(key)) for place, key in keys.items()}  # type: ignore[arg-type]
-            found["event log"] = self._forget_entries(LOG, user_id)
-            found["dead letters"] = self._forget_entries(DEAD_LETTERS, user_id)
-        return found
+            removed = {
+                storage: int(self._redis.delete(key))  # type: ignore[arg-type]
+                for storage, key in keys.items()
+            }
+            removed["event log"] = self._forget_entries(LOG, user_id)
+            removed["dead letters"] = self._forget_entries(DEAD_LETTERS, user_id)
+        return removed
 
     def _forget_entries(self, stream: str, user_id: str) -> int:
         needles = {form({"user_id": user_id})[1:-1] for form in (encode, json.dumps)}
         needles |= {needle.replace('": "', '":"', 1) for needle in needles}
-        start, removed, count = "-", 0, _STEP
+        start = "-"
+        removed = 0
+        count = _STEP
         while count == _STEP:
             answer: Any = self._forget(keys=[stream], args=[start, _STEP, *sorted(needles)])
             count, last, gone = answer
-            start, removed = f"({last.decode()}", removed + gone
+            start = f"({last.decode()}"
+            removed += gone
         return removed

@@ -1,8 +1,8 @@
-"""What was served, as the ranker saw it: one Parquet row a response, written beside the requests, not in their way.
+"""The impression log: what was served, as the ranker saw it, one Parquet row a response.
 
-The queue is bounded, so that a disk that stands still costs impressions and neither memory nor a
-request.
-A killed process loses what it has not written yet: at most two seconds of impressions.
+A writer thread takes impressions from a bounded queue, so that a slow disk costs impressions and
+neither memory nor a request. A killed process loses what it has not written yet: at most two
+seconds of impressions.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ IMPRESSION_SCHEMA = pa.schema(
         ("categorical", pa.list_(pa.list_(pa.int32()))),
     ]
 )
-"""One row is one request; an item's place in the lists is its position, 0 the best."""
+"""One row is one request; an item's index in the lists is its position, 0 the best."""
 
 # Looking for repetition among ids and floats takes as long as all the rest, and makes files larger.
 _REPEATING = [
@@ -73,12 +73,12 @@ _files = itertools.count()
 
 @dataclass(frozen=True)
 class Impression:
-    """One response: ``n`` items, of which the ranker scored the first ``m``; the others were backfilled.
+    """One response of ``n`` items: the ranker scored the first ``m``, the others are backfill.
 
     Attributes:
         request_id: what the response was named; events may refer to it.
         user_id: who asked.
-        time: epoch seconds, the moment that the features were computed for.
+        time: epoch seconds that the features were computed for.
         release: id of the release that answered.
         k: how many items were asked for.
         degraded: the response's losses of quality.
@@ -87,13 +87,13 @@ class Impression:
         sources: ``n`` lists of the sources that proposed an item.
         numeric: float32 ``[m, F]``, the ranker's input of the first ``m`` items; NaN: missing.
         categorical: int32 ``[m, C]``, likewise.
-        propensities: float32 ``[n]``, the chance with which each item took its place; None means
+        propensities: float32 ``[n]``, the probability of each item at its position; None means
             1.0 for all, as the list is chosen deterministically (exploration would say otherwise
             here).
         position: the newest entry of the event log that was known of the user, if any.
         row_position: the newest entry in the user's streamed row as it was stored, before events
             that had not reached it were merged into it; None: there was no row.
-        items_as_of: the moment at which the server read item counts from the online store (ISO
+        items_as_of: when the server read item counts from the online store (ISO
             8601, UTC, microseconds); None: it could not, and the counts are the release's own.
         filters: the request's filters as JSON, None: it had none.
         added: how many items the server had that came after the release.
@@ -120,7 +120,7 @@ class Impression:
 
 
 class ImpressionLog:
-    """Takes impressions from requests and writes them to files, a few seconds later, on a thread of its own."""
+    """Takes impressions from requests and writes them to files a few seconds later, on a thread."""
 
     def __init__(self, folder: Path, counter: Counter, queued: int = QUEUE) -> None:
         """Start the writer.
@@ -133,16 +133,16 @@ class ImpressionLog:
 
         """
         self._folder = folder
-        self._logged, self._dropped, self._failed = (
-            counter.labels(o) for o in ("logged", "dropped", "failed")
-        )
+        self._logged = counter.labels("logged")
+        self._dropped = counter.labels("dropped")
+        self._failed = counter.labels("failed")
         self._queue: Queue[Impression | None] = Queue(queued)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="impressions", daemon=True)
         self._thread.start()
 
     def offer(self, impression: Impression) -> None:
-        """Hand over an impression; never waits and never raises. Its arrays must not be changed afterwards."""
+        """Queue an impression; never wait or raise. Its arrays must not be changed later."""
         if self._closing.is_set():
             self._dropped.inc()
             return
@@ -152,13 +152,13 @@ class ImpressionLog:
             self._dropped.inc()
 
     def close(self, timeout_s: float = _CLOSE_S) -> None:
-        """Write what waits and stop the writer; a disk that stands still is waited for no longer than ``timeout_s``."""
+        """Write what is queued and stop the writer; wait for a slow disk at most ``timeout_s``."""
         if not self._closing.is_set():
             self._closing.set()
             try:
                 self._queue.put(None, timeout=timeout_s)
             except Full:
-                _log.warning("impressions: the writer stands still; what waits is lost")
+                _log.warning("impressions: the writer is blocked; what is queued is lost")
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -167,14 +167,15 @@ class ImpressionLog:
             batch, closed = self._take()
             if batch:
                 self._write(batch)
-        self._dropped.inc(self._queue.qsize())  # offered in the very moment of closing
+        self._dropped.inc(self._queue.qsize())  # offered while closing
 
     def _take(self) -> tuple[list[Impression], bool]:
-        """Wait for a file's worth of impressions; the flag says that no more will come."""
+        """Wait for a file of impressions; the flag says that no more will come."""
         first = self._queue.get()
         if first is None:
             return [], True
-        batch, end = [first], time.monotonic() + FLUSH_S
+        batch = [first]
+        end = time.monotonic() + FLUSH_S
         while len(batch) < ROWS_PER_FILE:
             try:
                 impression = self._queue.get(timeout=max(0.0, end - time.monotonic()))
@@ -243,7 +244,7 @@ def filters_to_log(filters: dict[str, AttributeRule]) -> str | None:
 
 
 def _lists(lengths: Int32Array, values: Any) -> pa.Array:
-    """Return ``values`` cut into lists of such lengths."""
+    """Return ``values`` as lists of the given lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(
         offsets, values if isinstance(values, pa.Array) else pa.array(values)
@@ -251,16 +252,24 @@ def _lists(lengths: Int32Array, values: Any) -> pa.Array:
 
 
 def _vectors(shown: Int32Array, ranked: Int32Array, rows: npt.NDArray[Any]) -> pa.Array:
-    """Return lists of vectors: the first ``ranked`` of each ``shown`` items have one, the others an empty one."""
-    place = np.arange(shown.sum()) - np.repeat(np.cumsum(shown) - shown, shown)
-    widths = np.where(place < np.repeat(ranked, shown), rows.shape[1], 0)
+    """Return one list of vectors a response; items that were not ranked have an empty vector.
+
+    Args:
+        shown: items of each response.
+        ranked: how many of them, the first ones, have a row.
+        rows: those rows of all responses, ``[sum(ranked), F]``.
+
+    """
+    # Index of each item in its response, [sum(shown)], and the width of its vector: F or 0.
+    index = np.arange(shown.sum()) - np.repeat(np.cumsum(shown) - shown, shown)
+    widths = np.where(index < np.repeat(ranked, shown), rows.shape[1], 0)
     return _lists(shown, _lists(widths, np.ascontiguousarray(rows).ravel()))
 
 
 def read_impressions(
     folder: Path, columns: list[str] | None = None, since: float = 0.0
 ) -> pa.Table:
-    """Return all impressions of a folder in order of time, by default every column of ``IMPRESSION_SCHEMA``.
+    """Return all impressions of a folder by time, by default with all columns.
 
     Files that are still being written are not seen; a folder that is absent or empty gives an empty
     table. A column that a file does not have yet is null. ``since``: requests before it (epoch

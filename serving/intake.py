@@ -1,4 +1,4 @@
-"""What ``POST /v1/events`` does: each event checked by itself, the good ones appended to the log."""
+"""Intake of ``POST /v1/events``: checks each event and appends the valid ones to the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from feature_repo.dataset import DatasetSpec
 from serving.api.schemas import Event, EventReceipt, RejectedEvent
 from serving.erasure import Erasure
-from serving.event_log.redis_stream import EventLog
+from serving.event_log.port import EventLog
 
 _OLDEST_EVENT_S = 7 * 86_400
 _CLOCK_SKEW_S = 300
@@ -25,47 +25,56 @@ class Intake:
     def __init__(
         self, log: EventLog, spec: DatasetSpec, counter: Counter, erasure: Erasure | None = None
     ) -> None:
-        """``counter`` counts events by ``outcome``: accepted, duplicate, rejected; ``erasure`` knows erased users."""
-        self._log, self._types, self._counter, self._erasure = (
-            log,
-            spec.event_types,
-            counter,
-            erasure,
-        )
+        """``counter`` counts events by ``outcome``; ``erasure`` knows erased users."""
+        self._log = log
+        self._types = spec.event_types
+        self._counter = counter
+        self._erasure = erasure
 
     def accept(self, raw: Sequence[dict[str, Any]]) -> EventReceipt:
-        """Check events one by one and append the good ones; when it returns they are durable.
+        """Check events one by one and append the valid ones; they are durable then.
 
         Raises:
             OnlineStoreUnavailable: the log did not answer; repeating the call is safe.
             LogFull: the log takes no more for now; nothing was appended.
 
         """
-        good, rejected = {}, []
-        now = time.time()
-        for index, fields in enumerate(raw):
-            try:
-                good[index] = self._checked(fields, now)
-            except ValueError as error:
-                rejected.append(RejectedEvent(index=index, reason=_reason(error)))
-        gone = self._erased(good.values())
-        if gone:
-            refused = [index for index, event in good.items() if event["user_id"] in gone]
-            rejected += [RejectedEvent(index=index, reason="user was erased") for index in refused]
-            rejected.sort(key=lambda one: one.index)
-            good = {index: event for index, event in good.items() if event["user_id"] not in gone}
-        appended = self._log.append(list(good.values()))
-        self._take_back(good.values())
+        valid, reasons = self._check_all(raw)
+        appended = self._log.append(valid)
+        self._remove_erased(valid)
+
         outcomes = {
             "accepted": appended.accepted,
             "duplicate": appended.duplicates,
-            "rejected": len(rejected),
+            "rejected": len(reasons),
         }
         for outcome, count in outcomes.items():
             self._counter.labels(outcome).inc(count)
+
+        rejected = [RejectedEvent(index=i, reason=reason) for i, reason in sorted(reasons.items())]
         return EventReceipt(
             accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected
         )
+
+    def _check_all(
+        self, raw: Sequence[dict[str, Any]]
+    ) -> tuple[list[dict[str, Any]], dict[int, str]]:
+        """Return the valid events, and by index why the others are rejected."""
+        valid: dict[int, dict[str, Any]] = {}
+        reasons: dict[int, str] = {}
+        now = time.time()
+        for index, fields in enumerate(raw):
+            try:
+                valid[index] = self._checked(fields, now)
+            except ValueError as error:
+                reasons[index] = _reason(error)
+
+        erased = self._erased(valid.values())
+        for index, event in list(valid.items()):
+            if event["user_id"] in erased:
+                reasons[index] = "user was erased"
+                del valid[index]
+        return list(valid.values()), reasons
 
     def _erased(self, events: Collection[dict[str, Any]]) -> set[str]:
         return (
@@ -74,8 +83,8 @@ class Intake:
             else set()
         )
 
-    def _take_back(self, events: Collection[dict[str, Any]]) -> None:
-        """Remove what was appended of a user who was erased between the check and the append."""
+    def _remove_erased(self, events: Collection[dict[str, Any]]) -> None:
+        """Remove events of users who were erased between the check and the append."""
         if self._erasure:
             for user in self._erased(events):
                 self._erasure.forget(user)
@@ -84,26 +93,32 @@ class Intake:
         event = Event.model_validate(fields)
         if event.type not in self._types:
             raise ValueError(f"unknown type '{event.type}'; known: {self._types}")
-        moment = _epoch(event.timestamp)
-        if not moment > now - _OLDEST_EVENT_S:
+        timestamp = _epoch(event.timestamp)
+        if not timestamp > now - _OLDEST_EVENT_S:
             raise ValueError("timestamp is more than 7 days ago")
-        if moment > now + _CLOCK_SKEW_S:
+        if timestamp > now + _CLOCK_SKEW_S:
             raise ValueError("timestamp is more than 5 minutes in the future")
-        return {**event.model_dump(exclude_none=True), "timestamp": moment}
+        return {**event.model_dump(exclude_none=True), "timestamp": timestamp}
 
 
-def _epoch(moment: float | str) -> float:
-    if isinstance(moment, str):
+def _epoch(timestamp: float | str) -> float:
+    """Return epoch seconds; a text without a zone is UTC.
+
+    Raises:
+        ValueError: neither a finite number nor ISO 8601.
+
+    """
+    if isinstance(timestamp, str):
         try:
-            stamp = pd.Timestamp(moment)
+            parsed = pd.Timestamp(timestamp)
         except (ValueError, OverflowError):
             raise ValueError("timestamp is neither epoch seconds nor ISO 8601") from None
-        if pd.isna(stamp):
+        if pd.isna(parsed):
             raise ValueError("timestamp is neither epoch seconds nor ISO 8601")
-        return float((stamp.tz_localize("UTC") if stamp.tzinfo is None else stamp).timestamp())
-    if not math.isfinite(moment):
+        return float((parsed.tz_localize("UTC") if parsed.tzinfo is None else parsed).timestamp())
+    if not math.isfinite(timestamp):
         raise ValueError("timestamp is not a finite number")
-    return float(moment)
+    return float(timestamp)
 
 
 def _reason(error: ValueError) -> str:

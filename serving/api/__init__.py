@@ -1,1 +1,1 @@
-"""The HTTP contract: request and response bodies, problem details, and what ``/openapi.json`` says of them."""
+"""The HTTP contract: request and response bodies, and problem details."""

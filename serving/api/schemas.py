@@ -132,7 +132,9 @@ _TIME_SCHEMA = {
         # Not all that is accepted: no zones, and no days that some month does not have.
         {
             "type": "string",
-            "pattern": "^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$",
+            "pattern": (
+                "^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$"
+            ),
         },
         {"type": "null"},
     ],
@@ -191,9 +193,7 @@ class Event(_Strict):
         timestamp="2026-01-31T12:00:00Z",
     )
 
-    event_id: Id = Field(
-        description="Unique id; an event whose id was accepted in the last 24 hours is a duplicate."
-    )
+    event_id: Id = Field(description="Unique id; a repeat within 24 hours counts as a duplicate.")
     user_id: Id
     item_id: Id
     type: str = Field(description="One of the data set's event types.")

@@ -1,9 +1,8 @@
-"""What Redis knows of events whose log is elsewhere: which ids it has met, and what users did a moment ago.
+"""Deduplication by Redis of events whose log is elsewhere, and their recent-events overlay.
 
 The Redis Stream does all of it and the log in one script (``redis_stream.py``). With a log outside
-of Redis there are moments between the steps at which a process can be killed, so an id is marked
-for good only when its event is in the log. Before that a mark may say that somebody is *writing*
-it; such a mark goes by itself.
+of Redis a process can be killed between the steps, so an id is marked as seen only when its event
+is in the log. Before that a mark may say that a process is *writing* it; such a mark expires.
 """
 
 from __future__ import annotations
@@ -26,21 +25,22 @@ from serving.event_log.redis_stream import (
 from serving.online.features import OnlineStoreUnavailable
 
 HELD_S = 60
-"""How long a mark of being written lasts: many times what a write takes, and what a sender waits after a crash."""
+"""Seconds after which a mark of being written expires: how long a sender waits after a crash."""
 
-# ARGV: seconds to hold ids for (0: only look), then shard and digest of each.
+# ARGV: seconds to hold ids for (0: only check), then shard and digest of each.
 _UNSEEN = (
     LUA_IDS
     + """
 local hold, unseen = tonumber(ARGV[1]), {}
 for first = 2, #ARGV, 2 do
-  local met = known(ARGV[first], ARGV[first + 1])
-  if not met and hold > 0 and redis.call('EXISTS', 'funnel:writing:' .. ARGV[first + 1]) == 1 then return {-1} end
-  unseen[#unseen + 1] = met and 0 or 1
+  local seen = known(ARGV[first], ARGV[first + 1])
+  local writing = 'funnel:writing:' .. ARGV[first + 1]
+  if not seen and hold > 0 and redis.call('EXISTS', writing) == 1 then return {-1} end
+  unseen[#unseen + 1] = seen and 0 or 1
 end
-for place = 1, #unseen do
-  if unseen[place] == 1 and hold > 0 then
-    redis.call('SET', 'funnel:writing:' .. ARGV[2 * place + 1], '1', 'EX', hold)
+for index = 1, #unseen do
+  if unseen[index] == 1 and hold > 0 then
+    redis.call('SET', 'funnel:writing:' .. ARGV[2 * index + 1], '1', 'EX', hold)
   end
 end
 return unseen
@@ -84,7 +84,10 @@ def entries_of(events: Iterable[dict[str, Any]]) -> list[Entry]:
 
 
 class EventDedup:
-    """The steps around a write; each is one script, and raises OnlineStoreUnavailable where Redis does not answer."""
+    """The steps around a write; each is one script.
+
+    Every step raises OnlineStoreUnavailable if Redis does not answer.
+    """
 
     def __init__(self, workspace: Workspace) -> None:
         self._redis = redis_client(workspace)
@@ -92,21 +95,21 @@ class EventDedup:
         self._settle = self._redis.register_script(_SETTLE)
 
     def unseen(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return the entries whose ids are not marked for good."""
-        return self._look(entries, 0)
+        """Return the entries whose ids are not marked as seen."""
+        return self._check(entries, 0)
 
     def reserve(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Return the entries whose ids are not marked for good, marked as being written by the caller.
+        """Return the unseen entries, whose ids are marked as being written by the caller.
 
         Raises:
             OnlineStoreUnavailable: also if one of them is being written already, by another request
                 or by one that was killed less than ``HELD_S`` seconds ago; nothing is marked then.
 
         """
-        return self._look(entries, HELD_S)
+        return self._check(entries, HELD_S)
 
     def settle(self, written: Iterable[tuple[Entry, str]]) -> None:
-        """Mark written entries for good and show them to their users' next requests; twice is as good as once.
+        """Mark written entries as seen and put them in the overlay; safe to repeat.
 
         Args:
             written: entries with their positions in the log.
@@ -120,23 +123,23 @@ class EventDedup:
             self._settle(args=arguments)
 
     def release(self, entries: Sequence[Entry]) -> None:
-        """Take back the marks of entries that were not written, so that a retry is taken at once."""
+        """Remove the marks of entries that were not written, so that a retry succeeds at once."""
         if entries:
             with redis_answering():
                 self._redis.delete(*(f"funnel:writing:{entry.digest}" for entry in entries))
 
     def get(self, key: str) -> int:
-        """Return a number that is kept beside the marks, 0 if there is none."""
+        """Return a number that is stored beside the marks, 0 if there is none."""
         with redis_answering():
             value: Any = self._redis.get(key)
         return int(value or 0)
 
     def set(self, key: str, value: int) -> None:
-        """Keep a number beside the marks."""
+        """Store a number beside the marks."""
         with redis_answering():
             self._redis.set(key, value)
 
-    def _look(self, entries: Sequence[Entry], hold_s: int) -> list[Entry]:
+    def _check(self, entries: Sequence[Entry], hold_s: int) -> list[Entry]:
         if not entries:
             return []
         ids = (number for entry in entries for number in (entry.digest % ID_SHARDS, entry.digest))

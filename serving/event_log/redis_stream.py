@@ -1,28 +1,27 @@
-"""Accepted events: in the log, known as seen, and visible to their user's next request, in one Redis step."""
+"""The event log as a Redis Stream: log, deduplication and overlay in one Redis script."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import redis
 
-from feature_repo.errors import FunnelError
-from feature_repo.events.log_names import COMMITTED, LOG, encode, log_address, recent_key
+from feature_repo.events.log_names import COMMITTED, LOG, encode, recent_key
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
+from serving.event_log.port import Appended, LogFull
 from serving.online.features import OnlineStoreUnavailable
 
 RECENT_S = 7 * 86_400
 RECENT_EVENTS = 500
-ID_SHARDS = 16_384  # so that a shard of a few million ids a day is still one of Redis's compact sets of integers
+# A shard of a few million ids a day is still one of Redis's compact sets of integers.
+ID_SHARDS = 16_384
 
-# Ids are kept by day and looked for in two days: a repeat is known for 24 to 48 hours.
+# Ids are stored by day and searched in two days: a repeat is known for 24 to 48 hours.
 LUA_IDS = """
 local day = math.floor(redis.call('TIME')[1] / 86400)
 local function known(shard, digest)
@@ -69,40 +68,15 @@ return accepted
 )
 
 
-class LogFull(FunnelError):
-    """The log holds as many events as it may that the streaming job has not finished with; nothing was appended."""
-
-
-@dataclass(frozen=True)
-class Appended:
-    """How many events were new, and how many repeated an ``event_id`` of at least the last 24 hours."""
-
-    accepted: int
-    duplicates: int
-
-
-class EventLog(Protocol):
-    """Where accepted events go: the port that Redis Stream, Kafka and files are adapters of."""
-
-    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
-        """Append checked events; when it returns they are durable.
-
-        Raises:
-            OnlineStoreUnavailable: the log did not answer; repeating the call is safe.
-            LogFull: nothing was appended.
-
-        """
-
-
 class RedisStreamLog:
-    """The default: a Redis Stream, bounded, never trimmed past what the streaming job has committed.
+    """The default event log: a bounded Redis Stream, trimmed only up to what is committed.
 
     Durable means written and synced where Redis runs with ``appendonly yes`` and ``appendfsync
     always``, as the embedded one does; ``durable`` says whether the server is set so.
     """
 
     def __init__(self, workspace: Workspace, max_events: int | None = None) -> None:
-        """Connect; ``max_events`` bounds the log (default: FUNNEL_LOG_MAX_EVENTS, else a million)."""
+        """Connect; ``max_events`` bounds the log (default: ``FUNNEL_LOG_MAX_EVENTS``)."""
         self._redis = redis_client(workspace)
         self._append = self._redis.register_script(_APPEND)
         self._max = max_events or read_settings().log_max_events
@@ -116,7 +90,7 @@ class RedisStreamLog:
         return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
 
     def append(self, events: Sequence[dict[str, Any]]) -> Appended:
-        """Append checked events; when it returns they are in the log and their users' next requests see them.
+        """Append checked events; they are durable then, and their users' next requests see them.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
@@ -138,7 +112,7 @@ class RedisStreamLog:
 
 @contextmanager
 def redis_answering() -> Iterator[None]:
-    """Say it in the port's words if Redis does not answer, or has no memory left."""
+    """Raise the event log's own errors if Redis does not answer or has no memory left."""
     try:
         yield
     except redis.ResponseError as error:
@@ -150,25 +124,10 @@ def redis_answering() -> Iterator[None]:
 
 
 def id_digest(event_id: str) -> int:
-    """Return a signed 64-bit digest of an event id: what is kept to know repeats (a chance of 1e-5 in 10 million)."""
+    """Return a signed 64-bit digest of an event id, kept to detect repeats.
+
+    Two of 10 million ids collide with a probability of 1e-5.
+    """
     return int.from_bytes(
         hashlib.blake2b(event_id.encode(), digest_size=8).digest(), "big", signed=True
-    )
-
-
-def open_log(workspace: Workspace) -> EventLog:
-    """Return the event log of a workspace: the Redis Stream, unless ``FUNNEL_EVENT_LOG`` names a topic or folder.
-
-    Raises:
-        SettingsError: the variable names no log.
-        KafkaMissing: it names a topic, and the client of Kafka is not installed.
-
-    """
-    address = log_address()
-    if address is None:
-        return RedisStreamLog(workspace)
-    from serving.event_log.files_and_kafka import FileLog, KafkaLog
-
-    return (
-        FileLog(workspace, address) if isinstance(address, Path) else KafkaLog(workspace, address)
     )

@@ -31,7 +31,7 @@ class LogState:
 
 @dataclass(frozen=True)
 class StreamState:
-    """The streaming job, seen from the store.
+    """State of the streaming job, as Redis has it.
 
     ``running``: somebody holds the lease; None: no job was ever started. ``lag_s``: how long the
     oldest event waits that no finished batch has, 0.0 if none does (where the log is not in Redis:
@@ -48,7 +48,7 @@ class StreamState:
 
 
 def read_state(client: redis.Redis, now: float) -> StreamState:
-    """Return the state at a moment (epoch seconds).
+    """Return the state at a time (epoch seconds).
 
     Raises:
         redis.RedisError: Redis did not answer.
@@ -61,7 +61,8 @@ def read_state(client: redis.Redis, now: float) -> StreamState:
         pipe.xlen(DEAD_LETTERS)
         raw, leased, entries, dead = pipe.execute()
     status: dict[str, Any] = json.loads(raw) if raw else {}
-    known, in_redis = bool(status or leased), log_address() is None
+    known = bool(status or leased)
+    in_redis = log_address() is None
     lag = _waiting(client, status.get("position", "0-0"), now) if in_redis else _last_lag(status)
     return StreamState(
         running=bool(leased) if known else None,
@@ -122,9 +123,10 @@ class StreamStatePoller:
                 state.lag_s,
             )
         handled = CounterMetricFamily(
-            "funnel_stream_events", "Events that the job has taken, and those of them that were late or unreadable",
+            "funnel_stream_events",
+            "Events that the job has taken, and those of them that were late or unreadable",
             labels=["kind"],
-        )  # fmt: skip
+        )
         for kind, count in (("all", state.events), ("late", state.late), ("poison", state.poison)):
             handled.add_metric([kind], count)
         yield handled

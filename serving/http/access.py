@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
 from feature_repo.errors import FunnelError
+from feature_repo.settings import read_settings
 from serving.http.headers import DOCS
 from serving.http.keys import Key, KeyRing, Scope
 from serving.http.problem_details import RequestRefused
@@ -40,7 +40,7 @@ def load_keys(host: str, keys_file: Path) -> KeyRing | None:
     """
     if keys_file.exists():
         return KeyRing(keys_file)
-    if not _is_loopback(host) and os.environ.get("FUNNEL_OPEN") != "yes":
+    if not _is_loopback(host) and read_settings().open != "yes":
         raise NoKeys(
             f"there are no API keys, and others can reach {host or 'all addresses'}: make one "
             "with 'funnel keys create --name web --scope recommend --scope events', or set "

@@ -13,12 +13,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from feature_repo.settings import read_settings
 from feature_repo.workspace import Workspace
 from serving.counters import CounterFiles, PeriodicTask
 from serving.engine import Engine
 from serving.event_log.stream_state import StreamStatePoller
 from serving.http.executors import Executor, LoopExecutor, WorkerPool
-from serving.http.headers import allowed_origins
 from serving.http.keys import KeyRing
 from serving.http.middleware import install, middleware
 from serving.http.openapi import PROBLEMS, describe
@@ -31,7 +31,6 @@ from serving.releases.manifest import BadRelease
 from serving.releases.poller import ReleasePoller
 from serving.releases.release import Release
 from serving.releases.verify import check_release, registered_features
-from serving.settings import ServeSettings
 
 _RECALL_S = 30.0
 _CHANGES_S = 0.5
@@ -56,7 +55,7 @@ def create_app(
         follow: serve what ``releases/current`` points at later on.
 
     """
-    settings = ServeSettings()
+    settings = read_settings()
     tracing = start_tracing()
     metrics = Metrics(tracing.span if tracing else None)
     stream = StreamStatePoller(workspace)
@@ -114,7 +113,7 @@ def create_app(
         keys=keys,
         metrics=metrics,
         tracing=tracing,
-        origins=allowed_origins(),
+        origins=settings.cors_origins,
     )
     install(app, layers)
     return app

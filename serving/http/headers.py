@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from feature_repo.errors import FunnelError
-
-_ORIGIN = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?")
 
 _ALWAYS = [
     (b"x-content-type-options", b"nosniff"),
@@ -56,32 +50,10 @@ class SecurityHeadersMiddleware:
         await self._app(scope, receive, send_with_headers)
 
 
-class BadOrigin(FunnelError):
-    """``FUNNEL_CORS_ORIGINS`` holds something that no browser sends as its origin."""
-
-
-def allowed_origins() -> list[str]:
-    """Return the origins in ``FUNNEL_CORS_ORIGINS`` (comma separated), by default none.
-
-    Raises:
-        BadOrigin: one of them is not ``http(s)://host[:port]``.
-
-    """
-    parts = map(str.strip, os.environ.get("FUNNEL_CORS_ORIGINS", "").split(","))
-    origins = [part.lower() for part in parts if part]  # as browsers send them
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise BadOrigin(
-                f"FUNNEL_CORS_ORIGINS: '{origin}' is not of the form https://host or "
-                "https://host:port"
-            )
-    return origins
-
-
 def cors_options(origins: Sequence[str]) -> dict[str, Any]:
     """Return the options of Starlette's CORSMiddleware: what pages of these origins may do."""
     return {
-        "allow_origins": origins,
+        "allow_origins": [origin.lower() for origin in origins],  # as browsers send them
         "allow_methods": ("GET", "POST", "PUT", "DELETE"),
         "allow_headers": ("authorization", "content-type", "x-api-key"),
         "expose_headers": ("retry-after",),

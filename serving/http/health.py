@@ -9,10 +9,10 @@ from serving.api.schemas import Liveness, Readiness, StreamStatus
 from serving.event_log.stream_state import StreamState
 
 LAG_S = 60.0
-"""From this lag on the streamed features count as lost: a batch takes about a second."""
+"""Streamed features with a larger lag count as lost; a batch takes about a second."""
 
 ITEMS_AGE_S = 26 * 3_600.0
-"""From this age on the item counters count as lost: they are made once a day."""
+"""Older item counters count as lost; they are made once a day."""
 
 
 class HasId(Protocol):
@@ -32,11 +32,11 @@ class Serving(Protocol):
 
     @property
     def items_as_of(self) -> str | None:
-        """When the item counters were read from the online store (ISO 8601); None: they are the release's own."""
+        """When the item counters were read (ISO 8601); None: they are the release's own."""
 
 
 def liveness() -> Liveness:
-    """Return the answer of a live process; call it from a coroutine, so that it proves that the loop runs."""
+    """Return the answer of a live process; asked in a coroutine, it proves that the loop runs."""
     return {"status": "ok"}
 
 
@@ -73,14 +73,14 @@ def readiness(
 
 
 def items_age(engine: Serving, now: float) -> float | None:
-    """Return how old the item counters in use are, in seconds; None: they are the release's own."""
+    """Return the age of the item counters in seconds; None: they are the release's own."""
     if engine.items_as_of is None:
         return None
     return max(0.0, now - datetime.fromisoformat(engine.items_as_of).timestamp())
 
 
 def _lost(age: float | None, stream: StreamState | None) -> list[str]:
-    """Return what is not as it should be, in words that do not change."""
+    """Return what is missing or stale, in words that clients may rely on."""
     losses = {
         "online_store": stream is None,
         "item_counters": age is None or age > ITEMS_AGE_S,

@@ -1,4 +1,4 @@
-"""API keys: made, replaced and taken back in one file, which a running server follows.
+"""API keys: created, rotated and revoked in one file, which a running server follows.
 
 A key is shown once, as ``fk_<id>_<secret>``; the file knows only the SHA-256 of the secret.
 """
@@ -23,7 +23,7 @@ from feature_repo.errors import FunnelError
 from feature_repo.files import locked, write_json
 
 GRACE = timedelta(hours=24)
-"""For so long the old key of a rotation stays valid."""
+"""How long the old key of a rotation stays valid."""
 
 _PREFIX = "fk"
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Scope(StrEnum):
 
 
 class Key(BaseModel):
-    """A key as it is kept; ``rate_limit`` is in requests a second."""
+    """A key as it is stored; ``rate_limit`` is in requests a second."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -61,12 +61,12 @@ class Key(BaseModel):
     rate_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
     def expired(self, now: datetime) -> bool:
-        """Return whether its time is over."""
+        """Return whether the key has expired."""
         return self.expires_at is not None and self.expires_at <= now
 
 
 class Created(NamedTuple):
-    """A new key: its text, which nothing keeps, and what is kept."""
+    """A new key: its text, which is not stored, and what is stored."""
 
     text: str
     key: Key
@@ -82,6 +82,7 @@ def create(
     path: Path,
     name: str,
     scopes: Collection[Scope],
+    *,
     expires_at: datetime | None = None,
     rate_limit: float | None = None,
 ) -> Created:
@@ -92,7 +93,7 @@ def create(
 
     """
     with _editing(path) as keys:
-        return _add(keys, name, scopes, expires_at, rate_limit)
+        return _add(keys, name, scopes, expires_at=expires_at, rate_limit=rate_limit)
 
 
 def revoke(path: Path, key_id: str) -> Key:
@@ -108,7 +109,7 @@ def revoke(path: Path, key_id: str) -> Key:
 
 
 def rotate(path: Path, key_id: str, grace: timedelta = GRACE) -> Created:
-    """Make a key that may do what the old one may, for as long as that was made for; the old one ends after ``grace``.
+    """Make a key with the old one's scopes and lifetime; the old one expires after ``grace``.
 
     Raises:
         BadKeys: the file is damaged.
@@ -116,11 +117,12 @@ def rotate(path: Path, key_id: str, grace: timedelta = GRACE) -> Created:
 
     """
     with _editing(path) as keys:
-        old, now = _known(keys, key_id), datetime.now(UTC)
+        old = _known(keys, key_id)
+        now = datetime.now(UTC)
         expires_at = now + (old.expires_at - old.created_at) if old.expires_at else None
         last = min(now + grace, old.expires_at or datetime.max.replace(tzinfo=UTC))
         keys[old.id] = old.model_copy(update={"expires_at": last})
-        return _add(keys, old.name, old.scopes, expires_at, old.rate_limit)
+        return _add(keys, old.name, old.scopes, expires_at=expires_at, rate_limit=old.rate_limit)
 
 
 def read_keys(path: Path) -> list[Key]:
@@ -144,22 +146,23 @@ def read_keys(path: Path) -> list[Key]:
 
 
 class KeyRing:
-    """The keys of a file, followed while it changes: no restart for a new, rotated or revoked key."""
+    """The keys of a file, read again when it changes: no key needs a restart."""
 
     def __init__(self, path: Path, check_every_s: float = 1.0) -> None:
-        """Read the file; ``check_every_s``: how often at most it is looked at again.
+        """Read the file; ``check_every_s``: seconds between checks for a change.
 
         Raises:
             BadKeys: it is missing or damaged.
 
         """
-        self._path, self._check_every_s = path, check_every_s
-        self._stamp = self._look()
+        self._path = path
+        self._check_every_s = check_every_s
+        self._stamp = self._file_stamp()
         self._keys = {key.id: key for key in read_keys(path)}
         self._checked = time.monotonic()
 
     def find(self, text: str) -> Key | None:
-        """Return the valid key that a text is, or None; how long it takes does not say what is wrong with it."""
+        """Return the valid key that a text is, or None; the time it takes tells nothing of why."""
         self._follow()
         prefix, _, rest = text.partition("_")
         key_id, _, secret = rest.partition("_")
@@ -177,7 +180,7 @@ class KeyRing:
         if now - self._checked < self._check_every_s:
             return
         self._checked = now
-        stamp = self._look()
+        stamp = self._file_stamp()
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -186,12 +189,12 @@ class KeyRing:
         except BadKeys as error:
             _log.error("the API keys stay as they were: %s", error)
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _file_stamp(self) -> tuple[int, int, int] | None:
         try:
-            found = self._path.stat()
+            status = self._path.stat()
         except OSError:
             return None
-        return found.st_mtime_ns, found.st_ino, found.st_size
+        return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _hash(secret: str) -> str:
@@ -205,6 +208,7 @@ def _add(
     keys: dict[str, Key],
     name: str,
     scopes: Iterable[Scope],
+    *,
     expires_at: datetime | None,
     rate_limit: float | None,
 ) -> Created:

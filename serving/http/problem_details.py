@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.answers import UnknownItem
 from serving.api.problems import MEDIA_TYPE, problem_body
-from serving.event_log.redis_stream import LogFull
+from serving.event_log.port import LogFull
 from serving.live_items.added import BadItem, NoSpareRow, ReleasedItem
 from serving.observability.logs import request_id
 from serving.online.features import OnlineStoreUnavailable

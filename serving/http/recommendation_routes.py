@@ -1,4 +1,4 @@
-"""The routes that must be fast: FastAPI describes them, but neither reads bodies nor checks answers."""
+"""The routes that must be fast: FastAPI describes them, but parses and checks nothing."""
 
 from __future__ import annotations
 

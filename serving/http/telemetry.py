@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from feature_repo.errors import FunnelError
+from feature_repo.settings import read_settings
 from serving.observability.logs import begin_notes, request_id, trace_id
 from serving.observability.metrics import Metrics
 
@@ -22,11 +23,7 @@ if TYPE_CHECKING:
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines: logged at DEBUG, never traced."""
 
-_ASKS_FOR_TRACING = (
-    "FUNNEL_OTEL",
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-)
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _HEADER = b"x-request-id"
 _VISIBLE = re.compile(rb"[\x21-\x7e]{1,128}")
 _CLIENT_CLOSED = 499  # nginx's number for a client that closed the connection first
@@ -39,14 +36,18 @@ class TracingMissing(FunnelError):  # noqa: N818 - a state, said to the user
 
 
 def start_tracing() -> Tracing | None:
-    """Return tracing if ``FUNNEL_OTEL`` or one of OpenTelemetry's endpoint variables asks for it; close it at the end.
+    """Return tracing if ``FUNNEL_OTEL`` is on, or unset and an endpoint of OpenTelemetry is set.
+
+    Close it at the end.
 
     Raises:
         TracingMissing: it is asked for, and its packages are not installed.
 
     """
-    asked = next(filter(None, map(os.environ.get, _ASKS_FOR_TRACING)), "off")
-    if asked.lower() in ("0", "off", "false"):
+    wanted = read_settings().otel
+    if wanted is None:
+        wanted = any(os.environ.get(name) for name in _ENDPOINTS)
+    if not wanted:
         return None
     try:
         from serving.observability.tracing import Tracing
@@ -131,7 +132,13 @@ class TelemetryMiddleware:
             metrics.in_flight.dec()
             metrics.answered(endpoint, exchange.status, seconds)
             if notes is not None:
-                _log_access(level, scope["method"], endpoint, exchange.status, seconds, notes)
+                facts = {
+                    "method": scope["method"],
+                    "endpoint": endpoint,
+                    "status": exchange.status,
+                    "ms": round(seconds * 1_000, 3),
+                }
+                _log_access(level, facts | notes)
 
 
 def _id(scope: Scope) -> bytes:
@@ -142,20 +149,14 @@ def _id(scope: Scope) -> bytes:
 
 
 def _endpoint(scope: Scope) -> str:
-    """Return the route's template: there are few of them, while every user has paths of their own."""
+    """Return the route's template: there are few of them, while users' paths have no end."""
     path: str = getattr(scope.get("route"), "path", "unknown")
     return path
 
 
-def _log_access(
-    level: int, method: str, endpoint: str, status: int, seconds: float, notes: Mapping[str, Any]
-) -> None:
-    """Write the access line: no path, body, header or user id, since logs outlive a user's wish to be forgotten."""
-    facts = {
-        "method": method,
-        "endpoint": endpoint,
-        "status": status,
-        "ms": round(seconds * 1_000, 3),
-        **notes,
-    }
+def _log_access(level: int, facts: Mapping[str, Any]) -> None:
+    """Write the access line.
+
+    It holds no path, body, header or user id: logs outlive a user's wish to be forgotten.
+    """
     _access.log(level, "request", extra={"facts": facts})

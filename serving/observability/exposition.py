@@ -20,14 +20,14 @@ _AS_OF = f"{PREFIX}items_as_of_seconds"
 def render(metrics: Metrics) -> bytes:
     """Return the metrics of all workers in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_Shown(metrics))
+    registry.register(_AllWorkers(metrics))
     for collector in metrics.at_scrape:
         registry.register(collector)
     return generate_latest(registry)
 
 
-class _Shown:
-    """The metrics, with what depends on the moment of asking."""
+class _AllWorkers:
+    """The metrics of all workers, with values that are computed at the scrape."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -21,8 +21,6 @@ trace_id: ContextVar[str] = ContextVar("trace_id", default="")
 
 _noted: ContextVar[dict[str, Any] | None] = ContextVar("noted", default=None)
 
-_FORMATS = ("json", "text", "off")
-_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _SILENT = logging.CRITICAL + 1
 
 
@@ -34,14 +32,14 @@ def begin_notes() -> dict[str, Any]:
 
 
 def note(**facts: Any) -> None:
-    """Add facts to the access line of the request that is being answered, if there will be one; no user ids."""
+    """Add facts, but no user ids, to the access line of the current request."""
     notes = _noted.get()
     if notes is not None:
         notes.update(facts)
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what a line says beside its message; a record carries its own facts as ``extra={"facts": {...}}``."""
+    """Return the fields of a line; a record brings its own as ``extra={"facts": {...}}``."""
     facts = {
         "request_id": request_id.get(),
         "trace_id": trace_id.get(),
@@ -50,7 +48,7 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value != ""}
 
 
-def _moment(record: logging.LogRecord) -> str:
+def _time(record: logging.LogRecord) -> str:
     return (
         datetime.fromtimestamp(record.created, UTC)
         .isoformat(timespec="milliseconds")
@@ -63,7 +61,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        line = {"time": _moment(record), "level": record.levelname, "logger": record.name}
+        line = {"time": _time(record), "level": record.levelname, "logger": record.name}
         line |= {"message": record.getMessage(), **_facts(record)}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -81,15 +79,15 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the traceback below it."""
         facts = "".join(f" {name}={value}" for name, value in _facts(record).items())
-        line = f"{_moment(record)} {record.levelname} {record.name}: {record.getMessage()}{facts}"
+        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}{facts}"
         return line if not record.exc_info else f"{line}\n{self.formatException(record.exc_info)}"
 
 
 def setup_logging(stream: TextIO | None = None) -> None:
-    """Send all loggers' lines to one place, standard error unless told otherwise, as the environment says.
+    """Send all loggers' lines to one stream, by default standard error, as the environment says.
 
     ``FUNNEL_LOG``: ``json`` or ``text`` with a line for each request, ``off`` for nothing at all;
-    unset: warnings and errors as text. ``FUNNEL_LOG_LEVEL``: another least level than that.
+    unset: warnings and errors as text. ``FUNNEL_LOG_LEVEL``: the lowest level, if another.
 
     Raises:
         SettingsError: a variable has a value that is not allowed.

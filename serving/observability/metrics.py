@@ -1,4 +1,4 @@
-"""What one app measures, as Prometheus metrics: made once, observed on every request, so observing is cheap."""
+"""Prometheus metrics of one app: made once and observed on every request at low cost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STAGES = ("features", "tower", "retrieve", "rank", "filter")
 """The stages of a recommendation, in their order."""
 
 UNKNOWN = math.inf
-"""The value of a gauge that nobody has set; such a sample is not shown."""
+"""The value of a gauge that was never set; such a sample is not shown."""
 
 Spans = Callable[[str], AbstractContextManager[object]]
 """Opens a span of the current trace, by name."""
@@ -34,54 +34,30 @@ BreakerState = Literal["closed", "half_open", "open"]
 _BREAKER: dict[BreakerState, float] = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 _REQUEST_BUCKETS = [
-    *(
-        0.001,
-        0.002,
-        0.003,
-        0.004,
-        0.005,
-        0.0075,
-        0.01,
-        0.0125,
-        0.015,
-        0.02,
-        0.025,
-        0.03,
-        0.04,
-        0.05,
-    ),
-    *(0.075, 0.1, 0.25, 0.5, 1.0, 2.5),
+    *(0.001, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04),
+    *(0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5),
 ]
 _STAGE_BUCKETS = [
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 ]
 _AGE_BUCKETS = [0.25, 0.5, 1, 2, 5, 10, 60, 600, 3_600, 86_400, 604_800, 2_592_000]
 _CANDIDATE_BUCKETS = [0, 1, 5, 10, 20, 30, 50, 100, 200, 350, 500, 1_000]
+# [2 ** S, S]: which of the S sources each combination of bits names.
 _PROPOSED = np.array(
-    [[bits >> place & 1 for place in range(len(SOURCES))] for bits in range(1 << len(SOURCES))]
+    [[bits >> source & 1 for source in range(len(SOURCES))] for bits in range(1 << len(SOURCES))]
 )
 
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
 class Children(dict[Any, M], Generic[M]):
-    """A metric's children by label value, or by a tuple of them; ``labels`` takes several times as long."""
+    """A metric's children by label value or tuple of values; ``labels`` is several times slower."""
 
     def __init__(self, metric: M, known: Iterable[Any] = ()) -> None:
-        """Make the children of ``known`` values now: a series must be seen at 0 for its first increase to count."""
+        """Make the children of ``known`` values now.
+
+        Prometheus must see a series at 0 for its first increase to count.
+        """
         self._metric = metric
         for value in known:
             self[value]
@@ -127,14 +103,14 @@ class TracedStage(Stage):
 
 
 class Metrics:
-    """Prometheus metrics of one app; with several workers one each, and any of them can show the sum."""
+    """Metrics of one worker; any worker can show the sum over all."""
 
     def __init__(self, spans: Spans | None = None) -> None:
-        """Make the metrics in a registry of their own; ``spans`` makes every stage a span as well."""
+        """``spans``: where there is tracing, makes every stage a span as well."""
         choose_numbers()
         self.registry = CollectorRegistry()
         self.at_scrape: list[Collector] = []
-        """What is looked up when somebody asks, once for all workers."""
+        """Collectors that are read at every scrape, once for all workers."""
         self._spans = spans
         self._requests()
         self._quality()
@@ -156,7 +132,8 @@ class Metrics:
         self.impressions = self._counter(
             "impressions_total", "Logged responses by outcome", "outcome"
         )
-        self._answers, self._times = Children(self.requests), Children(self.request_seconds)
+        self._answers = Children(self.requests)
+        self._times = Children(self.request_seconds)
         self._stages = Children(self.seconds, STAGES)
         Children(self.events, ("accepted", "duplicate", "rejected"))
 
@@ -176,14 +153,10 @@ class Metrics:
             "Shown items; one that n sources proposed counts as 1/n for each",
             "source",
         )
-        self._losses, self._ages = (
-            Children(self.degraded, get_args(Degradation)),
-            Children(self.age),
-        )
-        self._sources, self._shown = (
-            Children(self.candidates, SOURCES),
-            Children(self.shown, SOURCES),
-        )
+        self._losses = Children(self.degraded, get_args(Degradation))
+        self._ages = Children(self.age)
+        self._sources = Children(self.candidates, SOURCES)
+        self._shown = Children(self.shown, SOURCES)
 
     def _state(self) -> None:
         self.release = self._gauge(
@@ -221,7 +194,7 @@ class Metrics:
     def _gauge(
         self, name: str, what: str, workers: Literal["livemax", "livemin", "livesum"], *labels: str
     ) -> Gauge:
-        """``workers``: what the gauges of several workers come to."""
+        """``workers``: how the gauges of several workers are combined."""
         return Gauge(
             f"{PREFIX}{name}", what, labels, registry=self.registry, multiprocess_mode=workers
         )
@@ -233,7 +206,7 @@ class Metrics:
         return TracedStage(self._stages[name], self._spans(name))
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
-        """Note that a request is over."""
+        """Count an answered request and observe its time."""
         self._answers[endpoint, status].inc()
         self._times[endpoint].observe(seconds)
 
@@ -247,7 +220,10 @@ class Metrics:
             self._losses[reason].inc()
 
     def proposed(self, bits: npt.NDArray[np.uint8]) -> None:
-        """Note how many candidates each source gave to one request; ``bits`` as in ``Candidates.sources``."""
+        """Note how many candidates of one request each source proposed.
+
+        ``bits``: as in ``Candidates.sources``.
+        """
         counts = np.bincount(bits, minlength=len(_PROPOSED)) @ _PROPOSED
         for source, count in zip(SOURCES, counts.tolist(), strict=True):
             self._sources[source].observe(count)
@@ -268,9 +244,9 @@ class Metrics:
             self.release.labels(self._release).set(0)
         self._release = release_id
 
-    def items_read(self, moment: float | None) -> None:
-        """Note when the item counters in use were read (epoch seconds); None: they are the release's own."""
-        self.items_as_of.set(moment or 0.0)
+    def items_read(self, timestamp: float | None) -> None:
+        """Note when the item counters were read, epoch seconds; None: they are the release's."""
+        self.items_as_of.set(timestamp or 0.0)
 
     def breaker(self, name: str, state: BreakerState) -> None:
         """Note a circuit breaker's state."""

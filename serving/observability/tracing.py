@@ -53,7 +53,7 @@ class Tracing:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Open a span of the current trace; of an error it keeps the type, as messages may hold user ids."""
+        """Open a span of the current trace; of an error it keeps the type only."""
         with self._tracer.start_as_current_span(
             name, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -70,7 +70,7 @@ class Tracing:
 
 
 def answered(span: Span, method: str, endpoint: str, status: int) -> None:
-    """Write on a request's span what became of it; the route, not the path, which may hold a user id."""
+    """Write route and status on a request's span; a path may hold a user id."""
     span.update_name(f"{method} {endpoint}")
     span.set_attribute("http.route", endpoint)
     span.set_attribute("http.response.status_code", status)

@@ -46,7 +46,7 @@ class DrainingServer(uvicorn.Server):
         return made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop accepting connections now, and stop a moment later; a second signal stops at once."""
+        """Accept no more connections, and stop a moment later; a second signal stops at once."""
         if self._state.draining:
             super().handle_exit(sig, frame)
             return

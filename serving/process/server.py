@@ -1,4 +1,4 @@
-"""``funnel serve``: loads a release once, and serves it from forked workers that share its memory."""
+"""``funnel serve``: a release loaded once, and served by forked workers that share its memory."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Supervisor:
         self._replacing = False
 
     def run(self, started: Callable[[], None]) -> None:
-        """Work until SIGTERM or SIGINT; ``started`` is called when all workers are ready for the first time.
+        """Run until SIGTERM or SIGINT; ``started`` is called once when all workers are ready.
 
         Raises:
             WorkerFailed: a worker could not start.
@@ -224,7 +224,7 @@ class Supervisor:
 
 
 def _end_with(parent: int) -> None:
-    """Ask the kernel to end this process with its parent: orphans would keep the port. Linux only."""
+    """Let Linux end this process with its parent: orphans would keep the port."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:

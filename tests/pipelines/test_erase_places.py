@@ -15,7 +15,7 @@ from feature_repo.workspace import Workspace
 from pipelines.erasure.locations import LocationUnavailable
 from pipelines.erasure.log_files import LogFiles
 from pipelines.erasure.tables import QuarantinedRows, Tables, UnfinishedFeatures
-from serving.event_log.files_and_kafka import FileLog
+from serving.event_log.file_log import FileLog
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from feature_repo.workspace import Workspace
 from pipelines.features.spark import spark_session
 from pipelines.streaming.file_source import FileLogReader
 from pipelines.streaming.logs import ConnectorMissing, LogReading, kafka_rows, log_entries
-from serving.event_log.files_and_kafka import FileLog
-from serving.event_log.redis_stream import Appended
+from serving.event_log.file_log import FileLog
+from serving.event_log.port import Appended
 
 TYPES, SHARDS = ["view", "like"], [3, 8]
 numbers = itertools.count()

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from feature_repo.settings import SettingsError
 from serving.http.access import AccessMiddleware, NoKeys, load_keys, required_scope
 from serving.http.keys import BadKeys, KeyRing, Scope, revoke, rotate
 from tests.support.access_app import Client, a_call, an_app, bearer, behind_middleware, is_problem
@@ -202,8 +203,11 @@ def test_a_network_does(keys_file, host, monkeypatch, caplog):
         "FUNNEL_OPEN=yes",
     ):
         assert word in str(refused.value)
+    monkeypatch.setenv("FUNNEL_OPEN", "no")
+    with pytest.raises(NoKeys, match="there are no API keys"):
+        load_keys(host, keys_file)
     monkeypatch.setenv("FUNNEL_OPEN", "1")
-    with pytest.raises(NoKeys):
+    with pytest.raises(SettingsError, match="FUNNEL_OPEN=1"):
         load_keys(host, keys_file)
     monkeypatch.setenv("FUNNEL_OPEN", "yes")
     assert load_keys(host, keys_file) is None and len(caplog.records) == 1

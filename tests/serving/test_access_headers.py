@@ -2,7 +2,7 @@
 
 import pytest
 
-from serving.http.headers import BadOrigin, allowed_origins
+from feature_repo.settings import SettingsError, read_settings
 from tests.support.access_app import SAFE, SHOP, bearer, is_problem
 
 
@@ -108,10 +108,10 @@ def test_others_may_not(door, new_key, origin, origins):
 
 def test_origins_from_the_environment(monkeypatch):
     monkeypatch.delenv("FUNNEL_CORS_ORIGINS", raising=False)
-    assert allowed_origins() == []
+    assert read_settings().cors_origins == ()
     monkeypatch.setenv("FUNNEL_CORS_ORIGINS", f"{SHOP}, http://localhost:3000,http://[::1]:8080,")
-    assert allowed_origins() == [SHOP, "http://localhost:3000", "http://[::1]:8080"]
+    assert read_settings().cors_origins == (SHOP, "http://localhost:3000", "http://[::1]:8080")
     for wrong in ("*", "shop.example", f"{SHOP}/", f"{SHOP}/path", "null", "https://a b"):
         monkeypatch.setenv("FUNNEL_CORS_ORIGINS", wrong)
-        with pytest.raises(BadOrigin):
-            allowed_origins()
+        with pytest.raises(SettingsError, match="is not of the form https://host"):
+            read_settings()

@@ -12,9 +12,11 @@ from feature_repo.events.log_folder import LogFolder
 from feature_repo.events.log_names import KafkaAddress, log_address
 from feature_repo.facts import position_key
 from feature_repo.settings import SettingsError
-from serving.event_log import files_and_kafka as event_adapters
-from serving.event_log.files_and_kafka import FileLog
-from serving.event_log.redis_stream import Appended, RedisStreamLog, open_log
+from serving.event_log import file_log
+from serving.event_log.file_log import FileLog
+from serving.event_log.open import open_log
+from serving.event_log.port import Appended
+from serving.event_log.redis_stream import RedisStreamLog
 from serving.online.features import OnlineStoreUnavailable
 from tests.support.event_log import (
     client,
@@ -171,10 +173,10 @@ def test_a_kill_neither_loses_nor_doubles(files, monkeypatch, where, name, answe
 
 
 def test_redis_killed_after_the_write_is_made_good_by_the_next_append(files, monkeypatch):
-    write = event_adapters.Writer.write
+    write = file_log.Writer.write
     with monkeypatch.context() as patch:
         patch.setattr(
-            event_adapters.Writer, "write", lambda *a: (write(*a), kill_redis(files.workspace))[0]
+            file_log.Writer, "write", lambda *a: (write(*a), kill_redis(files.workspace))[0]
         )
         with pytest.raises(OnlineStoreUnavailable):
             files.log.append([e := event("late")])

@@ -8,7 +8,8 @@ import pytest
 from feature_repo.events.log_names import COMMITTED, LOG, recent_key
 from feature_repo.stores.embedded_redis import connect, release
 from feature_repo.workspace import Workspace
-from serving.event_log.redis_stream import LogFull, RedisStreamLog
+from serving.event_log.port import LogFull
+from serving.event_log.redis_stream import RedisStreamLog
 
 
 @pytest.fixture

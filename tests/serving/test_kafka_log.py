@@ -9,10 +9,12 @@ import pytest
 
 from feature_repo.events.log_names import KafkaAddress
 from feature_repo.facts import position_key
-from serving.event_log import files_and_kafka as event_adapters
+from serving.event_log import kafka_log
 from serving.event_log.dedup import HELD_S
-from serving.event_log.files_and_kafka import KafkaLog, KafkaMissing
-from serving.event_log.redis_stream import Appended, RedisStreamLog, open_log
+from serving.event_log.kafka_log import KafkaLog, KafkaMissing
+from serving.event_log.open import open_log
+from serving.event_log.port import Appended
+from serving.event_log.redis_stream import RedisStreamLog
 from serving.online.features import OnlineStoreUnavailable
 from tests.support.event_log import (
     client,
@@ -73,7 +75,7 @@ def broker():
 
 @pytest.fixture
 def kafka(workspace, broker, monkeypatch):
-    monkeypatch.setattr(event_adapters, "_DELIVERY_MS", 1_500)
+    monkeypatch.setattr(kafka_log, "_DELIVERY_MS", 1_500)
     topic = f"accepted{next(numbers)}"
     broker.create(topic)
     with client(workspace) as server:

@@ -5,55 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import httpx
 import pytest
 
-from feature_repo.workspace import PROJECT_ROOT, Workspace
+from feature_repo.workspace import Workspace
 from tests.support.access_app import SAFE, is_problem
-from tests.support.api_server import free_port, workers_of
 from tests.support.tiny_release import Tiny
+from tests.support.tiny_server import PATIENCE_S, TinyServer, tiny_server
 
-PATIENCE_S = 60.0
 QUERY = {"user_id": "u1", "k": 3}
 
 
-@dataclass(frozen=True)
-class Server:
-    process: subprocess.Popen[str]
-    port: int
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def workers(self) -> set[int]:
-        return set(workers_of(self.process, self.port))
-
-    def recommend(self) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/recommendations", json=QUERY, timeout=20)
-
-
 @pytest.fixture(scope="module")
-def server(registered_workspace: Workspace, tiny: Tiny) -> Iterator[Server]:
-    port = free_port()
-    command = [sys.executable, "-m", "tests.support.tiny_server"]
-    command += [str(registered_workspace.root), str(tiny.folder), str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "FUNNEL_UNDER_WAY": "2"}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout and process.stdout.readline() == "started\n"
-            yield Server(process, port)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE_S) == 0
+def server(registered_workspace: Workspace, tiny: Tiny) -> Iterator[TinyServer]:
+    with tiny_server(registered_workspace, tiny.folder, FUNNEL_UNDER_WAY="2") as running:
+        yield running
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -63,14 +34,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_two_workers_answer(server: Server) -> None:
+def test_two_workers_answer(server: TinyServer) -> None:
     assert len(server.workers()) == 2
     answer = server.recommend()
     assert len(answer.json()["items"]) == 3 and SAFE.items() <= answer.headers.items()
     assert "funnel_workers 2.0" in httpx.get(f"{server.url}/metrics", timeout=20).text
 
 
-def test_a_killed_worker_is_replaced(server: Server) -> None:
+def test_a_killed_worker_is_replaced(server: TinyServer) -> None:
     before = server.workers()
     killed = min(before)
     os.kill(killed, signal.SIGKILL)
@@ -79,7 +50,7 @@ def test_a_killed_worker_is_replaced(server: Server) -> None:
     assert before - {killed} <= server.workers()
 
 
-def test_sighup_replaces_all_workers_and_no_request_fails(server: Server) -> None:
+def test_sighup_replaces_all_workers_and_no_request_fails(server: TinyServer) -> None:
     before = server.workers()
     done = threading.Event()
     statuses: Counter[int] = Counter()
@@ -99,7 +70,7 @@ def test_sighup_replaces_all_workers_and_no_request_fails(server: Server) -> Non
     assert set(statuses) == {200}
 
 
-def test_a_draining_worker_answers_and_closes_its_connections(server: Server) -> None:
+def test_a_draining_worker_answers_and_closes_its_connections(server: TinyServer) -> None:
     with httpx.Client(base_url=server.url, timeout=20) as client:
         assert "connection" not in client.get("/healthz").headers
         before = server.workers()
@@ -112,7 +83,7 @@ def test_a_draining_worker_answers_and_closes_its_connections(server: Server) ->
     wait_until(lambda: httpx.get(f"{server.url}/readyz", timeout=20).status_code == 200)
 
 
-def test_load_beyond_the_queue_is_shed(server: Server) -> None:
+def test_load_beyond_the_queue_is_shed(server: TinyServer) -> None:
     async def ask_at_once(count: int) -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=count)
         async with httpx.AsyncClient(base_url=server.url, timeout=20, limits=limits) as client:

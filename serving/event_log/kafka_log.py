@@ -1,48 +1,24 @@
-"""The event log's other adapters: a Kafka topic, and a folder of files. Repeats and the overlay stay in Redis.
-
-What holds when a process is killed, or a machine goes, at any moment:
-
-=========================  ==================  ==================  ==============================================
-..                         Redis Stream        files               Kafka
-=========================  ==================  ==================  ==============================================
-an accepted event          is in the log       is in the log       is in the log
-an event not answered,     is taken once       is taken once       is taken once; but twice if the kill, or the
-sent again                                                         loss of Redis, fell between the broker's word
-                                                                   and the mark (milliseconds), or if the broker
-                                                                   took the event and its word never came
-a retry after a kill       is answered at      is answered at      is refused (503) for up to a minute, then taken
-                           once                once
-=========================  ==================  ==================  ==============================================
-
-None of the three answers "duplicate" for an event that is not in its log.
-"""
+"""The event log as a Kafka topic; Redis keeps deduplication and the overlay."""
 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from feature_repo.errors import FunnelError
-from feature_repo.events.log_folder import LogFile, LogFolder, Writer
 from feature_repo.events.log_names import KafkaAddress
 from feature_repo.workspace import Workspace
 from serving.event_log.dedup import Entry, EventDedup, entries_of
-from serving.event_log.redis_stream import Appended, LogFull, id_digest
+from serving.event_log.port import Appended, LogFull
 from serving.online.features import OnlineStoreUnavailable
 
-SETTLED = "funnel:files:settled"
-"""Redis key of the newest file whose events are marked: later files are what a kill left unmarked."""
-
-_KNOWN_MS = 86_400_000  # ids are known for a day at least, so older files need no marks
 _DELIVERY_MS = 5_000
-_REPORT_S = (
-    10.0  # the client reports every message within its delivery time; more is a client that hangs
-)
+# The client reports every message within its delivery time; more is a client that hangs.
+_REPORT_S = 10.0
 _LOG_APPEND_TIME = 2  # confluent_kafka.TIMESTAMP_LOG_APPEND_TIME
 
 _log = logging.getLogger(__name__)
@@ -52,61 +28,6 @@ class KafkaMissing(FunnelError):
     """The client of Kafka is not installed."""
 
 
-class FileLog:
-    """Files of JSON lines; an append is one file, synced, and seen by readers when it is whole.
-
-    Appends go one at a time, for all processes that share the folder, and the folder's lock is held
-    from the look for repeats to the marks. So files that are newer than the last mark were left by
-    a process that was killed, or that lost Redis, and the next append marks them before it does
-    anything else. Nothing is trimmed and the log is never full until the disk is.
-    """
-
-    def __init__(self, workspace: Workspace, folder: Path) -> None:
-        self._folder, self._dedup = LogFolder(folder), EventDedup(workspace)
-
-    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
-        """Append checked events; when it returns they are synced and their users' next requests see them.
-
-        Raises:
-            OnlineStoreUnavailable: Redis or the folder did not take them; repeating the call is
-                safe.
-
-        """
-        if not events:
-            return Appended(0, 0)
-        try:
-            with self._folder.writing() as writer:
-                self._catch_up(writer)
-                new = self._dedup.unseen(entries_of(events))
-                if new:
-                    self._settle(writer.write([entry.payload for entry in new]))
-        except LogFull as error:  # of Redis, which may come after the write
-            raise OnlineStoreUnavailable(str(error)) from error
-        except OSError as error:
-            raise OnlineStoreUnavailable(f"the log's folder: {error}") from error
-        return Appended(len(new), len(events) - len(new))
-
-    def _catch_up(self, writer: Writer) -> None:
-        settled = self._dedup.get(SETTLED)
-        if writer.taken > settled:
-            for file in writer.after(max(settled + 1, time.time_ns() // 1_000_000 - _KNOWN_MS)):
-                self._settle(file)
-            self._dedup.set(SETTLED, writer.taken)
-
-    def _settle(self, file: LogFile) -> None:
-        self._dedup.settle(_events_of(file))
-        self._dedup.set(SETTLED, file.milliseconds)
-
-
-def _events_of(file: LogFile) -> Iterator[tuple[Entry, str]]:
-    for position, payload in file.read():
-        try:
-            event = json.loads(payload)
-            yield Entry(event, id_digest(event["event_id"]), payload), position
-        except (ValueError, TypeError, KeyError, AttributeError):
-            continue  # not ours; the stream puts it with its dead letters
-
-
 class Producer(Protocol):
     """What of confluent_kafka.Producer is used."""
 
@@ -114,7 +35,7 @@ class Producer(Protocol):
         """Queue a message; ``on_delivery(error, message)`` is called by ``poll`` or ``flush``."""
 
     def flush(self, timeout: float) -> int:
-        """Send what is queued and wait for the brokers' words."""
+        """Send what is queued and wait for the brokers' reports."""
 
     def poll(self, timeout: float) -> int:
         """Serve delivery reports."""
@@ -155,8 +76,10 @@ class KafkaLog:
                 "message.timeout.ms": _DELIVERY_MS,
             }
         )
-        self._dedup, self._topic = EventDedup(workspace), address.topic
-        self._checked = self._warned = False
+        self._dedup = EventDedup(workspace)
+        self._topic = address.topic
+        self._checked = False
+        self._warned = False
 
     def append(self, events: Sequence[dict[str, Any]]) -> Appended:
         """Append checked events; when it returns the brokers have them.
@@ -187,9 +110,9 @@ class KafkaLog:
         return Appended(len(new), len(events) - len(new))
 
     def _write(self, entries: Sequence[Entry]) -> tuple[list[tuple[Entry, str]], list[Entry], str]:
-        """Return the entries that the brokers have with their positions, those they refused, and why.
+        """Return the written entries with their positions, the refused ones, and why.
 
-        One without a word from the brokers is in neither list.
+        An entry that the brokers did not report is in neither list.
         """
         written: list[tuple[Entry, str]] = []
         refused: list[Entry] = []
@@ -205,13 +128,17 @@ class KafkaLog:
         for entry in entries:
             key = entry.event["user_id"].encode()
             try:
-                told = lambda error, message, entry=entry: report(entry, error, message)  # noqa: E731
-                self._producer.produce(self._topic, entry.payload.encode(), key, on_delivery=told)
+                self._producer.produce(
+                    self._topic,
+                    entry.payload.encode(),
+                    key,
+                    on_delivery=partial(report, entry),
+                )
             except self._failures as error:
                 report(entry, error, None)
         deadline = time.monotonic() + _REPORT_S
         self._producer.flush(_REPORT_S)
-        # Another thread's flush may have taken a report and not have told it yet.
+        # Another thread's flush may have taken a report and not have passed it on yet.
         while len(written) + len(refused) < len(entries) and time.monotonic() < deadline:
             self._producer.poll(0.01)
         return list(written), list(refused), reasons[-1]
@@ -239,7 +166,8 @@ class KafkaLog:
             raise OnlineStoreUnavailable(f"topic {self._topic}: {topic.error}")
         if len(topic.partitions) != 1:
             raise OnlineStoreUnavailable(
-                f"topic {self._topic} has {len(topic.partitions)} partitions: make one with a single partition"
+                f"topic {self._topic} has {len(topic.partitions)} partitions: make one with a "
+                "single partition"
             )
         self._checked = True
 
