@@ -31,7 +31,9 @@ def in_(**time_left):
 
 
 def test_the_file_has_the_hash_and_not_the_key(path):
-    text, key = create(path, "web", [Scope.RECOMMEND, Scope.EVENTS], in_(days=1), 5.0)
+    text, key = create(
+        path, "web", [Scope.RECOMMEND, Scope.EVENTS], expires_at=in_(days=1), rate_limit=5.0
+    )
     prefix, key_id, secret = text.split("_", 2)
     assert (prefix, key_id) == ("fk", key.id)
     assert len(key_id) == 8 and len(secret) == 43
@@ -67,7 +69,7 @@ def test_the_mask_of_the_process_is_left_alone(path):
 def test_a_ring_finds_valid_keys_only(path):
     text, key = create(path, "web", [Scope.EVENTS])
     other = create(path, "other", [Scope.EVENTS]).text
-    over = create(path, "over", [Scope.EVENTS], in_(seconds=-1)).text
+    over = create(path, "over", [Scope.EVENTS], expires_at=in_(seconds=-1)).text
     ring = KeyRing(path)
     assert ring.find(text) == key
     prefix, key_id, secret = text.split("_", 2)
@@ -95,7 +97,7 @@ def test_a_ring_finds_valid_keys_only(path):
 
 
 def test_a_key_ends_in_time(path):
-    text = create(path, "web", [Scope.EVENTS], in_(seconds=1)).text
+    text = create(path, "web", [Scope.EVENTS], expires_at=in_(seconds=1)).text
     ring = KeyRing(path)
     assert ring.find(text)
     soon(lambda: ring.find(text) is None)
@@ -122,7 +124,7 @@ def test_a_running_ring_learns_of_new_revoked_and_rotated_keys(path):
 
 
 def test_a_rotated_key_keeps_its_lifetime_and_the_old_one_never_gains_time(path):
-    key = create(path, "web", [Scope.EVENTS], in_(hours=2)).key
+    key = create(path, "web", [Scope.EVENTS], expires_at=in_(hours=2)).key
     new = rotate(path, key.id).key
     assert new.expires_at - new.created_at == pytest.approx(
         timedelta(hours=2), abs=timedelta(seconds=5)
