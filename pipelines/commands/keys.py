@@ -45,7 +45,8 @@ def create_key(
         raise typer.BadParameter("a name has 1 to 100 characters", param_hint="--name")
     expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
     _show(
-        create(_file(home), name, scope, expires_at=expires_at, rate_limit=rate), "Store it now: it is not shown again."
+        create(_file(home), name, scope, expires_at=expires_at, rate_limit=rate),
+        "Store it now: it is not shown again.",
     )
 
 
