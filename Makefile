@@ -6,6 +6,7 @@ DEMO ?= quick
 SERVE ?= yes
 PORT ?= 8000
 EXTRA ?= cpu
+WORKERS ?= 2
 BIN := .venv/bin
 RUN := .venv/.ready-$(EXTRA)
 
@@ -24,8 +25,8 @@ demo: $(RUN) ## run all stages and serve: DEMO=full, DATA=<name or dataset.toml>
 notebooks: $(RUN)-notebooks ## run the notebooks on the working folder in use, as pages in work/notebooks/
 	$(BIN)/funnel notebooks
 
-test: $(RUN)-test ## run the tests
-	$(BIN)/python -m pytest
+test: $(RUN)-test ## run the tests, in WORKERS=2 processes and in random order
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test-faults: $(RUN)-test ## run the long fault tests
 	$(BIN)/python -m pytest -m faults

@@ -1,17 +1,23 @@
-"""One small world, taken through every real stage once; tests look at what each stage left."""
+"""Fixtures of the small world. What costs seconds to import is imported by the fixtures that need it."""
+
+from __future__ import annotations
 
 # ruff: noqa: E402 - Feast is imported after its type checks are switched off
-
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A busy machine must not change what is served; tests of deadlines set their own.
 os.environ.setdefault("FUNNEL_DEADLINE_MS", "10000")
 os.environ.setdefault("FUNNEL_REDIS_TIMEOUT_MS", "1000")
+# Spark's Java lives for seconds here: the second compiler would cost more than it saves.
+os.environ.setdefault("SPARK_SUBMIT_OPTS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
+
+# Trained bytes depend on it, and workers share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
@@ -19,52 +25,80 @@ from feature_repo.stores.feast_checks import disable_feast_type_checks
 
 disable_feast_type_checks()  # as the command line does; before Feast is imported
 
-from feature_repo.dataset import load_spec
-from feature_repo.stores.embedded_redis import release as stop_redis
-from feature_repo.stores.feature_store import apply, feature_store
-from feature_repo.workspace import Workspace
-from pipelines.evaluation.evaluate import evaluate
-from pipelines.ingest.ingest import ingest
-from pipelines.synthetic.generate import generate
-from pipelines.training.release import make_release
-from pipelines.training.train import TrainSettings, train
-from pipelines.workflow import stages
-from tests.support.small_world import RANKERS, SAMPLE, TOWERS, WORLD, Built, silent
+if TYPE_CHECKING:
+    from feature_repo.workspace import Workspace
+    from tests.support.small_world import Built
+
+
+TOGETHER = ("tests/ranking", "tests/retrieval")
+"""Folders whose files share what a fixture trains: one worker takes all of them."""
+
+LONGEST = (
+    "tests/pipelines/test_stream_job.py",
+    "tests/ranking",
+    "tests/pipelines/test_erase.py",
+    "tests/pipelines/test_skew.py",
+    "tests/retrieval",
+    "tests/pipelines/test_kill.py",
+    "tests/serving/test_faults.py",
+    "tests/pipelines/test_features.py",
+)
+"""What takes longest comes first, so that workers end at about the same time."""
+
+
+def _group(item: pytest.Item) -> str:
+    """Return the file or folder whose tests run in one worker, for ``--dist loadgroup``."""
+    file = item.nodeid.partition("::")[0]
+    return next((folder for folder in TOGETHER if file.startswith(f"{folder}/")), file)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Name the group of each test, and put the longest groups first; within them any order stays."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    rank = {group: number for number, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(_group(item), len(rank)))
 
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    root = tmp_path_factory.mktemp("funnel")
-    workspace = Workspace(root)
-    generate(root / "raw", WORLD)
-    ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
-    stages.run_features(workspace)
-    stages.run_materialize(workspace)
-    train(workspace, silent, TrainSettings(towers=TOWERS, sample=SAMPLE, rankers=RANKERS))
-    release = make_release(workspace)
-    yield Built(workspace, release, evaluate(workspace, release, silent).to_dict())
-    stop_redis(workspace.redis)
+    """The small world after every stage, with its Redis. Tests that change it take a copy."""
+    from tests.support.small_world import small_world
+
+    with small_world(tmp_path_factory.mktemp("funnel") / "w") as built:
+        yield built
 
 
-@contextmanager
-def _copy(source: Workspace, target: Path) -> Iterator[Workspace]:
-    shutil.copytree(
-        source.root, target, symlinks=True, ignore=shutil.ignore_patterns("redis", "spark")
-    )
-    workspace = Workspace(target)
-    apply(feature_store(workspace), workspace)  # the registry names the tables by their full paths
-    yield workspace
-    stop_redis(workspace.redis)
+@pytest.fixture(scope="session")
+def evaluation(built: Built) -> dict[str, Any]:
+    """The whole evaluation of the small world's release."""
+    from tests.support.small_world import evaluation_of
+
+    return evaluation_of(built)
 
 
 @pytest.fixture(scope="session")
 def copy() -> Callable[[Workspace, Path], AbstractContextManager[Workspace]]:
-    """How a workspace is copied without its Redis: a context, since the copy may start one of its own."""
-    return _copy
+    """How a workspace is copied without its Redis."""
+    from tests.support.small_world import copy_of
+
+    return copy_of
 
 
 @pytest.fixture
 def copied(built: Built, tmp_path: Path) -> Iterator[Workspace]:
-    """A copy of the built workspace without its Redis, for tests that change things."""
-    with _copy(built.workspace, tmp_path / "w") as workspace:
+    """A copy of the small world without its Redis, for tests that change things."""
+    from tests.support.small_world import copy_of
+
+    with copy_of(built.workspace, tmp_path / "w") as workspace:
         yield workspace
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """The small world with its Redis, for one file's tests: a server may change what it holds."""
+    from tests.support.small_world import small_world
+
+    with small_world(tmp_path_factory.mktemp("served") / "w") as built:
+        yield built

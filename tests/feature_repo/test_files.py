@@ -210,8 +210,8 @@ def test_an_open_file_converts_its_lock(tmp_path):
     path = tmp_path / ".lock"
     with path.open("ab") as mine:
         files.lock(mine, shared=True)
-        with locked(path, shared=True), pytest.raises(LockHeld):
+        with locked(path, shared=True), pytest.raises(LockHeld, match=r"\.lock"):
             files.lock(mine, blocking=False)
         files.lock(mine, blocking=False)
-        with pytest.raises(LockHeld), locked(path, shared=True, blocking=False):
+        with pytest.raises(LockHeld, match=r"\.lock"), locked(path, shared=True, blocking=False):
             raise AssertionError("not reached")

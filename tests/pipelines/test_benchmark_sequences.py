@@ -3,29 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.sequences import _popular, _transitions
-from feature_repo.workspace import PROJECT_ROOT
 from retrieval.sequences.dataset import from_pairs
-
-
-def funnel(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-c",
-        "from pipelines.commands.cli import main; main()",
-        "benchmark",
-        "sequences",
-        *arguments,
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+from tests.support.command_line import funnel
 
 
 def test_a_tiny_file_from_end_to_end(tmp_path: Path) -> None:
@@ -34,6 +18,8 @@ def test_a_tiny_file_from_end_to_end(tmp_path: Path) -> None:
     steps = [(user, (start + step) % 12) for user, start in enumerate(starts) for step in range(9)]
     (tmp_path / "log.txt").write_text("".join(f"{user} {item}\n" for user, item in steps))
     done = funnel(
+        "benchmark",
+        "sequences",
         "--data-dir",
         str(tmp_path),
         "--home",
@@ -72,7 +58,7 @@ def test_a_tiny_file_from_end_to_end(tmp_path: Path) -> None:
 
 
 def test_a_mistake_is_one_sentence(tmp_path: Path) -> None:
-    done = funnel("--data-dir", str(tmp_path / "nowhere"))
+    done = funnel("benchmark", "sequences", "--data-dir", str(tmp_path / "nowhere"))
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr.splitlines()[-1].startswith("funnel: there is no ")

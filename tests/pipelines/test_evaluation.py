@@ -41,8 +41,8 @@ def log(built):
     return read_events(built.workspace)
 
 
-def test_every_model_has_every_figure(built):
-    figures = built.evaluation["models"]
+def test_every_model_has_every_figure(evaluation):
+    figures = evaluation["models"]
     assert {"newest", "item_knn", "ease", "ials"} < set(figures)
     assert {frozenset(of) for of in figures.values()} == {frozenset(figures["funnel"])}
     for of in figures.values():
@@ -52,13 +52,13 @@ def test_every_model_has_every_figure(built):
     assert figures["popular"]["gini@10"] > figures["random"]["gini@10"]
 
 
-def test_baselines_that_learn_are_better_than_popularity(built):
-    ndcg = {name: of["ndcg@10"] for name, of in built.evaluation["models"].items()}
+def test_baselines_that_learn_are_better_than_popularity(evaluation):
+    ndcg = {name: of["ndcg@10"] for name, of in evaluation["models"].items()}
     assert min(ndcg["item_knn"], ndcg["ease"], ndcg["ials"]) > ndcg["popular"]
 
 
-def test_settings_are_the_best_on_validation(built):
-    for name, of in built.evaluation["baselines"]["settings"].items():
+def test_settings_are_the_best_on_validation(evaluation):
+    for name, of in evaluation["baselines"]["settings"].items():
         tried = [{key: one[key] for key in of["chosen"]} for one in of["validation"]]
         assert len(tried) > len(tuning.LADDERS[name][1]) and all(
             tried.count(one) == 1 for one in tried
@@ -67,8 +67,8 @@ def test_settings_are_the_best_on_validation(built):
         assert {key: best[key] for key in of["chosen"]} == of["chosen"]
 
 
-def test_slices_add_up_to_the_whole(built):
-    found = built.evaluation
+def test_slices_add_up_to_the_whole(evaluation):
+    found = evaluation
     assert set(found["slices"]) == {
         "user",
         "item",
@@ -88,10 +88,10 @@ def test_slices_add_up_to_the_whole(built):
             assert whole == pytest.approx(figures["ndcg@10"])
 
 
-def test_gaps_are_between_values_that_have_events_enough(built):
-    assert built.evaluation["gaps"]
-    for name, gap in built.evaluation["gaps"].items():
-        high, low = (built.evaluation["slices"][name][gap[end]] for end in ("highest", "lowest"))
+def test_gaps_are_between_values_that_have_events_enough(evaluation):
+    assert evaluation["gaps"]
+    for name, gap in evaluation["gaps"].items():
+        high, low = (evaluation["slices"][name][gap[end]] for end in ("highest", "lowest"))
         assert min(high["events"], low["events"]) >= MIN_EVENTS
         assert (
             gap["gap"] == pytest.approx(high["ndcg@10"]["funnel"] - low["ndcg@10"]["funnel"])
@@ -100,11 +100,11 @@ def test_gaps_are_between_values_that_have_events_enough(built):
         assert gap["interval"][0] <= gap["gap"] <= gap["interval"][1]
 
 
-def test_intervals_hold_their_figures(built):
-    for name, intervals in built.evaluation["intervals"].items():
+def test_intervals_hold_their_figures(evaluation):
+    for name, intervals in evaluation["intervals"].items():
         for metric, (low, high) in intervals.items():
-            assert low <= built.evaluation["models"][name][metric] <= high
-    beaten = built.evaluation["funnel_minus"]["random"]
+            assert low <= evaluation["models"][name][metric] <= high
+    beaten = evaluation["funnel_minus"]["random"]
     assert (
         beaten["interval"][0] > 0 and beaten["p_bootstrap"] < 0.01 and beaten["p_wilcoxon"] < 0.01
     )

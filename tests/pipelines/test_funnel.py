@@ -17,36 +17,36 @@ from serving.online.features import OnlineFeatures, user_reader, whole_user_read
 from serving.releases.release import load_release
 
 
-def test_each_stage_is_better_than_the_one_before(built):
-    ndcg = {name: figures["ndcg@10"] for name, figures in built.evaluation["models"].items()}
+def test_each_stage_is_better_than_the_one_before(evaluation):
+    ndcg = {name: figures["ndcg@10"] for name, figures in evaluation["models"].items()}
     assert ndcg["funnel"] > ndcg["two_tower"] > ndcg["popular"] > ndcg["random"]
     assert ndcg["two_tower"] > ndcg["recently_popular"]
 
 
-def test_nobody_beats_the_true_preferences_of_the_session(built):
-    share = built.evaluation["share_of_best_possible"]
+def test_nobody_beats_the_true_preferences_of_the_session(evaluation):
+    share = evaluation["share_of_best_possible"]
     assert 0.2 < share["funnel"] < 1.0
     assert share["oracle"] == 1.0
 
 
-def test_candidates_bound_the_ranker(built):
-    candidates = built.evaluation["candidates"]
+def test_candidates_bound_the_ranker(evaluation):
+    candidates = evaluation["candidates"]
     assert (
         candidates["recall@500"]
         >= candidates["recall@100"]
-        >= built.evaluation["models"]["funnel"]["recall@10"]
+        >= evaluation["models"]["funnel"]["recall@10"]
     )
 
 
-def test_random_is_at_chance(built):
-    figures = built.evaluation["models"]["random"]
+def test_random_is_at_chance(evaluation):
+    figures = evaluation["models"]["random"]
     assert figures["recall@10"] == pytest.approx(
         10 / 200, abs=0.04
     )  # about 200 of 250 items can be had
 
 
-def test_metrics_are_consistent(built):
-    for figures in built.evaluation["models"].values():
+def test_metrics_are_consistent(evaluation):
+    for figures in evaluation["models"].values():
         assert figures["recall@10"] == figures["hit_rate@10"]
         assert figures["mrr@10"] == figures["map@10"] <= figures["ndcg@10"] <= figures["recall@10"]
         assert figures["recall@10"] <= figures["recall@100"] <= figures["recall@500"] <= 1.0

@@ -132,7 +132,7 @@ def test_a_killed_run_leaves_no_trace(world, runs_before, tmp_path):
         if runs_before:
             assert len(other.events()) == 2
         else:
-            with pytest.raises(MissingStage):
+            with pytest.raises(MissingStage, match="funnel ingest"):
                 other.events()
         other.ingest(spec, shift_to_now=True)
         assert other.bytes() == expected, other.workspace.root

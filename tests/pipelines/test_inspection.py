@@ -63,14 +63,14 @@ def test_what_is_missing_is_none_or_no_number_or_an_empty_list():
     }
 
 
-def test_replayed_retrieval_is_what_the_evaluation_says(built):
+def test_replayed_retrieval_is_what_the_evaluation_says(built, evaluation):
     found = inspection.replay_retrieval(built.workspace, load_release(built.release), 1_000_000)
-    assert len(found.vectors) == built.evaluation["events"]
+    assert len(found.vectors) == evaluation["events"]
     for name in ("two_tower", "popular"):
         assert recall(found.ranks[name], 10) == pytest.approx(
-            built.evaluation["models"][name]["recall@10"]
+            evaluation["models"][name]["recall@10"]
         )
-    assert found.proposed.any(axis=1).mean() >= built.evaluation["candidates"]["recall@500"] - 0.01
+    assert found.proposed.any(axis=1).mean() >= evaluation["candidates"]["recall@500"] - 0.01
 
 
 def test_held_out_rows_are_what_rankers_take(built):

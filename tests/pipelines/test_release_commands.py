@@ -162,7 +162,7 @@ class TestPromoting:
         one, two = make(1), make(2)
         damage(workspace, one, name)
         link = (workspace.releases / "current").lstat()
-        with pytest.raises(BadRelease):
+        with pytest.raises(BadRelease, match=one):
             promote(workspace, one)
         assert current(workspace) == two and len(history(workspace)) == 2
         assert (workspace.releases / "current").lstat().st_ino == link.st_ino

@@ -50,7 +50,7 @@ def test_writes_are_fenced(client, tmp_path):
     lease.write([(b"row", {b"a": b"1"})])
     other = connect(tmp_path)
     other.incr(FENCE)  # another job took over
-    with pytest.raises(Fenced):
+    with pytest.raises(Fenced, match="another streaming job"):
         lease.write([(b"row", {b"a": b"2"}), (b"more", {b"a": b"2"})])
     assert other.hgetall("row") == {b"a": b"1"} and not other.exists("more")
     lease.release()

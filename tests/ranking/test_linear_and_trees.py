@@ -108,5 +108,5 @@ def test_unknown_kind_is_refused(tmp_path: Path) -> None:
     model.write_text(model.read_text().replace("popularity", "oracle"))
     with pytest.raises(ValueError, match="oracle"):
         load(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         load(tmp_path / "nowhere")

@@ -14,18 +14,18 @@ def test_schema_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "says"),
     [
-        {"numeric": ()},
-        {"heads": (), "head_weights": ()},
-        {"categorical": ("noise", "device")},
-        {"cardinalities": (6,)},
-        {"cardinalities": (6, 0)},
-        {"head_weights": (1.0, float("nan"))},
+        ({"numeric": ()}, "at least one numeric column"),
+        ({"heads": (), "head_weights": ()}, "one head"),
+        ({"categorical": ("noise", "device")}, "named twice"),
+        ({"cardinalities": (6,)}, "do not match the names"),
+        ({"cardinalities": (6, 0)}, "at least 1"),
+        ({"head_weights": (1.0, float("nan"))}, "finite"),
     ],
 )
-def test_schema_refuses_what_does_not_fit(change: dict[str, object]) -> None:
-    with pytest.raises(ValueError):
+def test_schema_refuses_what_does_not_fit(change: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
         replace(SCHEMA, **change)
 
 

@@ -75,7 +75,7 @@ def test_constant_and_empty_columns_are_harmless() -> None:
     transform = RowTransform.fit(rows)
     assert transform.scale == (1.0, 1.0)
     assert transform(rows)[0] == pytest.approx([0.0, 0.0, 1.0])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no rows"):
         RowTransform.fit(rows[:0])
 
 

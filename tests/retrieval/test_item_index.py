@@ -98,5 +98,5 @@ def test_the_tradeoff_runs_from_one_list_to_exact_search_and_leaves_the_index_as
 
 def test_an_exact_index_has_no_tradeoff() -> None:
     vectors = unit(1, 500)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="(?i)ivf"):
         search_tradeoff(build_index(vectors, vectors[:5])[0], vectors, vectors[:5])

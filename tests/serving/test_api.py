@@ -1,4 +1,4 @@
-"""The real server over HTTP: `funnel serve` on the built release, its Feast and its Redis."""
+"""The real server over HTTP: `funnel serve` on the served release, its Feast and its Redis."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from tests.support.api_server import start_server, stop
 
 
 @pytest.fixture(scope="module")
-def client(built):
-    process, client = start_server(built.workspace)
+def client(served):
+    process, client = start_server(served.workspace)
     yield client
     stop(process)
 
 
 @pytest.fixture(scope="module")
-def user(built):
-    events = read_events(built.workspace, [c.USER, c.POSITIVE])
+def user(served):
+    events = read_events(served.workspace, [c.USER, c.POSITIVE])
     return events.loc[events[c.POSITIVE], c.USER].iloc[-1]
 
 
@@ -41,9 +41,9 @@ def ids(answer):
     return [item["item_id"] for item in answer["items"]]
 
 
-def test_recommendations(client, user, built):
+def test_recommendations(client, user, served):
     answer = recommend(client, user, k=10)
-    assert answer["release"] == built.release.name
+    assert answer["release"] == served.release.name
     assert len(set(ids(answer))) == 10
     assert answer["degraded"] == []
     scores = [item["score"] for item in answer["items"]]
@@ -51,7 +51,7 @@ def test_recommendations(client, user, built):
     assert {source for item in answer["items"] for source in item["sources"]} <= {
         "two_tower", "similar", "popular", "trending", "new"
     }  # fmt: skip
-    events = read_events(built.workspace, [c.USER, c.ITEM])
+    events = read_events(served.workspace, [c.USER, c.ITEM])
     assert not set(ids(answer)) & set(events.loc[events[c.USER] == user, c.ITEM])
 
 
@@ -59,10 +59,10 @@ def test_the_same_request_gives_the_same_items(client, user):
     assert ids(recommend(client, user, k=20)) == ids(recommend(client, user, k=20))
 
 
-def test_filters_and_excludes(client, user, built):
+def test_filters_and_excludes(client, user, served):
     first = ids(recommend(client, user, k=5))
     assert not set(first) & set(ids(recommend(client, user, k=20, exclude=first)))
-    table = pq.read_table(built.workspace.ingest / "items.parquet").to_pylist()
+    table = pq.read_table(served.workspace.ingest / "items.parquet").to_pylist()
     genre = table[0]["genre"][0]
     having = {row["item_id"] for row in table if genre in row["genre"]}
     only = ids(recommend(client, user, k=200, filters={"genre": {"in": [genre]}}))
@@ -216,13 +216,13 @@ def test_bad_requests_are_problem_details(client, body):
     assert set(answer.json()) == {"type", "title", "status", "detail"}
 
 
-def test_operations(client, built):
+def test_operations(client, served):
     assert client.get("/healthz").json() == {"status": "ok"}
     ready = client.get("/readyz").json()
-    assert (ready["release"], ready["online_store"]) == (built.release.name, True)
+    assert (ready["release"], ready["online_store"]) == (served.release.name, True)
     assert (ready["lost"], ready["status"]) == ([], "ready")
     text = client.get("/metrics").text
-    assert f'funnel_release_info{{release="{built.release.name}"}} 1.0' in text
+    assert f'funnel_release_info{{release="{served.release.name}"}} 1.0' in text
     assert "funnel_stage_seconds_bucket" in text
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/recommendations", "/v1/events", "/healthz", "/readyz", "/metrics"} <= set(paths)

@@ -182,7 +182,7 @@ def test_killed_after_the_list_nothing_is_served_and_the_next_call_finishes(work
 def test_without_redis_the_user_is_on_the_list_all_the_same(workspace, erasure):
     fill(workspace, erasure, ["lost"])
     kill_redis(workspace)
-    with pytest.raises(OnlineStoreUnavailable):
+    with pytest.raises(OnlineStoreUnavailable, match="redis.sock|(?i:connect)"):
         erasure.erase("lost")
     assert erasure.served_as("lost") == ""
     assert Erasure(workspace).erase("lost").removed["event log"] == 3

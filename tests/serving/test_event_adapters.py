@@ -178,7 +178,7 @@ def test_redis_killed_after_the_write_is_made_good_by_the_next_append(files, mon
         patch.setattr(
             file_log.Writer, "write", lambda *a: (write(*a), kill_redis(files.workspace))[0]
         )
-        with pytest.raises(OnlineStoreUnavailable):
+        with pytest.raises(OnlineStoreUnavailable, match="redis.sock|(?i:connect)"):
             files.log.append([e := event("late")])
     files.log = FileLog(files.workspace, files.folder)  # starts the embedded Redis again
     assert files.log.append([e]) == Appended(0, 1)

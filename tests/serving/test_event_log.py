@@ -58,7 +58,7 @@ def test_a_repeat_is_harmless_and_known_for_a_day_at_least(workspace, client):
 def test_a_full_log_takes_nothing_of_a_batch_and_its_retry_is_no_repeat(workspace, client):
     log = RedisStreamLog(workspace, max_events=5)
     log.append(events(4))
-    with pytest.raises(LogFull):
+    with pytest.raises(LogFull, match="^5 events"):
         log.append(events(2, start=4))
     assert client.xlen(LOG) == 4
     newest = client.xrevrange(LOG, count=1)[0][0]
@@ -74,7 +74,7 @@ def test_what_was_not_committed_is_never_trimmed(workspace, client):
     log.append(events(4, start=8))
     left = [key for key, _ in client.xrange(LOG)]
     assert ids[4:] == [key for key in left if key in ids[4:]]
-    with pytest.raises(LogFull):
+    with pytest.raises(LogFull, match="^10 events"):
         log.append(events(6, start=12))
 
 

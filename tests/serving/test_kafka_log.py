@@ -121,7 +121,7 @@ def test_a_broker_that_is_down_and_back(kafka):
     kafka.log.append([event()])
     kafka.broker.go_down()
     try:
-        with pytest.raises(OnlineStoreUnavailable):
+        with pytest.raises(OnlineStoreUnavailable, match="Kafka"):
             kafka.log.append([e := event()])
     finally:
         kafka.broker.come_up()

@@ -172,7 +172,7 @@ def test_a_damaged_file_is_not_written_over(path):
     create(path, "web", [Scope.EVENTS])
     path.write_text("{")
     for change in (lambda: create(path, "app", [Scope.EVENTS]), lambda: revoke(path, "12345678")):
-        with pytest.raises(BadKeys):
+        with pytest.raises(BadKeys, match=path.name):
             change()
     assert path.read_text() == "{"
 

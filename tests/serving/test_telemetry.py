@@ -313,7 +313,7 @@ def test_the_servers_own_lines_are_json_and_hold_no_path(app, logs):
     with Server(uvicorn.Config(app, port=0, log_config=None)) as client, client:
         client.get(f"/v1/users/{USER}/features", headers={"x-request-id": "first"})
         client.get("/busy")  # on the same connection
-        with pytest.raises(httpx.RemoteProtocolError):
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
             client.get("/half", headers={"x-request-id": "broken"})
     seen = facts(lines())
     assert any(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_damage_is_refused(name: str, copy: Path, check: Callable[[Path], Releas
 )
 def test_what_native_code_would_choke_on_is_refused_by_loading(name: str, copy: Path) -> None:
     DAMAGE[name](copy)
-    with pytest.raises(BadRelease):
+    with pytest.raises(BadRelease, match=f"^{re.escape(str(copy))}: "):
         load_release(copy)
 
 

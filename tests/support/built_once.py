@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ROOT / ".pytest_cache" / "built"
-SOURCES = ("feature_repo", "pipelines", "ranking", "retrieval", "serving", "tests/support")
+SOURCES = ("feature_repo", "pipelines", "ranking", "retrieval", "serving")
 
 
 def built_once(name: str, build: Callable[[Path], None]) -> Path:
@@ -38,9 +39,11 @@ def built_once(name: str, build: Callable[[Path], None]) -> Path:
 
 @cache
 def _version() -> str:
-    """Return a hash of the day, the interpreter, and all sources and pinned packages."""
-    digest = hashlib.sha256(f"{datetime.now(UTC):%Y-%m-%d} {sys.version}".encode())
-    files = [ROOT / "constraints.txt"]
+    """Return a hash of the day, the interpreter and its threads, and all sources and pinned packages."""
+    digest = hashlib.sha256(
+        f"{datetime.now(UTC):%Y-%m-%d} {sys.version} {os.environ.get('OMP_NUM_THREADS')}".encode()
+    )
+    files = [ROOT / "constraints.txt", ROOT / "tests/support/small_world.py"]
     for package in SOURCES:
         files += sorted(path for path in (ROOT / package).rglob("*") if path.is_file())
     for path in files:
