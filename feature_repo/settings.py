@@ -25,7 +25,7 @@ EVENT_LOG = re.compile(
 )
 """How ``FUNNEL_EVENT_LOG`` is written."""
 
-_ORIGIN = re.compile(r"https?://(\[[0-9a-f:.]+\]|[\w.-]+)(:\d{1,5})?", re.IGNORECASE)
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 _MEMORY = r"^[1-9]\d*[kmgtKMGT]?$"
 
 
@@ -111,7 +111,8 @@ class Settings(BaseSettings):
     @classmethod
     def _origins(cls, value: Any) -> Any:
         if isinstance(value, str):
-            value = tuple(part.strip() for part in value.split(",") if part.strip())
+            parts = (part.strip().lower() for part in value.split(","))  # as browsers send them
+            value = tuple(part for part in parts if part)
         for origin in value:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"'{origin}' is not of the form https://host or https://host:port")
