@@ -52,7 +52,7 @@ class Settings(BaseSettings):
     )
     event_log: str = Field(
         "redis",
-        description="event log: `redis`, `kafka://host:port[,host:port]/topic` or `files:/a/folder`",
+        description="`redis`, `kafka://host:port[,host:port]/topic` or `files:/a/folder`",
     )
     log_max_events: int = Field(
         1_000_000, ge=1, description="maximum length of the event log in Redis"

@@ -1,4 +1,4 @@
-"""``funnel benchmark``: everything that is measured; heavy imports wait until they are needed."""
+"""``funnel benchmark``: all measurements; each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import typer
 from feature_repo.workspace import PROJECT_ROOT
 from pipelines.commands.options import use_all_cores, use_one_core
 
-benchmarks = typer.Typer(no_args_is_help=True, help="Measure; the last line is JSON.")
+benchmarks = typer.Typer(no_args_is_help=True, help="Run a benchmark; the last line is JSON.")
 
 
 class Layout(StrEnum):
-    """Known layouts of interactions without times."""
+    """Known layouts of interactions without timestamps."""
 
     lightgcn = "lightgcn"
 
 
 def _folder(home: Path | None, name: str) -> Path:
-    """Return the folder that was given, or the benchmark's own."""
+    """Return the given folder, or the benchmark's own below ``work/``."""
     return (home or PROJECT_ROOT / "work" / f"benchmark-{name}").resolve()
 
 
 @benchmarks.command("point-in-time")
 def point_in_time(
-    rows: Annotated[int, typer.Option(help="Entity rows", min=1)] = 500_000,
-    spark: Annotated[bool, typer.Option(help="Compare with Spark's join, every row")] = True,
+    rows: Annotated[int, typer.Option(help="Number of entity rows", min=1)] = 500_000,
+    spark: Annotated[bool, typer.Option(help="Compare every row with Spark's join")] = True,
 ) -> None:
     """Feast's point-in-time join: DuckDB and Spark over the same Parquet."""
     from benchmarks.point_in_time import run
@@ -40,16 +40,17 @@ def point_in_time(
 
 @benchmarks.command("streaming")
 def streaming(
+    *,
     home: Annotated[
         Path | None,
-        typer.Option(help="Folder of its own world (default: work/benchmark-streaming)"),
+        typer.Option(help="Working folder (default: work/benchmark-streaming)"),
     ] = None,
     rate: Annotated[
-        int, typer.Option(help="Events a second at which lag is measured", min=20)
+        int, typer.Option(help="Events per second at which lag is measured", min=20)
     ] = 200,
-    seconds: Annotated[float, typer.Option(help="Seconds at that rate", min=5)] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of load at that rate", min=5)] = 60.0,
     heavy_rate: Annotated[
-        int, typer.Option(help="Events a second that the job must keep up with", min=100)
+        int, typer.Option(help="Events per second that the job must keep up with", min=100)
     ] = 10_000,
     heavy_seconds: Annotated[float, typer.Option(help="Seconds at that rate", min=5)] = 60.0,
     partitions: Annotated[int, typer.Option(help="Partitions of the job's state", min=1)] = 2,
@@ -73,21 +74,24 @@ def streaming(
 
 @benchmarks.command("serving")
 def serving_benchmark(
+    *,
     home: Annotated[
         Path | None,
-        typer.Option(help="Folder of its own trained world (default: work/benchmark-serving)"),
+        typer.Option(help="Working folder (default: work/benchmark-serving)"),
     ] = None,
-    items: Annotated[int, typer.Option(help="Size of the catalogue", min=2_000)] = 100_000,
-    candidates: Annotated[int, typer.Option(help="Candidates to rank, about", min=100)] = 500,
+    items: Annotated[int, typer.Option(help="Number of items", min=2_000)] = 100_000,
+    candidates: Annotated[
+        int, typer.Option(help="Approximate number of candidates to rank", min=100)
+    ] = 500,
     seconds: Annotated[
-        float, typer.Option(help="Seconds of load on one connection, then on sixteen", min=1)
+        float, typer.Option(help="Seconds of load with 1 connection, then with 16", min=1)
     ] = 20.0,
-    workers: Annotated[int, typer.Option(help="Processes of the server", min=1)] = 2,
+    workers: Annotated[int, typer.Option(help="Worker processes of the server", min=1)] = 2,
     naive: Annotated[
-        int, typer.Option(help="Requests to answer in the obvious way; 0: none", min=0)
+        int, typer.Option(help="Requests to answer by the naive implementation; 0: none", min=0)
     ] = 200,
 ) -> None:
-    """Latency and throughput of the API, each stage, and the obvious way of doing it."""
+    """Latency and throughput of the API and its stages, against a naive implementation."""
     use_one_core()
     from benchmarks.serving import run
     from pipelines.display import result
@@ -111,10 +115,10 @@ def soak(
         typer.Option(help="Working folder with a release (default: work/benchmark-serving)"),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Minutes of load", min=0.5)] = 20.0,
-    rate: Annotated[float, typer.Option(help="Requests a second", min=1)] = 100.0,
-    workers: Annotated[int, typer.Option(help="Processes of the server", min=1)] = 2,
+    rate: Annotated[float, typer.Option(help="Requests per second", min=1)] = 100.0,
+    workers: Annotated[int, typer.Option(help="Worker processes of the server", min=1)] = 2,
 ) -> None:
-    """Memory of the server under a long load; 'funnel benchmark serving' makes the folder."""
+    """Memory of the server under long load, in the folder of 'funnel benchmark serving'."""
     from benchmarks.soak import run
     from pipelines.display import result
 
@@ -124,11 +128,13 @@ def soak(
 @benchmarks.command("skew")
 def skew_benchmark(
     home: Annotated[
-        Path | None, typer.Option(help="Folder of its own world (default: work/benchmark-skew)")
+        Path | None, typer.Option(help="Working folder (default: work/benchmark-skew)")
     ] = None,
-    requests: Annotated[int, typer.Option(help="Recommendations to ask for", min=1)] = 10_000,
+    requests: Annotated[
+        int, typer.Option(help="Number of recommendation requests", min=1)
+    ] = 10_000,
 ) -> None:
-    """Served features against recomputed ones, with events coming in all the while."""
+    """Served features against recomputed ones, while events arrive."""
     from benchmarks.skew import run
     from pipelines.display import result
 
@@ -138,19 +144,23 @@ def skew_benchmark(
 
 @benchmarks.command("retrieval")
 def retrieval_benchmark(
+    *,
     data_dir: Annotated[
-        Path, typer.Option(help="Folder with train.txt, test.txt and perhaps valid.txt")
+        Path, typer.Option(help="Folder with train.txt, test.txt and, optionally, valid.txt")
     ],
     layout: Annotated[
         Layout, typer.Option(help="lightgcn: lines 'user item item ...'")
     ] = Layout.lightgcn,
-    seeds: Annotated[int, typer.Option(help="Models to train with what was chosen", min=1)] = 1,
-    dimension: Annotated[int, typer.Option(help="Length of the vectors", min=2, max=1_024)] = 256,
+    seeds: Annotated[
+        int, typer.Option(help="Final models to train, each with its own random seed", min=1)
+    ] = 1,
+    dimension: Annotated[int, typer.Option(help="Embedding dimension", min=2, max=1_024)] = 256,
     minutes: Annotated[
-        float, typer.Option(help="Time for all of it; less means fewer epochs", min=0.1)
+        float,
+        typer.Option(help="Minutes for the whole benchmark; fewer minutes, fewer epochs", min=0.1),
     ] = 40.0,
 ) -> None:
-    """Two towers on a public split, all items ranked; takes no longer than --minutes, and begins anew if stopped."""
+    """Two towers on a public split, all items ranked; a stopped run restarts."""
     use_all_cores()
     from benchmarks.retrieval import run
     from pipelines.display import result
@@ -160,22 +170,23 @@ def retrieval_benchmark(
 
 @benchmarks.command("sequences")
 def sequences(
+    *,
     data_dir: Annotated[
-        Path, typer.Option(help="File of 'user item' lines in time order, or the folder of one")
+        Path, typer.Option(help="File of 'user item' lines in time order, or its folder")
     ],
     home: Annotated[
         Path | None, typer.Option(help="Folder of checkpoints (default: work/benchmark-sequences)")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Trainings, each from its own seed", min=1)] = 1,
-    minutes: Annotated[
-        float, typer.Option(help="At most so many for one training", min=0.1)
-    ] = 40.0,
-    epochs: Annotated[int, typer.Option(help="At most so many in one training", min=1)] = 30,
+    seeds: Annotated[
+        int, typer.Option(help="Models to train, each with its own random seed", min=1)
+    ] = 1,
+    minutes: Annotated[float, typer.Option(help="Maximum minutes per training", min=0.1)] = 40.0,
+    epochs: Annotated[int, typer.Option(help="Maximum epochs per training", min=1)] = 30,
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda (default: cuda where there is one)")
     ] = None,
 ) -> None:
-    """Next-item prediction by the sequential two-tower model; stopped, it is taken up again."""
+    """Next-item prediction by the sequential two-tower model; a stopped run continues."""
     from benchmarks.sequences import run
     from pipelines.display import result
     from retrieval.sequences.training import SequenceConfig
@@ -196,7 +207,7 @@ def ranking_benchmark(
         Path, typer.Option(help="Folder of MovieLens-1M: ratings.dat, users.dat, movies.dat")
     ],
     seeds: Annotated[
-        int, typer.Option(help="Trainings of each model, each from its own seed", min=1)
+        int, typer.Option(help="Trainings of each model, each with its own random seed", min=1)
     ] = 1,
 ) -> None:
     """Five rankers of labelled pairs, RecBole's protocol: AUC, log loss and calibration."""
@@ -209,15 +220,18 @@ def ranking_benchmark(
 
 @benchmarks.command("warm-start")
 def warm_start(
+    *,
     home: Annotated[
         Path | None,
-        typer.Option(help="Folder of its own world (default: work/benchmark-warm-start)"),
+        typer.Option(help="Working folder (default: work/benchmark-warm-start)"),
     ] = None,
-    users: Annotated[int, typer.Option(help="Users of the world", min=50)] = 600,
-    items: Annotated[int, typer.Option(help="Size of the catalogue", min=50)] = 500,
-    limit: Annotated[int, typer.Option(help="Events of the test slice to replay", min=1)] = 2_000,
+    users: Annotated[int, typer.Option(help="Number of users", min=50)] = 600,
+    items: Annotated[int, typer.Option(help="Number of items", min=50)] = 500,
+    limit: Annotated[
+        int, typer.Option(help="Maximum events of the test slice to replay", min=1)
+    ] = 2_000,
 ) -> None:
-    """Going on from the last release against training anew, when 15% of the events have come in since."""
+    """Warm start against training from scratch, after 15% new events."""
     use_all_cores()
     from benchmarks.warm_start import run
     from pipelines.display import result

@@ -82,6 +82,7 @@ app.add_typer(rankers)
 
 @app.command()
 def ingest(
+    *,
     data: Data = "synthetic",
     data_dir: DataDir = None,
     home: NewHome = None,
@@ -207,6 +208,7 @@ def train(  # noqa: PLR0913 - the options of the command
 
 @app.command()
 def evaluate(
+    *,
     home: Home = None,
     limit: Limit = None,
     baselines: Annotated[
@@ -216,7 +218,7 @@ def evaluate(
         bool, typer.Option(help="Also SASRec of RecTools, once 'make peers' has been run")
     ] = True,
     peer_minutes: Annotated[
-        float, typer.Option(help="For SASRec's tuning and fit, about", min=0.1)
+        float, typer.Option(help="Minutes for SASRec's tuning and training, about", min=0.1)
     ] = 20.0,
     ablations: Annotated[
         bool, typer.Option("--ablations", help="Also the funnel without each of its parts")
@@ -225,7 +227,7 @@ def evaluate(
         str | None, typer.Option(help="Id of a release to compare with on the same events")
     ] = None,
     _replay: Annotated[
-        bool, typer.Option("--replay", help="Event by event, in order of time: always so")
+        bool, typer.Option("--replay", help="Replay event by event, in order of time (always on)")
     ] = True,
 ) -> None:
     """Replay the test slice through the current release; the last line is JSON."""
@@ -254,7 +256,7 @@ def notebooks(
     / "work"
     / "notebooks",
 ) -> None:
-    """Run the notebooks on a finished workspace and write them as pages to look at."""
+    """Run the notebooks on a working folder and write them as HTML pages."""
     from pipelines.display import result
     from pipelines.evaluation.notebooks import run_notebooks
 
@@ -265,6 +267,7 @@ def notebooks(
 
 @app.command()
 def serve(
+    *,
     home: Home = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -283,22 +286,21 @@ def serve(
 
 @app.command()
 def stream(
+    *,
     home: Home = None,
     status: Annotated[
-        bool, typer.Option("--status", help="Say how the job is doing, and end")
+        bool, typer.Option("--status", help="Print the job's status and exit")
     ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Compare online features with a recount of all events")
     ] = False,
     rebuild: Annotated[
-        bool, typer.Option("--rebuild", help="Begin a new checkpoint from the offline tables")
+        bool, typer.Option("--rebuild", help="Start a new checkpoint from the offline tables")
     ] = False,
     interval: Annotated[
-        float, typer.Option(help="Seconds from batch to batch; 0: as soon as there are events")
+        float, typer.Option(help="Seconds between batches; 0: as soon as events arrive")
     ] = 0.0,
-    max_entries: Annotated[
-        int, typer.Option(help="At most so many events a batch", min=1)
-    ] = 100_000,
+    max_entries: Annotated[int, typer.Option(help="Maximum events per batch", min=1)] = 100_000,
     partitions: Annotated[
         int, typer.Option(help="Partitions of the state, fixed with the checkpoint", min=1)
     ] = 1,
@@ -306,7 +308,7 @@ def stream(
         str | None, typer.Option(help="Spark master (default: FUNNEL_SPARK_MASTER, else local)")
     ] = None,
 ) -> None:
-    """Keep the features of users and items fresh from the event log."""
+    """Update online features from the event log, until stopped."""
     if status:
         from pipelines.streaming.status import show_status
 
@@ -324,16 +326,17 @@ def stream(
 
 @app.command()
 def skew(
+    *,
     home: Home = None,
     limit: Annotated[
-        int | None, typer.Option(help="Only the newest so many requests (default: all)", min=1)
+        int | None, typer.Option(help="Maximum requests, newest first (default: all)", min=1)
     ] = None,
     since: Annotated[
         float | None,
-        typer.Option(help="Only those of the last so many hours (default: all)", min=0),
+        typer.Option(help="Only requests of the last hours (default: all)", min=0),
     ] = None,
 ) -> None:
-    """Recompute from the offline tables what was served, and count features that differ; the last line is JSON."""
+    """Recompute served features from the offline tables; the last line is JSON."""
     from pipelines.operations.skew import show_skew
 
     show_skew(workspace_of(home), limit, since)
@@ -341,29 +344,28 @@ def skew(
 
 @app.command()
 def replay(
+    *,
     data: Data,
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Folder with its files (built-in world: raw in the working folder)"),
     ] = None,
-    url: Annotated[str, typer.Option(help="Where the API is")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="URL of the API")] = "http://127.0.0.1:8000",
     speed: Annotated[
-        float, typer.Option(help="Seconds of the data in a second; 0: as many as can be", min=0)
+        float, typer.Option(help="Seconds of data per second; 0: as fast as possible", min=0)
     ] = 1.0,
     limit: Annotated[
-        int | None, typer.Option(help="Only the first so many events (default: all)", min=1)
+        int | None, typer.Option(help="Maximum events, oldest first (default: all)", min=1)
     ] = None,
     run: Annotated[
-        str | None, typer.Option(help="Name in the event ids (default: the time)")
+        str | None, typer.Option(help="Name of the run in event ids (default: the current time)")
     ] = None,
-    batch: Annotated[
-        int, typer.Option(help="At most so many events a request", min=1, max=1_000)
-    ] = 100,
+    batch: Annotated[int, typer.Option(help="Maximum events per request", min=1, max=1_000)] = 100,
 ) -> None:
-    """Send a data set's events to the API at the pace at which they happened; the last line is JSON.
+    """Send a data set's events to the API at their own pace; the last line is JSON.
 
-    Stopped, it is taken up with the same --run: events that were sent are answered as duplicates
-    for a day.
+    A stopped run continues with the same --run: for a day the API answers events that it has as
+    duplicates.
     """
     import time
 
@@ -376,15 +378,18 @@ def replay(
 
 @app.command()
 def batch(
+    *,
     out: Annotated[Path, typer.Option(help="Parquet file to write")],
     home: Home = None,
-    k: Annotated[int, typer.Option(help="Items a user", min=1, max=500)] = 20,
+    k: Annotated[int, typer.Option(help="Items per user", min=1, max=500)] = 20,
     redis_days: Annotated[
         float | None,
-        typer.Option(help="Also to Redis, kept for so many days (default: not)", min=0),
+        typer.Option(
+            help="Days to keep the lists in Redis too (default: not written there)", min=0
+        ),
     ] = None,
 ) -> None:
-    """Recommend to every known user at once, to Parquet; stopped, it goes on where it was."""
+    """Write recommendations for every known user to Parquet; a stopped run continues."""
     from pipelines.operations.batch import run_batch
 
     use_all_cores()
@@ -393,13 +398,14 @@ def batch(
 
 @app.command()
 def erase(
+    *,
     home: Home = None,
-    user: Annotated[str | None, typer.Option(help="Id of the user to forget")] = None,
+    user: Annotated[str | None, typer.Option(help="Id of the user to erase")] = None,
     pending: Annotated[
-        bool, typer.Option("--pending", help="Finish what DELETE /v1/users began")
+        bool, typer.Option("--pending", help="Finish erasures that DELETE /v1/users started")
     ] = False,
 ) -> None:
-    """Remove erased users from all that was kept, and write the proofs; the last line is JSON."""
+    """Erase users from all stored data and write the proofs; the last line is JSON."""
     if (user is None) == (not pending):
         raise typer.BadParameter("give --user ID or --pending")
     from pipelines.erasure.erase import run_erase

@@ -25,6 +25,7 @@ def _file(home: Path | None) -> Path:
 
 @keys.command("create")
 def create_key(
+    *,
     name: Annotated[str, typer.Option(help="Name of the caller")],
     scope: Annotated[list[Scope], typer.Option(help="What the caller may do; repeatable")],
     days: Annotated[
@@ -94,7 +95,8 @@ def _show(created: Created, note: str) -> None:
     typer.echo(created.text)
     expiry = _expiry(created.key)
     _say(
-        f"Key {created.key.id} for {', '.join(created.key.scopes)}{f', until {expiry}' if expiry else ''}. {note}"
+        f"Key {created.key.id} for {', '.join(created.key.scopes)}"
+        f"{f', until {expiry}' if expiry else ''}. {note}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Commands of the data scientist around the rankers: what they look at, with how much data, how small."""
+"""Commands that inspect and compress rankers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ rankers = typer.Typer()
 @rankers.command()
 def importance(
     home: Home = None,
-    requests: Annotated[int, typer.Option(help="At most so many validation requests", min=1)] = 300,
+    requests: Annotated[int, typer.Option(help="Maximum validation requests", min=1)] = 300,
     repeats: Annotated[int, typer.Option(help="Permutations of each feature", min=2)] = 5,
-    k: Annotated[int, typer.Option(help="Places of a list that count", min=1)] = 10,
+    k: Annotated[int, typer.Option(help="Length of the ranked lists that count", min=1)] = 10,
 ) -> None:
-    """Say which features the served ranker's order depends on; the last line is JSON."""
+    """Measure permutation importance of the served ranker; the last line is JSON."""
     from pipelines import display
     from pipelines.training.importance import importance as measure
     from pipelines.training.importance import show
@@ -56,10 +56,10 @@ def learning_curve(
 
 @rankers.command()
 def compress(home: Home = None) -> None:
-    """Make smaller rankers of the trained ones and compare them; the last line is JSON.
+    """Make smaller rankers from the trained ones; the last line is JSON.
 
     'funnel release --ranker NAME' releases one of them. Latency is processor time of one core, as
-    requests are served.
+    in serving.
     """
     from pipelines import display
     from pipelines.training.compress import compress as make

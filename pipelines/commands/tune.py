@@ -17,39 +17,41 @@ if TYPE_CHECKING:
 
 tune = typer.Typer(
     no_args_is_help=True,
-    help="Search for better settings on the validation slices; stopped, it is taken up again. The last line is JSON.",
+    help="Search for better settings on validation data; a stopped search continues.",
 )
 
 Trials = Annotated[
     int,
-    typer.Option(help="Until the study has so many trials, those given up early among them", min=1),
+    typer.Option(help="Trials of the study in total, pruned ones included", min=1),
 ]
-Jobs = Annotated[int, typer.Option(help="Processes that search at the same time", min=1)]
+Jobs = Annotated[int, typer.Option(help="Parallel search processes", min=1)]
 Minutes = Annotated[
     float | None,
-    typer.Option(help="Minutes after which no trial begins (default: no limit)", min=0),
+    typer.Option(help="Minutes after which no new trial starts (default: no limit)", min=0),
 ]
 
 
 @tune.command("towers")
 def towers(home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None) -> None:
-    """Settings of the two towers, by their recall@100 over all items on validation."""
+    """Search settings of the two towers, by recall@100 over all items on validation."""
     from pipelines.search.tower_search import TowerSearch
 
-    _search(home, TowerSearch(), trials, jobs, minutes)
+    _search(home, TowerSearch(), trials=trials, jobs=jobs, minutes=minutes)
 
 
 @tune.command("rankers")
 def rankers(
     home: Home = None, trials: Trials = 30, jobs: Jobs = 1, minutes: Minutes = None
 ) -> None:
-    """Settings of LambdaRank, LightGBM and DCN-v2, and which of them, by NDCG@10 on validation."""
+    """Search a ranker's kind and settings, by NDCG@10 on validation."""
     from pipelines.search.ranker_search import RankerSearch
 
-    _search(home, RankerSearch(), trials, jobs, minutes)
+    _search(home, RankerSearch(), trials=trials, jobs=jobs, minutes=minutes)
 
 
-def _search(home: Path | None, plan: Plan, trials: int, jobs: int, minutes: float | None) -> None:
+def _search(
+    home: Path | None, plan: Plan, *, trials: int, jobs: int, minutes: float | None
+) -> None:
     from pipelines import display
     from pipelines.search.run import run_search
     from pipelines.search.study import SearchConfig

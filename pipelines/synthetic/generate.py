@@ -31,7 +31,7 @@ from pipelines.synthetic.world import (
 )
 
 VERSION = 1
-"""Raise it when the same configuration gives other bytes: folders of older versions are made anew."""
+"""Raised when the same configuration gives other bytes; older folders are then regenerated."""
 
 CONFIG = "config.json"
 """File of the settings that a folder's world was made with."""
@@ -244,12 +244,12 @@ def simulate(world: World, config: WorldConfig) -> Events:
         np.where(liked, like_time, viewed) + 20 + rng.exponential(400, item.shape).astype(np.int64)
     )
     columns = []
-    for kind, (happened, time) in enumerate(
+    for kind, (occurs, time) in enumerate(
         [(item >= 0, viewed), (liked, like_time), (bought, buy_time)]
     ):
-        row, place = np.nonzero(happened & (item >= 0))
+        row, rank = np.nonzero(occurs & (item >= 0))
         columns.append(
-            np.stack([user[row], item[row, place], np.full(len(row), kind), time[row, place]])
+            np.stack([user[row], item[row, rank], np.full(len(row), kind), time[row, rank]])
         )
     log = np.concatenate(columns, axis=1)
     log = log[:, (log[3] < END) & (log[3] < world.available_until[log[1]])]
@@ -257,7 +257,7 @@ def simulate(world: World, config: WorldConfig) -> Events:
 
 
 def _sessions(world: World, config: WorldConfig) -> tuple[Int64Array, Float64Array]:
-    """Return users [S] and first moments [S] of sessions, by user and then time, hours apart."""
+    """Return users [S] and start times [S] of sessions, by user and time, hours apart."""
     rng = config.rng("sessions")
     rate = world.activity * (END - world.joined)
     wanted = config.events_per_user * config.users / EVENTS_PER_SESSION
@@ -278,7 +278,10 @@ def _sessions(world: World, config: WorldConfig) -> tuple[Int64Array, Float64Arr
 def _choose(
     world: World, config: WorldConfig, user: Int64Array, start: Float64Array
 ) -> tuple[Int64Array, Float64Array]:
-    """Return the items [S, MAX_VIEWS] viewed in each session in order, -1 after the last, and their affinities."""
+    """Return the items that each session views, in order, and their affinities.
+
+    Both are [S, MAX_VIEWS]; items are -1 after the last view.
+    """
     rng = config.rng("choices")
     length = np.minimum(rng.geometric(1 / MEAN_VIEWS, len(user)), MAX_VIEWS)
     chosen, liking = np.full((len(user), MAX_VIEWS), -1), np.zeros((len(user), MAX_VIEWS))

@@ -3,7 +3,7 @@
 An event happens because of the user's taste (which the user's attributes hint at and which drifts
 from week to week), the item's popularity and novelty, the hour of the day and the session's intent.
 Each session draws an intent among the themes and then its items, without replacement, by a softmax
-choice repeated, with the preferences of its first moment (``pipelines.synthetic.generate`` does
+choice repeated, with the preferences of its start (``pipelines.synthetic.generate`` does
 it).
 """
 
@@ -24,19 +24,19 @@ from feature_repo.files import write_atomically
 DAY = 86_400.0
 WEEK = 7 * DAY
 END = 1_719_705_600.0
-"""The world's last moment: 2024-06-30 00:00 UTC, epoch seconds."""
+"""The world's end: 2024-06-30 00:00 UTC, epoch seconds."""
 
 THEMES_PER_GENRE = 4
 MAX_VIEWS = 15
 SESSION_GAP_S = 1200
-"""Views of a user more than so many seconds apart are of different sessions, others of the same one.
+"""Views of a user that are more seconds apart belong to different sessions.
 
-Views of a session never are further apart (unless one between them was dropped, its item having
-gone), and sessions of a user start two hours apart: the default world's log splits without error.
+Views of one session are closer, unless one between them was dropped because its item had gone.
+Sessions of a user start two hours apart, so the log splits into sessions without error.
 """
 
 REPEAT_PENALTY = np.array([0.0, 4.0, np.inf])
-"""Utility lost by an item that the user has viewed never, once, twice."""
+"""Utility that an item loses when the user has viewed it never, once, twice."""
 
 CHUNK = 512
 NOTHING: Int64Array = np.zeros(0, np.int64)
@@ -44,9 +44,9 @@ NOTHING: Int64Array = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """Size, seed and temper of a world.
+    """Size, random seed and strength of preferences of a world.
 
-    ``events_per_user`` is a mean over all users, about met. The strengths scale log-utilities:
+    ``events_per_user`` is a mean over all users, met approximately. Strengths scale log-utilities:
     ``taste`` by the match of user and item, ``intent`` by the match of session and item,
     ``popularity`` is the Zipf exponent, ``rhythm`` the swing with the hour of the day; ``drift`` is
     a week's step of the taste (whose norm is about one).
@@ -80,7 +80,7 @@ class WorldConfig:
 
     @property
     def start(self) -> float:
-        """The world's first moment, epoch seconds."""
+        """The world's start, epoch seconds."""
         return END - self.days * DAY
 
     def rng(self, purpose: str) -> np.random.Generator:
@@ -108,7 +108,7 @@ class World:
 
     user_ids: list[str]  # U external ids
     item_ids: list[str]  # I external ids
-    start: Float64Array  # [] the first moment
+    start: Float64Array  # [] epoch seconds
     joined: Float64Array  # [U] no event of a user comes earlier
     activity: Float64Array  # [U] relative number of sessions a day
     user_codes: Int64Array  # [U, 3] indices into AGE_GROUPS, COUNTRIES, DEVICES
@@ -120,8 +120,8 @@ class World:
     titles: npt.NDArray[np.str_]  # [I]
     prices: Float64Array  # [I]
     log_popularity: Float64Array  # [I] log-utility common to all users
-    available_from: Float64Array  # [I] first moment
-    available_until: Float64Array  # [I] first moment no longer available; inf where there is none
+    available_from: Float64Array  # [I] start of availability
+    available_until: Float64Array  # [I] end of availability; inf where there is none
     themes: Float64Array  # [K, D] of norm one; theme k belongs to genre k // THEMES_PER_GENRE
     intent_pull: Float64Array  # [I, K] log-utility that a session with the intent of theme k adds
     rhythm: Float64Array  # [G, 2] swing in log-utility and favourite hour (UTC)
@@ -137,12 +137,12 @@ class World:
         return affinity
 
     def appeal(self, time: Float64Array) -> Float64Array:
-        """Return [B, I] log-utilities that all users share; -inf where the item is not available."""
-        moment = time[:, None]
-        novelty = 0.8 * np.exp(-np.maximum(moment - self.available_from, 0) / (10 * DAY))
+        """Return [B, I] log-utilities that all users share; -inf for unavailable items."""
+        now = time[:, None]
+        novelty = 0.8 * np.exp(-np.maximum(now - self.available_from, 0) / (10 * DAY))
         genres = self.item_genres / self.item_genres.sum(1, keepdims=True)
         appeal: Float64Array = self.log_popularity + novelty + self._hour(time) @ genres.T
-        appeal[(moment < self.available_from) | (moment >= self.available_until)] = -np.inf
+        appeal[(now < self.available_from) | (now >= self.available_until)] = -np.inf
         return appeal
 
     def intents(self, user: Int64Array, time: Float64Array) -> Float64Array:
@@ -177,7 +177,7 @@ class World:
         Args:
             user: [B] indices into ``user_ids``.
             time: [B] unshifted epoch seconds of the session's start, which is its first view. The
-                moment of a later view errs by minutes: hardly at all.
+                time of a later view differs by minutes, which hardly matters.
             earlier: B arrays of item indices viewed earlier in the session, oldest first. They are
                 not viewed again and have -inf, as have items not available at that time.
             before: B arrays of item indices viewed in earlier sessions, one entry a view; such
@@ -200,14 +200,15 @@ class World:
     def _next_view(
         self, logits: Float64Array, intents: Float64Array, earlier: Int64Array
     ) -> Float64Array:
-        """Return [B, I] log-probabilities; by the Plackett-Luce model of ``earlier`` [B, L], ended by -1.
+        """Return [B, I] log-probabilities under the Plackett-Luce model.
 
-        What was left to choose from is summed from the last view back, so that nothing cancels.
+        ``earlier`` [B, L] is padded with -1. The items left to choose from are summed from the last
+        view back, so that nothing cancels.
         """
         weight = np.exp(logits - logits.max(1, initial=-1e300, keepdims=True))
         taken = np.take_along_axis(weight, np.maximum(earlier, 0), axis=1)
-        row, place = np.nonzero(earlier >= 0)
-        weight[row, earlier[row, place]] = 0
+        row, rank = np.nonzero(earlier >= 0)
+        weight[row, earlier[row, rank]] = 0
         pull = np.exp(self.intent_pull)
         left = left_now = np.maximum(weight @ pull, 1e-300)
         for item, chosen in zip(earlier.T[::-1], taken.T[::-1], strict=True):
@@ -259,6 +260,6 @@ def _padded(lists: Sequence[Int64Array]) -> Int64Array:
 
 def _counts(listed: Int64Array, items: int) -> Int64Array:
     """Return how often [B, I] each item occurs in its row of ``listed``, which -1 fills up."""
-    row, place = np.nonzero(listed >= 0)
-    counts = np.bincount(row * items + listed[row, place], minlength=len(listed) * items)
+    row, rank = np.nonzero(listed >= 0)
+    counts = np.bincount(row * items + listed[row, rank], minlength=len(listed) * items)
     return counts.reshape(len(listed), items)
