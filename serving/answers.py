@@ -1,4 +1,4 @@
-"""From lists of codes to what is said of them: responses, explanations and impressions."""
+"""Answers: responses, explanations and logged impressions, made from lists of item codes."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from serving.api.schemas import (
 )
 from serving.impressions import Impression, filters_to_log
 from serving.online.features import OnlineFeatures, UserFeatures
+from serving.recommender.candidates import SourceBits
 from serving.recommender.item_table import Activity, ItemTable
 from serving.recommender.recommender import Ranked, Recommendation
 from serving.releases.release import Release
@@ -41,10 +42,16 @@ class UnknownItem(LookupError):
 
 @dataclass(frozen=True)
 class ServingSnapshot:
-    """What a request is answered from, read once a request: a swap in the middle of it changes nothing for it.
+    """What requests are answered from; a request reads it once, so a swap does not affect it.
 
-    ``loaded`` is the release as it was loaded, ``release`` and ``items`` have what was added since;
-    ``activity`` is of the newest counters, which may not have that (None: those of the release).
+    Attributes:
+        loaded: the release as it was loaded.
+        release: the same with the items that were added since.
+        online: reads of the online store.
+        items: the item table, with added and without removed items and with the newest counters.
+        activity: the newest counters, which may lack added items; None: those of the release.
+        items_as_of: when the counters were read, ISO 8601; None: they are those of the release.
+
     """
 
     loaded: Release
@@ -56,88 +63,116 @@ class ServingSnapshot:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A response with everything behind it."""
+class Outcome:
+    """What the recommender gave for one request.
 
-    response: RecommendationResponse
+    Attributes:
+        time: of the user's features, epoch seconds.
+        features: of the user; None: the online store did not answer.
+        result: the list.
+        ranked: the candidates of the whole batch; None: there are none, and the list is of popular
+            items.
+        row: index of the request in its batch.
+
+    """
+
     time: float
     features: UserFeatures | None
     result: Recommendation
     ranked: Ranked | None
     row: int
+
+    def sources(self) -> SourceBits:
+        """Return the source bits of the request's candidates, uint8 ``[n]``."""
+        if self.ranked is None:
+            return np.zeros(0, dtype=np.uint8)
+        return self.ranked.candidates.sources[self.ranked.candidates.rows(self.row)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response with the outcome behind it and the ranker's inputs of the ranked items.
+
+    ``numeric`` float32 ``[r, F]`` and ``categorical`` int32 ``[r, C]``.
+    """
+
+    response: RecommendationResponse
+    outcome: Outcome
     numeric: Float32Array
     categorical: Int32Array
 
 
 def make_answer(
-    snapshot: ServingSnapshot,
-    request: RecommendationRequest,
-    now: float,
-    features: UserFeatures | None,
-    result: Recommendation,
-    ranked: Ranked | None,
-    row: int,
+    snapshot: ServingSnapshot, request: RecommendationRequest, outcome: Outcome
 ) -> Answer:
-    """Return the response to a request with everything behind it.
+    """Return the response to a request with everything behind it."""
+    result = outcome.result
+    numeric, categorical = _ranker_inputs(snapshot, outcome)
 
-    Args:
-        snapshot: what it is answered from.
-        request: who asked for what.
-        now: the moment that features are of, epoch seconds.
-        features: of the user; None: the online store did not answer.
-        result: the list.
-        ranked: the candidates behind it; None: there are none, the list is of popular items.
-        row: which of the users of ``ranked``.
-
-    """
-    numeric, categorical = (
-        ranked.rows(row, result.rows, snapshot.items) if ranked else _no_rows(snapshot.release)
-    )
-    names = snapshot.release.codec.items.names(result.items)
     items = [
         RecommendationItem(item_id=item_id, score=score, sources=sources)
         for item_id, score, sources in zip(
-            names, _finites(result.scores), result.sources, strict=True
+            snapshot.release.codec.items.names(result.items),
+            _finites(result.scores),
+            result.sources,
+            strict=True,
         )
     ]
     response = RecommendationResponse(
         request_id=uuid.uuid4().hex,
         release=snapshot.release.id,
         items=items,
-        degraded=[*_losses(features), *result.degraded],
+        degraded=[*_feature_losses(outcome.features), *result.degraded],
     )
+    answer = Answer(response, outcome, numeric, categorical)
+
     if request.explain:
         response["filtered"] = result.removed
-        for item, explained in zip(
-            items, _explain(snapshot, result, ranked, numeric, categorical), strict=True
-        ):
-            item["explain"] = explained
-    return Answer(response, now, features, result, ranked, row, numeric, categorical)
+        for item, explanation in zip(items, _explain(snapshot, answer), strict=True):
+            item["explain"] = explanation
+    return answer
 
 
-def _explain(
-    snapshot: ServingSnapshot,
-    result: Recommendation,
-    ranked: Ranked | None,
-    numerics: Float32Array,
-    categoricals: Int32Array,
-) -> list[Explanation]:
-    names, heads = snapshot.release.codec.numeric, snapshot.release.codec.spec.event_types
-    explanations: list[Explanation] = []
+def _ranker_inputs(snapshot: ServingSnapshot, outcome: Outcome) -> tuple[Float32Array, Int32Array]:
+    """Return the ranker's inputs of the ranked items of a list, as in ``Answer``."""
+    if outcome.ranked is None:
+        codec = snapshot.release.codec
+        numeric = np.zeros((0, len(codec.numeric)), np.float32)
+        return numeric, np.zeros((0, len(codec.categorical)), np.int32)
+    return outcome.ranked.rows(outcome.row, outcome.result.rows, snapshot.items)
+
+
+def _explain(snapshot: ServingSnapshot, answer: Answer) -> list[Explanation]:
+    """Return one explanation per item: of ranked items all, of others the source only."""
+    release = snapshot.release
+    names = release.codec.numeric
+    heads = release.codec.spec.event_types
+    result = answer.outcome.result
+    ranked = answer.outcome.ranked
     probabilities = ranked.probabilities[result.rows] if ranked else ()
-    shown = zip(probabilities, result.sources, result.scores, numerics, categoricals, strict=False)
-    for chances, sources, score, numeric, categorical in shown:
-        top = snapshot.release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
+
+    explanations: list[Explanation] = []
+    # The ranked items come first; the shorter arrays end the loop after them.
+    for of_heads, sources, score, numeric, categorical in zip(
+        probabilities,
+        result.sources,
+        result.scores,
+        answer.numeric,
+        answer.categorical,
+        strict=False,
+    ):
+        top = release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
         explanations.append(
             {
                 "sources": {s: _finite(numeric[names.index(_SOURCE_FEATURES[s])]) for s in sources},
                 "rank_score": _finite(score),
-                "probabilities": dict(zip(heads, map(_finite, chances), strict=True)),
+                "probabilities": dict(zip(heads, map(_finite, of_heads), strict=True)),
                 "features": [
                     {"feature": name, "contribution": _finite(value)} for name, value in top
                 ],
             }
         )
+
     unranked = result.sources[len(explanations) :]
     return explanations + [Explanation(sources=dict.fromkeys(sources)) for sources in unranked]
 
@@ -149,30 +184,36 @@ def similar_items(snapshot: ServingSnapshot, item_id: str, k: int) -> SimilarIte
         UnknownItem: the release has no such item.
 
     """
-    code = snapshot.release.codec.items.code(item_id)
+    codec = snapshot.release.codec
+    code = codec.items.code(item_id)
     if code == 0:
         raise UnknownItem(item_id)
-    retrieval = snapshot.release.retrieval
+
+    # The co-visited items that are available.
+    retriever = snapshot.release.retrieval.retriever
     available = snapshot.items.available(time.time())
-    near, similarity = retrieval.retriever.neighbours[code], retrieval.retriever.similarities[code]
-    found = [
+    similar = [
         (int(other), float(score), "similar")
-        for other, score in zip(near, similarity, strict=True)
+        for other, score in zip(
+            retriever.neighbours[code], retriever.similarities[code], strict=True
+        )
         if other > 0 and available[other]
     ]
-    if len(found) < k:
-        vector = np.ascontiguousarray(retrieval.vectors[code : code + 1])
-        scores, others = retrieval.retriever.nearest(vector, k + len(found) + 1)
-        known = {code, *(other for other, _, _ in found)}
-        found += [
-            (int(other), float(score), "two_tower")
-            for other, score in zip(others[0], scores[0], strict=True)
+
+    # If they are too few, the nearest other items by vector.
+    if len(similar) < k:
+        vector = np.ascontiguousarray(snapshot.release.retrieval.vectors[code : code + 1])
+        cosines, others = retriever.nearest(vector, k + len(similar) + 1)
+        known = {code, *(other for other, _, _ in similar)}
+        similar += [
+            (int(other), float(cosine), "two_tower")
+            for other, cosine in zip(others[0], cosines[0], strict=True)
             if other > 0 and other not in known and available[other]
         ]
-    names = snapshot.release.codec.items.values
+
     items = [
-        RecommendationItem(item_id=names[o - 1], score=s, sources=[source])
-        for o, s, source in found[:k]
+        RecommendationItem(item_id=codec.items.values[other - 1], score=score, sources=[source])
+        for other, score, source in similar[:k]
     ]
     return SimilarItemsResponse(release=snapshot.release.id, items=items)
 
@@ -181,11 +222,13 @@ def impression_of(
     request: RecommendationRequest, answer: Answer, snapshot: ServingSnapshot
 ) -> Impression:
     """Return what is logged of an answer."""
-    response, features, result = answer.response, answer.features, answer.result
+    response = answer.response
+    result = answer.outcome.result
+    features = answer.outcome.features
     return Impression(
         request_id=response["request_id"],
         user_id=request.user_id,
-        time=answer.time,
+        time=answer.outcome.time,
         release=response["release"],
         k=request.k,
         degraded=response["degraded"],
@@ -202,19 +245,12 @@ def impression_of(
     )
 
 
-def _losses(features: UserFeatures | None) -> list[str]:
+def _feature_losses(features: UserFeatures | None) -> list[str]:
     """Return what is missing of a user's features, in words of ``Degradation``."""
     if features is None:
         return ["online_store_unavailable"]
     stale = [f"stale_{view}" for view in features.stale]
     return stale if features.known else [*stale, "unknown_user"]
-
-
-def _no_rows(release: Release) -> tuple[Float32Array, Int32Array]:
-    codec = release.codec
-    return np.zeros((0, len(codec.numeric)), np.float32), np.zeros(
-        (0, len(codec.categorical)), np.int32
-    )
 
 
 def _finites(values: Float32Array) -> list[float]:

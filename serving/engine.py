@@ -1,4 +1,7 @@
-"""What the HTTP app calls: a release, the online store and the clock put together, never failing a request."""
+"""The engine that the HTTP app calls: it joins a release, the online store and the clock.
+
+A request never fails because a part is missing: its answer is degraded and says so.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
 from serving.answers import (
     Answer,
+    Outcome,
     ServingSnapshot,
     UnknownItem,
     impression_of,
@@ -50,12 +54,15 @@ from serving.recommender.deadline import NEVER, Breaker, Deadline
 from serving.recommender.filters import RequestRules
 from serving.recommender.item_table import ItemTable
 from serving.recommender.recommender import Ranked, Recommendation
+from serving.recommender.users import UserBatch
 from serving.releases.release import Release
 
 _log = logging.getLogger(__name__)
 
 _WARM_UPS = 10
-_TOGETHER = 32
+_BATCH = 32
+"""Requests that are answered at once, of a larger number."""
+
 _RECALL_AT = 100
 
 
@@ -72,7 +79,7 @@ class Engine:
         metrics: Metrics | None = None,
         counters: CounterFiles | None = None,
     ) -> None:
-        """``counters``: where another process keeps the item counters; without it they are read when one is made."""
+        """``counters``: files of another process; None: read the counters at every new release."""
         self.settings = settings or read_settings()
         self.metrics = metrics or Metrics()
         self.impressions: ImpressionLog | None = None
@@ -96,74 +103,70 @@ class Engine:
 
     @property
     def items(self) -> ItemTable:
-        """Its item table, with the newest counters that were read."""
+        """Its item table, with the newest counters."""
         return self.snapshot.items
 
     @property
     def items_as_of(self) -> str | None:
-        """When the item counters were read from the online store (ISO 8601); None: they are the release's own."""
+        """When the item counters were read, ISO 8601; None: they are those of the release."""
         return self.snapshot.items_as_of
 
     def close(self) -> None:
-        """Write the impressions that still wait."""
+        """Write the buffered impressions."""
         if self.impressions:
             self.impressions.close()
 
     def adopt(self, release: Release) -> None:
-        """Serve another release from the next request on; requests under way end on the one that they began with."""
+        """Serve another release from the next request on; requests under way keep theirs."""
         timeout_s = self.settings.redis_timeout_ms / 1_000
         online = OnlineFeatures(self.workspace, release.items, self.metrics.observe_age, timeout_s)
         with self._swapping:
             self.changes.poll()
             self.changes.tidy(release, time.time())
-            snapshot = self._refreshed(
-                self._changed(ServingSnapshot(release, release, online, release.items))
-            )
+            snapshot = ServingSnapshot(release, release, online, release.items)
+            snapshot = self._with_newest_counters(self._with_item_changes(snapshot))
             for _ in range(_WARM_UPS):
                 self._answers(snapshot, [RecommendationRequest(user_id="warm-up")], NEVER)
-            self.snapshot, self.intake = (
-                snapshot,
-                Intake(self._log, release.codec.spec, self.metrics.events, self.erasure),
-            )
+
+            self.snapshot = snapshot
+            self.intake = Intake(self._log, release.codec.spec, self.metrics.events, self.erasure)
             self.metrics.serving(release.id)
             self.metrics.items_read(_epoch(snapshot.items_as_of))
 
     def measure_recall(self) -> None:
-        """Compare the index with exact search for the newest request's user vector, as a metric."""
+        """Set the metric of index recall, by exact search for the newest request's user vector."""
         sample, self._sample = self._sample, None
         if sample is None:
             return
         snapshot, vector = sample
-        index, vectors = (
-            snapshot.release.recommender.retriever.index,
-            snapshot.release.recommender.vectors,
-        )
-        at = min(_RECALL_AT, index.ntotal)
-        near = vectors[1 : index.ntotal + 1] @ vector
-        exact = np.argpartition(-near, at - 1)[:at]
-        found = index.search(vector[None, :], at)[1]
-        self.metrics.index_recall.set(recall_against(exact[None, :], found))
+        index = snapshot.release.recommender.retriever.index
+        vectors = snapshot.release.recommender.vectors
+
+        # Cosines [N - 1] of all items in the index with the user.
+        k = min(_RECALL_AT, index.ntotal)
+        cosines = vectors[1 : index.ntotal + 1] @ vector
+        exact = np.argpartition(-cosines, k - 1)[:k]
+        retrieved = index.search(vector[None, :], k)[1]
+        self.metrics.index_recall.set(recall_against(exact[None, :], retrieved))
 
     def refresh_changes(self) -> None:
-        """Show removed items no more, restored ones again, and added ones as well."""
+        """Apply what was added, removed and restored since the last call, on any server."""
         with self._swapping:
             if self.changes.poll():
-                self.snapshot = self._changed(self.snapshot)
+                self.snapshot = self._with_item_changes(self.snapshot)
 
-    def _changed(self, snapshot: ServingSnapshot) -> ServingSnapshot:
-        """Return what is served with the items that were added and without those that were removed."""
+    def _with_item_changes(self, snapshot: ServingSnapshot) -> ServingSnapshot:
+        """Return the snapshot with the added items and without the removed ones."""
         release = self.changes.apply_to(snapshot.loaded)
-        items = (
-            release.items
-            if snapshot.activity is None
-            else release.items.with_activity(snapshot.activity)
-        )
-        items = self.changes.remaining(release, items)
+        items = release.items
+        if snapshot.activity is not None:
+            items = items.with_activity(snapshot.activity)
+        items = self.changes.without_removed(release, items)
+
         release.recommender.prepare(items, time.time())
         self.metrics.spare_rows.set(release.retrieval.delta.left)
-        return replace(
-            snapshot, release=release, online=snapshot.online.with_items(release.items), items=items
-        )
+        online = snapshot.online.with_items(release.items)
+        return replace(snapshot, release=release, online=online, items=items)
 
     def add_item(self, item_id: str, item: ItemUpdate) -> bool:
         """Add an item, here at once and on all servers within a second; see ``ItemChanges.add``."""
@@ -173,7 +176,10 @@ class Engine:
         return changed
 
     def remove_item(self, item_id: str) -> bool:
-        """Show an item no more, here at once and on all servers within a second; return whether it was shown before.
+        """Remove an item, here at once and on all servers within a second.
+
+        Returns:
+            whether it was not removed already.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
@@ -184,7 +190,7 @@ class Engine:
         return changed
 
     def restore_item(self, item_id: str) -> bool:
-        """Take a removal back; return whether there was one.
+        """Restore a removed item; return whether it was removed.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
@@ -198,20 +204,20 @@ class Engine:
         return changed
 
     def refresh_items(self) -> None:
-        """Serve with other item counters if there are some."""
+        """Use the newest item counters, if there are new ones."""
         if self._counters is None or not self._counters.changed():
             return
         with self._swapping:
-            self.snapshot = self._refreshed(self.snapshot)
+            self.snapshot = self._with_newest_counters(self.snapshot)
             self.metrics.items_read(_epoch(self.snapshot.items_as_of))
 
-    def _refreshed(self, snapshot: ServingSnapshot) -> ServingSnapshot:
-        """Return the newest item counters that there are; where the store does not answer, those in use stay."""
+    def _with_newest_counters(self, snapshot: ServingSnapshot) -> ServingSnapshot:
+        """Return the snapshot with the newest counters; without an answer it keeps its own."""
         if self._counters is not None:
-            found = self._counters.newest(snapshot.release)
-            if found is None:
+            newest = self._counters.newest(snapshot.release)
+            if newest is None:
                 return snapshot
-            activity, as_of = found
+            activity, as_of = newest
         else:
             now = datetime.now(UTC)
             as_of = now.isoformat(timespec="microseconds")
@@ -240,44 +246,51 @@ class Engine:
             UnknownAttribute: a filter names an attribute that items do not have.
 
         """
-        return self._served([request], deadline or Deadline(self.settings.deadline_ms / 1_000))[0]
+        deadline = deadline or Deadline(self.settings.deadline_ms / 1_000)
+        return self._serve([request], deadline)[0]
 
     def recommend_many(
         self, requests: Sequence[RecommendationRequest]
     ) -> list[RecommendationResponse]:
-        """Serve many requests at once: one trip to the online store and one search for all of them.
+        """Serve many requests in batches, with one read of the online store and one search each.
 
         Raises:
             UnknownAttribute: a filter names an attribute that items do not have.
 
         """
-        parts = (
-            requests[start : start + _TOGETHER] for start in range(0, len(requests), _TOGETHER)
-        )
-        return [response for part in parts for response in self._served(part, NEVER)]
+        parts = (requests[start : start + _BATCH] for start in range(0, len(requests), _BATCH))
+        return [response for part in parts for response in self._serve(part, NEVER)]
 
-    def _served(
+    def _serve(
         self, requests: Sequence[RecommendationRequest], deadline: Deadline
     ) -> list[RecommendationResponse]:
-        snapshot, requests = self.snapshot, self.erasure.anonymous(requests)
+        """Answer requests from the present snapshot, and note and log the answers."""
+        snapshot = self.snapshot
+        requests = self.erasure.anonymous(requests)
         for request in requests:
             snapshot.release.recommender.filters.check(request.filters, snapshot.items)
+
         answers = self._answers(snapshot, requests, deadline)
         for request, answer in zip(requests, answers, strict=True):
-            note(
-                answer=answer.response["request_id"],
-                release=snapshot.release.id,
-                degraded=answer.response["degraded"],
-            )
-            self.metrics.degrade(answer.response["degraded"])
-            self.metrics.show(answer.result.sources)
-            if answer.ranked:
-                self.metrics.proposed(
-                    answer.ranked.candidates.sources[answer.ranked.candidates.rows(answer.row)]
-                )
-            if self.impressions and request.user_id:
-                self.impressions.offer(impression_of(request, answer, snapshot))
+            self._observe(snapshot, request, answer)
         return [answer.response for answer in answers]
+
+    def _observe(
+        self, snapshot: ServingSnapshot, request: RecommendationRequest, answer: Answer
+    ) -> None:
+        """Add an answer to the log line of its request, the metrics and the impression log."""
+        response = answer.response
+        note(
+            answer=response["request_id"],
+            release=snapshot.release.id,
+            degraded=response["degraded"],
+        )
+        self.metrics.degrade(response["degraded"])
+        self.metrics.show(answer.outcome.result.sources)
+        if answer.outcome.ranked:
+            self.metrics.proposed(answer.outcome.sources())
+        if self.impressions and request.user_id:
+            self.impressions.offer(impression_of(request, answer, snapshot))
 
     def _answers(
         self,
@@ -285,56 +298,62 @@ class Engine:
         requests: Sequence[RecommendationRequest],
         deadline: Deadline,
     ) -> list[Answer]:
-        recommender, codec, now = snapshot.release.recommender, snapshot.release.codec, time.time()
+        """Return one answer per request: features, then candidates or popular items."""
+        now = time.time()
         with self.metrics.stage("features"):
-            known = self._features(snapshot, [request.user_id for request in requests], now)
-            columns = [
-                found.columns if found else no_features(request.user_id, codec)
-                for found, request in zip(known, requests, strict=True)
-            ]
-            users = snapshot.release.reader.read(concat_rows(columns), np.full(len(requests), now))
+            features = self._features(snapshot, [request.user_id for request in requests], now)
+            users = _user_batch(snapshot, requests, features, now)
+
         rules = [
             RequestRules(request.k, tuple(request.exclude), request.filters) for request in requests
         ]
-        ranked: Ranked | None = None
-        results: list[Recommendation] = []
+        results, ranked = self._recommend(snapshot, users, rules, deadline)
+
+        answers = []
+        for row, request in enumerate(requests):
+            outcome = Outcome(now, features[row], results[row], ranked, row)
+            answers.append(make_answer(snapshot, request, outcome))
+        return answers
+
+    def _recommend(
+        self,
+        snapshot: ServingSnapshot,
+        users: UserBatch,
+        rules: list[RequestRules],
+        deadline: Deadline,
+    ) -> tuple[list[Recommendation], Ranked | None]:
+        """Return one list per request, with the candidates; None: popular items, without any."""
+        recommender = snapshot.release.recommender
         if deadline.remaining() > 0:
             try:
                 results, ranked, vectors = recommender.recommend_ranked(
-                    users,
-                    rules,
-                    snapshot.items,
-                    deadline=deadline,
-                    timer=self.metrics.stage,
+                    users, rules, snapshot.items, deadline=deadline, timer=self.metrics.stage
                 )
-                self._sample = (snapshot, vectors[0])
             except Exception:
                 _log.exception("candidates failed; popular items are served")
-        if ranked is None:
-            results = [
-                recommender.popular(users, row, rule, snapshot.items)
-                for row, rule in enumerate(rules)
-            ]
-        rows = zip(requests, known, results, strict=True)
-        return [
-            make_answer(snapshot, request, now, features, result, ranked, row)
-            for row, (request, features, result) in enumerate(rows)
+            else:
+                self._sample = (snapshot, vectors[0])
+                return results, ranked
+
+        popular = [
+            recommender.popular(users, row, rule, snapshot.items) for row, rule in enumerate(rules)
         ]
+        return popular, None
 
     def _features(
         self, snapshot: ServingSnapshot, user_ids: list[str], now: float
     ) -> Sequence[UserFeatures | None]:
-        """Return users' features; None for all where the online store does not answer in time."""
-        found: Sequence[UserFeatures | None] = [None] * len(user_ids)
+        """Return users' features; None for all if the online store does not answer in time."""
+        features: Sequence[UserFeatures | None] = [None] * len(user_ids)
         if self._breaker.allows():
             try:
-                found = snapshot.online.users(user_ids, now)
+                features = snapshot.online.users(user_ids, now)
             except OnlineStoreUnavailable:
                 self._breaker.failed()
             else:
                 self._breaker.succeeded()
         self.metrics.breaker("redis", "closed" if self._breaker.closed else "open")
-        return found
+        return features
 
     def similar(self, item_id: str, k: int) -> SimilarItemsResponse:
         """Return items like another: co-visited ones first, then the nearest vectors.
@@ -354,5 +373,20 @@ class Engine:
         return self.intake.accept(raw)
 
 
-def _epoch(moment: str | None) -> float | None:
-    return datetime.fromisoformat(moment).timestamp() if moment else None
+def _user_batch(
+    snapshot: ServingSnapshot,
+    requests: Sequence[RecommendationRequest],
+    features: Sequence[UserFeatures | None],
+    now: float,
+) -> UserBatch:
+    """Return the users of some requests as arrays; without features nothing is known of a user."""
+    codec = snapshot.release.codec
+    columns = [
+        of_user.columns if of_user else no_features(request.user_id, codec)
+        for of_user, request in zip(features, requests, strict=True)
+    ]
+    return snapshot.release.reader.read(concat_rows(columns), np.full(len(requests), now))
+
+
+def _epoch(timestamp: str | None) -> float | None:
+    return datetime.fromisoformat(timestamp).timestamp() if timestamp else None

@@ -1,4 +1,4 @@
-"""Items that came after the release: kept in Redis, from where all servers take them up."""
+"""Items added after the release, kept in Redis, from where all servers read them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import redis_answering
 from serving.live_items.removed import REMOVED, REMOVED_VERSION
+from serving.live_items.versioned import VersionedValue
 from serving.releases.delta import AddedItem
 
-_ADDED, _VERSION = "funnel:items:added", "funnel:items:added:version"
+_ADDED = "funnel:items:added"
+_VERSION = "funnel:items:added:version"
 
-# An item that is added is one that is to be shown, so a removal ends with it. What it was first
-# added at stays.
+# Adding an item restores it if it was removed. The time at which it was first added stays.
 _ADD = """
 local changed = redis.call('SREM', KEYS[3], ARGV[1])
 if changed == 1 then redis.call('INCR', KEYS[4]) end
@@ -41,35 +42,36 @@ class BadItem(ValueError):
 
 
 class ReleasedItem(ValueError):
-    """The item is one of the release, which alone says what it is like."""
+    """The item is one of the release, whose attributes cannot be changed."""
 
 
 class NoSpareRow(FunnelError):
-    """The release has no place for another item."""
+    """The release has no spare row for another item."""
 
 
 class AddedItems:
-    """The added items. They outlast releases: one that has the item itself serves its own row."""
+    """The added items. They outlast releases; a release that has the item itself serves its own."""
 
     def __init__(self, workspace: Workspace, timeout_s: float = 0.5) -> None:
         self._redis = redis_client(workspace, timeout_s)
         self._add = self._redis.register_script(_ADD)
-        self._seen: bytes | None = None
+        self._items = VersionedValue(self._redis, _VERSION, self._read_all)
 
     def add(
         self,
         item_id: str,
         attributes: Mapping[str, Any],
+        *,
         available_from: float | None,
         available_until: float | None,
         now: float,
     ) -> bool:
-        """Add an item, or change one that was added, and take its removal back; return whether that changed anything.
+        """Add, change or restore an item; return whether that changed anything.
 
         Args:
             item_id: which one.
             attributes: as given; those that fit the items of a release.
-            available_from: epoch seconds; None: from the moment at which it was first added.
+            available_from: epoch seconds; None: from the time at which it was first added.
             available_until: epoch seconds; None: always.
             now: epoch seconds.
 
@@ -83,33 +85,26 @@ class AddedItems:
         with redis_answering():
             return bool(self._add(keys=keys, args=[item_id, f"{now:.3f}", body]))
 
-    def forget(self, item_ids: Sequence[str]) -> None:
-        """Let go of items that nobody serves from here any more; a Redis that does not answer keeps them."""
+    def delete(self, item_ids: Sequence[str]) -> None:
+        """Delete items that no server needs any more; if Redis does not answer, they stay."""
         if item_ids:
             with suppress(redis.RedisError, OSError):
                 self._redis.hdel(_ADDED, *item_ids)
 
-    def changed(self) -> dict[str, AddedItem] | None:
-        """Return all added items, oldest first, if they are others than when this was last asked.
+    def poll(self) -> dict[str, AddedItem] | None:
+        """Return all added items, oldest first, if they have changed; see ``VersionedValue``."""
+        return self._items.poll()
 
-        None: the same, or Redis does not say. A Redis that was emptied takes nothing away until the
-        next start.
-        """
-        try:
-            version: bytes | None = self._redis.get(_VERSION)  # type: ignore[assignment]
-            if version is None or version == self._seen:
-                return None
-            found: dict[bytes, bytes] = self._redis.hgetall(_ADDED)  # type: ignore[assignment]
-        except (redis.RedisError, OSError):
-            return None
-        self._seen = version
-        dated = sorted((*value.split(b"|", 1), item) for item, value in found.items())
+    def _read_all(self) -> dict[str, AddedItem]:
+        values: dict[bytes, bytes] = self._redis.hgetall(_ADDED)  # type: ignore[assignment]
+        dated = sorted((*value.split(b"|", 1), item) for item, value in values.items())
         return {
-            item.decode(errors="surrogateescape"): _read(since, body) for since, body, item in dated
+            item.decode(errors="surrogateescape"): _item(since, body) for since, body, item in dated
         }
 
 
-def _read(since: bytes, body: bytes) -> AddedItem:
-    record, added_at = json.loads(body), float(since)
+def _item(since: bytes, body: bytes) -> AddedItem:
+    record = json.loads(body)
+    added_at = float(since)
     begin = added_at if record["from"] is None else record["from"]
     return AddedItem(record["attributes"], begin, record["until"], added_at)

@@ -1,4 +1,7 @@
-"""What has changed among the items since the release: kept in Redis, followed by every server, undone by no release."""
+"""Items added or removed since the release, kept in Redis and followed by every server.
+
+No release undoes them.
+"""
 
 from __future__ import annotations
 
@@ -9,55 +12,71 @@ from serving.api.schemas import ItemUpdate
 from serving.live_items.added import AddedItems, BadItem, NoSpareRow, ReleasedItem
 from serving.live_items.removed import RemovedItems
 from serving.recommender.item_table import ItemTable
-from serving.releases.delta import AddedItem, misfits
+from serving.releases.delta import AddedItem, attribute_problems
 from serving.releases.release import Release, with_added
 
-KEPT_S = 30 * 86_400.0
-"""How long an added item is kept that no server needs."""
+RETENTION_S = 30 * 86_400.0
+"""How long Redis keeps an added item that no server needs."""
 
 
 class ItemChanges:
     """Added and removed items, as they were when Redis was last asked."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self._removed, self._added = RemovedItems(workspace), AddedItems(workspace)
-        self._gone: set[str] = set()
-        self._items: dict[str, AddedItem] = {}
+        self._removed = RemovedItems(workspace)
+        self._added = AddedItems(workspace)
+        self._removed_ids: set[str] = set()
+        self._added_items: dict[str, AddedItem] = {}
 
     def poll(self) -> bool:
-        """Ask Redis, and return whether there is something else than before."""
-        gone, items = self._removed.changed(), self._added.changed()
-        self._gone = self._gone if gone is None else gone
-        self._items = self._items if items is None else items
-        return gone is not None or items is not None
+        """Ask Redis, and return whether something has changed since the last call."""
+        removed = self._removed.poll()
+        added = self._added.poll()
+        if removed is not None:
+            self._removed_ids = removed
+        if added is not None:
+            self._added_items = added
+        return removed is not None or added is not None
 
     def apply_to(self, loaded: Release) -> Release:
         """Return a release, as it was loaded, with the added items."""
-        return with_added(
-            loaded, {name: item for name, item in self._items.items() if name not in self._gone}
-        )
+        added = {
+            item_id: item
+            for item_id, item in self._added_items.items()
+            if item_id not in self._removed_ids
+        }
+        return with_added(loaded, added)
 
     def tidy(self, loaded: Release, now: float) -> None:
-        """Let go of what was added long ago and has been removed, or is in the release: what is kept is read whole.
+        """Delete items from Redis that were added long ago and are removed or in the release.
 
-        Whoever goes back to a release of before that time goes back to its items.
+        Servers read all added items at once, so these must stay few. A rollback to a release from
+        before that time has its items only.
         """
-        old = [name for name, item in self._items.items() if item.added_at < now - KEPT_S]
-        self._added.forget(
-            [name for name in old if name in self._gone or loaded.codec.items.code(name)]
+        old = [
+            item_id
+            for item_id, item in self._added_items.items()
+            if item.added_at < now - RETENTION_S
+        ]
+        self._added.delete(
+            [
+                item_id
+                for item_id in old
+                if item_id in self._removed_ids or loaded.codec.items.code(item_id)
+            ]
         )
 
-    def remaining(self, release: Release, items: ItemTable) -> ItemTable:
+    def without_removed(self, release: Release, items: ItemTable) -> ItemTable:
         """Return a release's item table without the removed items."""
-        codes = release.codec.items.encode(list(self._gone))
+        codes = release.codec.items.encode(list(self._removed_ids))
         return items.without(codes[codes > 0], release.items)
 
     def knows(self, item_id: str) -> bool:
         """Return whether the item was added, removed since or not."""
-        return item_id in self._items
+        return item_id in self._added_items
 
     def remove(self, item_id: str) -> bool:
-        """Remove an item and return whether it was there.
+        """Remove an item; return whether it was not removed already.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
@@ -66,7 +85,7 @@ class ItemChanges:
         return self._removed.remove(item_id)
 
     def restore(self, item_id: str) -> bool:
-        """Take a removal back and return whether there was one.
+        """Restore a removed item; return whether it was removed.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
@@ -75,22 +94,26 @@ class ItemChanges:
         return self._removed.restore(item_id)
 
     def add(self, item_id: str, item: ItemUpdate, loaded: Release) -> bool:
-        """Add an item, or change one that was added, and return whether that changed anything.
+        """Add an item or change an added one; return whether that changed anything.
 
         Raises:
             ReleasedItem: ``loaded`` has the item itself.
             BadItem: its attributes do not fit the release's items.
-            NoSpareRow: ``loaded`` has no place for it.
+            NoSpareRow: ``loaded`` has no row left for it.
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
 
         """
         if loaded.codec.items.code(item_id):
             raise ReleasedItem(item_id)
-        problems = misfits(item.attributes, loaded.codec.spec.item_attributes)
+        problems = attribute_problems(item.attributes, loaded.codec.spec.item_attributes)
         if problems:
-            raise BadItem("; ".join(f"{name}: {what}" for name, what in problems.items()))
-        if not loaded.retrieval.delta.has_place(item_id):
+            raise BadItem("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
+        if not loaded.retrieval.delta.has_row(item_id):
             raise NoSpareRow(loaded.retrieval.delta.spare)
         return self._added.add(
-            item_id, item.attributes, item.available_from, item.available_until, time.time()
+            item_id,
+            item.attributes,
+            available_from=item.available_from,
+            available_until=item.available_until,
+            now=time.time(),
         )

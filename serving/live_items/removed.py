@@ -1,14 +1,14 @@
-"""Items that may not be shown any more, whatever the release says: tombstones in Redis that all servers follow."""
+"""Removed items: tombstones in Redis that all servers follow, whatever the release has."""
 
 from __future__ import annotations
-
-import redis
 
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import redis_answering
+from serving.live_items.versioned import VersionedValue
 
-REMOVED, REMOVED_VERSION = "funnel:items:removed", "funnel:items:removed:version"
+REMOVED = "funnel:items:removed"
+REMOVED_VERSION = "funnel:items:removed:version"
 
 _CHANGE = """
 local changed = redis.call(ARGV[1], KEYS[1], ARGV[2])
@@ -18,15 +18,15 @@ return changed
 
 
 class RemovedItems:
-    """The ids of removed items. They outlast releases: whoever puts an item back says so."""
+    """The ids of removed items. They outlast releases, until an item is restored."""
 
     def __init__(self, workspace: Workspace, timeout_s: float = 0.5) -> None:
         self._redis = redis_client(workspace, timeout_s)
         self._change = self._redis.register_script(_CHANGE)
-        self._seen: bytes | None = None
+        self._ids = VersionedValue(self._redis, REMOVED_VERSION, self._read_all)
 
     def remove(self, item_id: str) -> bool:
-        """Remove an item and return whether it was there.
+        """Remove an item; return whether it was not removed already.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
@@ -36,7 +36,7 @@ class RemovedItems:
             return bool(self._change(keys=[REMOVED, REMOVED_VERSION], args=["SADD", item_id]))
 
     def restore(self, item_id: str) -> bool:
-        """Take a removal back and return whether there was one.
+        """Restore a removed item; return whether it was removed.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
@@ -45,18 +45,10 @@ class RemovedItems:
         with redis_answering():
             return bool(self._change(keys=[REMOVED, REMOVED_VERSION], args=["SREM", item_id]))
 
-    def changed(self) -> set[str] | None:
-        """Return the ids if they are others than when this was last asked; None: the same, or Redis does not say.
+    def poll(self) -> set[str] | None:
+        """Return all ids if they have changed; see ``VersionedValue``."""
+        return self._ids.poll()
 
-        A Redis that knows of no removal ever was emptied: what is removed stays removed until the
-        next start.
-        """
-        try:
-            version: bytes | None = self._redis.get(REMOVED_VERSION)  # type: ignore[assignment]
-            if version is None or version == self._seen:
-                return None
-            found: set[bytes] = self._redis.smembers(REMOVED)  # type: ignore[assignment]
-        except (redis.RedisError, OSError):
-            return None
-        self._seen = version
-        return {item.decode(errors="surrogateescape") for item in found}
+    def _read_all(self) -> set[str]:
+        members: set[bytes] = self._redis.smembers(REMOVED)  # type: ignore[assignment]
+        return {item.decode(errors="surrogateescape") for item in members}

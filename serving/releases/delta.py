@@ -32,9 +32,9 @@ _VALUES: dict[AttributeKind, TypeAdapter[Any]] = {
 
 @dataclass(frozen=True)
 class AddedItem:
-    """An item's attributes as given, the epoch seconds between which it can be had (``until`` None: always).
+    """An item's attributes as given, and from when until when it is available (None: always).
 
-    ``added_at``: when it was first added, epoch seconds.
+    Times are epoch seconds; ``added_at``: when it was first added.
     """
 
     attributes: Mapping[str, Any]
@@ -43,18 +43,20 @@ class AddedItem:
     added_at: float = 0.0
 
 
-def misfits(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) -> dict[str, str]:
-    """Return what is wrong with attributes, by name: items have none of that name, or it is of another kind."""
-    found: dict[str, str] = {}
+def attribute_problems(
+    attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]
+) -> dict[str, str]:
+    """Return what is wrong with attributes, by name: unknown, or a value of another kind."""
+    problems: dict[str, str] = {}
     for name, value in attributes.items():
         if name not in kinds:
-            found[name] = f"items have no such attribute; they have {sorted(kinds)}"
+            problems[name] = f"items have no such attribute; they have {sorted(kinds)}"
             continue
         try:
             _VALUES[kinds[name]].validate_python(value)
         except ValidationError as error:
-            found[name] = f"it is {kinds[name]}: {error.errors()[0]['msg']}"
-    return found
+            problems[name] = f"it is {kinds[name]}: {error.errors()[0]['msg']}"
+    return problems
 
 
 def values(kind: AttributeKind) -> TypeAdapter[Any]:
@@ -63,19 +65,25 @@ def values(kind: AttributeKind) -> TypeAdapter[Any]:
 
 
 class ItemTowerSession:
-    """The item tower in ONNX Runtime, for items that it has never met."""
+    """The item tower in ONNX Runtime, for items that it was not trained on."""
 
     def __init__(self, model: bytes) -> None:
         self._session = onnx_session(model)
 
     def __call__(self, attributes: Int32Array, numbers: Float32Array) -> Float32Array:
-        """Return raw vectors float32 ``[n, D]`` from codes int32 ``[n, L]`` and standardised numbers ``[n, M]``."""
+        """Return raw vectors float32 ``[n, D]``.
+
+        Args:
+            attributes: codes, int32 ``[n, L]``.
+            numbers: standardised, float32 ``[n, M]``.
+
+        """
         inputs = {"attributes": attributes.astype(np.int64), "numbers": numbers}
         return np.asarray(self._session.run(["vector"], inputs)[0], dtype=np.float32)
 
 
 @dataclass(frozen=True)
-class Rows:
+class ItemArrays:
     """A release's arrays by item code, their spare rows included: ``[N + spare, ...]`` each."""
 
     vectors: Float32Array
@@ -86,64 +94,73 @@ class Rows:
 
 
 class Delta:
-    """Which items stand in the spare rows of a loaded release; each process has its own.
+    """The added items in the spare rows of a loaded release; each process has its own.
 
     An item keeps its row: requests under way read arrays that end before rows which are written
     later. When an item is changed, its row is, and a request under way may see some of either.
     """
 
-    def __init__(self, rows: Rows, tower: ItemTowerSession) -> None:
-        self.rows, self.tower = rows, tower
-        self._first = len(rows.items.codec.items)
+    def __init__(self, arrays: ItemArrays, tower: ItemTowerSession) -> None:
+        """``arrays``: of the loaded release, whose spare rows are written."""
+        self.arrays = arrays
+        self.tower = tower
+        self._first = len(arrays.items.codec.items)
         self._codes: dict[str, int] = {}
-        self._known: dict[str, AddedItem] = {}
+        self._added: dict[str, AddedItem] = {}
         self._attributes: dict[str, dict[str, Any]] = {}
 
     @property
     def spare(self) -> int:
-        """How many items there is place for."""
-        return len(self.rows.items) - self._first
+        """The number of rows for added items."""
+        return len(self.arrays.items) - self._first
 
     @property
     def left(self) -> int:
-        """For how many items there still is place."""
+        """The number of rows that are still free."""
         return self.spare - len(self._codes)
 
-    def has_place(self, item_id: str) -> bool:
-        """Return whether an item has a row, or there is one left for it."""
+    def has_row(self, item_id: str) -> bool:
+        """Return whether an item has a row or can get one."""
         return item_id in self._codes or self.left > 0
 
-    def take(self, items: Mapping[str, AddedItem]) -> int:
-        """Write the rows of new and changed items, as long as there are spare ones; others than ``items`` are gone.
+    def update(self, items: Mapping[str, AddedItem]) -> int:
+        """Write the rows of new and changed items while rows are free; other items become unavailable.
 
         Returns:
-            how many rows the arrays have now.
+            the number of rows in use, those of the release included.
 
         """
-        for name in self._known.keys() - items.keys():
-            del self._known[name]
-            self.rows.items.available_until[self._codes[name]] = -np.inf
-        changed = {name: item for name, item in items.items() if self._known.get(name) != item}
-        new = [name for name in changed if name not in self._codes]
-        left = self.left
-        if len(new) > left:
-            _log.error(
-                "%d added items wait for a new release: there are no more than %d",
-                len(new) - left,
-                self.spare,
-            )
-        self._codes |= {
-            name: code for code, name in enumerate(new[:left], start=self._first + len(self._codes))
+        for item_id in self._added.keys() - items.keys():
+            del self._added[item_id]
+            self.arrays.items.available_until[self._codes[item_id]] = -np.inf
+
+        changed = {
+            item_id: item for item_id, item in items.items() if self._added.get(item_id) != item
         }
-        changed = {name: item for name, item in changed.items() if name in self._codes}
+        self._assign_rows([item_id for item_id in changed if item_id not in self._codes])
+
+        changed = {item_id: item for item_id, item in changed.items() if item_id in self._codes}
         if changed:
-            self._known |= changed
+            self._added |= changed
             self._write(changed)
         return self._first + len(self._codes)
 
+    def _assign_rows(self, item_ids: list[str]) -> None:
+        """Give new items a row each, in their order, while rows are free."""
+        left = self.left
+        if len(item_ids) > left:
+            _log.error(
+                "%d added items wait for a new release: it has %d spare rows",
+                len(item_ids) - left,
+                self.spare,
+            )
+        start = self._first + len(self._codes)
+        self._codes |= {item_id: code for code, item_id in enumerate(item_ids[:left], start=start)}
+
     def table(self, released: ItemTable) -> ItemTable:
         """Return the release's item table with the added items behind its own."""
-        whole, names = self.rows.items, list(self._codes)
+        whole = self.arrays.items
+        names = list(self._codes)
         codec = replace(whole.codec, items=ExtendedVocabulary(whole.codec.items, names))
         raw = {
             name: RawColumn(
@@ -157,32 +174,40 @@ class Delta:
         return released.extended(codec, raw, whole)
 
     def _write(self, items: Mapping[str, AddedItem]) -> None:
-        rows, whole = self.rows, self.rows.items
-        # What another release's data set calls otherwise counts as missing.
+        arrays = self.arrays
+        whole = arrays.items
+        # Attributes that the release's data set does not have, or has otherwise, count as missing.
         self._attributes |= {
-            name: _fitting(item.attributes, whole.codec.spec.item_attributes)
-            for name, item in items.items()
+            item_id: _fitting(item.attributes, whole.codec.spec.item_attributes)
+            for item_id, item in items.items()
         }
         table = self._encoded(items)
-        codes, encoded = np.array([self._codes[name] for name in items]), table.encoded[1:]
-        rows.raw[codes] = self.tower(
-            encoded.codes, whole.codec.item_attributes.standardise(encoded.numbers)
-        )
-        rows.vectors[codes] = _unit(rows.raw[codes])
-        whole.encoded.codes[codes], whole.encoded.first[codes] = encoded.codes, encoded.first
+        codes = np.array([self._codes[item_id] for item_id in items])
+        encoded = table.encoded[1:]
+
+        # Vectors [n, D]: raw and of unit length.
+        numbers = whole.codec.item_attributes.standardise(encoded.numbers)
+        arrays.raw[codes] = self.tower(encoded.codes, numbers)
+        arrays.vectors[codes] = _unit(arrays.raw[codes])
+
+        # Attributes.
+        whole.encoded.codes[codes] = encoded.codes
+        whole.encoded.first[codes] = encoded.first
         whole.encoded.numbers[codes] = encoded.numbers
         whole.categorical[codes] = table.categorical[1:]
+
+        # Categories [n, G]; the release's table may be wider or narrower.
         width = min(whole.categories.shape[1], table.categories.shape[1])
         whole.categories[codes] = 0
         whole.categories[codes, :width] = table.categories[1:, :width]
-        whole.available_from[codes], whole.available_until[codes] = (
-            table.available_from[1:],
-            table.available_until[1:],
-        )
+
+        # Availability last: the items can be shown from here on.
+        whole.available_from[codes] = table.available_from[1:]
+        whole.available_until[codes] = table.available_until[1:]
 
     def _encoded(self, items: Mapping[str, AddedItem]) -> ItemTable:
         """Return a table of these items only, as a release would have them."""
-        codec = replace(self.rows.items.codec, items=Vocabulary(items))
+        codec = replace(self.arrays.items.codec, items=Vocabulary(items))
         columns: dict[str, list[Any]] = {
             name: [self._attributes[item].get(name) for item in items]
             for name in codec.spec.item_attributes
@@ -195,7 +220,7 @@ class Delta:
 
 
 def _fitting(attributes: Mapping[str, Any], kinds: Mapping[str, AttributeKind]) -> dict[str, Any]:
-    bad = misfits(attributes, kinds)
+    bad = attribute_problems(attributes, kinds)
     return {name: value for name, value in attributes.items() if name not in bad}
 
 

@@ -29,7 +29,7 @@ from serving.releases.artifacts import (
     read_part,
     read_ranker,
 )
-from serving.releases.delta import AddedItem, Delta, ItemTowerSession, Rows
+from serving.releases.delta import AddedItem, Delta, ItemArrays, ItemTowerSession
 from serving.releases.manifest import BadRelease, ReleaseManifest, file_states, verify_files
 
 
@@ -99,7 +99,7 @@ def load_retrieval(folder: Path) -> Retrieval:
     with naming("item_tower.onnx"):
         session = ItemTowerSession((folder / "item_tower.onnx").read_bytes())
     # Views without the costs of np.memmap's indexing.
-    whole = Rows(
+    whole = ItemArrays(
         np.asarray(vectors),
         np.asarray(raw),
         np.asarray(neighbours),
@@ -123,14 +123,15 @@ def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
     """
     loaded, codec = release.retrieval, release.codec
     delta, first = loaded.delta, len(codec.items)
-    size = delta.take({name: item for name, item in added.items() if not codec.items.code(name)})
+    size = delta.update({name: item for name, item in added.items() if not codec.items.code(name)})
     if size == first:
         return release
-    rows, items = delta.rows, delta.table(loaded.items)
-    vectors = rows.vectors[:size]
-    tower = loaded.tower.with_items(rows.raw[:size])
+    arrays = delta.arrays
+    items = delta.table(loaded.items)
+    vectors = arrays.vectors[:size]
+    tower = loaded.tower.with_items(arrays.raw[:size])
     retriever = loaded.retriever.with_items(
-        rows.neighbours[:size], rows.similarities[:size], vectors[first:]
+        arrays.neighbours[:size], arrays.similarities[:size], vectors[first:]
     )
     return replace(
         release,

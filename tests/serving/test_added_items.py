@@ -276,7 +276,7 @@ def test_a_click_on_an_added_item_moves_its_user(tiny: Tiny, api: Api) -> None:
     release = engine.release
     context = release.reader.read(features, np.array([time.time()])).context
     assert context.history[0, 0] == release.codec.items.code("fresh") == ITEMS + 1
-    raw = torch.from_numpy(release.retrieval.delta.rows.raw)
+    raw = torch.from_numpy(release.retrieval.delta.arrays.raw)
     inputs = user_inputs(context, raw, torch.from_numpy(context.history.astype(np.int64)))
     with torch.no_grad():
         expected = tiny.towers.users(*inputs.tensors()).numpy()
@@ -519,8 +519,8 @@ def test_what_a_process_adds_is_its_own(tiny: Tiny) -> None:
     before = (tiny.folder / "item_vectors.npy").read_bytes()
     with_added(one, {"fresh": AddedItem(WAR, 0.0)})
     assert (
-        one.retrieval.delta.rows.vectors[ITEMS + 1].any()
-        and not other.retrieval.delta.rows.vectors[ITEMS + 1].any()
+        one.retrieval.delta.arrays.vectors[ITEMS + 1].any()
+        and not other.retrieval.delta.arrays.vectors[ITEMS + 1].any()
     )
     assert (tiny.folder / "item_vectors.npy").read_bytes() == before
 
