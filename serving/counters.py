@@ -1,4 +1,7 @@
-"""Item counters for all workers of a server: one process reads them from the online store, the others map its files."""
+"""Item counters for all workers of a server.
+
+One process reads them from the online store; the others map its files into memory.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ from serving.releases.release import Release
 
 _log = logging.getLogger(__name__)
 
-_KEPT = 2
+_VERSIONS = 2
+"""Versions of the files that stay, the newest included."""
+
 _VIEW = "item_activity"
 
 
@@ -36,39 +41,50 @@ class CounterFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._seen: tuple[int, int] | None = None
+        self._last_state: tuple[int, int] | None = None
 
     def publish(self, release: Release, activity: Activity, as_of: str) -> None:
-        """Write counters and make them the newest; those of items that were added since are missing."""
+        """Write counters and make them the newest; those of added items are missing.
+
+        ``as_of``: when they were read, ISO 8601.
+        """
         name = f"{time.time_ns():020d}"
         folder = self._folder / name
         folder.mkdir(parents=True)
-        # With the attributes' numbers beside, so that a worker can rank with the file as it is.
+        spare = release.retrieval.delta.spare
+
+        # Counts and numeric attributes side by side, [N, F + M]: a worker ranks with the file.
         numeric = np.concatenate(
             [activity.counts, release.items.encoded.numbers], axis=1, dtype=np.float32
         )
-        spare = release.retrieval.delta.spare
         np.save(folder / "numeric.npy", with_spare(numeric, np.nan, spare))
-        times = (activity.first_event_at, activity.last_event_at)
-        np.save(folder / "times.npy", np.stack([with_spare(of, np.nan, spare) for of in times]))
+
+        # First and last event times [2, N].
+        times = [
+            with_spare(column, np.nan, spare)
+            for column in (activity.first_event_at, activity.last_event_at)
+        ]
+        np.save(folder / "times.npy", np.stack(times))
+
         write_json(
             self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of}
         )
-        for old in sorted(path for path in self._folder.iterdir() if path.is_dir())[:-_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)  # whoever maps it keeps it
+        for old in sorted(path for path in self._folder.iterdir() if path.is_dir())[:-_VERSIONS]:
+            shutil.rmtree(old, ignore_errors=True)  # a process that maps it can still read it
 
     def changed(self) -> bool:
-        """Return whether there are other counters than when this was last asked."""
+        """Return whether there are new counters since the last call."""
         try:
-            found = os.stat(self._folder / "current.json")
+            status = os.stat(self._folder / "current.json")
         except OSError:
             return False
-        stamp = (found.st_mtime_ns, found.st_ino)
-        changed, self._seen = stamp != self._seen, stamp
+        state = (status.st_mtime_ns, status.st_ino)
+        changed = state != self._last_state
+        self._last_state = state
         return changed
 
     def newest(self, release: Release) -> tuple[Activity, str] | None:
-        """Return the newest counters and their moment (ISO 8601), if they are of this release."""
+        """Return the newest counters and when they were read, if they are of this release."""
         try:
             current: dict[str, Any] = json.loads((self._folder / "current.json").read_bytes())
             if current["release"] != release.id:
@@ -84,12 +100,12 @@ class CounterFiles:
 
 
 class CounterReader:
-    """Reads the counters from the online store whenever they were written anew, and at the latest after a while."""
+    """Reads the counters from the online store when they were written, or after some time."""
 
     def __init__(
         self, workspace: Workspace, files: CounterFiles, at_least_every_s: float = 900.0
     ) -> None:
-        """``at_least_every_s``: what is not written anew grows too old at some time, which only a reading finds."""
+        """``at_least_every_s``: read also without a write, since values pass their TTL."""
         self._workspace = workspace
         self._files = files
         self._longest_s = at_least_every_s
@@ -99,7 +115,7 @@ class CounterReader:
         self._online: tuple[str, OnlineFeatures] | None = None
 
     def step(self, release: Release) -> bool:
-        """Read if there is reason to, and return whether that was so; a store that does not answer is asked later."""
+        """Read if it is time, and return whether it was; without an answer, try again later."""
         try:
             redis_url(self._workspace)  # an embedded server that has died is started again
             written: bytes | None = self._redis.get(written_key(_VIEW))  # type: ignore[assignment]
@@ -119,7 +135,7 @@ class CounterReader:
 
 
 class PeriodicTask:
-    """Calls a function at an interval on a thread of its own; errors are logged and do not stop it."""
+    """Calls a function at an interval on its own thread; errors are logged and do not stop it."""
 
     def __init__(self, seconds: float, work: Callable[[], Any], name: str) -> None:
         self._seconds = seconds

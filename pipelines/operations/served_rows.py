@@ -22,7 +22,7 @@ from feature_repo.stores.offline_store import newest_rows
 from feature_repo.views import STREAMED
 from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
 from serving.online.features import activity_reader, no_features, user_reader
-from serving.online.overlay import Accepted, Columns, merge_overlay
+from serving.online.overlay import AcceptedEvent, Columns, merge_overlay
 from serving.recommender.item_table import ItemTable, activity_from
 from serving.releases.release import Release
 
@@ -37,19 +37,19 @@ class Overlays:
     def __init__(self, archive: pa.Table, users: pa.ChunkedArray) -> None:
         """Select the events of some users from the archive, which is in the order of the log."""
         self._newest = position_key(archive["position"][-1].as_py()) if len(archive) else (0, 0)
-        self._events: dict[str, list[Accepted]] = {}
+        self._events: dict[str, list[AcceptedEvent]] = {}
         names = ("position", c.EVENT_ID, c.ITEM, c.TYPE, c.TIMESTAMP, c.USER)
         table = archive.filter(pc.is_in(archive[c.USER], users.combine_chunks())).select(names)
         stamps = table.column_names.index(c.TIMESTAMP)
         table = table.set_column(stamps, c.TIMESTAMP, pc.cast(table[c.TIMESTAMP], pa.int64()))
         for *event, user in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            self._events.setdefault(user, []).append(Accepted(*event))
+            self._events.setdefault(user, []).append(AcceptedEvent(*event))
 
     def covers(self, position: str | None) -> bool:
         """Return whether the archive reaches to a log position."""
         return position_key(position) <= self._newest
 
-    def at(self, user: str, position: str | None, time: float) -> list[Accepted]:
+    def at(self, user: str, position: str | None, time: float) -> list[AcceptedEvent]:
         """Return a user's overlay at a time (epoch s) when ``position`` was the newest event."""
         events = self._events.get(user, [])
         stop = bisect_right(

@@ -68,7 +68,7 @@ def create_app(
         engine = app.state.engine = Engine(
             release, workspace, settings=settings, metrics=metrics, counters=counters
         )
-        poller = ReleasePoller(workspace, release, engine.adopt, _checked(workspace, metrics))
+        poller = ReleasePoller(workspace, release, engine.adopt, check=_checked(workspace, metrics))
         if follow:
             poller.start()
         tasks = [

@@ -1,1 +1,1 @@
-"""A user's features at the moment of a request: Feast's online store and the events not yet streamed."""
+"""A user's features at request time: Feast's online store and the events not yet streamed."""

@@ -1,4 +1,4 @@
-"""Online features through Feast from Redis, none older than its view's TTL, and the events that came in since."""
+"""Online features from Redis through Feast, within their TTL, with the newest events merged in."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ITEMS_PER_READ = 500
 ObserveAge = Callable[[str, float], None]
 """Called with a view and the age of one of its rows in seconds."""
 
-Stamps = dict[str, list[int | None]]
+RowTimes = dict[str, list[int | None]]
 """The time of each entity's row of a view in whole epoch seconds; None: there is no row."""
 
 
@@ -41,9 +41,13 @@ class OnlineStoreUnavailable(FunnelError):
 class UserFeatures:
     """One user's feature row.
 
-    ``known`` is False if the store has nothing of them, ``position`` the newest log entry that the
-    row includes, ``row_position`` that of the row as it was stored, before the overlay was merged
-    into it, ``stale`` the views whose values were too old and count as missing.
+    Attributes:
+        columns: feature values by name, a list of one each.
+        known: whether the store has anything of the user.
+        position: the newest log entry that the row includes.
+        row_position: the newest log entry of the stored row, before the overlay was merged into it.
+        stale: the views whose values were past their TTL and count as missing.
+
     """
 
     columns: dict[str, list[Any]]
@@ -53,14 +57,16 @@ class UserFeatures:
     stale: tuple[str, ...] = ()
 
 
-class Reader:
-    """Feast's online read of some features, with each view's TTL enforced, which Feast leaves to its callers."""
+class FeatureReader:
+    """Reads features with Feast and enforces each view's TTL, which Feast does not."""
 
     def __init__(
         self, store: FeatureStore, features: FeatureService | list[str], observe_age: ObserveAge
     ) -> None:
-        """Find out the views behind a feature service or some ``view:feature``, and the features of each."""
-        self._store, self._features, self._observe_age = store, features, observe_age
+        """``features``: a feature service, or names as ``view:feature``."""
+        self._store = store
+        self._features = features
+        self._observe_age = observe_age
         if isinstance(features, FeatureService):
             pairs = [
                 (view.name, field.name)
@@ -82,17 +88,17 @@ class Reader:
     def read(
         self, rows: list[dict[str, Any]], now: float
     ) -> tuple[dict[str, list[Any]], list[tuple[str, ...]]]:
-        """Return feature columns of some entities, and for each entity the views that were past their TTL.
+        """Return feature columns of entities, and each entity's views that were past their TTL.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        columns, stamps = self.fetch(rows)
-        return columns, self.expire(columns, stamps, now)
+        columns, times = self.fetch(rows)
+        return columns, self.expire(columns, times, now)
 
-    def fetch(self, rows: list[dict[str, Any]]) -> tuple[dict[str, list[Any]], Stamps]:
-        """Return feature columns of some entities as they are stored, however old, and how old they are.
+    def fetch(self, rows: list[dict[str, Any]]) -> tuple[dict[str, list[Any]], RowTimes]:
+        """Return feature columns of entities as they are stored, and the times of their rows.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
@@ -103,29 +109,35 @@ class Reader:
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
         columns: dict[str, list[Any]] = response.to_dict()
-        place = {name: n for n, name in enumerate(response.proto.metadata.feature_names.val)}
-        stamps: Stamps = {}
+        column_of = {name: n for n, name in enumerate(response.proto.metadata.feature_names.val)}
+
+        times: RowTimes = {}
         for view, names in self.names.items():
-            moments = enumerate(response.proto.results[place[names[0]]].event_timestamps)
-            stamps[view] = [
+            stamps = response.proto.results[column_of[names[0]]].event_timestamps
+            times[view] = [
                 None
                 if stamp.seconds == 0 and all(columns[name][row] is None for name in names)
                 else stamp.seconds
-                for row, stamp in moments
+                for row, stamp in enumerate(stamps)
             ]
-        return columns, stamps
+        return columns, times
 
     def expire(
-        self, columns: dict[str, list[Any]], stamps: Stamps, now: float
+        self, columns: dict[str, list[Any]], times: RowTimes, now: float
     ) -> list[tuple[str, ...]]:
-        """Take values out of ``columns`` that are past their view's TTL, and return each entity's such views."""
+        """Set values of ``columns`` that are past their view's TTL to None.
+
+        Returns:
+            each entity's views of which that is so.
+
+        """
         stale: list[tuple[str, ...]] = [() for _ in next(iter(columns.values()))]
         for view, names in self.names.items():
             ttl = (self.views[view].ttl or timedelta(0)).total_seconds()
-            for row, stamp in enumerate(stamps[view]):
-                if stamp is None:
+            for row, row_time in enumerate(times[view]):
+                if row_time is None:
                     continue
-                age = now - stamp
+                age = now - row_time
                 self._observe_age(view, age)
                 if age > ttl > 0:
                     stale[row] += (view,)
@@ -141,24 +153,26 @@ def activity_features(codec: Codec) -> list[str]:
 
 def activity_reader(
     store: FeatureStore, codec: Codec, observe_age: ObserveAge = lambda _view, _age: None
-) -> Reader:
+) -> FeatureReader:
     """Return the reader of items' activity."""
-    return Reader(
+    return FeatureReader(
         store, [f"item_activity:{name}" for name in activity_features(codec)], observe_age
     )
 
 
-def user_reader(store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None) -> Reader:
+def user_reader(
+    store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None
+) -> FeatureReader:
     """Return the reader of the users' features that recommendations are made from."""
-    return Reader(store, store.get_feature_service(ONLINE_USERS), observe_age)
+    return FeatureReader(store, store.get_feature_service(ONLINE_USERS), observe_age)
 
 
 def whole_user_reader(
     store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None
-) -> Reader:
-    """Return the reader of all that is known of users, with what no model reads."""
+) -> FeatureReader:
+    """Return the reader of all user features, also of those that no model reads."""
     views = user_reader(store).names | {"user_recent": list(USER_RECENT_SCHEMA)}
-    return Reader(
+    return FeatureReader(
         store, [f"{view}:{name}" for view, names in views.items() for name in names], observe_age
     )
 
@@ -173,33 +187,32 @@ class OnlineFeatures:
         observe_age: ObserveAge = lambda _view, _age: None,
         timeout_s: float = _TIMEOUT_S,
     ) -> None:
-        """``timeout_s``: how long one user's read may take; reads of many have half a second a call."""
-        self._codec = codec = items.codec
+        """``timeout_s``: of a read of users; a call that reads many items has half a second."""
+        self._codec = items.codec
         self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
-        self._users, self._whole = (
-            make(self._store, observe_age) for make in (user_reader, whole_user_reader)
-        )
-        self.row_reader, self._whole_row = (
-            RowReader(self._store.config, c.USER, reader.names)
-            for reader in (self._users, self._whole)
-        )
-        self._items = activity_reader(self._store, codec, observe_age)
+
+        self._users = user_reader(self._store, observe_age)
+        self._whole = whole_user_reader(self._store, observe_age)
+        self.row_reader = RowReader(self._store.config, c.USER, self._users.names)
+        self._whole_row = RowReader(self._store.config, c.USER, self._whole.names)
+
+        self._items = activity_reader(self._store, items.codec, observe_age)
         self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
-        self._redis, self._many = (
-            redis_client(workspace, timeout_s),
-            redis_client(workspace, _TIMEOUT_S),
-        )
+
+        self._redis = redis_client(workspace, timeout_s)
         self._read = PipelinedReads(self._redis)
+        self._many = redis_client(workspace, _TIMEOUT_S)
 
     def with_items(self, items: ItemTable) -> OnlineFeatures:
         """Return the same reads for a release with more items."""
-        made = copy(self)
-        made._codec, made._category = items.codec, items.main_category
-        return made
+        extended = copy(self)
+        extended._codec = items.codec
+        extended._category = items.main_category
+        return extended
 
     def user(self, user_id: str, now: float, *, whole: bool = False) -> UserFeatures:
-        """Return a user's features at a moment, as ``users`` does.
+        """Return a user's features as of ``now`` (epoch seconds), as ``users`` does.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
@@ -210,7 +223,7 @@ class OnlineFeatures:
     def users(
         self, user_ids: Sequence[str], now: float, *, whole: bool = False
     ) -> list[UserFeatures]:
-        """Return many users' features with every accepted event in them, streamed or not, in one trip to Redis.
+        """Return users' features with every accepted event, streamed or not, in one read of Redis.
 
         Args:
             user_ids: whose.
@@ -224,17 +237,17 @@ class OnlineFeatures:
         reader, row = (self._whole, self._whole_row) if whole else (self._users, self.row_reader)
         commands: list[tuple[Any, ...]] = []
         for user_id in user_ids:
-            # The overlay first: what the stream takes from it in between is in the row as well, and
-            # counts once.
+            # The overlay first: an event that the stream takes from it in between is then in the
+            # row as well, and is counted once.
             commands.append(("LRANGE", recent_key(user_id), 0, -1))
             commands.append(("HMGET", row.key(user_id), *row.fields))
         try:
-            found = self._read(commands)
+            replies = self._read(commands)
         except (redis.RedisError, OSError) as error:
             raise OnlineStoreUnavailable(str(error)) from error
-        rows = zip(user_ids, found[::2], found[1::2], strict=True)
+        rows = zip(user_ids, replies[::2], replies[1::2], strict=True)
         return [
-            self._features(user_id, entries, row.decode(values), reader, now)
+            self._features(user_id, entries, row.decode(values), reader=reader, now=now)
             for user_id, entries, values in rows
         ]
 
@@ -243,22 +256,29 @@ class OnlineFeatures:
         user_id: str,
         entries: list[bytes],
         decoded: tuple[dict[str, Any], dict[str, int | None]],
-        reader: Reader,
+        *,
+        reader: FeatureReader,
         now: float,
     ) -> UserFeatures:
-        row, stamps = decoded
+        """Return one user's features, of their stored row and their overlay ``entries``."""
+        row, times = decoded
         columns: dict[str, list[Any]] = {name: [value] for name, value in row.items()}
+        columns[c.USER] = [user_id]
         row_position = row[c.POSITION]
         known = any(value is not None for value in row.values())
-        columns[c.USER] = [user_id]
-        stale = reader.expire(columns, {view: [stamp] for view, stamp in stamps.items()}, now)[0]
+
+        stale = reader.expire(columns, {view: [time] for view, time in times.items()}, now)[0]
         position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
         return UserFeatures(
-            columns, known or bool(entries) or bool(stale), position, row_position, stale
+            columns=columns,
+            known=known or bool(entries) or bool(stale),
+            position=position,
+            row_position=row_position,
+            stale=stale,
         )
 
     def item_activity(self, now: float) -> Activity:
-        """Return all items' activity as it stands in the online store; what is past its TTL is missing.
+        """Return all items' activity in the online store; values past their TTL are missing.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
@@ -283,8 +303,8 @@ class OnlineFeatures:
             except (redis.RedisError, OSError) as error:
                 raise OnlineStoreUnavailable(str(error)) from error
         columns = {name: [row[name] for row, _ in rows] for name in rows[0][0]}
-        stamps = {view: [found[view] for _, found in rows] for view in self._items.views}
-        self._items.expire(columns, stamps, now)
+        times = {view: [row_times[view] for _, row_times in rows] for view in self._items.views}
+        self._items.expire(columns, times, now)
         return columns
 
     def ping(self) -> bool:
@@ -308,7 +328,7 @@ def no_features(user_id: str, codec: Codec) -> dict[str, list[Any]]:
 
 
 def concat_rows(rows: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
-    """Return feature rows of one user each as one table; what a row does not have is missing."""
+    """Return feature rows of one user each as one table, None where a row lacks a feature."""
     if len(rows) == 1:
         return rows[0]
     names = dict.fromkeys(name for row in rows for name in row)

@@ -1,4 +1,4 @@
-"""The overlay: events that were accepted but that the stream may not have folded into features yet."""
+"""The overlay: accepted events that the stream may not have folded into features yet."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Columns = dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """An accepted event of a user, with its place in the log and its time in microseconds."""
+class AcceptedEvent:
+    """An accepted event of a user, with its position in the log and its time in microseconds."""
 
     position: str
     event_id: str
@@ -25,7 +25,7 @@ class Accepted:
     micros: int
 
 
-def parse_overlay(entries: Sequence[bytes]) -> list[Accepted]:
+def parse_overlay(entries: Sequence[bytes]) -> list[AcceptedEvent]:
     """Return a user's overlay, oldest first, from its entries as Redis keeps them, newest first."""
     accepted = []
     for entry in reversed(entries):
@@ -33,65 +33,69 @@ def parse_overlay(entries: Sequence[bytes]) -> list[Accepted]:
         event = json.loads(payload)
         micros = event_micros(event["timestamp"], position)
         accepted.append(
-            Accepted(position, event["event_id"], event["item_id"], event["type"], micros)
+            AcceptedEvent(position, event["event_id"], event["item_id"], event["type"], micros)
         )
     return accepted
 
 
 def merge_overlay(
     columns: Columns,
-    accepted: Sequence[Accepted],
+    accepted: Sequence[AcceptedEvent],
     spec: DatasetSpec,
     category: Callable[[str], str],
 ) -> str | None:
-    """Merge a user's overlay into the one feature row in ``columns``, and return the newest position it includes.
+    """Merge a user's overlay into their feature row; return the newest position it includes.
 
-    The history and seen lists take every event, since what they hold already changes nothing.
-    Counts take those that are newer than the row's position. An item that comes again moves to its
-    new time's place; events of one microsecond are in the order of their ids, as where the stream
-    folds them. ``category`` tells the main category of an item.
+    The history and the seen lists take every event, since an event that they hold already changes
+    nothing. Counts take the events that are newer than the row's position. A repeated item moves to
+    its newest time; events of one microsecond are in the order of their ids, as the stream folds
+    them. ``category`` returns the main category of an item.
     """
     known = [event for event in accepted if event.type in spec.events.types]
     known.sort(key=lambda event: (event.micros, event.event_id))
     _merge_history(columns, [event for event in known if spec.events.types[event.type].positive])
     for kind in spec.event_types:
         name = c.seen(kind)
-        met = [event.item for event in known if event.type == kind]
-        if met and name in columns:
-            columns[name][0] = [*(columns[name][0] or ()), *met]
+        seen = [event.item for event in known if event.type == kind]
+        if seen and name in columns:
+            columns[name][0] = [*(columns[name][0] or ()), *seen]
     position: str | None = columns[c.POSITION][0] if c.POSITION in columns else None
     fresh = [event for event in known if position_key(event.position) > position_key(position)]
     if not fresh:
         return position
     newest = max((event.position for event in fresh), key=position_key)
     if c.RECENT_ITEMS in columns:
-        _merge_recent(columns, fresh, spec, newest, category)
+        _merge_recent(columns, fresh, spec, newest=newest, category=category)
     elif c.POSITION in columns:
         columns[c.POSITION][0] = newest
     return newest
 
 
-def _merge_history(columns: Columns, events: Sequence[Accepted]) -> None:
-    items, times = columns[c.HISTORY_ITEMS][0], columns[c.HISTORY_TIMES][0]
+def _merge_history(columns: Columns, events: Sequence[AcceptedEvent]) -> None:
+    """Move each event's item to its newest time, and keep the newest items."""
+    items = columns[c.HISTORY_ITEMS][0]
+    times = columns[c.HISTORY_TIMES][0]
     latest: dict[str, tuple[int, str]] = {}
     if times is not None:
-        # A row has whole seconds; the overlay knows more of the events that both have.
+        # The row has whole seconds; the overlay has the microseconds of the events that both have.
         latest = {item: (second * MICROS, "") for item, second in zip(items, times, strict=True)}
     for event in events:
         if (event.micros, event.event_id) > latest.get(event.item, (-1, "")):
             latest[event.item] = (event.micros, event.event_id)
-    kept = sorted(latest.items(), key=lambda pair: pair[1])[-c.HISTORY_LENGTH :]
-    columns[c.HISTORY_ITEMS][0] = [item for item, _ in kept]
-    columns[c.HISTORY_TIMES][0] = [micros // MICROS for _, (micros, _) in kept]
+    newest = sorted(latest.items(), key=lambda pair: pair[1])[-c.HISTORY_LENGTH :]
+    columns[c.HISTORY_ITEMS][0] = [item for item, _ in newest]
+    columns[c.HISTORY_TIMES][0] = [micros // MICROS for _, (micros, _) in newest]
 
 
 def _merge_recent(
     columns: Columns,
-    fresh: Sequence[Accepted],
+    fresh: Sequence[AcceptedEvent],
     spec: DatasetSpec,
+    *,
     newest: str,
     category: Callable[[str], str],
 ) -> None:
+    """Add events that the row does not include to its counts and its newest events."""
     types = spec.event_types
     counts = Counts(
         panes_of({name: values[0] for name, values in columns.items()}, len(types)), newest

@@ -21,7 +21,7 @@ from feature_repo.encoding import Encoded
 from ranking.rows import ItemRows
 from serving.recommender.codec import Codec, ranked_columns
 
-_NOWHERE: Int32Array = np.zeros(0, dtype=np.int32)
+_NO_ITEMS: Int32Array = np.zeros(0, dtype=np.int32)
 
 ATTRIBUTE_TYPES = {
     "categorical": pa.string(),
@@ -34,10 +34,11 @@ ATTRIBUTE_TYPES = {
 
 @dataclass(frozen=True)
 class Activity:
-    """Items' counts as of a moment: ``counts`` float32 ``[N, F]`` and event times, epoch seconds, NaN: none.
+    """Items' event counts and times as of some time.
 
-    ``numeric`` float32 ``[N, F + M]``: the counts with the numbers of the attributes beside them,
-    if they lie so in memory (in a file that processes share); None: they do not.
+    ``counts`` float32 ``[N, F]``; event times float64 ``[N]``, epoch seconds, NaN: none.
+    ``numeric`` float32 ``[N, F + M]`` holds the counts with the numeric attributes beside them,
+    where they lie so in memory (in a file that processes share); None: they do not.
     """
 
     counts: Float32Array
@@ -46,7 +47,7 @@ class Activity:
     numeric: Float32Array | None = None
 
     def head(self, size: int) -> Activity:
-        """Return the first ``size`` rows as views; rows that are not there yet have no counts."""
+        """Return the first ``size`` rows as views; missing rows are added without counts."""
         missing = size - len(self.counts)
         if missing <= 0:
             numeric = None if self.numeric is None else self.numeric[:size]
@@ -63,10 +64,13 @@ class Activity:
 
 
 class RawColumn(Sequence[Any]):
-    """An attribute as given, by item code; None for item 0. The values stay in Arrow: a million strings cost dear."""
+    """An attribute as given, by item code; None for item 0.
+
+    The values stay in Arrow, since a million Python strings take much memory.
+    """
 
     def __init__(self, values: pa.Array, before: RawColumn | None = None) -> None:
-        """``values`` has one value per item, without row 0; they follow those of the column ``before``."""
+        """``values``: one per item, without row 0; they follow those of the column ``before``."""
         self.values = values
         self._before = before
         self._start = len(before) if before is not None else 1
@@ -80,7 +84,7 @@ class RawColumn(Sequence[Any]):
         return self._before[code] if self._before is not None else None
 
     def between(self, least: float | None, most: float | None) -> BoolArray:
-        """Return which values of a numeric attribute are in a range, bool ``[N]``; a missing one never is.
+        """Return which values of a numeric attribute are in a range, bool ``[N]``; missing: none.
 
         The values are compared as given: the models' float32 cannot tell 16,777,216 from
         16,777,217.
@@ -98,8 +102,8 @@ class RawColumn(Sequence[Any]):
         return np.concatenate([before, fits])
 
     def having(self, value: str) -> Int32Array:
-        """Return the codes of the items that have a value, int32 ``[n]``; those of a list have each of its values."""
-        codes = self._by_value.get(value, _NOWHERE)
+        """Return codes of the items that have a value, or have it in their list, int32 ``[n]``."""
+        codes = self._by_value.get(value, _NO_ITEMS)
         return (
             codes if self._before is None else np.concatenate([self._before.having(value), codes])
         )
@@ -112,27 +116,32 @@ class RawColumn(Sequence[Any]):
 
     @cached_property
     def _by_value(self) -> dict[str, Int32Array]:
-        flat, owner = self.values, np.arange(self._start, len(self), dtype=np.int32)
+        # One entry [n] for each value of each item, and the code of the item that has it.
+        flat = self.values
+        owner = np.arange(self._start, len(self), dtype=np.int32)
         if pa.types.is_list(flat.type):
             owner = owner[pc.list_parent_indices(flat).to_numpy()]
             flat = pc.list_flatten(flat)
-        known = flat.drop_null().dictionary_encode()
-        if not len(known.dictionary):
-            return {}
         owner = owner[flat.is_valid().to_numpy(zero_copy_only=False)]
-        place = known.indices.to_numpy()
-        order = np.argsort(place, kind="stable")
-        borders = np.searchsorted(place[order], np.arange(1, len(known.dictionary)))
-        return dict(zip(known.dictionary.to_pylist(), np.split(owner[order], borders), strict=True))
+        encoded = flat.drop_null().dictionary_encode()
+        if not len(encoded.dictionary):
+            return {}
+
+        # Group the codes by value.
+        values = encoded.indices.to_numpy()
+        order = np.argsort(values, kind="stable")
+        borders = np.searchsorted(values[order], np.arange(1, len(encoded.dictionary)))
+        groups = np.split(owner[order], borders)
+        return dict(zip(encoded.dictionary.to_pylist(), groups, strict=True))
 
 
 @dataclass(frozen=True)
 class ItemTable:
     """All items of a release.
 
-    ``encoded`` has ``N`` rows; ``categories`` int32 ``[N, G]`` category codes (0: none) of which
-    the first is the item's main one; ``raw`` holds each attribute as given, for rules and for
-    people; the last ``added`` rows are of items that came after the release.
+    ``encoded`` has ``N`` rows; ``categories`` int32 ``[N, G]`` are category codes (0: none), the
+    item's main one first; ``raw`` holds each attribute as given, for rules and for people; the
+    last ``added`` rows are of items that were added after the release.
     """
 
     codec: Codec
@@ -148,24 +157,23 @@ class ItemTable:
         return len(self.available_from)
 
     def with_activity(self, activity: Activity) -> ItemTable:
-        """Return the table with other counts; everything else is shared. Added items' counts may be missing."""
+        """Return the table with other counts; those of added items may be missing."""
         activity = activity.head(len(self))
         if self.added and activity.numeric is not None:
-            # Whoever wrote the file knew of no added items.
-            activity.numeric[-self.added :, activity.counts.shape[1] :] = self.encoded.numbers[
-                -self.added :
-            ]
-        return self._changed(activity=activity)
+            # The file has no attributes of added items.
+            counts = activity.counts.shape[1]
+            activity.numeric[-self.added :, counts:] = self.encoded.numbers[-self.added :]
+        return self._with(activity=activity)
 
     def without(self, codes: Int32Array, whole: ItemTable) -> ItemTable:
-        """Return the table in which some items cannot be had, and all others as in ``whole``, whose codes it shares."""
+        """Return the table without some items; the availability of others is as in ``whole``."""
         until = whole.available_until.copy()
         until[codes] = -np.inf
-        return self._changed(available_until=until)
+        return self._with(available_until=until)
 
     def head(self, size: int) -> ItemTable:
-        """Return the first ``size`` rows as views, without their attributes as given: these stay as they are."""
-        made = replace(
+        """Return the first ``size`` rows as views; the attributes as given stay as they are."""
+        head = replace(
             self,
             encoded=self.encoded[:size],
             categories=self.categories[:size],
@@ -173,32 +181,43 @@ class ItemTable:
             available_until=self.available_until[:size],
             activity=self.activity.head(size),
         )
-        made.__dict__["categorical"] = self.categorical[:size]
-        return made
+        head.__dict__["categorical"] = self.categorical[:size]
+        return head
 
     def extended(self, codec: Codec, raw: Mapping[str, RawColumn], whole: ItemTable) -> ItemTable:
-        """Return the table with the items that ``codec`` and ``raw`` have more, whose rows stand in ``whole``."""
-        start, size = len(self), len(codec.items)
-        made = replace(whole.head(size), codec=codec, raw=raw, added=size - start)
-        times = np.sort(
-            np.concatenate([whole.available_from[start:size], whole.available_until[start:size]])
-        )
-        made.__dict__["categorical"] = whole.categorical[:size]
-        # To sort the times of a million items again takes longer than all the rest.
-        made.__dict__["_turns"] = np.insert(self._turns, np.searchsorted(self._turns, times), times)
-        return made
+        """Return the table with the further items of ``codec`` and ``raw``, as in ``whole``."""
+        start = len(self)
+        size = len(codec.items)
+        extended = replace(whole.head(size), codec=codec, raw=raw, added=size - start)
+        extended.__dict__["categorical"] = whole.categorical[:size]
 
-    def _changed(self, **parts: Any) -> ItemTable:
-        """Return the table with other parts, and with what was worked out and holds still; more turns do no harm."""
-        made = replace(self, **parts)
-        made.__dict__.update(categorical=self.categorical, _turns=self._turns)
-        return made
+        # Insert the new times: sorting the times of a million items again takes longer.
+        times = np.concatenate(
+            [whole.available_from[start:size], whole.available_until[start:size]]
+        )
+        times.sort()
+        changes = self._availability_changes
+        extended.__dict__["_availability_changes"] = np.insert(
+            changes, np.searchsorted(changes, times), times
+        )
+        return extended
+
+    def _with(self, **parts: Any) -> ItemTable:
+        """Return the table with other parts and the same cached properties.
+
+        Availability changes that no longer happen do no harm.
+        """
+        changed = replace(self, **parts)
+        changed.__dict__.update(
+            categorical=self.categorical, _availability_changes=self._availability_changes
+        )
+        return changed
 
     @cached_property
     def categorical(self) -> Int32Array:
         """The codes that the ranker sees, int32 ``[N, C]``."""
-        found: Int32Array = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
-        return found
+        codes: Int32Array = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
+        return codes
 
     @cached_property
     def rows(self) -> ItemRows:
@@ -213,8 +232,12 @@ class ItemTable:
         )
 
     def available(self, time: float, codes: Int32Array | None = None) -> BoolArray:
-        """Return which items can be had at a moment (epoch seconds): of ``codes`` ``[n]``, or of all; row 0 never."""
-        begin, end = self.available_from, self.available_until
+        """Return which items are available at a time (epoch seconds); row 0 never is.
+
+        ``codes``: int32 ``[n]``, the items in question; None: all ``N``.
+        """
+        begin = self.available_from
+        end = self.available_until
         if codes is not None:
             return np.asarray((begin[codes] <= time) & (time < end[codes]) & (codes > 0))
         mask = (begin <= time) & (time < end)
@@ -222,16 +245,17 @@ class ItemTable:
         return np.asarray(mask)
 
     def availability_state(self, time: float) -> int:
-        """Return a number that is the same for all moments (epoch seconds) between which nothing comes or goes."""
-        return int(self._turns.searchsorted(time, side="right"))
+        """Return a number that is equal for all times between which no availability changes."""
+        return int(self._availability_changes.searchsorted(time, side="right"))
 
     @cached_property
     def memo(self) -> dict[Any, Any]:
-        """What others keep that holds for this table only."""
+        """A cache for users of the table, of values that hold for this table only."""
         return {}
 
     @cached_property
-    def _turns(self) -> Float64Array:
+    def _availability_changes(self) -> Float64Array:
+        """Times at which an item becomes available or unavailable, float64, ascending."""
         return np.unique(np.concatenate([self.available_from, self.available_until]))
 
     def main_category(self, item_id: str) -> str:
@@ -257,7 +281,10 @@ def activity_from(
 
 
 def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable:
-    """Build the table from one value per item (in code order, without row 0) of each attribute and count."""
+    """Build the table from columns of attributes, availability and counts.
+
+    ``columns``: one value per item in code order, without row 0.
+    """
     size = len(codec.items)
     given = {name: [None, *columns[name]] for name in codec.spec.item_attributes}
     encoded = codec.item_attributes.encode(given, size)
@@ -276,12 +303,18 @@ def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable
 
     activity = activity_from({name: [None, *values] for name, values in columns.items()}, codec)
     return ItemTable(
-        codec, raw, encoded, _categories(codec, given, size), times(c.AVAILABLE_FROM, -np.inf),
-        times(c.AVAILABLE_UNTIL, np.inf), activity,
-    )  # fmt: skip
+        codec=codec,
+        raw=raw,
+        encoded=encoded,
+        categories=_categories(codec, given, size),
+        available_from=times(c.AVAILABLE_FROM, -np.inf),
+        available_until=times(c.AVAILABLE_UNTIL, np.inf),
+        activity=activity,
+    )
 
 
 def _categories(codec: Codec, raw: Mapping[str, Sequence[Any]], size: int) -> Int32Array:
+    """Return the category codes of the items, int32 ``[size, G]``, 0 where there are fewer."""
     name = codec.spec.category
     if name is None:
         return np.zeros((size, 1), dtype=np.int32)

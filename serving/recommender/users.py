@@ -24,8 +24,8 @@ Columns = Mapping[str, Sequence[Any]]
 class UserBatch:
     """``B`` requests' users: the towers' view, the ranker's view, and what the filters need.
 
-    ``category_shares`` float32 ``[B, categories]``; ``seen[b]``: codes of the items met, by event
-    type.
+    ``category_shares`` float32 ``[B, K]``, each user's share of positive events by category;
+    ``seen[b]``: codes of the items that the user has interacted with, by event type.
     """
 
     context: UserContext
@@ -43,14 +43,18 @@ class UserReader:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
-        self._width, self._ranked = len(codec.user_numeric), ranked_columns(codec.user_attributes)
+        self._width = len(codec.user_numeric)
+        self._ranked = ranked_columns(codec.user_attributes)
 
     def context(self, columns: Columns, time: Float64Array) -> UserContext:
-        """Return the user tower's view of ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds)."""
+        """Return the user tower's view of ``n`` feature rows at ``time``, float64 ``[n]``."""
         return self._context(columns, time, self.codec.user_attributes.encode(columns, len(time)))
 
     def _context(self, columns: Columns, time: Float64Array, attributes: Encoded) -> UserContext:
-        codec, size = self.codec, len(time)
+        codec = self.codec
+        size = len(time)
+
+        # Item codes and ages in seconds, newest first, [n, H].
         history = np.zeros((size, c.HISTORY_LENGTH), dtype=np.int32)
         ages = np.zeros((size, c.HISTORY_LENGTH), dtype=np.float32)
         code = codec.items.code
@@ -80,22 +84,33 @@ class UserReader:
         return UserBatch(context, rows, self._shares(columns, len(time)), self._seen(columns))
 
     def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:
-        time, history = context.time, context.history
+        """Return the ranker's view; columns as in ``Codec.user_numeric`` and ``categorical``."""
+        time = context.time
         known = _numbers(columns, self._counts, len(time))
-        moment, start = request_time_features(time, known[:, -2], known[:, -1]), known.shape[1] - 2
+        timing = request_time_features(time, known[:, -2], known[:, -1])
+        history_length = (context.history > 0).sum(axis=1)
+
+        # Counts, ages and history, then the numeric attributes: [n, Fu].
+        counts = known.shape[1] - 2
         numeric = np.empty((len(time), self._width), dtype=np.float32)
-        numeric[:, :start] = known[:, :-2]
-        numeric[:, start] = moment["user_recency_days"]
-        numeric[:, start + 1] = moment["user_tenure_days"]
-        numeric[:, start + 2] = length = (history > 0).sum(axis=1)
-        numeric[:, start + 3] = np.where(length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan)
-        numeric[:, start + 4 :] = attributes.numbers
+        numeric[:, :counts] = known[:, :-2]
+        numeric[:, counts] = timing["user_recency_days"]
+        numeric[:, counts + 1] = timing["user_tenure_days"]
+        numeric[:, counts + 2] = history_length
+        numeric[:, counts + 3] = np.where(
+            history_length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan
+        )
+        numeric[:, counts + 4 :] = attributes.numbers
+
+        # Time of day and week, then the coded attributes: [n, Cu].
         categorical = np.empty((len(time), len(MOMENT) + len(self._ranked)), dtype=np.int32)
-        categorical[:, 0], categorical[:, 1] = moment["hour_of_day"], moment["day_of_week"]
+        categorical[:, 0] = timing["hour_of_day"]
+        categorical[:, 1] = timing["day_of_week"]
         categorical[:, 2:] = attributes.first[:, self._ranked]
         return UserRows(numeric, categorical, time)
 
     def _shares(self, columns: Columns, size: int) -> Float32Array:
+        """Return each user's share of events by category, float32 ``[size, K]``."""
         shares = np.zeros((size, len(self.codec.categories)), dtype=np.float32)
         if c.CATEGORIES in columns:
             pairs = zip(columns[c.CATEGORIES], columns[c.CATEGORY_SHARES], strict=True)
@@ -106,6 +121,7 @@ class UserReader:
         return shares
 
     def _seen(self, columns: Columns) -> list[dict[str, Int32Array]]:
+        """Return each user's seen items by event type."""
         by_type = {
             t: columns[c.seen(t)] for t in self.codec.spec.event_types if c.seen(t) in columns
         }

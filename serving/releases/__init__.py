@@ -1,1 +1,1 @@
-"""Releases: loaded whole or refused, verified, extended by added items, and swapped while requests are answered."""
+"""Releases: loaded whole or refused, verified, extended by added items, swapped while serving."""

@@ -1,4 +1,4 @@
-"""The files of a release, each checked before it is used: native code gets nothing that could break it."""
+"""The files of a release, each checked before native code reads it."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from serving.releases.item_files import ATTRIBUTES, load_items, map_rows
 _INVERTED = (faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer)
 
 
-class Damaged(ValueError):
-    """A file does not hold what it should; the message names it."""
+class DamagedFile(ValueError):
+    """The content of a file is wrong; the message names the file."""
 
 
 @contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into ``Damaged``: most libraries do not say which one they were reading."""
+def naming_file(name: str) -> Iterator[None]:
+    """Turn any error into ``DamagedFile``: most libraries do not name the file that they read."""
     try:
         yield
-    except Damaged:
+    except DamagedFile:
         raise
     except Exception as error:
-        raise Damaged(f"{name}: {type(error).__name__}: {error}") from error
+        raise DamagedFile(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def read_part(path: Path) -> Any:
     """Return what a JSON file holds.
 
     Raises:
-        Damaged: it is no JSON.
+        DamagedFile: it is not JSON.
 
     """
-    with naming(path.name):
+    with naming_file(path.name):
         return read_json(path)
 
 
@@ -55,17 +55,16 @@ def read_array(path: Path, dtype: type[Any]) -> npt.NDArray[Any]:
     """Return an array ``[n, m]`` of this type, mapped into memory as ``map_rows`` does.
 
     Raises:
-        Damaged: it is no array or a pickle, of another shape or type, or has values that are no
-            numbers.
+        DamagedFile: it is a pickle or not an array, of another shape or type, or contains NaN.
 
     """
-    with naming(path.name):
+    with naming_file(path.name):
         array = map_rows(path)
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype != dtype:
-        raise Damaged(f"{path.name} is no table of {np.dtype(dtype).name}")
+        raise DamagedFile(f"{path.name} is not a {np.dtype(dtype).name} array of two dimensions")
     # Least and greatest are NaN where any value is, and take no memory.
     if array.size and array.dtype.kind == "f" and not np.isfinite([array.min(), array.max()]).all():
-        raise Damaged(f"{path.name} has values that are no numbers")
+        raise DamagedFile(f"{path.name} contains NaN or infinity")
     return array
 
 
@@ -73,28 +72,28 @@ def read_index(path: Path, dimension: int) -> faiss.Index:
     """Return an inner-product index of one of the kinds that ``retrieval.index`` builds.
 
     Raises:
-        Damaged: it is another index, or its lists do not hold every row once.
+        DamagedFile: it is another index, or its lists do not hold every row once.
 
     """
-    with naming(path.name), _bounded(path.stat().st_size):
+    with naming_file(path.name), _bounded(path.stat().st_size):
         index = load_index(path)
     if (
         not isinstance(index, (faiss.IndexFlat, *_INVERTED))
         or index.metric_type != faiss.METRIC_INNER_PRODUCT
     ):
-        raise Damaged(f"{path.name} is no index by inner product ({type(index).__name__})")
+        raise DamagedFile(f"{path.name} is not an inner-product index ({type(index).__name__})")
     if index.d != dimension or not index.is_trained:
-        raise Damaged(
+        raise DamagedFile(
             f"{path.name} has vectors of {index.d} dimensions, the items' have {dimension}"
         )
     if isinstance(index, _INVERTED) and not _lists_are_whole(index):
-        raise Damaged(f"{path.name} does not list every item once")
+        raise DamagedFile(f"{path.name} does not list every item once")
     return index
 
 
 @contextmanager
 def _bounded(size: int) -> Iterator[None]:
-    """Keep FAISS from allocating more than a file of ``size`` bytes can fill, whatever the file claims."""
+    """Limit what FAISS allocates to what a file of ``size`` bytes can fill."""
     before = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
     faiss.set_deserialization_vector_byte_limit(size + 1)
     faiss.set_deserialization_loop_limit(size)
@@ -121,17 +120,16 @@ def read_items(folder: Path, codec: Codec) -> ItemTable:
     """Return the item table, spare rows and all.
 
     Raises:
-        Damaged: its rows are other items than the codec's, or in another order, or its parts do not
-            fit each other.
+        DamagedFile: its rows are not the codec's items in their order, or its parts do not fit.
 
     """
-    with naming(ATTRIBUTES), pa.memory_map(str(folder / ATTRIBUTES)) as file:
+    with naming_file(ATTRIBUTES), pa.memory_map(str(folder / ATTRIBUTES)) as file:
         table = pa.ipc.open_file(file).read_all()
         table.validate(full=True)  # Arrow itself trusts offsets, and would read where they point
         column = table[c.ITEM].combine_chunks() if c.ITEM in table.column_names else None
         if column is None or not column.equals(pa.array(codec.items.values, pa.string())):
-            raise Damaged(f"{ATTRIBUTES} has other items than codec.json")
-    with naming("items"):
+            raise DamagedFile(f"{ATTRIBUTES} has other items than codec.json")
+    with naming_file("items"):
         return load_items(folder, codec)
 
 
@@ -139,14 +137,14 @@ def read_ranker(folder: Path) -> CalibratedRanker:
     """Return the ranker saved in a folder.
 
     Raises:
-        Damaged: a file cannot be read; for boosters that is found out before LightGBM tries.
+        DamagedFile: a file cannot be read; for boosters that is found out before LightGBM tries.
 
     """
     parts = {path.name: read_part(path) for path in folder.glob("*.json")}
-    with naming(folder.name):
+    with naming_file(folder.name):
         schema = RowSchema.from_dict(parts["schema.json"])
         for path in sorted(folder.glob("booster_*.txt")):
-            with naming(f"{folder.name}/{path.name}"):
+            with naming_file(f"{folder.name}/{path.name}"):
                 check_booster(
                     path.read_text(encoding="utf-8"), len(schema.numeric) + len(schema.categorical)
                 )

@@ -124,7 +124,7 @@ class Delta:
         return item_id in self._codes or self.left > 0
 
     def update(self, items: Mapping[str, AddedItem]) -> int:
-        """Write the rows of new and changed items while rows are free; other items become unavailable.
+        """Write the rows of new and changed items while rows are free; others become unavailable.
 
         Returns:
             the number of rows in use, those of the release included.

@@ -1,4 +1,4 @@
-"""The item table as files of a release: arrays that processes map into memory and share, read in no time.
+"""The item table as files of a release: arrays that processes map into memory and share.
 
 Every array with a row for each item has spare rows at its end, for items that are added before the
 next release. A process that writes one gets its own copy of that page of memory only, and indexes
@@ -76,7 +76,7 @@ def save_items(table: ItemTable, folder: Path) -> None:
 
 
 def load_items(folder: Path, codec: Codec) -> ItemTable:
-    """Return what ``save_items`` wrote, mapped into memory, spare rows and all: those have no attributes as given.
+    """Return what ``save_items`` wrote, mapped into memory, with its spare rows.
 
     Raises:
         ValueError: its parts do not fit each other or the codec.

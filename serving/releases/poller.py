@@ -1,4 +1,4 @@
-"""Takes a promoted release into service while requests are answered, and goes on with the old one if it is bad."""
+"""Serves a promoted release while requests are answered; a bad one is refused."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serving.releases.verify import check_release, registered_features
 
 _log = logging.getLogger(__name__)
 
-_REFUSALS_KEPT = 16
+_REFUSALS_SHOWN = 16
 
 Adopt = Callable[[Release], None]
 """Serves a release from now on; it is wholly loaded and checked."""
@@ -25,10 +25,9 @@ Adopt = Callable[[Release], None]
 class ReleasePoller:
     """Follows ``releases/current`` on a thread of its own.
 
-    A release that is refused is tried again only when its files, the link or the feature registry
-    have changed,
-    and have stood still since the last look: a copy under way is taken when it is complete. The
-    last releases served stay loaded, so that to go back is to look one up.
+    A release that was refused is checked again only when its files, the link or the feature
+    registry have changed and are unchanged since the last poll, so that a copy under way is checked
+    when it is complete. The releases served last stay loaded, which makes a rollback quick.
     """
 
     def __init__(
@@ -36,23 +35,27 @@ class ReleasePoller:
         workspace: Workspace,
         serving: Release,
         adopt: Adopt,
+        *,
         check: Callable[[Path], Release] | None = None,
         every_s: float = 0.5,
         keep: int = 2,
     ) -> None:
-        """Remember what is served; nothing is looked at before ``start``.
+        """Keep what is served; the first poll comes with ``start``.
 
         Args:
             workspace: whose ``releases/current`` is followed.
             serving: the release that is being served.
-            adopt: called with each release that is to be served next, from the watch's thread.
+            adopt: called with each release that is to be served next, from the poller's thread.
             check: loads and checks a release or raises ``BadRelease`` (default: ``check_release``).
-            every_s: how often to look.
-            keep: how many releases stay loaded, the one being served among them.
+            every_s: seconds between two polls.
+            keep: number of releases that stay loaded, the served one included.
 
         """
-        self._link, self._registry = workspace.releases / "current", workspace.feast_registry
-        self._adopt, self._every_s, self._keep = adopt, every_s, keep
+        self._link = workspace.releases / "current"
+        self._registry = workspace.feast_registry
+        self._adopt = adopt
+        self._every_s = every_s
+        self._keep = keep
         self._check = check or (
             lambda folder: check_release(folder, registered_features(workspace))
         )
@@ -60,25 +63,25 @@ class ReleasePoller:
         self._loaded = {serving.id: serving}
         self._refused: dict[str, str] = {}
         self._refusals = 0
-        self._tried: Any = None
-        self._seen: Any = None
+        self._checked_state: Any = None
+        self._last_state: Any = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="release-poller", daemon=True)
 
     def start(self) -> None:
-        """Begin to look, at once."""
+        """Start polling, at once."""
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking; a check that is under way is not waited for longer than a moment."""
+        """Stop polling; wait at most five seconds for a check that is under way."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(timeout=5.0)
 
     def status(self) -> dict[str, Any]:
-        """Return the ``serving`` id, the ``kept`` ids, ``refused`` (folder: reason) and the count of ``refusals``.
+        """Return ids ``serving`` and ``kept`` loaded, ``refused`` folders, number of ``refusals``.
 
-        A folder leaves ``refused`` when it is taken after all.
+        ``refused`` gives the reason by folder; a folder leaves it when it is served after all.
         """
         return {
             "serving": self._serving.id,
@@ -96,16 +99,17 @@ class ReleasePoller:
             self._stop.wait(self._every_s)
 
     def poll(self) -> None:
-        """Look once, and serve what ``releases/current`` points at if that has changed and is good."""
+        """Serve what ``releases/current`` points at, if that has changed and passes the check."""
         folder = Path(os.path.realpath(self._link))
         known = self._known(folder)
         if known is self._serving and folder.name not in self._refused:
             return
         state = self._state(folder)
-        settled, self._seen = state == self._seen, state
-        if state == self._tried or (folder.name in self._refused and not settled):
+        settled = state == self._last_state
+        self._last_state = state
+        if state == self._checked_state or (folder.name in self._refused and not settled):
             return
-        self._tried = state
+        self._checked_state = state
         try:
             self._serve(known or self._check(folder), folder)
         except Exception as error:
@@ -115,7 +119,7 @@ class ReleasePoller:
             )
 
     def _known(self, folder: Path) -> Release | None:
-        """Return the loaded release of a folder; a manifest alone may be a copy of another release's."""
+        """Return the loaded release of a folder; its manifest may be a copy of another's."""
         release = self._loaded.get(_claimed_id(folder))
         return release if release is not None and release.folder == folder else None
 
@@ -134,8 +138,8 @@ class ReleasePoller:
 
     def _refuse(self, folder: Path, reason: str) -> None:
         self._refusals += 1
-        others = [(name, of) for name, of in self._refused.items() if name != folder.name]
-        self._refused = dict([*others, (folder.name, reason)][-_REFUSALS_KEPT:])
+        others = [(name, why) for name, why in self._refused.items() if name != folder.name]
+        self._refused = dict([*others, (folder.name, reason)][-_REFUSALS_SHOWN:])
         _log.error("release %s is refused, %s goes on: %s", folder.name, self._serving.id, reason)
 
     def _state(self, folder: Path) -> tuple[Any, ...]:
@@ -143,7 +147,7 @@ class ReleasePoller:
             files = file_states(folder)
         except OSError:  # a file went away in between
             files = frozenset()
-        return folder, files, _changed(self._link), _changed(self._registry)
+        return folder, files, _state_of(self._link), _state_of(self._registry)
 
 
 def _claimed_id(folder: Path) -> str:
@@ -153,9 +157,9 @@ def _claimed_id(folder: Path) -> str:
         return ""
 
 
-def _changed(path: Path) -> tuple[int, int] | None:
+def _state_of(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return status.st_mtime_ns, status.st_ino

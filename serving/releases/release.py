@@ -1,4 +1,4 @@
-"""A release: one folder with everything that serving needs, loaded whole or refused with the reason.
+"""A release: one folder with everything that serving needs, loaded whole or refused.
 
 Nothing in it is a pickle.
 """
@@ -21,8 +21,8 @@ from serving.recommender.item_table import ItemTable
 from serving.recommender.recommender import Recommender, UserTowerSession
 from serving.recommender.users import UserReader
 from serving.releases.artifacts import (
-    Damaged,
-    naming,
+    DamagedFile,
+    naming_file,
     read_array,
     read_index,
     read_items,
@@ -35,7 +35,7 @@ from serving.releases.manifest import BadRelease, ReleaseManifest, file_states, 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """The candidate generator with its codes and item table: what the ranker's training sets need too."""
+    """The candidate generator with its codes and item table; ranker training needs it too."""
 
     codec: Codec
     tower: UserTowerSession
@@ -63,7 +63,7 @@ class Release:
 
     @property
     def items(self) -> ItemTable:
-        """The item table as it was when the release was made, with what was added since."""
+        """The item table as of the release, with the items that were added since."""
         return self.retrieval.items
 
 
@@ -72,16 +72,16 @@ def load_retrieval(folder: Path) -> Retrieval:
 
     Raises:
         BadRelease: its parts do not fit together.
-        Damaged: a part cannot be read.
+        DamagedFile: a part cannot be read.
 
     """
-    with naming("codec.json"):
+    with naming_file("codec.json"):
         codec = Codec.from_dict(read_part(folder / "codec.json"))
     vectors: Float32Array = read_array(folder / "item_vectors.npy", np.float32)
     raw: Float32Array = read_array(folder / "raw_item_vectors.npy", np.float32)
     neighbours: Int32Array = read_array(folder / "neighbours.npy", np.int32)
     similarities: Float32Array = read_array(folder / "similarities.npy", np.float32)
-    with naming("shares.json"):
+    with naming_file("shares.json"):
         quota = CandidateQuota.model_validate(read_part(folder / "shares.json"))
     index = read_index(folder / "index.faiss", vectors.shape[1])
     items = read_items(folder, codec)
@@ -92,11 +92,11 @@ def load_retrieval(folder: Path) -> Retrieval:
         raise BadRelease(f"{folder}: its parts disagree on the number of items: {found}")
     if raw.shape != vectors.shape or neighbours.shape != similarities.shape:
         raise BadRelease(
-            f"{folder}: its raw and unit vectors, or its neighbours and similarities, differ in shape"
+            f"{folder}: raw and unit vectors, or neighbours and similarities, differ in shape"
         )
-    with naming("user_tower.onnx"):
+    with naming_file("user_tower.onnx"):
         tower = UserTowerSession((folder / "user_tower.onnx").read_bytes(), raw[:size])
-    with naming("item_tower.onnx"):
+    with naming_file("item_tower.onnx"):
         session = ItemTowerSession((folder / "item_tower.onnx").read_bytes())
     # Views without the costs of np.memmap's indexing.
     whole = ItemArrays(
@@ -113,16 +113,17 @@ def load_retrieval(folder: Path) -> Retrieval:
 
 
 def with_added(release: Release, added: Mapping[str, AddedItem]) -> Release:
-    """Return a release with items that came after it; those that it has itself are served as it has them.
+    """Return a release with added items; items of the release itself stay as they are.
 
     Args:
-        release: as it was loaded. Both share everything but what is said of the added items.
-        added: all of them; where there are more than spare rows, the last ones wait for a new
-            release.
+        release: as it was loaded; both share everything else.
+        added: all of them; if there are more than spare rows, the last ones wait for a new release.
 
     """
-    loaded, codec = release.retrieval, release.codec
-    delta, first = loaded.delta, len(codec.items)
+    loaded = release.retrieval
+    codec = release.codec
+    delta = loaded.delta
+    first = len(codec.items)
     size = delta.update({name: item for name, item in added.items() if not codec.items.code(name)})
     if size == first:
         return release
@@ -155,7 +156,7 @@ def load_release(folder: Path) -> Release:
         manifest = verify_files(folder)
         retrieval = load_retrieval(folder)
         ranker = read_ranker(folder / "ranker")
-        with naming("filters.json"):
+        with naming_file("filters.json"):
             rules = FilterRules.model_validate(read_part(folder / "filters.json"))
         _fit_together(folder, retrieval.codec, ranker, rules)
         recommender = Recommender(
@@ -175,14 +176,14 @@ def load_release(folder: Path) -> Release:
 
 @contextmanager
 def refusing(folder: Path, what: str) -> Iterator[None]:
-    """Turn whatever goes wrong with a release into ``BadRelease``, in one line that says what it was."""
+    """Turn any error with a release into ``BadRelease``, with one line that says what it was."""
     try:
         yield
     except BadRelease:
         raise
     except Exception as error:
         said = " ".join(str(error).split())[:300]
-        kind = "" if isinstance(error, Damaged) else f"{type(error).__name__}: "
+        kind = "" if isinstance(error, DamagedFile) else f"{type(error).__name__}: "
         raise BadRelease(f"{folder}: {what}: {kind}{said}") from error
 
 

@@ -1,4 +1,4 @@
-"""A release tried out on made-up users: its lists must be such as could be shown."""
+"""A smoke test of a release: made-up users must get lists that could be shown."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _UNIT_WITHIN = 1e-3
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}nobody"
 
 
-def try_out(release: Release) -> str | None:
-    """Ask for made-up users, known and unknown, twice, and score a sample of all items; return what is wrong."""
+def smoke_test(release: Release) -> str | None:
+    """Recommend twice for made-up users, score and explain sampled items; return what is wrong."""
     now = time.time()
     columns = made_up_users(release.codec, now)
     users = release.reader.read(columns, np.full(len(columns[c.USER]), now))
@@ -41,13 +41,13 @@ def try_out(release: Release) -> str | None:
         or (
             None
             if all(map(_equal, lists, again))
-            else "the same request gives another list the second time"
+            else "the same request gets another list the second time"
         )
     )
 
 
 def made_up_users(codec: Codec, now: float) -> dict[str, list[Any]]:
-    """Return feature columns of users of whom nothing, little and everything is known, with the highest codes."""
+    """Return feature columns of users with no, few and all features, and with the highest codes."""
     items, users = codec.items.values, codec.users.values
     some = [items[row] for row in spaced_rows(len(items), c.HISTORY_LENGTH)]
     names = [_UNKNOWN, *users[:1], *users[-1:], _UNKNOWN]
@@ -86,7 +86,7 @@ def _bad_users(vectors: Float32Array, dimension: int) -> str | None:
     if vectors.shape[1:] != (dimension,):
         return f"its user tower gives {vectors.shape[1:]} values, its item vectors have {dimension}"
     if not np.allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=_UNIT_WITHIN):
-        return "its user tower gives vectors that are not of unit length"
+        return "its user tower returns vectors that are not of unit length"
     return None
 
 
@@ -98,25 +98,25 @@ def _bad_item_tower(release: Release) -> str | None:
     codes[-1] = encoder.table_size - 1
     raw = release.retrieval.delta.tower(codes, numbers)
     if raw.shape != (len(codes), release.retrieval.vectors.shape[1]) or not np.isfinite(raw).all():
-        return "its item tower gives vectors that are no numbers, or of another dimension"
+        return "its item tower returns NaN, or vectors of another dimension"
     return None
 
 
 def _bad_lists(
     release: Release, users: UserBatch, lists: list[Recommendation], now: float
 ) -> str | None:
-    for row, found in enumerate(lists):
+    for row, result in enumerate(lists):
         allowed = release.recommender.filters.allowed(
             release.items, RequestRules(_K), seen=users.seen[row], time=now
         )
-        if "ranker_unavailable" in found.degraded:
-            return "its ranker fails or gives scores that are no numbers"
-        if not np.isfinite(found.scores).all():
-            return "it gives scores that are no numbers"
-        if len(np.unique(found.items)) < len(found.items) or not allowed[found.items].all():
+        if "ranker_unavailable" in result.degraded:
+            return "its ranker fails, or its scores contain NaN"
+        if not np.isfinite(result.scores).all():
+            return "recommendations contain NaN"
+        if len(np.unique(result.items)) < len(result.items) or not allowed[result.items].all():
             return "it recommends an item twice, or one that the rules forbid"
-        if not len(found.items) and allowed.any():
-            return "it recommends nothing, though there are items to recommend"
+        if not len(result.items) and allowed.any():
+            return "it recommends nothing, though items are allowed"
     return None
 
 
@@ -131,7 +131,7 @@ def _bad_scores(release: Release, users: UserBatch, ranked: Ranked) -> str | Non
     scores, probabilities = ranker.score(*rows)
     every = np.concatenate([ranked.probabilities.ravel(), probabilities.ravel()])
     if not np.isfinite(scores).all() or not ((every >= 0.0) & (every <= 1.0)).all():
-        return "its ranker gives scores that are no numbers, or no probabilities"
+        return "its ranker returns NaN, or probabilities outside of 0 to 1"
     contributions = ranker.explain(rows[0][0], rows[1][0])
     if not np.isfinite([value for _, value in contributions]).all():
         return "its ranker cannot explain a score"

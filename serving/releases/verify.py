@@ -19,23 +19,23 @@ from serving.online.features import activity_features, user_reader
 from serving.recommender.codec import Codec
 from serving.releases.manifest import BadRelease
 from serving.releases.release import Release, load_release, refusing
-from serving.releases.smoke import try_out
+from serving.releases.smoke import smoke_test
 
 Entity = Literal["user", "item"]
 
 FeatureNames = Callable[[], Mapping[Entity, Collection[str]]]
-"""Tells which features of users (as they are read to serve) and of items (activity) Feast's registry has now."""
+"""Returns the user and item features that Feast's registry has now."""
 
-LEAST_RECALL = 0.95
+MIN_RECALL = 0.95
 _AT = 100
 _COMPARED = 16_000_000
 _UNIT_WITHIN = 1e-3
 _COSINE_WITHIN = 0.05
-"""How far 8-bit codes may be off a cosine; another item's vector is off by more."""
+"""Largest error of a cosine of 8-bit codes; another item's vector has a larger one."""
 
 
 def check_release(folder: Path, registered: FeatureNames) -> Release:
-    """Verify and load a release, and check that the feature store has what it reads and that it answers well.
+    """Verify and load a release, check its features and content, and run a smoke test.
 
     Raises:
         BadRelease: it cannot be served; one sentence says why.
@@ -48,7 +48,7 @@ def check_release(folder: Path, registered: FeatureNames) -> Release:
             or _bad_codes(release)
             or _bad_vectors(release)
             or _bad_calibration(release)
-            or try_out(release)
+            or smoke_test(release)
         )
     if problem:
         raise BadRelease(f"{release.folder}: {problem}")
@@ -56,7 +56,7 @@ def check_release(folder: Path, registered: FeatureNames) -> Release:
 
 
 def registered_features(workspace: Workspace) -> FeatureNames:
-    """Return what reads the names from a workspace's registry, anew each time it is asked."""
+    """Return a function that reads the names from a workspace's registry at each call."""
 
     def read() -> dict[Entity, set[str]]:
         if not workspace.feast_registry.is_file():  # Feast would make an empty one
@@ -84,15 +84,15 @@ def _missing_features(codec: Codec, registered: FeatureNames) -> str | None:
     try:
         known = registered()
     except Exception as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise BadRelease(
-            f"Feast's registry cannot be read ({said}): run 'funnel materialize'"
+            f"Feast's registry cannot be read ({reason}): run 'funnel materialize'"
         ) from error
     missing = [
-        f"{of} {name}"
-        for of, names in features_read(codec).items()
+        f"{entity} {name}"
+        for entity, names in features_read(codec).items()
         for name in names
-        if name not in known[of]
+        if name not in known[entity]
     ]
     if not missing:
         return None
@@ -101,67 +101,78 @@ def _missing_features(codec: Codec, registered: FeatureNames) -> str | None:
 
 
 def _bad_codes(release: Release) -> str | None:
-    codec, items = release.codec, release.items
+    codec = release.codec
+    items = release.items
     for name in ("users", "items", "categories"):
-        # An erased user's place in the vocabulary is kept, without a name.
+        # An erased user keeps an entry in the vocabulary, without a name.
         values = [value for value in getattr(codec, name).values if value]
         if len(set(values)) < len(values):
             return f"codec.json names some of its {name} twice"
+
     attributes = codec.item_attributes
     ranges = {
         "neighbours.npy": (release.retrieval.retriever.neighbours, len(items)),
         "the items' categories": (items.categories, len(codec.categories)),
         "the items' attributes": (items.encoded.codes, attributes.table_size),
     }
-    for place, name in enumerate(attributes.coded):
-        ranges[f"the items' {name}"] = (
-            items.encoded.first[:, place],
-            len(attributes.vocabularies[name]),
-        )
+    for column, name in enumerate(attributes.coded):
+        codes = items.encoded.first[:, column]
+        ranges[f"the items' {name}"] = (codes, len(attributes.vocabularies[name]))
     for name, (codes, end) in ranges.items():
         if codes.size and not 0 <= codes.min() <= codes.max() < end:
             return f"{name}: a code is outside of 0 to {end - 1}"
+
     if np.isnan(items.available_from).any() or np.isnan(items.available_until).any():
-        return "the times at which items can be had are no numbers"
+        return "availability times contain NaN"
     return None
 
 
 def _bad_vectors(release: Release) -> str | None:
-    vectors, index = release.retrieval.vectors, release.retrieval.retriever.index
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors[1:], vectors[1:]))
-    # Of an item that no training has met and that has no attributes nothing is known: its vector is
-    # zero.
-    items = release.items.encoded
-    nothing = (
-        (lengths == 0) & ~items.codes[1:].any(axis=1) & np.isnan(items.numbers[1:]).all(axis=1)
-    )
-    wrong = int(((np.abs(lengths - 1.0) > _UNIT_WITHIN) & ~nothing).sum())
-    if wrong:
-        return f"{wrong} of its item vectors are not of unit length"
-    at = min(_AT, max(1, index.ntotal // 4))  # of a small catalogue any index finds the most
+    # Lengths [N - 1] of the item vectors. An item that no training included and that has no
+    # attributes has a vector of zeros.
+    vectors = release.retrieval.vectors[1:]
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    encoded = release.items.encoded
+    without_attributes = ~encoded.codes[1:].any(axis=1) & np.isnan(encoded.numbers[1:]).all(axis=1)
+    wrong = (np.abs(lengths - 1.0) > _UNIT_WITHIN) & ~((lengths == 0) & without_attributes)
+    if wrong.any():
+        return f"{int(wrong.sum())} of its item vectors are not of unit length"
+
+    # Search for a sample of the items; k is small where any index finds most of the items.
+    index = release.retrieval.retriever.index
+    k = min(_AT, max(1, index.ntotal // 4))
     rows = spaced_rows(index.ntotal, int(np.clip(_COMPARED // max(index.ntotal, 1), 8, 32)))
-    queries = np.ascontiguousarray(vectors[1:][rows])
-    cosines, found = index.search(queries, at)
-    recall, off = _against_exact(queries @ vectors[1:].T, cosines, found)
-    if off > _COSINE_WITHIN:
+    queries = np.ascontiguousarray(vectors[rows])
+    cosines, retrieved = index.search(queries, k)
+
+    recall, error = _against_exact(queries @ vectors.T, cosines, retrieved)
+    if error > _COSINE_WITHIN:
         return "its index holds other vectors than item_vectors.npy"
-    if recall < LEAST_RECALL:
-        return f"its index finds {recall:.1%} of the {at} nearest items, {LEAST_RECALL:.0%} is the least"
+    if recall < MIN_RECALL:
+        found = f"its index finds {recall:.1%} of the {k} nearest items"
+        return f"{found}; the minimum is {MIN_RECALL:.0%}"
     return None
 
 
 def _against_exact(
-    exact: npt.NDArray[Any], cosines: npt.NDArray[Any], found: Int64Array
+    exact: npt.NDArray[Any], cosines: npt.NDArray[Any], retrieved: Int64Array
 ) -> tuple[float, float]:
-    """Return the share of ``found`` ``[q, k]`` that is among the nearest, and the largest error of a cosine.
+    """Return the recall of a search and the largest error of its cosines.
 
-    Which of several equally near items is found does not matter.
+    Which of several equally near items is retrieved does not matter.
+
+    Args:
+        exact: the cosines of all items, ``[q, N]``.
+        cosines: as the index gave them, ``[q, k]``.
+        retrieved: rows of the items, int64 ``[q, k]``, below 0: none.
+
     """
-    at = found.shape[1]
-    least = np.partition(exact, -at, axis=1)[:, -at, None]
-    true = np.where(found >= 0, np.take_along_axis(exact, np.maximum(found, 0), axis=1), -np.inf)
-    errors = np.abs(cosines - true)[found >= 0]
-    return float((true >= least - 1e-5).mean()), float(errors.max(initial=0.0))
+    k = retrieved.shape[1]
+    kth = np.partition(exact, -k, axis=1)[:, -k, None]
+    true = np.take_along_axis(exact, np.maximum(retrieved, 0), axis=1)
+    true = np.where(retrieved >= 0, true, -np.inf)
+    errors = np.abs(cosines - true)[retrieved >= 0]
+    return float((true >= kth - 1e-5).mean()), float(errors.max(initial=0.0))
 
 
 def _bad_calibration(release: Release) -> str | None:
@@ -169,12 +180,13 @@ def _bad_calibration(release: Release) -> str | None:
         release.codec.spec.event_types, release.recommender.ranker.calibration.heads, strict=True
     ):
         if not _is_sound(head):
-            return f"the calibration of '{name}' is no rising map"
+            return f"the calibration of '{name}' is not monotonically increasing"
     return None
 
 
 def _is_sound(head: HeadCalibration) -> bool:
-    x, y = np.array(head.x, dtype=np.float64), np.array(head.y, dtype=np.float64)
+    x = np.array(head.x, dtype=np.float64)
+    y = np.array(head.y, dtype=np.float64)
     if (
         head.method not in get_args(Method)
         or not np.isfinite([head.slope, head.intercept, *x, *y]).all()

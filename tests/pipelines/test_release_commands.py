@@ -112,7 +112,9 @@ class TestMaking:
             "logistic/calibration.json", lambda of: of["heads"][0].update(slope=float("nan"))
         )
         spoil(workspace.models / "ranking")
-        with pytest.raises(BadRelease, match="the calibration of 'view' is no rising map"):
+        with pytest.raises(
+            BadRelease, match="the calibration of 'view' is not monotonically increasing"
+        ):
             make(2)
         assert current(workspace) == one and len(history(workspace)) == 1
 

@@ -21,7 +21,7 @@ from serving.recommender.recommender import Recommendation
 from serving.recommender.users import UserBatch
 from serving.releases.manifest import verify_files
 from serving.releases.release import Release, load_release
-from serving.releases.smoke import try_out
+from serving.releases.smoke import smoke_test
 
 DATA = Path(__file__).parent.parent / "data"
 NAME = "release-97f4b5b"
@@ -83,7 +83,7 @@ def test_the_stored_release_is_whole_and_works(
 ) -> None:
     verify_files(folder)
     assert release.id == golden["release"]
-    assert try_out(release) is None
+    assert smoke_test(release) is None
 
 
 def test_ranked_recommendations_and_explanations_are_the_same(

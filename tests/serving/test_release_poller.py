@@ -34,7 +34,7 @@ class Bench:
         self.served = load_release(self.add("first"))
         self.point("first")
         self.poller = ReleasePoller(
-            self.workspace, self.served, self.adopt, self.check, every_s=0.01, keep=keep
+            self.workspace, self.served, self.adopt, check=self.check, every_s=0.01, keep=keep
         )
 
     def adopt(self, release: Release) -> None:
@@ -235,7 +235,7 @@ def test_what_cannot_be_adopted_is_refused(bench: Bench) -> None:
         raise RuntimeError("no memory left")
 
     first = bench.served
-    poller = ReleasePoller(bench.workspace, first, fail, bench.check)
+    poller = ReleasePoller(bench.workspace, first, fail, check=bench.check)
     bench.add("second")
     bench.point("second")
     poller.poll()

@@ -73,14 +73,14 @@ def test_what_native_code_would_choke_on_is_refused_by_loading(name: str, copy: 
         ("a link to itself", "codec.json is missing"),
         ("a pipe in the place of the manifest", "no readable manifest.json"),
         ("a pickle for an array", "neighbours.npy: ValueError: This file contains pickled"),
-        ("NaN in the vectors", "item_vectors.npy has values that are no numbers"),
+        ("NaN in the vectors", "item_vectors.npy contains NaN or infinity"),
         ("vectors that are not of unit length", "40 of its item vectors are not of unit length"),
         ("index of other items", "its index holds other vectors than item_vectors.npy"),
         ("codec with the items in another order", "items.arrow has other items than codec.json"),
         ("neighbour that does not exist", "neighbours.npy: a code is outside of 0 to 40"),
         ("user tower with other inputs", "does not work: ValueError: Required inputs"),
-        ("ranker that gives NaN", "its ranker fails or gives scores that are no numbers"),
-        ("calibration that falls", "the calibration of 'view' is no rising map"),
+        ("ranker that gives NaN", "its ranker fails, or its scores contain NaN"),
+        ("calibration that falls", "the calibration of 'view' is not monotonically increasing"),
         ("unknown field in the filters", "max_per_author"),
     ],
 )
@@ -213,7 +213,7 @@ def test_recall_of_inverted_lists(
         check(copy)
     else:
         with pytest.raises(
-            BadRelease, match=r"its index finds .*% of the 10 nearest items, 95% is the least"
+            BadRelease, match=r"its index finds .*% of the 10 nearest items; the minimum is 95%"
         ):
             check(copy)
 
