@@ -501,15 +501,17 @@ def test_counters_of_another_process_fit_with_added_items(
     assert logged == [1, 2]
 
 
-def test_what_no_server_needs_is_let_go(workspace: Workspace, tiny: Tiny, tmp_path: Path) -> None:
-    now, added = time.time(), AddedItems(workspace)
+def test_items_that_no_server_needs_are_deleted(workspace: Workspace, tiny: Tiny, tmp_path: Path) -> None:
+    now = time.time()
+    added = AddedItems(workspace)
     for name, days in {"fresh": 31, "gone": 31, "kept": 31, "young": 1}.items():
-        added.add(name, {}, None, None, now - days * 86_400)
+        at = now - days * 86_400
+        added.add(name, {}, available_from=None, available_until=None, now=at)
     engine = Engine(load_release(tiny.folder), workspace, log_impressions=False)
     assert engine.remove_item("gone") and engine.remove_item("young")
     engine.adopt(change(tiny, tmp_path / "newer", rename_last("fresh")))
     assert engine.metrics.spare_rows._value.get() == SPARE_ROWS - 1
-    assert (AddedItems(workspace).changed() or {}).keys() == {"kept", "young"}
+    assert (AddedItems(workspace).poll() or {}).keys() == {"kept", "young"}
     assert engine.restore_item("young") and engine.release.codec.items.code("young")
 
 
