@@ -501,7 +501,9 @@ def test_counters_of_another_process_fit_with_added_items(
     assert logged == [1, 2]
 
 
-def test_items_that_no_server_needs_are_deleted(workspace: Workspace, tiny: Tiny, tmp_path: Path) -> None:
+def test_items_that_no_server_needs_are_deleted(
+    workspace: Workspace, tiny: Tiny, tmp_path: Path
+) -> None:
     now = time.time()
     added = AddedItems(workspace)
     for name, days in {"fresh": 31, "gone": 31, "kept": 31, "young": 1}.items():
