@@ -17,7 +17,7 @@ def world(tmp_path):
 
 @pytest.fixture(scope="session")
 def featured(tmp_path_factory):
-    """A world of 60 users with offline features, without models: quick to make; tests change copies."""
+    """A world of 60 users with offline features, without models; tests change copies of it."""
     workspace = Workspace(tmp_path_factory.mktemp("featured"))
     generate(workspace.root / "raw", SMALL)
     spec = load_spec(stages.SPECS / "synthetic.toml")

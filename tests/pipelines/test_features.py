@@ -1,4 +1,4 @@
-"""Every value of every offline table against a recount in plain Python, one key and one midnight at a time."""
+"""Every value of every offline table against a recount in plain Python, key by key."""
 
 from __future__ import annotations
 

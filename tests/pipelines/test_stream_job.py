@@ -1,4 +1,4 @@
-"""The real job over the real log: it agrees with Spark batch; each event counts once after a kill."""
+"""The real job on the real log agrees with Spark batch, and counts each event once after a kill."""
 
 import contextlib
 import json

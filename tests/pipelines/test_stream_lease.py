@@ -1,4 +1,4 @@
-"""One job a log: a second start says so, a dead holder is followed, and who lost the lease cannot write."""
+"""One job per log: a second is refused, a dead holder replaced, and a fenced job cannot write."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Files of the stream: named by their batches, merged as they become many, no row lost or doubled by a crash."""
+"""Files of the stream: named by batch, merged when many; a crash loses or doubles no row."""
 
 import pyarrow.parquet as pq
 import pytest

@@ -1,4 +1,4 @@
-"""The real streaming job in a process of its own, fed while it runs, and killed where a test wants it."""
+"""The real streaming job in a process of its own, fed while it runs, killed where a test asks."""
 
 import contextlib
 import os
@@ -14,6 +14,9 @@ from feature_repo.stores.feature_store import redis_client
 from pipelines.streaming.status import stream_status
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.online.features import OnlineStoreUnavailable
+
+QUICK_JAVA = {"SPARK_SUBMIT_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
+"""Environment in which Spark starts Java without its optimizing compiler."""
 
 CRASH_POINTS = (
     "batch-start", "before-online", "within-online", "after-online", "before-rename", "within-offline",
@@ -94,12 +97,15 @@ def start_api(workspace, port):
 
 def _start(workspace, log, arguments):
     with (workspace.root / log).open("ab") as out:
-        started.append(subprocess.Popen([sys.executable, "-c", *arguments], stdout=out, stderr=out))
+        command = [sys.executable, "-c", *arguments]
+        started.append(
+            subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | QUICK_JAVA)
+        )
     return started[-1]
 
 
 def kill(process):
-    """Kill a process and those that it has forked, as a machine that goes down does."""
+    """Kill a process and its children, as a crash of the machine does."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
     process.kill()
@@ -138,7 +144,7 @@ def drained(workspace):
 
 
 class Feeder:
-    """Sends events without pause, 1% of them malformed; what was not answered is sent again with the same ids."""
+    """Sends events without pause, 1% malformed; unanswered ones are sent again with their ids."""
 
     def __init__(self, workspace, users, items, types, rate=100):
         self.accepted = self.malformed = 0
