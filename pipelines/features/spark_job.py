@@ -10,15 +10,11 @@ second after that event. Days and microseconds are counted from 1970-01-01.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession, Window
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from feature_repo import columns as c
@@ -31,19 +27,11 @@ from pipelines.features.activity import (
     MICROS,
     Span,
     item_activity,
-    stamped,
     user_activity,
-    with_heartbeats,
 )
+from pipelines.features.affinity import user_affinity
+from pipelines.features.item_lists import user_history, user_seen
 from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, stream_state
-
-AFFINITY_LENGTH = 20
-SEEN_LENGTH = 2_000
-
-_UNITS = "_units"
-_STAMP = "_stamp"
-_KIND = "_kind"
-_LABEL = "_label"
 
 _EVENT_SCHEMA = (
     f"{c.EVENT_ID} string, {c.USER} string, {c.ITEM} string, {c.TIMESTAMP} timestamp, "
@@ -184,176 +172,6 @@ def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]
         if file.exists()
         else spark.createDataFrame([], schema)
     )
-
-
-def user_affinity(events: DataFrame, items: DataFrame, category: str, span: Span) -> DataFrame:
-    """Return each user's categories and their shares of weight, largest first.
-
-    Columns array<string> and array<float>. A positive event gives its weight to each category of
-    its item. At most ``AFFINITY_LENGTH`` categories are stored; the shares are of all.
-    """
-    many = dict(items.dtypes)[category].startswith("array")
-    labels = F.array_distinct(category) if many else F.array(category)
-    labels = F.filter(labels, lambda label: label.isNotNull())
-    # An item without a category has the category "", so that its user's days keep their rows.
-    labels = F.when(F.size(labels) > 0, labels).otherwise(F.array(F.lit(""))).alias(_LABEL)
-    liked = (
-        events.where(c.POSITIVE)
-        .groupBy(c.USER, c.ITEM, (F.col(DAY) + 1).alias(DAY))
-        .agg(F.sum(c.WEIGHT))
-    )
-    liked = liked.toDF(c.USER, c.ITEM, DAY, c.WEIGHT).join(
-        items.select(c.ITEM, labels), c.ITEM, "left"
-    )
-    label = F.explode(F.coalesce(_LABEL, F.array(F.lit("")))).alias(_LABEL)
-    gains = liked.select(c.USER, label, DAY, c.WEIGHT)
-    weight = F.sum(c.WEIGHT).over(Window.partitionBy(c.USER, _LABEL).orderBy(DAY))
-    counted = (F.col(_LABEL) != "") & (F.col(c.WEIGHT) > 0)
-    totals = (
-        _every_day(gains, span)
-        .withColumn(c.WEIGHT, weight)
-        .groupBy(c.USER, DAY)
-        .agg(
-            F.sum(F.when(counted, F.col(c.WEIGHT))).alias(_UNITS),
-            # Sorted by the negative weight first, then by name.
-            F.sort_array(F.collect_list(F.when(counted, F.struct(-F.col(c.WEIGHT), _LABEL)))).alias(
-                _LABEL
-            ),
-        )
-        .withColumn(_LABEL, F.slice(_LABEL, 1, AFFINITY_LENGTH))
-    )
-    shares = totals.select(
-        c.USER,
-        DAY,
-        F.transform(_LABEL, lambda entry: entry[_LABEL]).alias(c.CATEGORIES),
-        F.transform(_LABEL, lambda entry: (-entry["col1"] / F.col(_UNITS)).cast("float")).alias(
-            c.CATEGORY_SHARES
-        ),
-    )
-    return stamped(with_heartbeats(shares, c.USER), c.USER, span)
-
-
-def _every_day(gains: DataFrame, span: Span) -> DataFrame:
-    """Sum a user's weights by label and day, with a row for each label on each day."""
-    by_user = gains.groupBy(c.USER).agg(
-        F.collect_set(_LABEL).alias(_LABEL),
-        F.array_union(F.collect_set(DAY), F.array(F.lit(span.last_midnight).cast("bigint"))).alias(
-            DAY
-        ),
-        F.collect_list(F.struct(_LABEL, DAY, c.WEIGHT)).alias(_UNITS),
-    )
-    zero = F.lit(0).cast("bigint").alias(c.WEIGHT)
-    grid = F.transform(
-        _LABEL,
-        lambda label: F.transform(
-            DAY, lambda day: F.struct(label.alias(_LABEL), day.alias(DAY), zero)
-        ),
-    )
-    cells = by_user.select(c.USER, F.inline(F.concat(_UNITS, F.flatten(grid))))
-    return cells.groupBy(c.USER, _LABEL, DAY).agg(F.sum(c.WEIGHT).alias(c.WEIGHT))
-
-
-def user_history(events: DataFrame) -> DataFrame:
-    """Return, at each positive event, the user's last ``HISTORY_LENGTH`` items, newest last.
-
-    An item that comes again moves to the end, so that the items (array<string>) are distinct; the
-    times (array<bigint>, epoch seconds) are those of their latest positive events. A row includes
-    the events of its own time.
-    """
-    liked = events.where(c.POSITIVE).withColumns({_STAMP: F.col(EVENT_MICROS), _KIND: F.lit(0)})
-    lists = _recent(liked, c.HISTORY_LENGTH, 1)
-    stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
-    return lists.select(
-        c.USER,
-        stamp,
-        F.col("items_0").alias(c.HISTORY_ITEMS),
-        F.col("times_0").alias(c.HISTORY_TIMES),
-    )
-
-
-def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
-    """Return, for each midnight after a day with events, a user's items by event type.
-
-    Lists (array<string>, empty where there are none) are distinct, latest last, at most
-    ``SEEN_LENGTH`` long.
-    """
-    kinds = spec.event_types
-    kind = F.array_position(F.array(*map(F.lit, kinds)), F.col(c.TYPE)) - 1
-    known = events.where(F.col(c.TYPE).isin(kinds)).withColumns(
-        {_STAMP: span.stamp_micros(F.col(DAY) + 1), _KIND: kind}
-    )
-    lists = _recent(known, SEEN_LENGTH, len(kinds))
-    stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
-    return lists.select(
-        c.USER, stamp, *(F.col(f"items_{i}").alias(c.seen(kind)) for i, kind in enumerate(kinds))
-    )
-
-
-def _recent(events: DataFrame, length: int, lists: int) -> DataFrame:
-    """Fold each user's events, in order, into lists of recent items; one row per ``_STAMP``."""
-    schema = [f"{c.USER} string", f"{_STAMP} bigint"]
-    schema += [f"items_{i} array<string>, times_{i} array<bigint>" for i in range(lists)]
-    ordered = events.sortWithinPartitions(c.USER, EVENT_MICROS, c.EVENT_ID)
-    rows = ordered.select(
-        c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(EVENT_MICROS) / MICROS).alias(EVENT_MICROS)
-    )
-    return rows.mapInArrow(_recent_lists(length, lists), ", ".join(schema))
-
-
-def _recent_lists(
-    length: int, lists: int
-) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the fold of ``_recent``, a closure: Spark ships it to workers without this package."""
-    types = [pa.string(), pa.int64(), *[pa.list_(pa.string()), pa.list_(pa.int64())] * lists]
-    batch_size = 500_000
-
-    def snapshots(
-        batches: Iterable[pa.RecordBatch],
-    ) -> Iterator[tuple[str, int, list[dict[str, int]]]]:
-        rows = (
-            row
-            for batch in batches
-            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-        )
-        for user, events in groupby(rows, key=itemgetter(0)):
-            recent: list[dict[str, int]] = [{} for _ in range(lists)]
-            for stamp, simultaneous in groupby(events, key=itemgetter(1)):
-                for _, _, kind, item, seconds in simultaneous:
-                    latest = recent[kind]
-                    latest.pop(item, None)  # so that it goes to the end
-                    latest[item] = seconds
-                    if len(latest) > length:
-                        del latest[next(iter(latest))]
-                yield user, stamp, recent
-
-    def pack(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        columns = [
-            pa.array(column, kind)
-            for column, kind in zip(zip(*rows, strict=True), types, strict=True)
-        ]
-        names = [f"{part}_{i}" for i in range(lists) for part in ("items", "times")]
-        return pa.RecordBatch.from_arrays(columns, [c.USER, _STAMP, *names])
-
-    def fold(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        rows: list[tuple[Any, ...]] = []
-        size = 0
-        for user, stamp, recent in snapshots(batches):
-            rows.append(
-                (
-                    user,
-                    stamp,
-                    *(part for latest in recent for part in (list(latest), list(latest.values()))),
-                )
-            )
-            size += sum(map(len, recent))
-            if size > batch_size:
-                yield pack(rows)
-                rows = []
-                size = 0
-        if rows:
-            yield pack(rows)
-
-    return fold
 
 
 def profile(events: DataFrame, table: DataFrame, key: str, span: Span) -> DataFrame:

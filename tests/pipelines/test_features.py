@@ -18,8 +18,10 @@ from pyspark.sql import SparkSession
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from pipelines.features.activity import HEARTBEAT_DAYS
+from pipelines.features.affinity import AFFINITY_LENGTH
+from pipelines.features.item_lists import recent_lists
 from pipelines.features.spark import spark_session
-from pipelines.features.spark_job import AFFINITY_LENGTH, _recent_lists, build_features
+from pipelines.features.spark_job import build_features
 
 DAY = 86_400_000_000
 START = 11_000 * DAY
@@ -446,7 +448,7 @@ def test_recent_lists_forget_the_oldest_and_survive_batch_borders() -> None:
     ]
     names = ["user", "stamp", "kind", "item", "seconds"]
     batches = [pa.RecordBatch.from_pylist([dict(zip(names, row, strict=True))]) for row in rows]
-    (result,) = _recent_lists(3, 2)(batches)
+    (result,) = recent_lists(3, 2)(batches)
     found = [
         (row[c.USER], row["items_0"], row["times_0"], row["items_1"]) for row in result.to_pylist()
     ]

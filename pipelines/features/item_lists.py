@@ -1,0 +1,124 @@
+"""Tables of each user's recent items: the history of positive events, and the items seen by type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from pipelines.features.activity import DAY, EVENT_MICROS, MICROS, Span
+
+SEEN_LENGTH = 2_000
+
+_STAMP = "_stamp"
+_KIND = "_kind"
+
+
+def user_history(events: DataFrame) -> DataFrame:
+    """Return, at each positive event, the user's last ``HISTORY_LENGTH`` items, newest last.
+
+    An item that comes again moves to the end, so that the items (array<string>) are distinct; the
+    times (array<bigint>, epoch seconds) are those of their latest positive events. A row includes
+    the events of its own time.
+    """
+    liked = events.where(c.POSITIVE).withColumns({_STAMP: F.col(EVENT_MICROS), _KIND: F.lit(0)})
+    lists = _recent(liked, c.HISTORY_LENGTH, 1)
+    stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
+    return lists.select(
+        c.USER,
+        stamp,
+        F.col("items_0").alias(c.HISTORY_ITEMS),
+        F.col("times_0").alias(c.HISTORY_TIMES),
+    )
+
+
+def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
+    """Return, for each midnight after a day with events, a user's items by event type.
+
+    Lists (array<string>, empty where there are none) are distinct, latest last, at most
+    ``SEEN_LENGTH`` long.
+    """
+    kinds = spec.event_types
+    kind = F.array_position(F.array(*map(F.lit, kinds)), F.col(c.TYPE)) - 1
+    known = events.where(F.col(c.TYPE).isin(kinds)).withColumns(
+        {_STAMP: span.stamp_micros(F.col(DAY) + 1), _KIND: kind}
+    )
+    lists = _recent(known, SEEN_LENGTH, len(kinds))
+    stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
+    return lists.select(
+        c.USER, stamp, *(F.col(f"items_{i}").alias(c.seen(kind)) for i, kind in enumerate(kinds))
+    )
+
+
+def _recent(events: DataFrame, length: int, lists: int) -> DataFrame:
+    """Fold each user's events, in order, into lists of recent items; one row per ``_STAMP``."""
+    schema = [f"{c.USER} string", f"{_STAMP} bigint"]
+    schema += [f"items_{i} array<string>, times_{i} array<bigint>" for i in range(lists)]
+    ordered = events.sortWithinPartitions(c.USER, EVENT_MICROS, c.EVENT_ID)
+    rows = ordered.select(
+        c.USER, _STAMP, _KIND, c.ITEM, F.floor(F.col(EVENT_MICROS) / MICROS).alias(EVENT_MICROS)
+    )
+    return rows.mapInArrow(recent_lists(length, lists), ", ".join(schema))
+
+
+def recent_lists(
+    length: int, lists: int
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the fold of ``_recent``, a closure: Spark ships it to workers without this package."""
+    types = [pa.string(), pa.int64(), *[pa.list_(pa.string()), pa.list_(pa.int64())] * lists]
+    batch_size = 500_000
+
+    def snapshots(
+        batches: Iterable[pa.RecordBatch],
+    ) -> Iterator[tuple[str, int, list[dict[str, int]]]]:
+        rows = (
+            row
+            for batch in batches
+            for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+        )
+        for user, events in groupby(rows, key=itemgetter(0)):
+            recent: list[dict[str, int]] = [{} for _ in range(lists)]
+            for stamp, simultaneous in groupby(events, key=itemgetter(1)):
+                for _, _, kind, item, seconds in simultaneous:
+                    latest = recent[kind]
+                    latest.pop(item, None)  # so that it goes to the end
+                    latest[item] = seconds
+                    if len(latest) > length:
+                        del latest[next(iter(latest))]
+                yield user, stamp, recent
+
+    def pack(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+        columns = [
+            pa.array(column, kind)
+            for column, kind in zip(zip(*rows, strict=True), types, strict=True)
+        ]
+        names = [f"{part}_{i}" for i in range(lists) for part in ("items", "times")]
+        return pa.RecordBatch.from_arrays(columns, [c.USER, _STAMP, *names])
+
+    def fold(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        rows: list[tuple[Any, ...]] = []
+        size = 0
+        for user, stamp, recent in snapshots(batches):
+            rows.append(
+                (
+                    user,
+                    stamp,
+                    *(part for latest in recent for part in (list(latest), list(latest.values()))),
+                )
+            )
+            size += sum(map(len, recent))
+            if size > batch_size:
+                yield pack(rows)
+                rows = []
+                size = 0
+        if rows:
+            yield pack(rows)
+
+    return fold
