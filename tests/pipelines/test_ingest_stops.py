@@ -82,7 +82,7 @@ def dying(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 
-w.os.replace = dying
+os.replace = dying
 for home in sys.argv[4:]:
     point, how = Path(home).parent.name.split("-")
     point = int(point)
