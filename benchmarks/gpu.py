@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from feature_repo.arrays import Float32Array, Int64Array
+from retrieval.sequences.config import SequenceConfig
 from retrieval.sequences.dataset import Sequences
-from retrieval.sequences.training import SequenceConfig, train_sequences
+from retrieval.sequences.training import train_sequences
 from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.context import UserContext
 from retrieval.towers.examples import Examples

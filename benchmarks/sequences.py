@@ -26,9 +26,10 @@ from feature_repo.files import read_json, write_json
 from feature_repo.hashing import file_hash, fingerprint
 from pipelines import display
 from pipelines.evaluation.metrics import accuracy
-from retrieval.sequences.batches import parts, places_by_score
+from retrieval.sequences.config import TEST, SequenceConfig
 from retrieval.sequences.dataset import Sequences, read_sequences, sequence_file
-from retrieval.sequences.training import TEST, SequenceConfig, pick_device, train_sequences
+from retrieval.sequences.ranks import ranks_by_score, score_chunks
+from retrieval.sequences.training import pick_device, train_sequences
 
 _METRICS = ("hr@10", "ndcg@10")
 _COLUMNS = ("unseen_hr@10", "unseen_ndcg@10", "all_hr@10", "all_ndcg@10")
@@ -92,7 +93,7 @@ def _seed(sequences: Sequences, config: SequenceConfig, folder: Path) -> dict[st
     began = time.monotonic()
     with display.stage(f"Train, seed {config.seed}") as progress:
         vectors = train_sequences(sequences, config, folder / f"seed-{config.seed}", progress)
-    chunks = parts(len(vectors.users), len(vectors.items))
+    chunks = score_chunks(len(vectors.users), len(vectors.items))
     result = {
         **_figures(sequences, (vectors.users[part] @ vectors.items.T for part in chunks)),
         "validation_ndcg@10": float(np.mean(vectors.validation)),
@@ -105,7 +106,7 @@ def _seed(sequences: Sequences, config: SequenceConfig, folder: Path) -> dict[st
 
 def _popular(sequences: Sequences) -> dict[str, float]:
     items = torch.from_numpy(sequences.training_counts(TEST)).float()
-    chunks = parts(len(sequences.testable), len(items))
+    chunks = score_chunks(len(sequences.testable), len(items))
     return _figures(sequences, (items.repeat(len(sequences.testable[part]), 1) for part in chunks))
 
 
@@ -121,7 +122,7 @@ def _transitions(sequences: Sequences) -> dict[str, float]:
     last = sequences.held_out(sequences.testable, TEST + 1)
     scores = (
         torch.from_numpy(table[last[part]].toarray()).add_(popular)
-        for part in parts(len(last), size)
+        for part in score_chunks(len(last), size)
     )
     return _figures(sequences, scores)
 
@@ -129,7 +130,7 @@ def _transitions(sequences: Sequences) -> dict[str, float]:
 def _figures(sequences: Sequences, scores: Iterable[Tensor]) -> dict[str, float]:
     wanted = sequences.held_out(sequences.testable, TEST)
     every, new = (
-        accuracy(found) for found in places_by_score(scores, wanted, sequences.histories(TEST))
+        accuracy(found) for found in ranks_by_score(scores, wanted, sequences.histories(TEST))
     )
     return {
         "all_hr@10": every["hit_rate@10"],

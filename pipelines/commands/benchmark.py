@@ -189,7 +189,7 @@ def sequences(
     """Next-item prediction by the sequential two-tower model; a stopped run continues."""
     from benchmarks.sequences import run
     from pipelines.display import result
-    from retrieval.sequences.training import SequenceConfig
+    from retrieval.sequences.config import SequenceConfig
 
     root = _folder(home, "sequences")
     result(

@@ -1,4 +1,4 @@
-"""Checks before a sequence tower is trained: it learns a batch by heart, and nothing from items dealt out at random."""
+"""Checks before a sequence tower is trained: it overfits a batch and learns nothing from noise."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def check_sequences(
     build: Callable[[], SequenceTower], loss: Loss, histories: Tensor, targets: Tensor
 ) -> None:
-    """Train towers of their own for a moment.
+    """Train throwaway towers for a few steps.
 
     Args:
         build: makes untrained towers.
         loss: to be learned by.
-        histories: int64 ``[B, L]``, zeros behind the last item; some rows and places are enough.
+        histories: int64 ``[B, L]``, zeros behind the last item; a part of them is used.
         targets: int64 ``[B, L]``, the item after each of theirs, 0 where there is none.
 
     Raises:
@@ -41,31 +41,37 @@ def check_sequences(
     half = len(histories) // 2
     if not half:
         return
-    by_heart = _last_of_distinct(histories[:half], targets[:half])
-    _, losses = _learned(build(), loss, histories[:half], by_heart, "sequence tower, one batch")
+    single = _last_of_distinct(histories[:half], targets[:half])
+    name = "sequence tower, one batch"
+    losses = _learn(build(), loss, histories[:half], single, name=name)
     check_learnt("sequence tower", losses[0], losses[-1])
     known = targets > 0
-    dealt, generator = targets.clone(), torch.Generator().manual_seed(0)
+
+    # The items of each half, shuffled among its positions.
+    shuffled, generator = targets.clone(), torch.Generator().manual_seed(0)
     for part in (slice(None, half), slice(half, None)):
         items = targets[part][known[part]]
         order = torch.randperm(len(items), generator=generator).to(items.device)
-        dealt[part][known[part]] = items[order]
-    tower, _ = _learned(
-        build(), loss, histories[:half], dealt[:half], "sequence tower, shuffled items"
-    )
+        shuffled[part][known[part]] = items[order]
+    tower = build()
+    name = "sequence tower, shuffled items"
+    _learn(tower, loss, histories[:half], shuffled[:half], name=name)
     tower.eval()
     with torch.no_grad():
         users = tower(histories[half:])[known[half:]].float()
-        items = tower.items[dealt[half:][known[half:]]].float()
+        items = tower.items[shuffled[half:][known[half:]]].float()
     if len(users) > 1:
         check_chance("sequence tower", own_first(users, items), chance_tolerance(len(users)))
 
 
 def _last_of_distinct(histories: Tensor, targets: Tensor) -> Tensor:
-    """Return the targets with only the last of each history left, and of equal histories the first: one answer each."""
-    places = torch.arange(histories.shape[1], device=histories.device)
-    last = torch.where(targets > 0, places, 0).amax(dim=1)
-    shown = torch.where(places <= last[:, None], histories, 0)
+    """Return targets with one answer for each distinct history, int64 ``[B, L]``; 0 elsewhere.
+
+    Only the last target of a history is left, and only the first of equal histories.
+    """
+    columns = torch.arange(histories.shape[1], device=histories.device)
+    last = torch.where(targets > 0, columns, 0).amax(dim=1)
+    shown = torch.where(columns <= last[:, None], histories, 0)
     groups = torch.unique(shown, dim=0, return_inverse=True)[1]
     rows = torch.arange(len(histories), device=histories.device)
     first = rows.new_full((len(rows),), len(rows)).scatter_reduce(0, groups, rows, "amin")[
@@ -76,13 +82,14 @@ def _last_of_distinct(histories: Tensor, targets: Tensor) -> Tensor:
     return only
 
 
-def _learned(
-    tower: SequenceTower, loss: Loss, histories: Tensor, targets: Tensor, name: str
-) -> tuple[SequenceTower, list[float]]:
+def _learn(
+    tower: SequenceTower, loss: Loss, histories: Tensor, targets: Tensor, *, name: str
+) -> list[float]:
+    """Train a tower on one batch and return the loss of each step."""
     tower.eval()  # without dropout
     optimizer, guard = torch.optim.AdamW(tower.parameters(), lr=_RATE), Guard(name)
     known, losses = targets > 0, []
     for _ in range(_STEPS):
         value = loss(tower(histories)[known], tower.items, targets[known])
         losses.append(gradient_step(value, tower, optimizer, clip=CLIP, guard=guard)[0])
-    return tower, losses
+    return losses

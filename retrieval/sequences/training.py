@@ -1,8 +1,8 @@
-"""Training of the sequential two-tower model: towers side by side, stopped on validation, then shown its items too.
+"""Training of the sequential two-tower model: stopped on validation, then refitted with its items.
 
-Towers trained apart, each on its own thread, are laid end to end: the dot product of joined vectors
-is the sum of their scores, an ensemble that still is one vector a user and one an item. A run that
-was killed goes on after its last finished epoch, and ends with the same bits unless time ran out.
+Several towers are trained, each on its own thread, and their vectors are concatenated: the dot
+product of the result is the sum of their scores, an ensemble with one vector per user and item. A
+run that was killed resumes after its last finished epoch, with the same bits unless time ran out.
 """
 
 from __future__ import annotations
@@ -21,58 +21,36 @@ from torch import Tensor
 from feature_repo.files import replace_atomically
 from feature_repo.progress import Progress, no_progress
 from feature_repo.sanity import Guard
-from retrieval.sequences.batches import Window, encode, inputs_and_targets, places, windows
+from retrieval.sequences.config import TEST, VALIDATION, SequenceConfig
 from retrieval.sequences.dataset import Sequences
+from retrieval.sequences.encoding import encode
 from retrieval.sequences.losses import SoftmaxLoss
 from retrieval.sequences.model import SequenceTower, SequenceTowerConfig
+from retrieval.sequences.ranks import ranks
 from retrieval.sequences.sanity import CLIP, check_sequences
+from retrieval.sequences.windows import Window, inputs_and_targets, windows
 from retrieval.towers.training_step import gradient_step
 
-TEST, VALIDATION = 1, 2
-"""Places from the end of a sequence: the last item is the test's, the one before is validation's."""
-
-_REFIT_FROM, _REFIT_UNTIL = 0.85, 0.95
+_REFIT_FROM = 0.85
+_REFIT_UNTIL = 0.95
 """Shares of the time budget after which the refit begins, and ends."""
 
-
-_BATCHES, _SMALLEST_BATCH = 100, 512
-"""A small data set is cut into about so many batches an epoch, of no fewer items than this."""
-
-
-@dataclass(frozen=True)
-class SequenceConfig:
-    """How to train. ``minutes`` is for all towers together; ``device`` None takes CUDA where there is one."""
-
-    towers: int = 2
-    width: int = 128
-    heads: int = 1
-    layers: int = 2
-    window: int = 200
-    dropout: float = 0.2
-    epochs: int = 30
-    batch_items: int = 4_096
-    learning_rate: float = 2e-3
-    refit_rate: float = 2e-4
-    refit_share: float = 0.1
-    weight_decay: float = 0.01
-    warmup: int = 200
-    average: float = 0.995
-    exact_items: int = 20_000
-    negatives: int = 8_192
-    patience: int = 8
-    validation_users: int = 3_000
-    minutes: float = 40.0
-    seed: int = 1
-    device: str | None = None
+_BATCHES = 100
+_SMALLEST_BATCH = 512
+"""Target number of batches in an epoch of a small data set, and the least items of a batch."""
 
 
 @dataclass(frozen=True)
 class SequenceVectors:
-    """What came out: vectors, and each tower's chosen epoch and its NDCG@10 on validation.
+    """Vectors of all towers, concatenated.
 
-    ``items`` float32 ``[catalogue + 1, D]``, row 0 is no item; ``users`` float32 ``[n, D]``,
-    testable users just before their last item. ``seconds_before`` were used by a run that was
-    killed.
+    Attributes:
+        items: float32 ``[catalogue + 1, D]``; row 0 is no item.
+        users: float32 ``[n, D]``, testable users just before their last item.
+        epochs: each tower's best epoch.
+        validation: each tower's NDCG@10 on validation at that epoch.
+        seconds_before: seconds used by an earlier run that was killed.
+
     """
 
     items: Tensor
@@ -96,8 +74,7 @@ def train_sequences(
         sequences: all items, those of validation and test among them.
         config: settings.
         folder: of checkpoints, for these data and settings only.
-        progress: told each tower's epoch and best NDCG@10, and how many thousandths of the training
-            are done.
+        progress: progress callback; a tower reports its epoch and best NDCG@10, in thousandths.
 
     Raises:
         CannotLearn: one batch could not be overfitted, shuffled items were learnt, or a loss or
@@ -106,15 +83,22 @@ def train_sequences(
     """
     folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, torch.get_num_threads() // config.towers)
-    runs = [_Run(sequences, config, folder, number, progress) for number in range(config.towers)]
+    runs = [
+        _Run(sequences, config, folder, number=number, progress=progress)
+        for number in range(config.towers)
+    ]
     with ThreadPoolExecutor(
         config.towers, initializer=torch.set_num_threads, initargs=(threads,)
     ) as pool:
         parts = list(pool.map(_Run.finish, runs))
     items, users = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-    chosen, best = [run.state["best_epoch"] for run in runs], [run.state["best"] for run in runs]
-    before = max(run.seconds_before for run in runs)
-    return SequenceVectors(items, users, chosen, best, before)
+    return SequenceVectors(
+        items=items,
+        users=users,
+        epochs=[run.state["best_epoch"] for run in runs],
+        validation=[run.state["best"] for run in runs],
+        seconds_before=max(run.seconds_before for run in runs),
+    )
 
 
 class _Run:
@@ -125,6 +109,7 @@ class _Run:
         sequences: Sequences,
         config: SequenceConfig,
         folder: Path,
+        *,
         number: int,
         progress: Progress,
     ) -> None:
@@ -151,7 +136,7 @@ class _Run:
         self.state |= {"tower": self.tower.state_dict(), "average": average, "best_tower": average}
         users = np.random.default_rng(config.seed).permutation(sequences.testable)
         self.validation = np.sort(users[: config.validation_users])
-        self.wanted = sequences.held_out(self.validation, VALIDATION)
+        self.targets = sequences.held_out(self.validation, VALIDATION)
 
     def finish(self) -> tuple[Tensor, Tensor]:
         """Train to the end, and return this tower's part of the vectors of items and of users."""
@@ -163,7 +148,7 @@ class _Run:
             self.tower.load_state_dict(saved["tower"])
             self.state = saved
         self.seconds_before = self.state["seconds"]
-        if not self.state["epoch"] and self.number == 0:  # the first tower speaks for all
+        if not self.state["epoch"] and self.number == 0:  # towers differ in their seeds only
             self._check()
         while self._more():
             self._epoch()
@@ -173,11 +158,18 @@ class _Run:
 
     def _untrained(self) -> SequenceTower:
         config = self.config
-        sizes = (config.width, config.heads, config.layers, config.window, config.dropout)
-        return SequenceTower(SequenceTowerConfig(self.sequences.catalogue, *sizes), self.generator)
+        sizes = SequenceTowerConfig(
+            items=self.sequences.catalogue,
+            width=config.width,
+            heads=config.heads,
+            layers=config.layers,
+            window=config.window,
+            dropout=config.dropout,
+        )
+        return SequenceTower(sizes, self.generator)
 
     def _check(self) -> None:
-        """Hold a tower of these settings to what every training is held to."""
+        """Run the checks of every training on a tower of these settings."""
         first = self._windows(VALIDATION, latest=True)[0]
         batch = (
             part.to(self.generator.device) for part in inputs_and_targets(self.sequences, first)
@@ -194,7 +186,9 @@ class _Run:
         )
 
     def _epoch(self) -> None:
-        state, config, began = self.state, self.config, time.monotonic() - self.state["seconds"]
+        state = self.state
+        config = self.config
+        began = time.monotonic() - state["seconds"]
         self._reseed(state["epoch"] + 1)
         batches = self._windows(VALIDATION, latest=False)
         loss = self._loss(VALIDATION)
@@ -207,7 +201,7 @@ class _Run:
             rate = min(1.0, state["step"] / config.warmup) * (1 + math.cos(math.pi * done)) / 2
             self._step(batch, loss, config.learning_rate * rate)
             self._average(min(config.average, state["step"] / (state["step"] + 10)))
-            self._tell(done)
+            self._report(done)
         state["epoch"] += 1
         self._validate()
         state["seconds"] = time.monotonic() - began
@@ -225,7 +219,7 @@ class _Run:
 
     @torch.no_grad()
     def _average(self, keep: float) -> None:
-        """Move the running average of the weights, which is what is validated (Polyak and Juditsky, 1992)."""
+        """Move the running average of the weights, which is validated (Polyak and Juditsky 1992)."""
         current = self.tower.state_dict()
         average = self.state["average"]
         torch._foreach_lerp_(list(average.values()), [current[name] for name in average], 1 - keep)
@@ -235,17 +229,16 @@ class _Run:
         current = {name: value.clone() for name, value in self.tower.state_dict().items()}
         self.tower.load_state_dict(state["average"])
         users = encode(self.tower, self.sequences, self.validation, VALIDATION)
-        found = places(
-            users, self.tower.items.detach()[: self.sequences.catalogue + 1], self.wanted
-        )
-        ndcg = float(np.where(found < 10, 1 / np.log2(found + 2.0), 0.0).mean())
+        items = self.tower.items.detach()[: self.sequences.catalogue + 1]
+        rank = ranks(users, items, self.targets)
+        ndcg = float(np.where(rank < 10, 1 / np.log2(rank + 2.0), 0.0).mean())
         if ndcg > state["best"]:
             best = {name: value.clone() for name, value in state["average"].items()}
             state |= {"best": ndcg, "best_epoch": state["epoch"], "best_tower": best}
         self.tower.load_state_dict(current)
 
     def _refit(self) -> None:
-        """Go on from the chosen weights for a while, slowly, with each user's newest items, validation's among them."""
+        """Continue slowly from the best weights on each user's newest items, validation's too."""
         self.tower.load_state_dict(self.state["best_tower"])
         self._reseed(-1)
         self.optimizer = self._optimizer(self.config.refit_rate)
@@ -262,7 +255,14 @@ class _Run:
     def _windows(self, held: int, latest: bool) -> list[Window]:
         items = int(np.minimum(self.sequences.lengths, self.config.window).sum())
         batch = min(self.config.batch_items, max(_SMALLEST_BATCH, items // _BATCHES))
-        return windows(self.sequences, held, self.config.window, batch, self.shuffle, latest)
+        return windows(
+            self.sequences,
+            held=held,
+            window=self.config.window,
+            batch_items=batch,
+            generator=self.shuffle,
+            latest=latest,
+        )
 
     def _loss(self, held: int) -> SoftmaxLoss:
         counts = self.sequences.training_counts(held)
@@ -283,14 +283,15 @@ class _Run:
         return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
 
     def _reseed(self, epoch: int) -> None:
-        """Let every epoch draw from its own seed, so that a run taken up again draws the same."""
+        """Let every epoch draw from its own seed, so that a resumed run draws the same."""
         seed = [self.config.seed, self.number, epoch + 1]
         self.shuffle = np.random.default_rng(seed)
         self.generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
-    def _tell(self, done: float) -> None:
-        said = f"tower {self.number + 1}, epoch {self.state['epoch'] + 1}, best NDCG@10 {max(self.state['best'], 0):.4f}"
-        self.progress(said, int(1_000 * done), 1_000)
+    def _report(self, done: float) -> None:
+        best = max(self.state["best"], 0)
+        where = f"tower {self.number + 1}, epoch {self.state['epoch'] + 1}"
+        self.progress(f"{where}, best NDCG@10 {best:.4f}", int(1_000 * done), 1_000)
 
     def _save(self) -> None:
         weights = {"tower": self.tower.state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -299,5 +300,5 @@ class _Run:
 
 
 def _used(began: float, minutes: float) -> float:
-    """Return the share of the minutes that have gone, in whole hundredths: a moment must not change the bits."""
+    """Return the share of the minutes used, in whole hundredths: an instant changes no bits."""
     return int((time.monotonic() - began) / (0.6 * minutes)) / 100

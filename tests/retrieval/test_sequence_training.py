@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.sequences.batches import places
+from retrieval.sequences.config import TEST, SequenceConfig
 from retrieval.sequences.dataset import Sequences, from_pairs
-from retrieval.sequences.training import TEST, SequenceConfig, SequenceVectors, train_sequences
+from retrieval.sequences.ranks import ranks
+from retrieval.sequences.training import SequenceVectors, train_sequences
 
 ITEMS, USERS = 60, 300
 CONFIG = SequenceConfig(
@@ -43,7 +44,7 @@ def trained(chain: Sequences, tmp_path_factory: pytest.TempPathFactory) -> Seque
 
 def first(vectors: SequenceVectors, chain: Sequences) -> float:
     return float(
-        (places(vectors.users, vectors.items, chain.held_out(chain.testable, TEST)) == 0).mean()
+        (ranks(vectors.users, vectors.items, chain.held_out(chain.testable, TEST)) == 0).mean()
     )
 
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from feature_repo.dataset import SpecError
-from retrieval.sequences.batches import encode, inputs_and_targets, places, places_by_score, windows
 from retrieval.sequences.dataset import Sequences, from_pairs, read_sequences
+from retrieval.sequences.encoding import encode
 from retrieval.sequences.losses import SoftmaxLoss
 from retrieval.sequences.model import Dropout, SequenceTower, SequenceTowerConfig
+from retrieval.sequences.ranks import ranks, ranks_by_score
+from retrieval.sequences.windows import inputs_and_targets, windows
 
 LINES = "a x\nb x\na y\nb z\na z\nc y\na x\n"
 """User a: x y z x; b: x z, too short to hold anything out; c: y. Codes: x 1, y 2, z 3."""
@@ -82,7 +84,14 @@ def test_windows_hold_training_items_only() -> None:
     for latest in (False, True):
         seen = []
         for epoch in range(40):
-            for batch in windows(long, 2, 8, 100, np.random.default_rng(epoch), latest):
+            for batch in windows(
+                long,
+                held=2,
+                window=8,
+                batch_items=100,
+                generator=np.random.default_rng(epoch),
+                latest=latest,
+            ):
                 histories, targets = inputs_and_targets(long, batch)
                 known = targets > 0
                 assert torch.equal(
@@ -160,17 +169,17 @@ def test_places_by_hand() -> None:
     wanted = np.array([2, 3, 1, 2])
     # First two: one item above, none above. Third: all three score 3; fourth: all 0: the middle of
     # three places.
-    assert places(users, items, wanted).tolist() == [1, 0, 1, 1]
+    assert ranks(users, items, wanted).tolist() == [1, 0, 1, 1]
     histories = iter(
         [np.array([1, 1]), np.array([1, 3]), np.array([2, 3]), np.array([], dtype=np.int64)]
     )
     scores = users @ items.T
-    everything, unseen = places_by_score([scores[:3], scores[3:]], wanted, histories)
+    everything, unseen = ranks_by_score([scores[:3], scores[3:]], wanted, histories)
     assert everything.tolist() == [1, 0, 1, 1] and unseen.tolist() == [0, -1, 0, 1]
-    assert places_by_score([users @ items.T], wanted, iter([np.array([2])] * 4))[1].tolist() == [
+    assert ranks_by_score([users @ items.T], wanted, iter([np.array([2])] * 4))[1].tolist() == [
         -1,
         0,
         0,
         -1,
     ]
-    assert places(users * float("nan"), items, wanted).tolist() == [1, 1, 1, 1]
+    assert ranks(users * float("nan"), items, wanted).tolist() == [1, 1, 1, 1]
