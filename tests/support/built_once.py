@@ -43,7 +43,8 @@ def _version() -> str:
     digest = hashlib.sha256(
         f"{datetime.now(UTC):%Y-%m-%d} {sys.version} {os.environ.get('OMP_NUM_THREADS')}".encode()
     )
-    files = [ROOT / "constraints.txt", ROOT / "tests/support/small_world.py"]
+    worlds = ROOT / "tests" / "support"
+    files = [ROOT / "constraints.txt", worlds / "small_world.py", worlds / "tiny_world.py"]
     for package in SOURCES:
         files += sorted(path for path in (ROOT / package).rglob("*") if path.is_file())
     for path in files:
