@@ -1,8 +1,5 @@
 """Which event belongs to which response, and rankers that learn from both."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -410,17 +407,8 @@ def test_what_only_towers_have_is_refused(given, tmp_path):
 
 def test_the_command_line_says_what_is_missing(lived):
     workspace, _, _ = lived
-    command = [
-        sys.executable,
-        "-c",
-        "from pipelines.commands.cli import main; main()",
-        "train",
-        "--from-impressions",
-    ]
-    command += ["--attribution-hours", "0.5", "--home", str(workspace.root)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=dict(os.environ)
-    )
+    options = ["--attribution-hours", "0.5", "--home", workspace.root]
+    done = funnel("train", "--from-impressions", *options)
     assert done.returncode == 1
     assert "funnel: 0 usable requests of 0" in done.stderr and "0.5 hours ago" in done.stderr
     assert "Traceback" not in done.stderr

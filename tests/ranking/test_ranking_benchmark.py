@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +11,12 @@ import pytest
 
 from benchmarks.movielens import read_movielens
 from feature_repo.dataset import SpecError
+from tests.support.command_line import funnel
 
 
 def benchmark(folder: Path) -> subprocess.CompletedProcess[str]:
-    program = "from pipelines.commands.cli import main; main()"
-    command = [sys.executable, "-c", program, "benchmark", "ranking", "--data-dir", str(folder)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=500, env={**os.environ, "COLUMNS": "200"}
-    )
+    command = ["benchmark", "ranking", "--data-dir", folder]
+    return funnel(*command, COLUMNS="200")
 
 
 @pytest.fixture

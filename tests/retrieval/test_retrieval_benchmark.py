@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.block_world import BEST, blocks, lines
+from tests.support.command_line import funnel
 
 KEYS = {
     *("recall@20", "ndcg@20", "recall@20_std", "ndcg@20_std", "recall@20_64d", "ndcg@20_64d"),
@@ -19,20 +18,8 @@ KEYS = {
 
 
 def benchmark(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "from pipelines.commands.cli import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        "benchmark",
-        "retrieval",
-        "--data-dir",
-        str(folder),
-        *arguments,
-    ]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "200"}
-    )
+    command = ["benchmark", "retrieval", "--data-dir", folder, *arguments]
+    return funnel(*command, COLUMNS="200")
 
 
 @pytest.fixture
