@@ -24,18 +24,17 @@ def test_each_stage_is_better_than_the_one_before(evaluation):
 
 
 def test_nobody_beats_the_true_preferences_of_the_session(evaluation):
-    share = evaluation["share_of_best_possible"]
-    assert 0.2 < share["funnel"] < 1.0
-    assert share["oracle"] == 1.0
+    ndcg = {name: figures["ndcg@10"] for name, figures in evaluation["models"].items()}
+    best = ndcg.pop("oracle")
+    assert max(ndcg.values()) < best
+    assert ndcg["funnel"] > 0.2 * best
+    assert evaluation["share_of_best_possible"]["funnel"] == pytest.approx(ndcg["funnel"] / best)
 
 
 def test_candidates_bound_the_ranker(evaluation):
     candidates = evaluation["candidates"]
-    assert (
-        candidates["recall@500"]
-        >= candidates["recall@100"]
-        >= evaluation["models"]["funnel"]["recall@10"]
-    )
+    assert candidates["recall@100"] >= evaluation["models"]["funnel"]["recall@10"]
+    assert candidates["recall@100"] > evaluation["models"]["random"]["recall@100"]
 
 
 def test_random_is_at_chance(evaluation):
@@ -49,7 +48,8 @@ def test_metrics_are_consistent(evaluation):
     for figures in evaluation["models"].values():
         assert figures["recall@10"] == figures["hit_rate@10"]
         assert figures["mrr@10"] == figures["map@10"] <= figures["ndcg@10"] <= figures["recall@10"]
-        assert figures["recall@10"] <= figures["recall@100"] <= figures["recall@500"] <= 1.0
+        # All 250 items are fewer than 500, so the right one is missing only if it may not be shown.
+        assert figures["recall@10"] < figures["recall@500"] == 1.0
         assert 0.0 < figures["coverage@10"] <= 1.0
 
 
