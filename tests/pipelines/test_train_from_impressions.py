@@ -320,18 +320,20 @@ def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
     live(workspace, release, schema)
     given = []
     monkeypatch.setattr(
-        module, "train_rankers", lambda *arguments, positions: given.append((*arguments, positions))
+        module, "train_rankers", lambda sets, *_, positions: given.append((sets, positions))
     )
     for ipw in (False, True):
         learn(workspace, ipw=ipw)
-    plain, weighted = ([*arguments[:3], arguments[7]] for arguments in given)
-    assert [one["position"] for one in plain[3]] == list(range(8)) and plain[3] == weighted[3]
+    (plain, positions), (weighted, same_positions) = given
+    assert [one["position"] for one in positions] == list(range(8)) and positions == same_positions
     # Positions have nothing to do with what is clicked here: 280 training requests of 8 items
     # each.
-    assert all(one["shown"] == 280 and one["propensity"] > 0.7 for one in plain[3])
-    share = plain[0].positive().mean()
-    assert np.mean([one["click_rate"] for one in plain[3]]) == pytest.approx(share)
-    for part, same in zip(plain[:3], weighted[:3], strict=True):
+    assert all(one["shown"] == 280 and one["propensity"] > 0.7 for one in positions)
+    share = plain.train.positive().mean()
+    assert np.mean([one["click_rate"] for one in positions]) == pytest.approx(share)
+    for name in ("train", "calibration", "selection"):
+        part = getattr(plain, name)
+        same = getattr(weighted, name)
         assert part.weight is None and np.array_equal(part.labels, same.labels)
         clicked = same.labels.max(axis=1) > 0
         assert (
@@ -346,7 +348,9 @@ def test_parts_are_cut_by_time(lived, monkeypatch):
     live(workspace, release, schema)
     given = []
     monkeypatch.setattr(
-        module, "train_rankers", lambda *arguments, **_: given.extend(arguments[:3])
+        module,
+        "train_rankers",
+        lambda sets, *_, **__: given.extend((sets.train, sets.calibration, sets.selection)),
     )
     learn(workspace)
     assert [len(np.unique(part.request)) for part in given] == [280, 60, 60]
