@@ -182,16 +182,19 @@ class UserFeaturesResponse(BaseModel):
     features: dict[str, Any]
 
 
+EVENT_EXAMPLE: dict[str, Any] = {
+    "event_id": "page-view-17",
+    "user_id": "u0042",
+    "item_id": "i0007",
+    "type": "view",
+    "timestamp": "2026-01-31T12:00:00Z",
+}
+
+
 class Event(_Strict):
     """One interaction of a user with an item."""
 
-    model_config = _example(
-        event_id="checkout-17-line-1",
-        user_id="u0042",
-        item_id="i0007",
-        type="view",
-        timestamp="2026-01-31T12:00:00Z",
-    )
+    model_config = _example(**EVENT_EXAMPLE)
 
     event_id: Id = Field(description="Unique id; a repeat within 24 hours counts as a duplicate.")
     user_id: Id
@@ -210,6 +213,8 @@ class Event(_Strict):
 
 class EventBatch(_Strict):
     """Up to 1,000 events; each is checked by itself, as an ``Event``."""
+
+    model_config = _example(events=[EVENT_EXAMPLE])
 
     events: list[dict[str, Any]] = Field(min_length=1, max_length=1_000)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from serving.event_log.stream_state import StreamStatePoller
 from serving.http.executors import Executor, LoopExecutor, WorkerPool
 from serving.http.keys import KeyRing
 from serving.http.middleware import install, middleware
-from serving.http.openapi import PROBLEMS, describe
+from serving.http.openapi import PROBLEMS, describe, stamp_examples
 from serving.http.problem_details import handle_framework_error
 from serving.http.recommendation_routes import BATCH, RECOMMEND, add_recommendation_routes
 from serving.http.routes import add_operation_routes, add_routes
@@ -106,7 +107,8 @@ def create_app(
     fast_routes = add_recommendation_routes(app, executors, deadline_s=deadline_s)
     add_routes(app)
     add_operation_routes(app)
-    app.openapi = cache(lambda: describe(app, release, keys_required=keys is not None))  # type: ignore[method-assign]
+    document = cache(lambda: describe(app, release, keys_required=keys is not None))
+    app.openapi = lambda: stamp_examples(document(), datetime.now(UTC))  # type: ignore[method-assign]
     layers = middleware(
         executors=executors,
         fast_routes=fast_routes,

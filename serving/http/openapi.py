@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import FastAPI
@@ -79,12 +81,24 @@ def describe(app: FastAPI, release: Release, *, keys_required: bool) -> dict[str
         [(model, "validation") for model in _RAW_MODELS], ref_template=_REF
     )
     schemas = document["components"]["schemas"]
-    schemas |= bodies["$defs"]
+    schemas |= deepcopy(bodies["$defs"])
     schemas["Problem"] = _problem_schema()
     schemas["EventBatch"]["properties"]["events"]["items"] = {"$ref": _REF.format(model="Event")}
     _name_attributes(schemas, release)
     document["components"]["securitySchemes"] = _KEY_SCHEMES
     _add_security(document["paths"], keys_required=keys_required)
+    return document
+
+
+def stamp_examples(document: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """Return the document with events of this time as examples: old events are rejected."""
+    timestamp = now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    schemas = document["components"]["schemas"]
+    for event in (
+        schemas["Event"]["examples"][0],
+        schemas["EventBatch"]["examples"][0]["events"][0],
+    ):
+        event["timestamp"] = timestamp
     return document
 
 

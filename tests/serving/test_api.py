@@ -145,6 +145,29 @@ def test_similar_items(client):
     assert client.get("/v1/items/nothing/similar").status_code == 404
 
 
+def test_the_examples_of_the_description_work(client):
+    document = client.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if method not in ("get", "post"):
+                continue
+            names = {"i0007" if "item_id" in path else "u0042"}
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    values = {example["value"] for example in parameter["examples"].values()}
+                    assert values == names
+                    path = path.replace(f"{{{parameter['name']}}}", values.pop())
+            body = {}
+            if "requestBody" in operation:
+                schema = operation["requestBody"]["content"]["application/json"]["schema"]
+                body["json"] = schemas[schema["$ref"].rpartition("/")[2]]["examples"][0]
+            answer = client.request(method, path, **body)
+            assert answer.status_code in (200, 202), (path, answer.text)
+            if path == "/v1/events":
+                assert answer.json()["rejected"] == []
+
+
 def test_a_batch_is_answered_in_its_order(client, user):
     asked = [
         {"user_id": user, "k": 7},

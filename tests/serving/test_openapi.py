@@ -37,12 +37,12 @@ OPERATIONS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def app(registered_workspace: Workspace, tiny: Tiny) -> FastAPI:
     return create_app(registered_workspace, tiny.release)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def document(app: FastAPI) -> dict[str, Any]:
     return app.openapi()
 
@@ -104,6 +104,24 @@ def test_operations_name_the_scope_of_a_key(document: dict[str, Any]) -> None:
             {"ApiKeyHeader": [scope]},
             {},  # this server has no keys
         ]
+
+
+def test_the_examples_of_bodies_are_accepted(app: FastAPI, document: dict[str, Any]) -> None:
+    async def use() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://a") as client,
+        ):
+            for path in ("/v1/recommendations", "/v1/recommendations:batch", "/v1/events"):
+                body = document["paths"][path]["post"]["requestBody"]["content"]
+                name = body["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                [example] = document["components"]["schemas"][name]["examples"]
+                answer = await client.post(path, json=example)
+                assert answer.status_code in (200, 202), answer.text
+                assert not answer.json().get("rejected")
+
+    asyncio.run(use())
 
 
 def generate(document: dict[str, Any], folder: Path) -> ModuleType:
