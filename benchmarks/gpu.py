@@ -149,9 +149,9 @@ def planted_sequences(users: int, items: int, *, seed: int, length: int = 100) -
 
 
 def exact_search(
-    items: int, queries: int, device: str, k: int = 100, chunk: int = 1_000_000
+    items: int, queries: int, device: str, *, k: int = 100, chunk: int = 1_000_000
 ) -> dict[str, Any]:
-    """Find the ``k`` nearest of ``items`` unit vectors by dot product, all queries at once and one by one.
+    """Time exact search among ``items`` unit vectors, all queries at once and one by one.
 
     Both precisions are compared with float64 on the CPU, for the first ten queries: ``recall`` is
     the share of the exact neighbours found.
@@ -170,7 +170,7 @@ def exact_search(
     truth = _exact_neighbours(asked[:10].cpu().numpy(), table.cpu().numpy(), k)
     figures: dict[str, Any] = {"items": items, "queries": queries, "k": k, "device": device}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        figures[name] = _search(asked.to(dtype), table.to(dtype), truth, k, chunk)
+        figures[name] = _search(asked.to(dtype), table.to(dtype), truth, k=k, chunk=chunk)
     return figures
 
 
@@ -200,9 +200,9 @@ def nearest(queries: Tensor, vectors: Tensor, k: int, chunk: int) -> Tensor:
 
 
 def _search(
-    asked: Tensor, table: Tensor, truth: Int64Array, k: int, chunk: int
+    asked: Tensor, table: Tensor, truth: Int64Array, *, k: int, chunk: int
 ) -> dict[str, float]:
-    """Measure recall against ``truth`` ``[10, k]``, queries a second in batches of 128, and one query alone."""
+    """Measure recall against ``truth`` ``[10, k]``, throughput of batches, and one query."""
     device = table.device.type
 
     def search(batch: int, rows: int) -> tuple[Tensor, float]:

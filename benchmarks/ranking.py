@@ -1,4 +1,4 @@
-"""Will a user like an item? RecBole's context-aware protocol: five rankers of the same rows, AUC and log loss.
+"""RecBole's context-aware protocol: five rankers of the same rows, AUC and log loss.
 
 The first four read the protocol's fields; ours reads what the training part's labels say besides
 (``ranking.collaborative``). All stop by the validation part, are calibrated on it, and meet the
@@ -89,11 +89,11 @@ def run(folder: Path, seeds: int) -> dict[str, Any]:
     table = {name: _Row() for name in (*_MODELS, OURS)}
     for seed in range(seeds):
         for name, fit_model in _MODELS.items():
-            _measure(table[name], name, fields, fit_model, seed)
+            _measure(table[name], name, fields, fit_model, seed=seed)
         began = time.monotonic()
         enriched = _enriched(data, fields, seed)
         table[OURS].seconds += time.monotonic() - began
-        _measure(table[OURS], OURS, enriched, _MODELS["LightGBM"], seed)
+        _measure(table[OURS], OURS, enriched, _MODELS["LightGBM"], seed=seed)
     ours, models = table[OURS], {name: row.means() for name, row in table.items()}
     published = [[name, *figures, "", ""] for name, figures in PUBLISHED.items()]
     rows = [[name, *figures.values()] for name, figures in models.items()]
@@ -120,12 +120,16 @@ def _fields(data: MovieLens) -> _Parts:
 
 
 def _enriched(data: MovieLens, fields: _Parts, seed: int) -> _Parts:
-    """Return the fields without the codes of user and item, and with what the labels say in their place."""
+    """Return the fields with collaborative features in place of the codes of user and item."""
     rows = data.split(_SPLIT_SEED)
     train, later = data.pairs[rows[0]], data.pairs[np.concatenate(rows[1:])]
     with display.stage(f"Collaborative features, seed {seed}") as report:
         learned = out_of_fold(
-            train, data.sides, _FOLDS, seed, lambda fold: report("fold", fold, _FOLDS + 1)
+            train,
+            data.sides,
+            folds=_FOLDS,
+            seed=seed,
+            progress=lambda fold: report("fold", fold, _FOLDS + 1),
         )
         report("validation and test", _FOLDS, _FOLDS + 1)
         both = collaborative_features(train, later, data.sides)
@@ -151,7 +155,7 @@ def _enriched(data: MovieLens, fields: _Parts, seed: int) -> _Parts:
 
 
 def _measure(
-    row: _Row, name: str, parts: _Parts, fit: Callable[[_Parts, int], Predict], seed: int
+    row: _Row, name: str, parts: _Parts, fit: Callable[[_Parts, int], Predict], *, seed: int
 ) -> None:
     began = time.monotonic()
     with display.stage(f"Train {name}, seed {seed}"):

@@ -1,6 +1,6 @@
-"""Retrieval alone on a public split, as the papers on graph recommenders measure it: all items ranked, k = 20.
+"""Retrieval alone on a public split, as papers on graph recommenders measure it.
 
-Everything is chosen on the validation part: settings by a short race, the number of epochs by early
+All items are ranked, k = 20. Everything is chosen on the validation part: settings by a short race, the number of epochs by early
 stopping. The models that are measured are then trained on train and validation together, and each
 is measured on the test part once.
 
@@ -64,8 +64,8 @@ _RECENCY = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _KEPT = (1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
-def run(folder: Path, layout: str, seeds: int, dimension: int, minutes: float) -> dict[str, Any]:
-    """Choose on validation, train on train and validation, measure test once for each seed and dimension.
+def run(folder: Path, layout: str, *, seeds: int, dimension: int, minutes: float) -> dict[str, Any]:
+    """Choose on validation, train on train and validation, measure test once per seed.
 
     Returns:
         recall@20 and ndcg@20, means over the seeds, with ``_std``; those of seed 0 with 64

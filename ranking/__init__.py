@@ -1,1 +1,1 @@
-"""The last stage of a request: rows of (request, candidate) features to calibrated probabilities and one score."""
+"""The last stage of a request: rows of candidates to calibrated probabilities and one score."""

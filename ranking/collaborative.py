@@ -1,4 +1,4 @@
-"""What other people's labels say of a user and an item: biases, factors, neighbours, tastes of groups.
+"""Features from other people's labels: biases, factors, neighbours, tastes of groups.
 
 Of labelled pairs (shown or rated, and taken or not) as a ranker has them; each feature is worked
 out from known pairs for any pair. For the pairs that a model learns from, the known ones are those
@@ -31,7 +31,7 @@ _TOGETHER_PRIOR = 30.0
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """``n`` labelled pairs: codes ``user`` and ``item`` int64 ``[n]``, ``label`` float32 ``[n]``, 0 or 1."""
+    """``n`` pairs: codes ``user`` and ``item``, int64 ``[n]``, and 0/1 ``label``, float32 ``[n]``."""
 
     user: Int64Array
     item: Int64Array
@@ -62,7 +62,7 @@ class SideInformation:
 def collaborative_features(
     known: LabelledPairs, wanted: LabelledPairs, sides: SideInformation
 ) -> dict[str, Float32Array]:
-    """Return features of the wanted pairs by name, float32 ``[n]`` each; their labels are not looked at."""
+    """Return features of the wanted pairs by name, float32 ``[n]``; their labels are not read."""
     user, item = wanted.user, wanted.item
     user_bias, item_bias, rest = _biases(known, sides)
     shape = (sides.users, sides.items)
@@ -87,11 +87,12 @@ def collaborative_features(
 def out_of_fold(
     known: LabelledPairs,
     sides: SideInformation,
+    *,
     folds: int,
     seed: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Float32Array]:
-    """Return features of the known pairs themselves, each from the pairs of the other ``folds - 1`` folds."""
+    """Return features of the known pairs themselves, each from the pairs of the other folds."""
     fold = np.random.default_rng(seed).integers(0, folds, len(known))
     parts = []
     for number in range(folds):
@@ -130,7 +131,7 @@ def _mean(
 def _factors(
     residuals: sparse.csr_matrix, size: int, penalty: float
 ) -> tuple[Float32Array, Float32Array]:
-    """Return factors of users and items by alternating least squares on the known pairs alone (Zhou et al., 2008)."""
+    """Return factors of users and items by alternating least squares (Zhou et al., 2008)."""
     by_item = residuals.T.tocsr()
     items = np.random.default_rng(0).normal(0, 0.1, (residuals.shape[1], size)).astype(np.float32)
     # Threads would share products of a hundred rows, and take a hundred times as long.
@@ -155,7 +156,7 @@ def _solve(residuals: sparse.csr_matrix, other: Float32Array, penalty: float) ->
 def _neighbours(
     residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: LabelledPairs
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return what the user's labels of similar items say: similarities count as they are, or squared.
+    """Return the mean of the user's labels of similar items, weighted by similarity.
 
     Two numbers for each pair of items are held in memory: this is for catalogues of some ten
     thousand.
@@ -177,7 +178,7 @@ def _neighbours(
 def _tastes(
     known: LabelledPairs, rest: Float32Array, wanted: LabelledPairs, sides: SideInformation
 ) -> dict[str, npt.NDArray[Any]]:
-    """Return what a user thinks of items like this one, and what users like this one think of it."""
+    """Return the user's taste for groups of the item, and the groups' taste for the item."""
     found: dict[str, npt.NDArray[Any]] = {}
     for name, group in sides.item_groups.items():
         groups = int(group.max()) + 1

@@ -15,7 +15,7 @@ from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 
 CROSS = (
     "tower_score",  # cosine of user and item vectors
-    "tower_rank",  # log of the item's place among the tower's candidates
+    "tower_rank",  # log of the item's rank among the tower's candidates
     "similar_score",  # co-visitation with recent items, newest weigh most
     "similar_last",  # co-visitation with the newest item
     "cosine_last",  # cosine of item vectors: the newest item ...

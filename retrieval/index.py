@@ -1,4 +1,4 @@
-"""The FAISS index over item vectors: its kind follows from the catalogue's size, its recall is measured."""
+"""The FAISS index over item vectors: chosen by the catalogue's size, its recall is measured."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class IndexReport:
 
 
 def index_kind(items: int) -> str:
-    """Return the FAISS factory string for a catalogue: exact, or inverted lists with half-precision or 8-bit codes.
+    """Return the FAISS factory string for a catalogue: exact, or inverted lists of codes.
 
     Half precision costs no recall that could be measured, and scanning a list is bound by memory.
     """
@@ -77,11 +77,11 @@ def build_index(
     index = faiss.index_gpu_to_cpu(built) if on_gpu else built
     if inverted is None:
         return index, IndexReport(kind, 1.0, at, 0)
-    return index, _tune(index, vectors, queries, kind, at)
+    return index, _tune(index, vectors, queries, kind=kind, at=at)
 
 
 def _tune(
-    index: faiss.Index, vectors: Float32Array, queries: Float32Array, kind: str, at: int
+    index: faiss.Index, vectors: Float32Array, queries: Float32Array, *, kind: str, at: int
 ) -> IndexReport:
     exact = faiss.IndexFlatIP(vectors.shape[1])
     exact.add(vectors)
@@ -106,7 +106,7 @@ def _tune(
 
 @dataclass(frozen=True)
 class Search:
-    """What a search of some inverted lists finds, and how long it takes; ``nprobe`` 0: exact search.
+    """Recall and time of a search of ``nprobe`` inverted lists; ``nprobe`` 0: exact search.
 
     ``recall``: share of the exact neighbours; ``seconds``: a query, asked alone, the median of all.
     """
@@ -119,7 +119,7 @@ class Search:
 def search_tradeoff(
     index: faiss.Index, vectors: Float32Array, queries: Float32Array, at: int = 100
 ) -> list[Search]:
-    """Return exact search, and the search of 1, 2, 4, ... inverted lists of an index up to all of them.
+    """Return exact search, then the search of 1, 2, 4, ... and all inverted lists of an index.
 
     Args:
         index: with inverted lists, over ``vectors``; left as it was.
@@ -175,7 +175,7 @@ def save_index(index: faiss.Index, path: Path) -> None:
 
 
 def load_index(path: Path, *, gpu: bool = False) -> faiss.Index:
-    """Read an index; with ``gpu`` it is copied to the GPUs. A search uses ``inference_threads`` from then on."""
+    """Read an index; with ``gpu`` copy it to the GPUs. Searches then use ``inference_threads``."""
     faiss.omp_set_num_threads(inference_threads())
     index = faiss.read_index(str(path))
     return faiss.index_cpu_to_all_gpus(index) if gpu else index

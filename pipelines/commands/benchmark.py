@@ -165,7 +165,8 @@ def retrieval_benchmark(
     from benchmarks.retrieval import run
     from pipelines.display import result
 
-    result(json.dumps(run(data_dir, layout.value, seeds, dimension, minutes)))
+    figures = run(data_dir, layout.value, seeds=seeds, dimension=dimension, minutes=minutes)
+    result(json.dumps(figures))
 
 
 @benchmarks.command("sequences")

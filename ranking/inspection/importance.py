@@ -97,7 +97,7 @@ def permutation_importance(
 
 @dataclass(frozen=True)
 class _Permutations:
-    """Orders of rows, int ``[n]`` each, by level; where requests start and how many rows they have."""
+    """Orders of rows, int ``[n]`` each, by level; starts and sizes of the requests."""
 
     orders: dict[str, list[npt.NDArray[np.intp]]]
     starts: npt.NDArray[np.intp]

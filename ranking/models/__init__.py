@@ -1,4 +1,4 @@
-"""Trained rankers: how each predicts, explains itself, and lies on disk. Nothing here imports torch."""
+"""Trained rankers: prediction, explanation and files of each kind; nothing imports torch."""
 
 from __future__ import annotations
 

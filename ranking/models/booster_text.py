@@ -1,4 +1,4 @@
-"""Whether the text of a LightGBM model is sound, asked before LightGBM reads it.
+"""Checks the text of a LightGBM model before LightGBM reads it.
 
 LightGBM trusts such a text: of one that was cut off it reads past the end, and a tree whose nodes
 point back at themselves never ends. Either takes the whole process with it.
@@ -23,7 +23,7 @@ _CATEGORICAL = 1
 
 @dataclass(frozen=True)
 class Tree:
-    """One tree: arrays with a value for each inner node, and for each leaf; a child below 0 is the leaf ``~child``."""
+    """One tree: a value for each inner node or leaf; a child below 0 is the leaf ``~child``."""
 
     split_feature: Float64Array
     threshold: Float64Array
@@ -120,9 +120,9 @@ def _is_sound(tree: dict[str, str], columns: int) -> bool:
 
 
 def _leads_to_leaves(left: Float64Array, right: Float64Array) -> bool:
-    """Return whether every node but the root, and every leaf (they are below 0), has one parent, an older one.
+    """Return whether every node but the root, and every leaf, has one parent, an older one.
 
-    A node is made by the split of an older one; with that no way leads back.
+    A node comes from the split of an older one, so there is no cycle.
     """
     children, nodes = np.concatenate([left, right]), np.arange(len(left))
     every = np.concatenate([np.arange(-len(left) - 1, 0), nodes[1:]])

@@ -74,10 +74,9 @@ class DcnRanker:
         return sigmoid(self.logits(numeric, categorical)).astype(np.float32)
 
     def for_items(self, items: ItemRows) -> PairScorer:
-        """See ``Ranker.for_items``: what the network reads of an item is made once, of a user once a request.
+        """See ``Ranker.for_items``: an item's inputs are computed once, a user's once a request.
 
-        Of a catalogue so large that this would keep requests waiting, and take gigabytes, rows are
-        made as offline.
+        Inputs of a very large catalogue would take gigabytes: there rows are built as offline.
         """
         if len(items.numeric) > _MOST_PREPARED:
             return lambda pairs: self.predict(*pairs.join(items))

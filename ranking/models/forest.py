@@ -100,7 +100,8 @@ class Forest:
                 raise UnsupportedTrees(f"a tree has {len(order)} leaves, at most {MOST_LEAVES} fit")
             leaves[number, : len(order)] = tree.leaf_value[order]
             nodes += [
-                _node(tree, number, node, leaf_range, words) for node, leaf_range in left.items()
+                _node(tree, number, node, left=leaf_range, words=words)
+                for node, leaf_range in left.items()
             ]
         nodes.sort(key=lambda node: (node.tree // _BLOCK, node.column, node.tree))
         return cls(_as_arrays(nodes, words, leaves))
@@ -175,8 +176,8 @@ def _from_left_to_right(tree: Tree) -> tuple[list[int], dict[int, tuple[int, int
     return order, left
 
 
-def _node(tree: Tree, number: int, node: int, left: tuple[int, int], words: list[int]) -> _Node:
-    """Return a node of tree ``number`` whose left side has the leaves ``left``; extend ``words``."""
+def _node(tree: Tree, number: int, node: int, *, left: tuple[int, int], words: list[int]) -> _Node:
+    """Return a node of tree ``number`` with the leaves ``left`` on its left; extend ``words``."""
     begin, end = left
     keep = ~(((1 << end - begin) - 1) << begin) % (1 << 64)
     column = int(tree.split_feature[node])

@@ -238,7 +238,7 @@ def _probabilities(network: DcnNetwork, rows: DcnRows) -> Float64Array:
 
 @contextmanager
 def _reproducible(seed: int, threads: int) -> Iterator[torch.device]:
-    """Yield the device, with seed, thread count and deterministic kernels set for the block only."""
+    """Yield the device; seed, threads and deterministic kernels are set for the block only."""
     threads_before = torch.get_num_threads()
     deterministic_before = torch.are_deterministic_algorithms_enabled()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Checks before a kind is trained: it overfits one batch and learns nothing from shuffled labels."""
+"""Checks before a kind is trained: it overfits one batch and learns nothing from noise."""
 
 from __future__ import annotations
 

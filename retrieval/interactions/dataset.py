@@ -17,9 +17,9 @@ from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
 
 _RECURRING = 1.5
-"""Lines are taken to be in order of time if neighbours recur so much more often than in shuffled lines."""
+"""Lines count as ordered by time if neighbours recur this much more often than when shuffled."""
 _SORTED = 0.9
-"""From this share of neighbours in order of their ids on, lines are sorted, and neighbours recur for that alone."""
+"""With this share of neighbours in order of ids, lines are sorted, and recurrence means nothing."""
 
 
 _LARGEST_END = 0.3

@@ -1,4 +1,4 @@
-"""Recall@k and NDCG@k over all items, as the code of LightGCN (He et al., SIGIR 2020) defines them."""
+"""Recall@k and NDCG@k over all items, as defined by the code of LightGCN (He et al. 2020)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ def recall_and_ndcg(
     items: Tensor,
     known: sparse.csr_matrix,
     wanted: sparse.csr_matrix,
+    *,
     k: int = 20,
     rows: Int64Array | None = None,
     chunk: int = 1_024,
 ) -> tuple[float, float]:
-    """Rank all items that a user does not know by dot product, and average over users that want something.
+    """Rank all items that a user does not know by dot product; average over users with a target.
 
     Args:
         users: float32 ``[users, D]``.

@@ -1,4 +1,4 @@
-"""Sequences: each user's items in the order in which they were taken up, from a text file of ``user item`` lines.
+"""Sequences: each user's items in order of time, from a text file of ``user item`` lines.
 
 The layout of SASRec's data sets (Kang and McAuley, "Self-attentive sequential recommendation", ICDM
 2018).

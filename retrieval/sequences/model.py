@@ -1,4 +1,4 @@
-"""The user's side of a sequential two-tower model: a causal transformer over the items of the history.
+"""The user side of a sequential two-tower model: a causal transformer over the history.
 
 Self-attention as in SASRec (Kang and McAuley, ICDM 2018) with blocks that have proved better since:
 norms before each part, a learned bias by distance in place of absolute positions (as in T5, Raffel
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _ROWS = 64
-"""Tables are filled up to a multiple of this: matrix products in bfloat16 of odd widths are five times slower."""
+"""Tables are padded to a multiple: bfloat16 products of odd widths are five times slower."""
 
 
 @dataclass(frozen=True)
 class SequenceTowerConfig:
-    """Size of a tower: ``items`` of the catalogue, ``window`` is the longest history that is looked at."""
+    """Size of a tower: ``items`` of the catalogue, ``window`` is the longest history."""
 
     items: int
     width: int = 128
@@ -70,9 +70,9 @@ class SequenceTower(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout with its own generator and one random byte a value: ten times faster than torch's on a processor.
+    """Dropout with its own generator, ten times faster than torch's on a CPU.
 
-    The probability is rounded to the nearest 1/256.
+    It draws one random byte a value. The probability is rounded to the nearest 1/256.
     """
 
     def __init__(self, probability: float, generator: torch.Generator) -> None:
@@ -80,7 +80,7 @@ class Dropout(nn.Module):
         self._level, self._generator = round(probability * 256), generator
 
     def forward(self, values: Tensor) -> Tensor:
-        """Set values to zero at random and scale up the others; while evaluating, return them as they are."""
+        """In training, set values to zero at random and scale up the others."""
         if not self.training or not self._level:
             return values
         count = values.numel()
@@ -108,7 +108,7 @@ class _Block(nn.Module):
         return stream + self.dropout(_linear(F.silu(gate) * value, self.mixed))
 
     def _attend(self, inputs: Tensor, distance: Tensor) -> Tensor:
-        """Softmax attention by plain matrix products, on a processor twice as fast as the fused kernel."""
+        """Softmax attention by plain matrix products, twice as fast on a CPU as the fused kernel."""
         batch, length, width = inputs.shape
         size = width // self.heads
         split = _linear(inputs, self.queries_keys_values).view(batch, length, 3, self.heads, size)

@@ -1,4 +1,4 @@
-"""Users at moments, as codes: what the user tower is given, offline and online alike (no torch here)."""
+"""Users at the times of their requests, as codes: the user tower's input (without torch)."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from retrieval.towers.model import USER_INPUT_NAMES, ItemTower, TwoTowers, UserI
 
 
 def export_user_tower(towers: TwoTowers, path: Path) -> None:
-    """Write the user tower to ``path``; its inputs are the fields of ``UserInputs``, the batch size is free."""
+    """Write the user tower to ``path``; its inputs are the fields of ``UserInputs``."""
     config = towers.config
     inputs = UserInputs(
         user=torch.zeros(2, dtype=torch.int64),
@@ -31,7 +31,7 @@ def export_user_tower(towers: TwoTowers, path: Path) -> None:
 
 
 def export_item_tower(towers: TwoTowers, path: Path) -> None:
-    """Write to ``path`` what the item tower says of items that it has never met: raw vectors from attributes alone.
+    """Write to ``path`` the item tower for new items: raw vectors from attributes alone.
 
     Its inputs are ``attributes`` int64 ``[n, L]`` and ``numbers`` float32 ``[n, M]``
     (standardised).
@@ -51,9 +51,7 @@ class _Described(nn.Module):
 
 def _export(tower: nn.Module, inputs: tuple[Tensor, ...], names: Sequence[str], path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=1 << 20)
-    logging.getLogger("torch.onnx").setLevel(
-        logging.ERROR
-    )  # it misses torchvision, which nobody needs here
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # torchvision is not needed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecation chatter
         program = torch.onnx.export(

@@ -24,7 +24,7 @@ from retrieval.towers.context import GAP_BUCKETS
 
 @dataclass(frozen=True, kw_only=True)
 class TowerShape:
-    """What of the towers is chosen: sizes that data do not give, and how much is dropped in training."""
+    """Sizes that data do not give, and dropout in training."""
 
     dimension: int = 64
     hidden: int = 128
@@ -89,15 +89,15 @@ USER_INPUT_NAMES = (
 
 
 class ItemTower(nn.Module):
-    """Item codes and attributes to vectors; its unnormalised output also stands for an item in a history."""
+    """Maps item codes and attributes to raw vectors, which also stand for items in a history."""
 
     def __init__(
         self, config: TowerConfig, attributes: Tensor, numbers: Tensor, has_id: Tensor
     ) -> None:
-        """Keep the attributes of all items: ``attributes`` int64 ``[items, L]``, ``numbers`` float32 ``[items, M]``.
+        """Keep the attributes of all items.
 
-        ``has_id`` bool ``[items]`` tells which items were met in training; the others have no id
-        embedding.
+        ``attributes`` int64 ``[items, L]``, ``numbers`` float32 ``[items, M]``; ``has_id`` bool
+        ``[items]``: items of the training data, the others have no id embedding.
         """
         super().__init__()
         self.ids = _embedding(config.items, config.dimension)
@@ -158,7 +158,7 @@ class UserTower(nn.Module):
         )
         self.id_dropout = config.user_id_dropout
 
-    def forward(
+    def forward(  # noqa: PLR0917 - the exporter calls it by position
         self,
         user: Tensor,
         attributes: Tensor,

@@ -69,7 +69,7 @@ def test_the_label_that_is_wanted_is_not_looked_at() -> None:
 )
 def test_a_planted_taste_is_found_out_of_fold(name: str) -> None:
     known, sides = taste_world()
-    assert auc(known.label, out_of_fold(known, sides, 4, seed=0)[name]) > 0.8
+    assert auc(known.label, out_of_fold(known, sides, folds=4, seed=0)[name]) > 0.8
 
 
 def test_labels_by_chance_are_not_predicted() -> None:
@@ -77,12 +77,17 @@ def test_labels_by_chance_are_not_predicted() -> None:
     known, sides = taste_world(noise=True)
     learnt = collaborative_features(known, known, sides)
     assert auc(known.label, learnt["factors_10"]) > 0.9
-    for name, values in out_of_fold(known, sides, 4, seed=0).items():
+    for name, values in out_of_fold(known, sides, folds=4, seed=0).items():
         assert 0.44 < auc(known.label, values) < 0.56, name
 
 
 def test_equal_seeds_give_equal_folds() -> None:
     known, sides = taste_world()
-    one, two = out_of_fold(known, sides, 3, seed=5), out_of_fold(known, sides, 3, seed=5)
+    one, two = (
+        out_of_fold(known, sides, folds=3, seed=5),
+        out_of_fold(known, sides, folds=3, seed=5),
+    )
     assert all(np.array_equal(one[name], two[name]) for name in one)
-    assert not np.array_equal(one["factors_10"], out_of_fold(known, sides, 3, seed=6)["factors_10"])
+    assert not np.array_equal(
+        one["factors_10"], out_of_fold(known, sides, folds=3, seed=6)["factors_10"]
+    )

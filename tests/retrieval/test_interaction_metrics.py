@@ -30,7 +30,7 @@ def measure(
     **more: int,
 ) -> tuple:
     return recall_and_ndcg(
-        torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), known, wanted, k, **more
+        torch.tensor(scores, dtype=torch.float32), torch.eye(ITEMS), known, wanted, k=k, **more
     )
 
 
@@ -77,8 +77,8 @@ def test_only_the_asked_users() -> None:
         torch.eye(ITEMS),
         matrix([], []),
         matrix([0], [0]),
-        1,
-        users,
+        k=1,
+        rows=users,
     )
     assert recall == 0
 
@@ -94,7 +94,7 @@ def test_agree_with_scikit_learn() -> None:
         torch.eye(items),
         sparse.csr_matrix((users, items)),
         sparse.csr_matrix(wanted),
-        k,
+        k=k,
     )
     listed = np.argsort(np.argsort(-scores, axis=1), axis=1) < k
     assert recall == pytest.approx(recall_score(wanted > 0, listed, average="samples"))
