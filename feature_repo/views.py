@@ -25,9 +25,20 @@ from feast import (
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Array, FeastType, Float32, Float64, Int64, String, UnixTimestamp
+from feast.type_map import pa_to_feast_value_type
+from feast.types import (
+    Array,
+    FeastType,
+    Float32,
+    Float64,
+    Int64,
+    String,
+    UnixTimestamp,
+    from_value_type,
+)
 
 from feature_repo import columns as c
+from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind, DatasetSpec
 from feature_repo.facts import PANE_S
 
@@ -42,11 +53,9 @@ SNAPSHOT_TTL = timedelta(days=90)
 ONLINE_USERS = "online_user_v1"
 """The feature service of users that serving reads."""
 
-_ATTRIBUTE_TYPES: dict[AttributeKind, FeastType] = {
-    "categorical": String,
-    "multi_categorical": Array(String),
-    "numeric": Float64,
-    "text": String,
+_FEAST_TYPES: dict[AttributeKind, FeastType] = {
+    kind: from_value_type(pa_to_feast_value_type(str(arrow)))
+    for kind, arrow in ATTRIBUTE_TYPES.items()
 }
 
 
@@ -72,7 +81,7 @@ def item_activity_schema(spec: DatasetSpec) -> dict[str, FeastType]:
 
 def item_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
     """Return the features of ``item_profile`` and their types (empty: there is no such view)."""
-    features = {name: _ATTRIBUTE_TYPES[kind] for name, kind in spec.item_attributes.items()}
+    features = {name: _FEAST_TYPES[kind] for name, kind in spec.item_attributes.items()}
     if spec.items and spec.items.available_from:
         features[c.AVAILABLE_FROM] = UnixTimestamp
     if spec.items and spec.items.available_until:
@@ -82,7 +91,7 @@ def item_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
 
 def user_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
     """Return the features of ``user_profile`` and their types (empty: there is no such view)."""
-    return {name: _ATTRIBUTE_TYPES[kind] for name, kind in spec.user_attributes.items()}
+    return {name: _FEAST_TYPES[kind] for name, kind in spec.user_attributes.items()}
 
 
 HISTORY_SCHEMA: dict[str, FeastType] = {

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns as c
-from feature_repo.dataset import AttributeKind, DatasetSpec, Users
+from feature_repo.attribute_types import ATTRIBUTE_TYPES
+from feature_repo.dataset import DatasetSpec, Users
 from feature_repo.files import TEMPORARY, write_atomically
 from pipelines.ingest.manifest import IngestManifest
 from pipelines.ingest.parsing import QUARANTINE_COLUMNS
@@ -29,13 +30,6 @@ EVENT_SCHEMA = pa.schema(
     ]
 )
 """Arrow schema of the ingested events."""
-
-_ARROW_TYPES: dict[AttributeKind, pa.DataType] = {
-    "categorical": pa.string(),
-    "multi_categorical": pa.list_(pa.string()),
-    "numeric": pa.float64(),
-    "text": pa.string(),
-}
 
 
 def write_events(
@@ -86,7 +80,7 @@ def write_quarantine(folder: Path, name: str, bad: pd.DataFrame) -> None:
 def write_entities(path: Path, table: Users, frame: pd.DataFrame, shift_s: int) -> None:
     """Write the users or items; ``shift_s`` seconds are added to their times."""
     fields = [(frame.columns[0], pa.string())] + [
-        (name, _ARROW_TYPES[how]) for name, how in table.attributes.items()
+        (name, ATTRIBUTE_TYPES[how]) for name, how in table.attributes.items()
     ]
     for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL):
         if name in frame:

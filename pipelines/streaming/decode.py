@@ -9,6 +9,7 @@ from zlib import crc32
 
 import orjson
 import pyarrow as pa
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from feature_repo.facts import event_micros
 from pipelines.features.stream_facts import ITEM_KEY, USER_KEY
@@ -34,10 +35,8 @@ SCHEMA = pa.schema(
 """Rows of the source. ``kind`` is the index of the type in the spec; ``event_id``, ``value`` and
 ``request_id`` are set on the user's row only, ``poison`` on that of an unreadable entry."""
 
-SPARK_SCHEMA = (
-    "shard int, key string, position string, micros long, event_id string, item string, kind int, "
-    "value double, request_id string, poison string, event_time timestamp"
-)
+SPARK_SCHEMA = from_arrow_schema(SCHEMA)
+"""``SCHEMA`` as Spark's type."""
 
 
 class PoisonError(ValueError):

@@ -17,19 +17,12 @@ import pyarrow.compute as pc
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int32Array
+from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.encoding import Encoded
 from ranking.rows import ItemRows
 from serving.recommender.codec import Codec, ranked_columns
 
 _NO_ITEMS: Int32Array = np.zeros(0, dtype=np.int32)
-
-ATTRIBUTE_TYPES = {
-    "categorical": pa.string(),
-    "multi_categorical": pa.list_(pa.string()),
-    "numeric": pa.float64(),
-    "text": pa.string(),
-}
-"""Arrow's type of each kind of attribute."""
 
 
 @dataclass(frozen=True)

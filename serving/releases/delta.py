@@ -13,10 +13,11 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Int32Array
+from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind
 from feature_repo.encoding import ExtendedVocabulary, Vocabulary
 from ranking.models.onnx import onnx_session
-from serving.recommender.item_table import ATTRIBUTE_TYPES, ItemTable, RawColumn, build_items
+from serving.recommender.item_table import ItemTable, RawColumn, build_items
 
 _log = logging.getLogger(__name__)
 
