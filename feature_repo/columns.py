@@ -1,4 +1,4 @@
-"""Column names of every table that one stage hands to another: the only place where they are spelt."""
+"""Column names of all tables that stages exchange; they are spelt nowhere else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POSITIVE = "positive"
 MONTH = "month"
 
 EVENT_TIMESTAMP = "event_timestamp"
-"""Feast's name for the moment from which a feature row is known."""
+"""Feast's name for the time from which a feature row is known."""
 
 REQUEST_TIME = "request_time"
 """Epoch seconds of a request: the input of the on-demand view."""
@@ -77,7 +77,7 @@ def value_mean(window: str) -> str:
 
 
 def seen(event_type: str) -> str:
-    """Return the name of the list of items a user has met by one event type, e.g. ``seen_view``."""
+    """Return the name of a user's list of items with an event type, e.g. ``seen_view``."""
     return f"seen_{event_type}"
 
 
@@ -92,12 +92,12 @@ def trend(window: str) -> str:
 
 
 def user_counts(event_types: list[str], has_value: bool) -> list[str]:
-    """Return the windowed aggregates of a user, in the order of every table and matrix that has them."""
+    """Return the windowed aggregates of a user, in the column order of tables and matrices."""
     return _windowed(event_types, has_value, distinct_items)
 
 
 def item_counts(event_types: list[str], has_value: bool) -> list[str]:
-    """Return the windowed aggregates of an item, in the order of every table and matrix that has them."""
+    """Return the windowed aggregates of an item, in the column order of tables and matrices."""
     return _windowed(event_types, has_value, distinct_users)
 
 

@@ -52,7 +52,7 @@ class Table(_Strict):
     @model_validator(mode="after")
     def _files_can_be_split(self) -> Self:
         if not self.separator or set(self.separator) & set('"\r\n\0'):
-            raise ValueError(f"separator = {self.separator!r} cannot part columns")
+            raise ValueError(f"separator = {self.separator!r} cannot separate columns")
         try:
             "".encode(self.encoding)
         except LookupError:
@@ -64,7 +64,7 @@ class Table(_Strict):
         return self
 
     def find(self, folder: Path) -> list[Path]:
-        """Return the table's files below the data folder, sorted by path; hidden ones are passed over.
+        """Return the table's files below the data folder, sorted by path, without hidden ones.
 
         Raises:
             SpecError: ``path`` is no valid pattern.
@@ -151,7 +151,8 @@ class Events(Table):
         if self.type is None and len(self.types) > 1:
             if self.value is None:
                 raise ValueError(
-                    "[events]: several types need a 'type' column, or a 'value' column and min_value"
+                    "[events]: several types need a 'type' column, or a 'value' column "
+                    "and min_value"
                 )
             if len(thresholds) < len(self.types):
                 raise ValueError(

@@ -1,7 +1,7 @@
 """Ids and attributes as integer codes: vocabularies fitted once, used alike offline and online.
 
-Code 0 always means unknown (or, in a bag, padding), so that a value never met while fitting, an
-absent attribute and a new user or item all have a well-defined encoding.
+Code 0 always means unknown (or, in a bag, padding), so that a value absent while fitting, a
+missing attribute and a new user or item all have a well-defined encoding.
 """
 
 from __future__ import annotations
@@ -50,52 +50,56 @@ class Vocabulary:
         return [values[code - 1] for code in codes.tolist()]
 
     def grown(self, newer: Vocabulary) -> Vocabulary:
-        """Return this vocabulary with what only ``newer`` has behind it: codes keep their meaning."""
-        more = [value for value in newer.values if value not in self._codes]
-        return Vocabulary([*self.values, *more][: max(len(self.values), LARGEST_VOCABULARY)])
+        """Return this vocabulary with new values of ``newer`` at its end: old codes stay."""
+        added = [value for value in newer.values if value not in self._codes]
+        return Vocabulary([*self.values, *added][: max(len(self.values), LARGEST_VOCABULARY)])
 
     @classmethod
     def fit(cls, values: Iterable[str], least_count: int = 1) -> Vocabulary:
-        """Keep the most frequent values; ties in alphabetical order, so equal data gives equal codes."""
+        """Keep the most frequent values; ties are sorted, so equal data gives equal codes."""
         counts = Counter(values)
-        kept = [value for value, count in counts.items() if count >= least_count]
-        kept.sort(key=lambda value: (-counts[value], value))
-        return cls(kept[:LARGEST_VOCABULARY])
+        frequent = [value for value, count in counts.items() if count >= least_count]
+        frequent.sort(key=lambda value: (-counts[value], value))
+        return cls(frequent[:LARGEST_VOCABULARY])
 
 
 class ExtendedVocabulary(Vocabulary):
-    """A vocabulary with a few values after those of another one, which is shared: a million strings are not copied."""
+    """A shared vocabulary with added values at its end; the shared strings are not copied."""
 
-    def __init__(self, first: Vocabulary, more: Sequence[str]) -> None:
-        """``more``: values that ``first`` does not have; their codes follow its last one."""
-        self.values = _EndToEnd(first.values, more)
-        self._first = first
-        self._more = {value: code for code, value in enumerate(more, start=len(first))}
+    def __init__(self, base: Vocabulary, added: Sequence[str]) -> None:
+        """``added``: values that ``base`` lacks; their codes follow its last one."""
+        self.values = _Chain(base.values, added)
+        self._base = base
+        self._added = {value: code for code, value in enumerate(added, start=len(base))}
 
     def code(self, value: Any) -> int:
         """Return the code of one value (0: unknown or missing)."""
-        return self._first.code(value) or self._more.get(value, 0)
+        return self._base.code(value) or self._added.get(value, 0)
 
     def encode(self, values: Sequence[Any]) -> Int32Array:
         """Return the codes of many values, int32 ``[n]``."""
-        codes = self._first.encode(values)
-        for place in np.flatnonzero(codes == 0).tolist():
-            codes[place] = self._more.get(values[place], 0)
+        codes = self._base.encode(values)
+        for row in np.flatnonzero(codes == 0).tolist():
+            codes[row] = self._added.get(values[row], 0)
         return codes
 
 
-class _EndToEnd(Sequence[str]):
-    def __init__(self, first: Sequence[str], more: Sequence[str]) -> None:
-        self._first, self._more, self._border = first, more, len(first)
+class _Chain(Sequence[str]):
+    """Two sequences, one after the other."""
+
+    def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
+        self._first = first
+        self._second = second
 
     def __len__(self) -> int:
-        return self._border + len(self._more)
+        return len(self._first) + len(self._second)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
-        place = place + len(self) if place < 0 else place
-        return self._first[place] if place < self._border else self._more[place - self._border]
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = index + len(self) if index < 0 else index
+        border = len(self._first)
+        return self._first[index] if index < border else self._second[index - border]
 
 
 @dataclass(frozen=True)
@@ -146,24 +150,14 @@ class AttributeEncoder:
         vocabularies, moments = {}, {}
         for name, kind in kinds.items():
             if kind == "numeric":
-                logs = _signed_log(_floats(columns[name]))
-                known = logs[np.isfinite(logs)]
-                mean, spread = (
-                    (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
-                )
-                # Below what float32 can tell apart, a constant's rounding would be blown up to 5
-                # deviations.
-                moments[name] = (
-                    mean,
-                    spread if spread > _LEAST_SPREAD * max(1.0, abs(mean)) else 1.0,
-                )
+                moments[name] = _mean_and_deviation(_signed_log(_floats(columns[name])))
             else:
-                met = (part for value in columns[name] for part in parts(kind, value))
-                vocabularies[name] = Vocabulary.fit(met, _LEAST_COUNT[kind])
+                values = (part for value in columns[name] for part in parts(kind, value))
+                vocabularies[name] = Vocabulary.fit(values, _LEAST_COUNT[kind])
         return cls(kinds, vocabularies, moments)
 
     def grown(self, newer: AttributeEncoder) -> AttributeEncoder:
-        """Return the encoder with ``newer``'s values behind its own; codes and numbers keep their meaning."""
+        """Return the encoder with ``newer``'s new values at the end: codes keep their meaning."""
         grown = {
             name: self.vocabularies[name].grown(newer.vocabularies[name]) for name in self.coded
         }
@@ -171,28 +165,32 @@ class AttributeEncoder:
 
     def encode(self, columns: Mapping[str, Sequence[Any]], rows: int) -> Encoded:
         """Encode ``rows`` rows; an attribute that is not among ``columns`` is unknown."""
+        # Bags of codes: codes [rows, L] in one common table, first [rows, A] by each vocabulary.
         codes = np.zeros((rows, self.width), dtype=np.int32)
         first = np.zeros((rows, len(self.coded)), dtype=np.int32)
-        numbers = np.full((rows, len(self.numeric)), np.nan, dtype=np.float32)
         start = 0
         for position, name in enumerate(self.coded):
-            kind, vocabulary = self.kinds[name], self.vocabularies[name]
-            length, shift = _BAG_LENGTH[kind], self.offsets[name] - 1
+            kind = self.kinds[name]
+            vocabulary = self.vocabularies[name]
+            length = _BAG_LENGTH[kind]
+            shift = self.offsets[name] - 1
             for row, value in enumerate(columns.get(name, ())):
-                bag = [code for part in parts(kind, value) if (code := vocabulary.code(part))][
-                    :length
-                ]
+                known = [code for part in parts(kind, value) if (code := vocabulary.code(part))]
+                bag = known[:length]
                 if bag:
                     codes[row, start : start + len(bag)] = np.asarray(bag) + shift
                     first[row, position] = bag[0]
             start += length
+
+        # Numbers [rows, M] as given, NaN where missing.
+        numbers = np.full((rows, len(self.numeric)), np.nan, dtype=np.float32)
         for position, name in enumerate(self.numeric):
             if name in columns:
                 numbers[:, position] = _floats(columns[name])
         return Encoded(codes, first, numbers)
 
     def standardise(self, numbers: Float32Array) -> Float32Array:
-        """Return numbers as standardised signed logs, 0 where missing: what the towers take."""
+        """Return numbers as standardised signed logs, 0 where missing: an input of the towers."""
         if not self.numeric:
             return numbers
         mean = np.array([self.moments[name][0] for name in self.numeric])
@@ -210,7 +208,7 @@ class AttributeEncoder:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> AttributeEncoder:
-        """Restore what ``to_dict`` gave."""
+        """Restore an encoder from its ``to_dict``."""
         vocabularies = {name: Vocabulary(values) for name, values in raw["vocabularies"].items()}
         return cls(
             raw["kinds"], vocabularies, {name: (m, s) for name, (m, s) in raw["moments"].items()}
@@ -218,7 +216,7 @@ class AttributeEncoder:
 
 
 def parts(kind: AttributeKind, value: Any) -> list[str]:
-    """Return what one attribute value consists of: a bag of strings, empty if it is missing."""
+    """Return an attribute value as a bag of strings, empty if it is missing."""
     if isinstance(value, str):
         return [word.lower() for word in _WORD.findall(value)] if kind == "text" else [value]
     if kind == "multi_categorical" and isinstance(value, Sequence | np.ndarray):
@@ -231,6 +229,18 @@ def _floats(values: Sequence[Any]) -> Float32Array:
         return np.array(
             [np.nan if value is None else value for value in values], dtype=np.float64
         ).astype(np.float32)
+
+
+def _mean_and_deviation(numbers: Float64Array) -> tuple[float, float]:
+    """Return mean and standard deviation of the finite numbers; a constant has deviation 1."""
+    finite = numbers[np.isfinite(numbers)]
+    if not len(finite):
+        return 0.0, 1.0
+    mean = float(finite.mean())
+    spread = float(finite.std())
+    # A deviation below float32's resolution is rounding: dividing by it would give 5 deviations.
+    is_constant = spread <= _LEAST_SPREAD * max(1.0, abs(mean))
+    return mean, 1.0 if is_constant else spread
 
 
 def _signed_log(values: npt.NDArray[Any]) -> Float64Array:

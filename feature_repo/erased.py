@@ -1,4 +1,4 @@
-"""Users who asked to be forgotten: whether an id is one of theirs can be told, what the ids are cannot.
+"""The list of erased users: it can be asked about an id, but does not reveal the ids on it.
 
 ``erasures/`` in the working folder has one JSON file for each of them, under an HMAC-SHA256 of the
 id that is keyed by ``erasures/key``. The files are the truth; a set in Redis repeats their names
@@ -29,29 +29,30 @@ from feature_repo.workspace import Workspace
 LISTED = "funnel:erased"
 """Redis set of the numbers of all erasures."""
 
-PENDING, ERASED = "pending", "erased"
-"""What an erasure's file says under ``state``."""
+PENDING = "pending"
+ERASED = "erased"
+"""Values of ``state`` in an erasure's file."""
 
 _DIGITS = 32
 _NAME = re.compile(rf"([0-9a-f]{{{_DIGITS}}})\.json")
 _REDIS_EVERY_S = 1.0
-_SETTLED_NS = 100_000_000  # a folder's time is coarse: two changes of one moment look like one
+_SETTLED_NS = 100_000_000  # a folder's time is coarse: two quick changes look like one
 _WORD = re.compile(r"""[^\s,;:|"'{}\[\]()<>=]+""")
 
 
 class ErasedUsers:
-    """The list; every process has its own view of it, which follows the files."""
+    """A process's view of the list; it follows the files."""
 
     def __init__(
         self, workspace: Workspace, client: redis.Redis | None = None, waits: bool = True
     ) -> None:
-        """Take the files of a working folder for the list.
+        """Read the list of a working folder.
 
         Args:
             workspace: the working folder.
-            client: of the Redis that repeats the list; without it only the files count.
-            waits: for Redis; if not, it is asked on a thread of its own, but for the first time, so
-                that nobody stands still with it.
+            client: Redis client for the copy of the list; without it only the files count.
+            waits: wait for Redis; otherwise a background thread asks it, except the first time, so
+                that a slow Redis delays no caller.
 
         """
         self.folder = workspace.root / "erasures"
@@ -59,8 +60,10 @@ class ErasedUsers:
         self._numbers: frozenset[str] = frozenset()
         self._elsewhere: frozenset[str] = frozenset()
         self._key: bytes | None = None
-        self._stamp, self._asked = -1, 0.0
-        self._waits, self._asking = True, False
+        self._stamp = -1
+        self._asked = 0.0
+        self._waits = True
+        self._asking = False
         if not waits:
             self.numbers()
             self._waits = False
@@ -72,7 +75,7 @@ class ErasedUsers:
         return self._numbers | self._elsewhere
 
     def among(self, user_ids: Iterable[str]) -> set[str]:
-        """Return those of the ids that are on the list."""
+        """Return the given ids that are on the list."""
         numbers = self.numbers()
         return {user for user in user_ids if self.number(user) in numbers} if numbers else set()
 
@@ -108,7 +111,7 @@ class ErasedUsers:
         return self.folder / f"{number}.json"
 
     def add(self, user_id: str) -> str:
-        """Put an id on the list, if it is not on it, and return its erasure's number; it is durable then."""
+        """Put an id on the list durably, unless it is on it; return the number of its erasure."""
         self.folder.mkdir(parents=True, exist_ok=True)
         number = self.number(user_id)
         with self.editing(number) as proof:
@@ -120,7 +123,7 @@ class ErasedUsers:
 
     @contextlib.contextmanager
     def editing(self, number: str) -> Iterator[dict[str, Any]]:
-        """Yield an erasure's file as JSON, to be changed in place; nobody else changes one meanwhile."""
+        """Yield an erasure's file as JSON, to be changed in place under a lock."""
         with locked(self.folder / ".proofs.lock"):
             path = self.proof(number)
             proof = read_json(path) if path.is_file() else _new_proof(number)
@@ -138,7 +141,8 @@ class ErasedUsers:
             match[1] for name in os.listdir(self.folder) if (match := _NAME.fullmatch(name))
         )
         if names != self._numbers:
-            self._numbers, self._asked = names, 0.0
+            self._numbers = names
+            self._asked = 0.0
         if time.time_ns() - stamp > _SETTLED_NS:
             self._stamp = stamp
 
@@ -158,10 +162,10 @@ class ErasedUsers:
     def _ask_redis(self, client: redis.Redis) -> None:
         with contextlib.suppress(redis.RedisError, OSError):  # the files are enough
             members: Any = client.smembers(LISTED)
-            found = frozenset(member.decode() for member in members)
-            if self._numbers - found:
-                client.sadd(LISTED, *(self._numbers - found))
-            self._elsewhere = found - self._numbers
+            in_redis = frozenset(member.decode() for member in members)
+            if self._numbers - in_redis:
+                client.sadd(LISTED, *(self._numbers - in_redis))
+            self._elsewhere = in_redis - self._numbers
         self._asking = False
 
 
@@ -171,7 +175,7 @@ def _new_proof(number: str) -> dict[str, Any]:
 
 
 def _key(path: Path) -> bytes:
-    """Return the list's key, made when it is wanted for the first time."""
+    """Return the list's key; the first call creates it."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".key.{os.getpid()}.{secrets.token_hex(4)}.tmp")

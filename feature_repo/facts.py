@@ -1,16 +1,15 @@
-"""What a key did lately: the one definition of every streaming feature.
+"""Facts about recent events of a user or item: the one definition of every streaming feature.
 
-The Spark stream, the Spark batch job, the server's overlay of events that the stream has not seen
-yet, and the recount that checks them all fold events with this code, so a feature cannot mean two
-things.
+The Spark stream, the Spark batch job and the server's overlay of events that the stream has not
+processed yet fold events with this code, so a feature has one meaning.
 
-The *facts* that a fold keeps do not depend on the order in which events arrive: the newest events
-by event time, the newest distinct positive items, and counts in panes of time. What a model sees
-(counts over sliding windows, decayed trends, the session) is computed from the facts as of the
-moment of a request, so a count shrinks as time passes without anything being written.
+The *facts* do not depend on the order in which events arrive: the newest events by event time, the
+newest distinct positive items, and counts in panes of time. Model inputs (counts over sliding
+windows, decayed trends, the session) are computed from the facts as of a request's time, so a count
+shrinks as time passes without a write.
 
 A window slides by a sixtieth of its length, its *pane*: 10 seconds, 1 minute, 24 minutes. The count
-of a window at time ``t`` is of the pane of ``t`` and the 59 before it.
+of a window at time ``t`` covers the pane of ``t`` and the 59 before it.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ SESSION_GAP_S = 1_800
 MICROS = 1_000_000
 
 
-class Happened(NamedTuple):
-    """One event of a key: event time in microseconds, id, item, and type by its place in the spec."""
+class Event(NamedTuple):
+    """An event of a key: time in microseconds, id, item, and index of its type in the spec."""
 
     micros: int
     event_id: str
@@ -54,13 +53,13 @@ Panes = dict[int, list[int]]
 
 @dataclass
 class Counts:
-    """Events of a user or item in the panes of each window, and the log position up to which they are counted."""
+    """Counts of a key's events by pane of each window, up to and including a log position."""
 
     panes: list[Panes] = field(default_factory=lambda: [{} for _ in PANE_S])
     position: str = "0-0"
 
-    def fold(self, events: Sequence[Happened], positive: Sequence[bool]) -> None:
-        """Take events in, in any order; ``positive[kind]`` says whether a type enters a user's history."""
+    def fold(self, events: Sequence[Event], positive: Sequence[bool]) -> None:
+        """Add events, in any order; types with ``positive[kind]`` enter a user's history."""
         for event in events:
             self.add(event.micros, event.kind, len(positive))
 
@@ -72,22 +71,22 @@ class Counts:
             if pane in panes:
                 panes[pane][kind] += 1
             elif pane > max(panes, default=pane) - PANES:
-                panes[pane] = [int(place == kind) for place in range(kinds)]
-                # Panes that no window can reach any more go at once, so that what is kept depends
-                # on no order.
+                panes[pane] = [int(other == kind) for other in range(kinds)]
+                # Panes outside the window are dropped at once, so the facts do not depend on the
+                # order of events.
                 for old in [old for old in panes if old <= pane - PANES]:
                     del panes[old]
 
 
 @dataclass
 class UserFacts(Counts):
-    """What is kept of a user: the newest events, and the newest positive event of each item."""
+    """A user's counts, newest events, and newest positive event of each item."""
 
-    events: list[Happened] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     history: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def fold(self, events: Sequence[Happened], positive: Sequence[bool]) -> None:
-        """Take events in, in any order; ``positive[kind]`` says whether a type enters the history."""
+    def fold(self, events: Sequence[Event], positive: Sequence[bool]) -> None:
+        """Add events, in any order; events of types with ``positive[kind]`` enter the history."""
         super().fold(events, positive)
         for event in events:
             if positive[event.kind]:
@@ -109,18 +108,18 @@ def position_key(position: str | None) -> tuple[int, int]:
 
 
 def event_micros(timestamp: float, position: str) -> int:
-    """Return an event's time in microseconds: never later than its arrival, which its log position tells.
+    """Return an event's time in microseconds, at most its arrival, which the log position gives.
 
-    Senders' clocks run ahead; what has arrived has happened.
+    Senders' clocks may run ahead, but an event cannot arrive before it happens.
     """
     return min(round(timestamp * MICROS), position_key(position)[0] * 1_000 + 999)
 
 
 def row_of(facts: Counts, types: Sequence[str], category: Callable[[str], str]) -> dict[str, Any]:
-    """Return a key's features as Feast keeps them: of an item ``count_row``, of a user those of both user views.
+    """Return a key's features as Feast stores them: ``count_row``, and a user's histories.
 
     Args:
-        facts: the key's.
+        facts: the facts of the key.
         types: the event types in the spec's order.
         category: the main category of an item, "" if it has none.
 
@@ -151,16 +150,16 @@ def count_row(facts: Counts) -> dict[str, Any]:
 def panes_of(row: dict[str, Any], kinds: int) -> list[Panes]:
     """Return the panes of a feature row; a missing value is no pane."""
     width = kinds + 1
-    found = []
+    panes: list[Panes] = []
     for window in PANE_S:
         flat = row.get(c.panes(window))
         flat = [] if flat is None else list(flat)
-        found.append({flat[n]: flat[n + 1 : n + width] for n in range(0, len(flat), width)})
-    return found
+        panes.append({flat[n]: flat[n + 1 : n + width] for n in range(0, len(flat), width)})
+    return panes
 
 
 def counts_at(time: float, panes: Sequence[Panes], kinds: int) -> list[list[int]]:
-    """Return the counts of each window at a moment (epoch seconds), by type."""
+    """Return the counts of each window at a time (epoch seconds), by type."""
     counts = []
     for window, length in zip(panes, PANE_S.values(), strict=True):
         last = int(time // length)
@@ -170,7 +169,7 @@ def counts_at(time: float, panes: Sequence[Panes], kinds: int) -> list[list[int]
 
 
 def trends_at(time: float, panes: Sequence[Panes]) -> list[float]:
-    """Return the decayed number of events in each window at a moment (epoch seconds)."""
+    """Return the decayed number of events in each window at a time (epoch seconds)."""
     trends = []
     for window, length in zip(panes, PANE_S.values(), strict=True):
         last = int(time // length)
@@ -186,10 +185,10 @@ def trends_at(time: float, panes: Sequence[Panes]) -> list[float]:
 def session_at(
     time: float, times: Sequence[int], categories: Sequence[str]
 ) -> tuple[int, int, list[str]]:
-    """Return a session's events, its seconds from first to last event, and its categories, latest last.
+    """Return a session's number of events, its seconds, and its categories, latest last.
 
     Args:
-        time: the moment, epoch seconds; a session that ended before is of no event.
+        time: epoch seconds; a session that ended before has no events.
         times: the newest events' times, ascending, epoch seconds; a session is counted among these.
         categories: their items' main categories.
 
@@ -205,7 +204,7 @@ def session_at(
 
 
 def dump(facts: Counts) -> str:
-    """Return facts as JSON, as the stream keeps them in its state."""
+    """Return facts as JSON, the form of the stream's state."""
     value: dict[str, Any] = {
         "position": facts.position,
         "panes": [list(p.items()) for p in facts.panes],
@@ -217,17 +216,20 @@ def dump(facts: Counts) -> str:
 
 
 def load(data: str) -> Counts:
-    """Restore what ``dump`` gave."""
+    """Restore facts from their ``dump``."""
     value = orjson.loads(data)
     counts = [dict(panes) for panes in value["panes"]]
     if "events" not in value:
         return Counts(counts, value["position"])
     history = {item: (micros, event_id) for item, micros, event_id in value["history"]}
-    return UserFacts(counts, value["position"], list(map(Happened._make, value["events"])), history)
+    return UserFacts(counts, value["position"], list(map(Event._make, value["events"])), history)
 
 
 def user_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:
-    """Return the sliding counts by type and the session at a moment (epoch seconds) of a ``user_recent`` row."""
+    """Return sliding counts by type and the session of a ``user_recent`` row.
+
+    ``time``: epoch seconds.
+    """
     times, categories = row.get(c.RECENT_TIMES), row.get(c.RECENT_CATEGORIES)
     session = session_at(
         time, () if times is None else times, () if categories is None else categories
@@ -238,7 +240,10 @@ def user_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> 
 
 
 def item_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:
-    """Return the sliding counts by type and decayed trends at a moment (epoch seconds) of an ``item_recent`` row."""
+    """Return sliding counts by type and decayed trends of an ``item_recent`` row.
+
+    ``time``: epoch seconds.
+    """
     panes = panes_of(row, len(types))
     trends = zip(map(c.trend, PANE_S), trends_at(time, panes), strict=True)
     return {**_counts_by_name(time, panes, types), **dict(trends)}
@@ -254,12 +259,12 @@ def _counts_by_name(time: float, panes: Sequence[Panes], types: Sequence[str]) -
 
 
 def user_sliding(inputs: dict[str, list[Any]], types: Sequence[str]) -> dict[str, list[Any]]:
-    """Return ``user_features_at`` of many rows, given and returned as columns: the on-demand view of Feast."""
+    """Return ``user_features_at`` of many rows, as columns: Feast's on-demand view."""
     return _by_column(user_features_at, inputs, types)
 
 
 def item_sliding(inputs: dict[str, list[Any]], types: Sequence[str]) -> dict[str, list[Any]]:
-    """Return ``item_features_at`` of many rows, given and returned as columns: the on-demand view of Feast."""
+    """Return ``item_features_at`` of many rows, as columns: Feast's on-demand view."""
     return _by_column(item_features_at, inputs, types)
 
 
@@ -269,5 +274,5 @@ def _by_column(
     types: Sequence[str],
 ) -> dict[str, list[Any]]:
     rows = [dict(zip(inputs, values, strict=True)) for values in zip(*inputs.values(), strict=True)]
-    found = [features_at(row[c.REQUEST_TIME], row, types) for row in rows]
-    return {name: [features[name] for features in found] for name in found[0]}
+    features = [features_at(row[c.REQUEST_TIME], row, types) for row in rows]
+    return {name: [of_row[name] for of_row in features] for name in features[0]}

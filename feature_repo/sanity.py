@@ -1,4 +1,4 @@
-"""What every training is held to: it can learn, it learns nothing from noise, and its numbers stay numbers."""
+"""Checks of every training: it can overfit a batch, learns nothing from noise, and stays finite."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ class Guard:
     """Follows losses and gradient norms (before clipping) from step to step.
 
     A norm has exploded if it is more than ``exploded`` times the median of the 50 before it.
-    Medians below 1 count as
-    1: the losses are of a few nats, and a norm that grows from nothing harms nobody.
+    Medians below 1 count as 1: losses are a few nats, and growth from almost zero is harmless.
 
     Attributes:
-        name: what is trained, for the message.
+        name: the model in training, for the message.
         exploded: see above.
         largest_norm: the largest gradient norm so far.
-        steps: how many were seen.
+        steps: number of steps so far.
 
     """
 
@@ -38,7 +37,7 @@ class Guard:
     _norms: list[float] = field(default_factory=list)
 
     def __call__(self, loss: float, norm: float = 0.0) -> None:
-        """Take in one step.
+        """Check one step.
 
         Raises:
             CannotLearn: the loss or the norm is not finite, or the norm exploded.
@@ -59,12 +58,12 @@ class Guard:
 
 
 def check_learnt(name: str, before: float, after: float) -> None:
-    """Refuse a model whose loss on one batch did not fall below half while it learnt the batch by heart.
+    """Refuse a model whose loss did not halve while it overfitted one batch.
 
-    A loss that was nothing to begin with (there is one answer only) need not fall.
+    A loss that starts at zero (there is only one answer) need not fall.
 
     Raises:
-        CannotLearn: it did not.
+        CannotLearn: the loss did not fall enough.
 
     """
     if not after < max(before / 2, 1e-6):
@@ -74,9 +73,9 @@ def check_learnt(name: str, before: float, after: float) -> None:
 
 
 def check_chance(name: str, auc: float, tolerance: float) -> None:
-    """Refuse a model that orders shuffled labels other than by chance, on rows that it was not trained on.
+    """Refuse a model that predicts shuffled labels of held-out rows better or worse than chance.
 
-    It can only do so if held-out labels reach the model, or if the measure is wrong.
+    That happens only if held-out labels leak into the training, or if the measure is wrong.
 
     Raises:
         CannotLearn: the AUC is farther than ``tolerance`` from .5.
@@ -84,6 +83,7 @@ def check_chance(name: str, auc: float, tolerance: float) -> None:
     """
     if not abs(auc - 0.5) <= tolerance:
         raise CannotLearn(
-            f"{name}: AUC {auc:.3f} on shuffled labels of held-out rows, .5 within {tolerance:.3f} is expected: "
+            f"{name}: AUC {auc:.3f} on shuffled labels of held-out rows, "
+            f".5 within {tolerance:.3f} is expected: "
             "held-out labels leak into the training"
         )

@@ -116,7 +116,7 @@ USER_RECENT_SCHEMA: dict[str, FeastType] = {
 """The features of ``user_recent`` and their types."""
 
 STREAMED = ("user_history", "user_recent", "item_recent")
-"""Views that the streaming job writes; what it wrote is never replaced by an older row."""
+"""Views that the streaming job writes; an older row never replaces its rows."""
 
 
 def _counts(names: list[str]) -> dict[str, FeastType]:
@@ -153,7 +153,9 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         "user_seen", user, {c.seen(t): Array(String) for t in spec.event_types}, NEVER_STALE
     )
     streams = {
-        name: _stream_view(name, entity, schema, ttl, features, profile)
+        name: _stream_view(
+            name, entity, schema, ttl=ttl, batch_source=source(name, features, profile)
+        )
         for name, entity, schema, ttl in (
             ("user_history", user, HISTORY_SCHEMA, NEVER_STALE),
             ("user_recent", user, USER_RECENT_SCHEMA, SNAPSHOT_TTL),
@@ -173,7 +175,7 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
     }
     affinity = [view("user_affinity", user, affinity_schema, SNAPSHOT_TTL)] if spec.category else []
     request = RequestSource(name="request", schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
-    moment = _request_time_view(request, activity)
+    request_time = _request_time_view(request, activity)
     sliding = _sliding_views(request, recent, item_recent, tuple(spec.event_types))
     # User and item views share names such as events_7d: read ranking_v1 with
     # full_feature_names=True.
@@ -181,13 +183,20 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         FeatureService(name="user_tower_v1", features=[*profiles, history]),
         FeatureService(
             name="ranking_v1",
-            features=[*profiles, activity, *affinity, *item_profiles, item_activity, moment],
+            features=[*profiles, activity, *affinity, *item_profiles, item_activity, request_time],
         ),
-        # Of what is recent no model reads more than which events it includes, so no request pays
-        # for more.
+        # No model reads the recent events themselves: their log position is enough, and cheap.
         FeatureService(
             name=ONLINE_USERS,
-            features=[*profiles, history, recent[[c.POSITION]], activity, *affinity, seen, moment],
+            features=[
+                *profiles,
+                history,
+                recent[[c.POSITION]],
+                activity,
+                *affinity,
+                seen,
+                request_time,
+            ],
         ),
         FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
         FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
@@ -200,7 +209,7 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         *profiles,
         *item_profiles,
         *affinity,
-        moment,
+        request_time,
         *sliding,
     ]
     return [user, item, *(view.stream_source for view in streams.values()), *views, *services]
@@ -234,15 +243,14 @@ def _stream_view(
     name: str,
     entity: Entity,
     schema: dict[str, FeastType],
+    *,
     ttl: timedelta,
-    features: Path,
-    profile: Profile,
+    batch_source: DataSource,
 ) -> StreamFeatureView:
-    push = PushSource(name=f"{name}_push", batch_source=source(name, features, profile))
+    push = PushSource(name=f"{name}_push", batch_source=batch_source)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # Feast announces that stream views are young
+        # Feast warns that stream views are experimental.
+        warnings.simplefilter("ignore", RuntimeWarning)
         return StreamFeatureView(
             name=name,
             entities=[entity],
@@ -288,7 +296,7 @@ def _request_time_view(request: RequestSource, activity: FeatureView) -> OnDeman
 def _sliding_views(
     request: RequestSource, users: FeatureView, items: FeatureView, types: tuple[str, ...]
 ) -> list[OnDemandFeatureView]:
-    """Return the views that count panes over windows as of the request: the same code as in the stream."""
+    """Return the views of sliding windows as of a request, computed by the stream's own code."""
     counts = [Field(name=c.count(kind, window), dtype=Int64) for window in PANE_S for kind in types]
     session = [
         Field(name=c.SESSION_EVENTS, dtype=Int64),

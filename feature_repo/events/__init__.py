@@ -1,1 +1,1 @@
-"""The event log's names and its folder form, shared by those who write it and those who read it."""
+"""The event log: names that its writers and readers share, and its form as a folder of files."""

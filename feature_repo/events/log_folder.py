@@ -1,12 +1,12 @@
-"""A folder that is an event log: whole files of JSON lines, in one order for all who write and read it.
+"""An event log in a folder: files of JSON lines, in the same order for all writers and readers.
 
-A file has what one call appended. It appears under its name when it is complete and synced, and its
-name
-gives its place: ``<hours>/<milliseconds>-<events>-<pid>.jsonl``, both since the epoch. Each line
-carries its entry's position, ``<milliseconds>-<number in the file>``. Who writes holds a lock on
-the folder, so the milliseconds rise from file to file, whatever process wrote it and wherever the
-clock is set; who lists files holds it with others, because a listing during which files appear may
-have a later one and lack an earlier one.
+A file holds the events of one call. It gets its name when it is complete and synced:
+``<hours>/<milliseconds>-<events>-<pid>.jsonl``, hours and milliseconds since the epoch. Each line
+carries the position of its entry, ``<milliseconds>-<number in the file>``.
+
+A writer holds an exclusive lock on the folder, so milliseconds rise from file to file, whichever
+process writes and whatever its clock says. A reader lists files under a shared lock: a listing
+while files appear could have a later file and lack an earlier one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOCK = ".lock"  # Spark and others who read folders pass over such names
 
 @dataclass(frozen=True, order=True)
 class LogFile:
-    """A file of the log: the milliseconds of its entries' positions, how many it has, and where it lies."""
+    """A file of the log: milliseconds of its positions, number of entries, and path."""
 
     milliseconds: int
     entries: int
@@ -43,7 +43,7 @@ class LogFile:
         return f"{self.milliseconds}-{self.entries - 1}"
 
     def read(self) -> Iterator[tuple[str, str]]:
-        """Yield each entry's position and event (JSON); of a line that is none, its place and the line."""
+        """Yield each entry's position and event (JSON); an unreadable line stays as it is."""
         text = self.path.read_text(encoding="utf-8", errors="replace")
         for number, line in enumerate(text.removesuffix("\n").split("\n")):
             try:
@@ -54,17 +54,17 @@ class LogFile:
 
 
 class LogFolder:
-    """The log's folder, which need not be there yet; it lies on a file system that has locks."""
+    """The log's folder, which may not exist yet; its file system must support locks."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @contextmanager
     def writing(self) -> Iterator[Writer]:
-        """Hold the folder for writing; nobody else writes or lists it meanwhile.
+        """Lock the folder for writing; nobody else writes or lists it meanwhile.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the folder cannot be written.
 
         """
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class LogFolder:
             yield Writer(self._folder, file)
 
     def after(self, milliseconds: int) -> list[LogFile]:
-        """Return the files of a place and later ones, in order."""
+        """Return the files from these milliseconds on, in order."""
         try:
             file = (self._folder / _LOCK).open("rb")
         except FileNotFoundError:
@@ -84,38 +84,40 @@ class LogFolder:
 
 
 class Writer:
-    """Who holds the folder. The lock's own content is the place that was last taken."""
+    """A writer that has locked the folder; the lock file contains the last used milliseconds."""
 
     def __init__(self, folder: Path, lock: IO[str]) -> None:
-        self._folder, self._lock = folder, lock
+        self._folder = folder
+        self._lock = lock
         lock.seek(0)
         text = lock.read()
-        self.taken = (
+        self.newest = (
             int(text)
             if text.isdigit()
             else max((file.milliseconds for file in self.after(0)), default=0)
         )
 
     def after(self, milliseconds: int) -> list[LogFile]:
-        """Return the files of a place and later ones, in order."""
+        """Return the files from these milliseconds on, in order."""
         return _files(self._folder, milliseconds)
 
     def write(self, events: Sequence[str]) -> LogFile:
-        """Write a file of events (JSON); when it returns they are synced to disk.
+        """Write a file of events (JSON) and sync it to disk.
 
         Raises:
-            OSError: there is no file of them, or there is one that may not outlast a power cut.
+            OSError: there is no such file, or it may not survive a power cut.
 
         """
-        place = max(time.time_ns() // 1_000_000, self.taken + 1)
-        self._take(place)
-        folder = self._folder / str(place // _HOUR_MS)
+        milliseconds = max(time.time_ns() // 1_000_000, self.newest + 1)
+        self._reserve(milliseconds)
+        folder = self._folder / str(milliseconds // _HOUR_MS)
         if not folder.is_dir():
             folder.mkdir()
             sync_folder(self._folder)
-        file = LogFile(place, len(events), folder / f"{place}-{len(events)}-{os.getpid()}.jsonl")
+        name = f"{milliseconds}-{len(events)}-{os.getpid()}.jsonl"
+        file = LogFile(milliseconds, len(events), folder / name)
         lines = (
-            f'{{"position":"{place}-{number}","event":{event}}}\n'
+            f'{{"position":"{milliseconds}-{number}","event":{event}}}\n'
             for number, event in enumerate(events)
         )
         with (
@@ -126,11 +128,11 @@ class Writer:
         sync_folder(folder)
         return file
 
-    def _take(self, place: int) -> None:
+    def _reserve(self, milliseconds: int) -> None:
         self._lock.truncate(0)
-        self._lock.write(str(place))
+        self._lock.write(str(milliseconds))
         self._lock.flush()
-        self.taken = place
+        self.newest = milliseconds
 
 
 def _files(folder: Path, milliseconds: int) -> list[LogFile]:

@@ -1,4 +1,4 @@
-"""Names that both ends of the event log share; light, because Spark's workers import them."""
+"""Redis keys and the address of the event log; light, because Spark's workers import them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ LOG = "funnel:events"
 """Redis Stream of accepted events."""
 
 COMMITTED = "funnel:events:committed"
-"""Key of the newest entry that the streaming job has finished with: entries up to it may be trimmed."""
+"""Key of the newest entry that the streaming job has processed; older ones may be trimmed."""
 
 DEAD_LETTERS = "funnel:events:dead"
-"""Redis Stream of entries that could not be read, each with its reason and its place in the log."""
+"""Redis Stream of unreadable entries, each with the reason and its position in the log."""
 
 STATUS = "funnel:stream:status"
-"""What the streaming job's last batch left: JSON, see ``pipelines/streaming/sink.py``."""
+"""Status after the streaming job's last batch: JSON, see ``pipelines/streaming/sink.py``."""
 
 LEASE = "funnel:stream:lease"
-"""Who runs the streaming job; gone when nobody does."""
+"""The process that runs the streaming job; absent when none does."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def batch_key(user_id: str) -> str:
 
 
 def encode(event: Any) -> str:
-    """Return an event as every log keeps it: JSON without spaces."""
+    """Return an event as all logs store it: JSON without spaces."""
     return orjson.dumps(event).decode()
 
 
 def log_address() -> KafkaAddress | Path | None:
-    """Return where ``FUNNEL_EVENT_LOG`` says that accepted events go: a topic, a folder, or None for Redis.
+    """Return where accepted events go by ``FUNNEL_EVENT_LOG``: a topic, a folder, or None (Redis).
 
     Raises:
         SettingsError: it says none of ``redis``, ``kafka://host:port[,host:port]/topic`` and

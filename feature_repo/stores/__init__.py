@@ -1,1 +1,1 @@
-"""Where features are kept: Feast's online store in Redis, its offline store in DuckDB, and the connection to both."""
+"""Feast's online store in Redis and its offline store in DuckDB, and how to connect to them."""

@@ -66,7 +66,7 @@ def ensure_running(folder: Path) -> Path:
 
 
 def connect(folder: Path, timeout_s: float = 5.0) -> redis.Redis:
-    """Return a client of a data folder's server, which is started if need be; it does not wait to retry."""
+    """Return a client of a data folder's server, which is started if needed; it retries at once."""
     path = str(ensure_running(folder))
     return redis.Redis(unix_socket_path=path, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 1))
 
@@ -121,7 +121,7 @@ def _try_lock(path: Path) -> IO[bytes] | None:
 
 
 def _start(folder: Path) -> None:
-    """Start a server unless one answers; wait for one that lives but is busy, or still shutting down."""
+    """Start a server unless one answers; wait for one that is busy or shutting down."""
     server: subprocess.Popen[bytes] | None = None
     deadline = time.monotonic() + _START_TIMEOUT_S
     while time.monotonic() < deadline:

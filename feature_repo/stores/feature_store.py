@@ -29,7 +29,7 @@ def profile() -> Profile:
 
 
 def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
-    """Return the store whose registry and Redis data lie in ``workspace``; ``timeout_s`` bounds a Redis call.
+    """Return the store of a working folder; ``timeout_s`` is the limit of a Redis call.
 
     Raises:
         BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.
@@ -72,9 +72,9 @@ def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
 
 
 def redis_url(workspace: Workspace) -> str:
-    """Return the URL of that Redis, which other processes can use; the embedded server is started if need be.
+    """Return the URL of that Redis for other processes; the embedded server is started if needed.
 
-    The URL of the cluster profile holds the password: no part of it belongs into a log.
+    The cluster profile's URL contains the password: never log it.
 
     Raises:
         BadRedisSettings: the cluster profile without a ``FUNNEL_REDIS`` that can be read.

@@ -36,8 +36,8 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
     """DuckDB over the Parquet tables that Spark wrote; entity rows keep their order."""
 
     @staticmethod
-    def get_historical_features(
-        config: RepoConfig,  # noqa: ARG004 - Feast's signature
+    def get_historical_features(  # noqa: PLR0917 - Feast's signature
+        config: RepoConfig,  # noqa: ARG004
         feature_views: list[FeatureView],
         feature_refs: list[str],
         entity_df: pd.DataFrame | str | None,
@@ -49,51 +49,56 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         """Join each entity row with the newest feature row that is not after it, nor past its TTL.
 
         Raises:
-            ValueError: ``entity_df`` is SQL, or Feast was given options that this store has not.
+            ValueError: ``entity_df`` is SQL, or Feast got options that this store does not have.
 
         """
         if not isinstance(entity_df, pd.DataFrame):
-            raise ValueError("the DuckDB store takes entity rows as a data frame")
+            raise ValueError("entity_df is not a data frame: the DuckDB store reads no SQL")
         if any(value not in (None, False) for value in kwargs.values()):
             raise ValueError(f"the DuckDB store does not know the options {sorted(kwargs)}")
-        moment = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
+        time_column = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
         entities = entity_df.copy()
-        entities[moment] = pd.to_datetime(entities[moment], utc=True).astype("datetime64[us, UTC]")
+        times = pd.to_datetime(entities[time_column], utc=True)
+        entities[time_column] = times.astype("datetime64[us, UTC]")
         entities[_ORDER] = range(len(entities))
         query = _asof_query(
-            list(entity_df.columns), moment, feature_views, feature_refs, full_feature_names
+            list(entity_df.columns),
+            time_column,
+            feature_views=feature_views,
+            feature_refs=feature_refs,
+            full_feature_names=full_feature_names,
         )
         return _AsofJob(
             query,
             pa.Table.from_pandas(entities, preserve_index=False),
-            OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
-            full_feature_names,
-            RetrievalMetadata(
+            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            full_feature_names=full_feature_names,
+            metadata=RetrievalMetadata(
                 features=feature_refs,
-                keys=[name for name in entity_df.columns if name != moment],
-                min_event_timestamp=entities[moment].min(),
-                max_event_timestamp=entities[moment].max(),
+                keys=[name for name in entity_df.columns if name != time_column],
+                min_event_timestamp=entities[time_column].min(),
+                max_event_timestamp=entities[time_column].max(),
             ),
         )
 
 
 class _AsofJob(RetrievalJob):
-    """A join that runs when its result is asked for."""
+    """A join that runs when its result is read."""
 
     def __init__(
         self,
         query: str,
         entities: pa.Table,
+        *,
         on_demand: list[OnDemandFeatureView],
         full_feature_names: bool,
         metadata: RetrievalMetadata,
     ) -> None:
-        self._query, self._entities = query, entities
-        self._on_demand, self._full_feature_names, self._metadata = (
-            on_demand,
-            full_feature_names,
-            metadata,
-        )
+        self._query = query
+        self._entities = entities
+        self._on_demand = on_demand
+        self._full_feature_names = full_feature_names
+        self._metadata = metadata
 
     @property
     def full_feature_names(self) -> bool:
@@ -107,7 +112,7 @@ class _AsofJob(RetrievalJob):
 
     @property
     def metadata(self) -> RetrievalMetadata:
-        """What was asked for."""
+        """The requested features and entity rows."""
         return self._metadata
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
@@ -118,24 +123,26 @@ class _AsofJob(RetrievalJob):
         return self._to_arrow_internal(timeout).to_pandas()
 
 
-def newest_rows(view: FeatureView, entities: pa.Table, moment: str) -> pa.Table:
-    """Return the newest row of a view not after the moment of each entity row, in their order, however old it is.
+def newest_rows(view: FeatureView, entities: pa.Table, time_column: str) -> pa.Table:
+    """Return a view's newest row not after the time of each entity row, in the same order.
+
+    The row may be of any age.
 
     Args:
-        view: whose table is read.
-        entities: the moments, and columns that a row must equal, under the view's own names: its
-            key at least.
-        moment: the name of the moments' column (timestamp in UTC); where it is null there is no
-            row.
+        view: the view whose table is read.
+        entities: a column of times, and columns that a row must equal, under the view's own names:
+            at least its key.
+        time_column: name of the column of times (UTC); a null has no row.
 
     Returns:
         The table's columns, its timestamp among them; all null where there is no such row.
 
     """
-    keys = {name: name for name in entities.column_names if name != moment}
+    keys = {name: name for name in entities.column_names if name != time_column}
     numbered = entities.append_column(_ORDER, pa.array(range(len(entities))))
-    # To DuckDB's join a null would be the latest of all moments.
-    join = _asof_join("f", view, keys, f"coalesce(e.{_quote(moment)}, TIMESTAMPTZ '-infinity')")
+    # DuckDB's join would treat a null as the latest of all times.
+    time = f"coalesce(e.{_quote(time_column)}, TIMESTAMPTZ '-infinity')"
+    join = _asof_join("f", view, keys, time)
     return _run(f"SELECT f.* FROM entities e {join} ORDER BY e.{_ORDER}", numbered)
 
 
@@ -151,9 +158,7 @@ def _run(query: str, entities: pa.Table) -> pa.Table:
             database.register("entities", entities)
             try:
                 return database.execute(query).to_arrow_table()
-            except (
-                duckdb.IOException
-            ):  # a running stream merged its small files meanwhile: look again
+            except duckdb.IOException:  # a running stream has merged its small files: list again
                 tries += 1
                 if tries == _TRIES:
                     raise
@@ -165,21 +170,22 @@ def _quote(name: str) -> str:
 
 def _asof_query(
     columns: list[str],
-    moment: str,
+    time_column: str,
+    *,
     feature_views: list[FeatureView],
     feature_refs: list[str],
     full_feature_names: bool,
 ) -> str:
     selected = [f"e.{_quote(name)}" for name in columns]
     joins = []
-    at = f"e.{_quote(moment)}"
+    time = f"e.{_quote(time_column)}"
     for number, view in enumerate(feature_views):
         table = f"f{number}"
         known = f"{table}.{_quote(view.batch_source.timestamp_field)}"
         keys = view.projection.join_key_map or {
             entity.name: entity.name for entity in view.entity_columns
         }
-        joins.append(_asof_join(table, view, keys, at))
+        joins.append(_asof_join(table, view, keys, time))
         prefix = view.projection.name_to_use()
         for reference in feature_refs:
             owner, feature = reference.split(":", 1)
@@ -188,18 +194,22 @@ def _asof_query(
             value = f"{table}.{_quote(feature)}"
             if view.ttl:
                 seconds = int(view.ttl.total_seconds())
-                value = f"CASE WHEN {known} >= {at} - to_seconds({seconds}) THEN {value} END"
+                value = f"CASE WHEN {known} >= {time} - to_seconds({seconds}) THEN {value} END"
             name = f"{prefix}__{feature}" if full_feature_names else feature
             selected.append(f"{value} AS {_quote(name)}")
     return f"SELECT {', '.join(selected)} FROM entities e {' '.join(joins)} ORDER BY e.{_ORDER}"
 
 
-def _asof_join(table: str, view: FeatureView, keys: dict[str, str], at: str) -> str:
-    """Return the join of entities ``e`` with a view's rows, named ``table``; ``keys``: its keys and theirs."""
+def _asof_join(table: str, view: FeatureView, keys: dict[str, str], time: str) -> str:
+    """Return the join of entities ``e`` with a view's rows, called ``table``.
+
+    ``keys`` maps the view's key columns to those of the entities; ``time`` is an SQL expression.
+    """
     source = view.batch_source
     conditions = [f"{table}.{_quote(key)} = e.{_quote(column)}" for key, column in keys.items()]
     path = source.path.replace("'", "''")
     if not path.endswith(".parquet"):
         path += "/*.parquet"
     known = f"{table}.{_quote(source.timestamp_field)}"
-    return f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)} AND {at} >= {known}"
+    conditions.append(f"{time} >= {known}")
+    return f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)}"

@@ -69,13 +69,14 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
                     read.hget(key, stamp_field(table.name))
                 stored = read.execute()
             with client.pipeline(transaction=False) as write:
-                for key, old, (_, values, moment, _created) in zip(keys, stored, part, strict=True):
-                    if old and Timestamp.FromString(old).ToMicroseconds() > int(
-                        moment.timestamp() * 1e6
-                    ):
+                for key, old, (_, values, timestamp, _created) in zip(
+                    keys, stored, part, strict=True
+                ):
+                    micros = int(timestamp.timestamp() * 1e6)
+                    if old and Timestamp.FromString(old).ToMicroseconds() > micros:
                         continue
                     encoded = {name: value.SerializeToString() for name, value in values.items()}
-                    fields = row_fields(table.name, encoded, moment)
+                    fields = row_fields(table.name, encoded, timestamp)
                     flat = [word for pair in fields.items() for word in pair]
                     replace(
                         keys=[key], args=[stamp_field(table.name), old or b"", *flat], client=write
@@ -106,7 +107,7 @@ class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
 
 
 def written_key(view: str) -> str:
-    """Return the key of a number that grows with every write to a view: who caches its rows reads them again then."""
+    """Return the key of a counter of writes to a view: caches of its rows compare it."""
     return f"funnel:written:{view}"
 
 
@@ -122,16 +123,16 @@ def _feature_field(view: str, feature: str) -> bytes:
     return field
 
 
-def row_fields(view: str, encoded: Mapping[str, bytes], moment: datetime) -> dict[bytes, bytes]:
-    """Return the hash fields of one row of a view, its values encoded already."""
+def row_fields(view: str, encoded: Mapping[str, bytes], timestamp: datetime) -> dict[bytes, bytes]:
+    """Return the hash fields of a row of a view, from encoded values."""
     fields = {_feature_field(view, name): value for name, value in encoded.items()}
-    return {stamp_field(view): encode_moment(moment), **fields}
+    return {stamp_field(view): encode_timestamp(timestamp), **fields}
 
 
-def encode_moment(moment: datetime) -> bytes:
+def encode_timestamp(timestamp: datetime) -> bytes:
     """Return a row's time as it is stored."""
     stamp = Timestamp()
-    stamp.FromDatetime(moment)
+    stamp.FromDatetime(timestamp)
     return bytes(stamp.SerializeToString())
 
 
@@ -160,16 +161,16 @@ class RowEncoder:
             (_feature_field(view, name), name, _ENCODERS[kind]) for name, kind in schema.items()
         ]
 
-    def fields(self, row: Mapping[str, Any], moment: bytes) -> dict[bytes, bytes]:
-        """Return the hash fields of a row known at a moment, given as ``encode_moment`` returns it."""
+    def fields(self, row: Mapping[str, Any], timestamp: bytes) -> dict[bytes, bytes]:
+        """Return the hash fields of a row; ``timestamp`` is the result of ``encode_timestamp``."""
         fields = {
             field: encode(row[name]).SerializeToString() for field, name, encode in self._columns
         }
-        return {self._stamp: moment, **fields}
+        return {self._stamp: timestamp, **fields}
 
 
 class RowReader:
-    """Reads an entity's rows of several views as Feast would, in one command and without Feast's general machinery.
+    """Reads an entity's rows of several views in one command, with the values that Feast gives.
 
     Feast's own read of a user with six views takes 1.3 ms on the machine of docs/results.md, this
     one 0.2.
@@ -179,7 +180,9 @@ class RowReader:
         self, config: RepoConfig, join_key: str, views: Mapping[str, Sequence[str]]
     ) -> None:
         """``views``: the names of the features of each view to read."""
-        self._config, self._join_key, self._views = config, join_key, list(views)
+        self._config = config
+        self._join_key = join_key
+        self._views = list(views)
         self._names = [name for names in views.values() for name in names]
         stamps = [stamp_field(view) for view in views]
         self.fields = stamps + [
@@ -193,7 +196,7 @@ class RowReader:
     def decode(
         self, values: Sequence[bytes | None]
     ) -> tuple[dict[str, Any], dict[str, int | None]]:
-        """Return the features (None: missing) and each view's time in whole epoch seconds (None: there is no row)."""
+        """Return features (None: missing) and each view's time, epoch seconds (None: no row)."""
         count = len(self._views)
         stamps = {
             view: Timestamp.FromString(value).seconds if value else None
@@ -210,9 +213,9 @@ def _decode(value: bytes | None) -> Any:
         return None
     if len(value) == 2 and value[0] == _SMALL_INT64 and value[1] < 128:
         return value[1]  # most values are small counts
-    found = Value.FromString(value)
-    kind = found.WhichOneof("val")
+    message = Value.FromString(value)
+    kind = message.WhichOneof("val")
     if kind is None or kind == "null_val":
         return None
-    plain = getattr(found, kind)
+    plain = getattr(message, kind)
     return list(plain.val) if kind.endswith("_list_val") else plain

@@ -1,4 +1,7 @@
-"""Several reads of Redis in one trip, without what redis-py does around a pipeline, which takes as long as the trip."""
+"""Several reads of Redis in one round trip, without the overhead of redis-py's pipeline.
+
+That overhead takes as long as the trip.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ import redis
 
 
 class PipelinedReads(threading.local):
-    """A connection of its own for each thread, with the client's settings. For reads only: they may be sent twice."""
+    """One connection a thread, with the client's settings; for reads, which may be repeated."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._connection: Any = client.connection_pool.make_connection()
 
     def __call__(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Return the answers to some commands.
+        """Return the answers to the commands.
 
         Raises:
             redis.RedisError: Redis did not answer in time, or refused a command.
@@ -26,9 +29,7 @@ class PipelinedReads(threading.local):
             return self._ask(commands)
         except redis.TimeoutError:
             raise
-        except (
-            redis.ConnectionError
-        ):  # Redis may have closed it long ago, or have been started again since
+        except redis.ConnectionError:  # Redis may have closed it, or have been restarted
             return self._ask(commands)
 
     def _ask(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -37,5 +38,6 @@ class PipelinedReads(threading.local):
             connection.send_packed_command(connection.pack_commands(commands), check_health=False)
             return [connection.read_response() for _ in commands]
         except BaseException:
-            connection.disconnect()  # answers that were not read would be taken for those to the next commands
+            # The next call must not read the answers that are left.
+            connection.disconnect()
             raise

@@ -1,4 +1,4 @@
-"""``FUNNEL_REDIS``: where the cluster profile's Redis is and how to sign in, for our client and for Feast's.
+"""``FUNNEL_REDIS``: address and credentials of the cluster profile's Redis.
 
 The form is Feast's, ``host:port,name=value,...``, for example
 ``redis:6380,ssl=true,username=funnel,password=...``. A value that holds a comma or begins with a
@@ -41,7 +41,7 @@ _KNOWN = (
 
 
 class BadRedisSettings(FunnelError):
-    """``FUNNEL_REDIS`` is missing or wrong; the message never repeats what was written, which may be a password."""
+    """``FUNNEL_REDIS`` is missing or wrong; the message never repeats it: it may be a password."""
 
 
 class Secret(str):
@@ -106,7 +106,7 @@ class RedisSettings:
         return Secret(f"redis{'s' if self.tls else ''}://{login}{self.host}:{self.port}{query}")
 
     def connection_string(self, timeout_s: float) -> str:
-        """Return Feast's connection string, credentials included; ``timeout_s`` holds where no timeout is set."""
+        """Return Feast's connection string with credentials; ``timeout_s`` is the default."""
         options = {
             "socket_timeout": str(timeout_s),
             **self.options,
@@ -120,18 +120,19 @@ def _options(text: str, start: int) -> Iterator[tuple[str, str]]:
     number = 0
     while start < len(text):
         number += 1
-        found = _OPTION.match(text, start)
-        if not found or found[1] not in _KNOWN:
+        option = _OPTION.match(text, start)
+        if not option or option[1] not in _KNOWN:
             raise BadRedisSettings(
-                f"{VARIABLE}: setting {number} is not a name=value that is known here; a value with a comma in it, "
-                f'such as a password, is written as a JSON string: password="..."'
+                f"{VARIABLE}: setting {number} is not a name=value that is known here; "
+                "write a value with a comma in it, such as a password, as a JSON string: "
+                'password="..."'
             )
-        yield found[1], _plain(found[2])
-        start = found.end()
+        yield option[1], _plain(option[2])
+        start = option.end()
 
 
 def _plain(value: str) -> str:
-    """Return a value as it was meant; like Feast, one that only looks like JSON is taken as it is."""
+    """Return a value without JSON quotes; like Feast, keep text that is not valid JSON."""
     if not value.startswith('"'):
         return value
     try:

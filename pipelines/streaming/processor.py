@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from pyspark.sql.streaming import StatefulProcessor, StatefulProcessorHandle
 
-from feature_repo.facts import Happened, dump, load, position_key
+from feature_repo.facts import Event, dump, load, position_key
 from pipelines.features.stream_facts import FACTS, KEY, USER_KEY, no_facts
 from pipelines.streaming.decode import POISON_KEY
 from pipelines.streaming.state import StateMap
@@ -23,7 +23,7 @@ _EVENT = ["key", "position", "micros", "event_id", "item", "kind", "value", "req
 _COLUMNS = ["what", *_EVENT, "payload"]
 _KEYS_PER_CALL = 1_000
 
-Entries = list[tuple[tuple[int, int], str, Happened]]
+Entries = list[tuple[tuple[int, int], str, Event]]
 """The events of a key: the position in a form that sorts, the position, the event."""
 
 
@@ -65,7 +65,7 @@ class FoldProcessor(StatefulProcessor):
             )
             for name, position, *fields in zip(*columns, strict=True):
                 if name != POISON_KEY:
-                    entry = (position_key(position), position, Happened._make(fields))
+                    entry = (position_key(position), position, Event._make(fields))
                     by_key.setdefault(name, []).append(entry)
         names = list(by_key)
         for start in range(0, len(names), _KEYS_PER_CALL):

@@ -22,7 +22,7 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import DEAD_LETTERS
 from feature_repo.facts import load, position_key, row_of
-from feature_repo.stores.online_store import RowEncoder, encode_moment, row_key
+from feature_repo.stores.online_store import RowEncoder, encode_timestamp, row_key
 from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import USER_KEY
@@ -142,7 +142,7 @@ class Sink:
         hashes = []
         for key, rows, encoders in ((c.USER, users, _USER_VIEWS), (c.ITEM, items, _ITEM_VIEWS)):
             for row in rows:
-                moment = encode_moment(row[c.EVENT_TIMESTAMP])
+                moment = encode_timestamp(row[c.EVENT_TIMESTAMP])
                 fields = [encoder.fields(row, moment) for encoder in encoders]
                 hashes.append((row_key(self._config, key, row[key]), dict(ChainMap(*fields))))
         for start in range(0, len(hashes), _ROWS_PER_TRANSACTION):

@@ -16,13 +16,14 @@ def test_all_three_know_every_kind():
 
 
 def test_the_derived_types():
-    assert _FEAST_TYPES == {
+    feast, spark = dict(_FEAST_TYPES), dict(_SPARK_TYPES)
+    assert feast == {
         "categorical": String,
         "multi_categorical": Array(String),
         "numeric": Float64,
         "text": String,
     }
-    assert _SPARK_TYPES == {
+    assert spark == {
         "categorical": "string",
         "multi_categorical": "array<string>",
         "numeric": "double",

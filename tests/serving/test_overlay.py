@@ -6,7 +6,7 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.dataset import load_spec
-from feature_repo.facts import Happened, UserFacts, row_of
+from feature_repo.facts import Event, UserFacts, row_of
 from pipelines.workflow.stages import SPECS
 from serving.online.overlay import merge_overlay, parse_overlay
 
@@ -17,7 +17,7 @@ T0 = 1_700_000_000
 
 
 def happened(n, kind=0):
-    return Happened((T0 + 10 * n) * 1_000_000, f"e{n:03d}", f"i{n % 7}", kind)
+    return Event((T0 + 10 * n) * 1_000_000, f"e{n:03d}", f"i{n % 7}", kind)
 
 
 def entry(n, event):
@@ -47,7 +47,7 @@ def test_a_row_and_its_overlay_are_the_row_of_all_events(streamed):
 def test_events_of_one_second_are_in_the_order_of_their_moments_and_ids(streamed):
     start = T0 * 1_000_000
     events = [
-        Happened(start + micros, event_id, event_id, POSITIVE.index(True))
+        Event(start + micros, event_id, event_id, POSITIVE.index(True))
         for micros, event_id in [(700, "d"), (100, "c"), (100, "a"), (400, "e"), (400, "b")]
     ]
     columns = streamed_row(
