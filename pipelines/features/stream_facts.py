@@ -19,7 +19,7 @@ from pyspark.sql import functions as F
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from feature_repo.facts import PANE_S, Counts, Happened, UserFacts, dump, load, row_of
+from feature_repo.facts import PANE_S, Counts, Event, UserFacts, dump, load, row_of
 from pipelines.features.activity import EVENT_MICROS
 
 KEY = "key"
@@ -108,7 +108,7 @@ def _fold(
         )
         folded: list[dict[str, Any]] = []
         for key, group in groupby(rows, key=itemgetter(0)):
-            events = [Happened(*row[1:]) for row in group]
+            events = [Event(*row[1:]) for row in group]
             facts = no_facts(key, position)
             facts.fold(events, positive)
             folded.append(
