@@ -16,9 +16,11 @@ from pathlib import Path
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
 
 from feature_repo import columns as c
-from feature_repo.dataset import AttributeKind, DatasetSpec
+from feature_repo.attribute_types import ATTRIBUTE_TYPES
+from feature_repo.dataset import DatasetSpec
 from feature_repo.files import write_json
 from pipelines.features.activity import (
     DAY,
@@ -32,16 +34,10 @@ from pipelines.features.activity import (
 from pipelines.features.affinity import user_affinity
 from pipelines.features.item_lists import user_history, user_seen
 from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, stream_state
+from pipelines.ingest.tables import EVENT_SCHEMA
 
-_EVENT_SCHEMA = (
-    f"{c.EVENT_ID} string, {c.USER} string, {c.ITEM} string, {c.TIMESTAMP} timestamp, "
-    f"{c.TYPE} string, {c.VALUE} double, {c.WEIGHT} double, {c.POSITIVE} boolean"
-)
-_SPARK_TYPES: dict[AttributeKind, str] = {
-    "categorical": "string",
-    "multi_categorical": "array<string>",
-    "numeric": "double",
-    "text": "string",
+_SPARK_TYPES = {
+    kind: from_arrow_type(arrow).simpleString() for kind, arrow in ATTRIBUTE_TYPES.items()
 }
 
 
@@ -138,7 +134,7 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
     micros = F.unix_micros(c.TIMESTAMP)
     value = F.when(~F.isnan(c.VALUE), F.col(c.VALUE))
     return (
-        spark.read.schema(_EVENT_SCHEMA)
+        spark.read.schema(from_arrow_schema(EVENT_SCHEMA))
         .parquet(*paths)
         .select(
             c.EVENT_ID,
