@@ -58,10 +58,10 @@ class FileLog:
 
     def _catch_up(self, writer: Writer) -> None:
         settled = self._dedup.get(SETTLED)
-        if writer.taken > settled:
+        if writer.newest > settled:
             for file in writer.after(max(settled + 1, time.time_ns() // 1_000_000 - _KNOWN_MS)):
                 self._settle(file)
-            self._dedup.set(SETTLED, writer.taken)
+            self._dedup.set(SETTLED, writer.newest)
 
     def _settle(self, file: LogFile) -> None:
         self._dedup.settle(_events_of(file))
