@@ -21,9 +21,9 @@ from serving.api.schemas import (
 )
 from serving.impressions import Impression, filters_to_log
 from serving.online.features import OnlineFeatures, UserFeatures
-from serving.recommender.candidates import SourceBits
+from serving.recommender.candidate_union import SourceBits
 from serving.recommender.item_table import Activity, ItemTable
-from serving.recommender.recommender import Ranked, Recommendation
+from serving.recommender.results import Ranked, Recommendation
 from serving.releases.release import Release
 
 _TOP_FEATURES = 8

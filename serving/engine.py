@@ -53,7 +53,7 @@ from serving.online.features import (
 from serving.recommender.deadline import NEVER, Breaker, Deadline
 from serving.recommender.filters import RequestRules
 from serving.recommender.item_table import ItemTable
-from serving.recommender.recommender import Ranked, Recommendation
+from serving.recommender.results import Ranked, Recommendation
 from serving.recommender.users import UserBatch
 from serving.releases.release import Release
 

@@ -19,7 +19,8 @@ from pipelines.evaluation.replayed_requests import (
     by_scores,
     first_items,
 )
-from serving.recommender.recommender import Recommendation, Recommender
+from serving.recommender.recommender import Recommender
+from serving.recommender.results import Recommendation
 from serving.recommender.users import UserBatch
 from serving.releases.release import Release
 

@@ -39,7 +39,7 @@ from retrieval.towers.model import TowerConfig, TowerShape, TwoTowers
 from retrieval.towers.training import EpochLog, TowerTask, train_towers
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import Activity, ItemTable, build_items
-from serving.recommender.recommender import UserTowerSession
+from serving.recommender.user_tower import UserTowerSession
 from serving.recommender.users import UserReader
 from serving.releases.item_files import save_items, with_spare
 from serving.releases.manifest import FORMAT

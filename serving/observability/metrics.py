@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from serving.observability.multiprocess import choose_numbers
 from serving.recommender.candidates import SOURCES
-from serving.recommender.recommender import Degradation
+from serving.recommender.results import Degradation
 
 PREFIX = "funnel_"
 """What the name of every metric begins with."""

@@ -9,25 +9,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import copy
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from feature_repo import columns as c
-from feature_repo.arrays import BoolArray, Float32Array, Int32Array, Int64Array
-from ranking.models.onnx import onnx_session
+from feature_repo.arrays import BoolArray, Float32Array
 from ranking.models.scorer import CalibratedRanker
 from ranking.rows import PairRows
-from retrieval.towers.context import UserContext
-from serving.recommender.candidates import SOURCES, Candidates, Retriever, top
+from serving.recommender.candidates import Candidates, Retriever, top
 from serving.recommender.deadline import NEVER, Deadline, StepTime
 from serving.recommender.filters import FilterRules, Filters, RequestRules, allowed_by
 from serving.recommender.hydrate import Hydrator
 from serving.recommender.item_table import ItemTable
+from serving.recommender.results import SOURCE_NAMES, Degradation, Ranked, Recommendation
 from serving.recommender.selection import Selection
+from serving.recommender.user_tower import UserTowerSession
 from serving.recommender.users import UserBatch
 
 _log = logging.getLogger(__name__)
@@ -37,90 +35,6 @@ StageTimer = Callable[[str], AbstractContextManager[Any]]
 
 Scorer = Callable[[PairRows], tuple[Float32Array, Float32Array]]
 """Returns scores float32 ``[n]`` and probabilities float32 ``[n, T]`` of a request's candidates."""
-
-Degradation = Literal[
-    "online_store_unavailable",  # Redis did not answer: the request had no user features
-    "unknown_user",  # nothing is known of the user: attributes and history are missing
-    "no_history",  # the user has no positive event yet
-    "few_candidates",  # fewer than k candidates were allowed: other allowed items fill the list
-    "ranker_unavailable",  # the ranker failed: the two towers order the list
-    "ranker_skipped",  # no time was left to rank: the two towers order the list
-    "retrieval_unavailable",  # candidates failed or no time was left: the list has popular items
-    # A view's values were past its TTL and counted as missing:
-    "stale_user_profile",
-    "stale_user_history",
-    "stale_user_recent",
-    "stale_user_activity",
-    "stale_user_affinity",
-    "stale_user_seen",
-]
-"""Every word that ``degraded`` may hold."""
-
-
-@dataclass
-class Recommendation:
-    """One request's list, best first.
-
-    ``items`` int32 ``[m]`` codes, ``scores`` float32 ``[m]``, ``sources`` the names of the sources
-    that proposed each item. ``removed`` counts filtered candidates by reason. ``rows`` int64
-    ``[r]`` are the rows of the first ``r`` items among all ranked candidates; the items after those
-    were not ranked.
-    """
-
-    items: Int32Array
-    scores: Float32Array
-    sources: list[list[str]]
-    degraded: list[Degradation]
-    removed: dict[str, int] = field(default_factory=dict)
-    rows: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """Candidates with the ranker's inputs and outputs, for ``explain`` and the impression log.
-
-    ``pairs`` has one entry per request; ``scores`` float32 ``[n]`` and ``probabilities`` float32
-    ``[n, T]`` are of all candidates. ``degradation`` says why the ranker did not order them.
-    """
-
-    candidates: Candidates
-    pairs: list[PairRows]
-    scores: Float32Array
-    probabilities: Float32Array
-    degradation: Degradation | None = None
-
-    def rows(
-        self, request: int, rows: Int64Array, items: ItemTable
-    ) -> tuple[Float32Array, Int32Array]:
-        """Return the ranker's inputs, numeric and categorical, of some of a request's candidates.
-
-        Args:
-            request: index of the request.
-            rows: int64 ``[m]``, rows among all candidates.
-            items: the item table that they were ranked with.
-
-        """
-        return self.pairs[request][rows - self.candidates.offsets[request]].join(items.rows)
-
-
-class UserTowerSession:
-    """The user tower in ONNX Runtime."""
-
-    def __init__(self, model: bytes, raw_items: Float32Array) -> None:
-        """``raw_items``: item vectors before normalisation, float32 ``[N, D]``."""
-        self._session = onnx_session(model)
-        self._raw_items = np.asarray(raw_items)
-
-    def with_items(self, raw_items: Float32Array) -> UserTowerSession:
-        """Return the same tower over the raw vectors of more items."""
-        extended = copy(self)
-        extended._raw_items = raw_items
-        return extended
-
-    def __call__(self, context: UserContext) -> Float32Array:
-        """Return unit vectors float32 ``[B, D]``."""
-        inputs = {**context.arrays(), "clicked": self._raw_items[context.history]}
-        return np.asarray(self._session.run(["vector"], inputs)[0], dtype=np.float32)
 
 
 class Recommender:
@@ -333,7 +247,7 @@ class Recommender:
         result = Recommendation(
             items=codes[chosen],
             scores=ranked.scores[selected],
-            sources=[_SOURCE_NAMES[bits] for bits in ranked.candidates.sources[selected]],
+            sources=[SOURCE_NAMES[bits] for bits in ranked.candidates.sources[selected]],
             degraded=[],
             removed=removed,
             rows=selected,
@@ -410,10 +324,3 @@ def _tower_order(
 
 def _untimed(_: str) -> AbstractContextManager[None]:
     return nullcontext()
-
-
-_SOURCE_NAMES = [
-    [name for bit, name in enumerate(SOURCES) if bits >> bit & 1]
-    for bits in range(1 << len(SOURCES))
-]
-"""Names of the sources by every pattern of their bits."""

@@ -33,8 +33,8 @@ def with_spare(
 
 def map_rows(path: Path) -> npt.NDArray[Any]:
     """Return an array of a file mapped into memory: what is written to it stays in this process."""
-    found: npt.NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
-    return found
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+    return array
 
 
 def save_items(table: ItemTable, folder: Path) -> None:
@@ -83,43 +83,44 @@ def load_items(folder: Path, codec: Codec) -> ItemTable:
 
     """
     raw = pa.ipc.open_file(pa.memory_map(str(folder / ATTRIBUTES))).read_all()
-    found: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         name: map_rows(_file(folder, name)).view(np.ndarray) for name in _ARRAYS
     }
-    size, counts = max(len(found["codes"]), len(codec.items)), len(codec.item_activity)
+    size = max(len(arrays["codes"]), len(codec.items))
+    counts = len(codec.item_activity)
     shapes = {
         "codes": (size, codec.item_attributes.width),
         "first": (size, len(codec.item_attributes.coded)),
-        "categories": (size, found["categories"].shape[1]),
+        "categories": (size, arrays["categories"].shape[1]),
         "numeric": (size, counts + len(codec.item_attributes.numeric)),
         "times": (4, size),
     }
     for name, shape in shapes.items():
-        if found[name].shape != shape:
-            raise ValueError(f"items.{name} has shape {found[name].shape}, not {shape}")
+        if arrays[name].shape != shape:
+            raise ValueError(f"items.{name} has shape {arrays[name].shape}, not {shape}")
     if len(raw) != len(codec.items) - 1 or raw.column_names != [
         c.ITEM,
         *codec.spec.item_attributes,
     ]:
         raise ValueError(f"{ATTRIBUTES} does not fit the codec")
     columns = {name: RawColumn(raw[name].combine_chunks()) for name in codec.spec.item_attributes}
-    return _table(codec, columns, found, counts)
+    return _table(codec, columns, arrays, counts)
 
 
 def _table(
-    codec: Codec, raw: dict[str, RawColumn], found: dict[str, npt.NDArray[Any]], counts: int
+    codec: Codec, raw: dict[str, RawColumn], arrays: dict[str, npt.NDArray[Any]], counts: int
 ) -> ItemTable:
-    numeric = found["numeric"].astype(np.float32, copy=False)
-    begin, end, first, last = found["times"].astype(np.float64, copy=False)
+    numeric = arrays["numeric"].astype(np.float32, copy=False)
+    begin, end, first, last = arrays["times"].astype(np.float64, copy=False)
     return ItemTable(
         codec=codec,
         raw=raw,
         encoded=Encoded(
-            found["codes"].astype(np.int32, copy=False),
-            found["first"].astype(np.int32, copy=False),
+            arrays["codes"].astype(np.int32, copy=False),
+            arrays["first"].astype(np.int32, copy=False),
             numeric[:, counts:],
         ),
-        categories=found["categories"].astype(np.int32, copy=False),
+        categories=arrays["categories"].astype(np.int32, copy=False),
         available_from=begin,
         available_until=end,
         activity=Activity(numeric[:, :counts], first, last, numeric),

@@ -18,7 +18,8 @@ from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules
 from serving.recommender.item_table import ItemTable
-from serving.recommender.recommender import Recommender, UserTowerSession
+from serving.recommender.recommender import Recommender
+from serving.recommender.user_tower import UserTowerSession
 from serving.recommender.users import UserReader
 from serving.releases.artifacts import (
     DamagedFile,
@@ -88,8 +89,8 @@ def load_retrieval(folder: Path) -> Retrieval:
     size = len(codec.items)
     rows = {len(array) for array in (vectors, raw, neighbours, similarities, items)}
     if size != index.ntotal + 1 or len(rows) > 1 or size > min(rows):
-        found = sorted({size, index.ntotal + 1, *(size + of - max(rows) for of in rows)})
-        raise BadRelease(f"{folder}: its parts disagree on the number of items: {found}")
+        sizes = sorted({size, index.ntotal + 1, *(size + of - max(rows) for of in rows)})
+        raise BadRelease(f"{folder}: its parts disagree on the number of items: {sizes}")
     if raw.shape != vectors.shape or neighbours.shape != similarities.shape:
         raise BadRelease(
             f"{folder}: raw and unit vectors, or neighbours and similarities, differ in shape"

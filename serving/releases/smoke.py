@@ -15,7 +15,7 @@ from ranking.data import spaced_rows
 from ranking.rows import CROSS, ITEM_AGES, PairRows
 from serving.recommender.codec import Codec
 from serving.recommender.filters import RequestRules
-from serving.recommender.recommender import Ranked, Recommendation
+from serving.recommender.results import Ranked, Recommendation
 from serving.recommender.users import UserBatch
 from serving.releases.release import Release
 
@@ -48,7 +48,8 @@ def smoke_test(release: Release) -> str | None:
 
 def made_up_users(codec: Codec, now: float) -> dict[str, list[Any]]:
     """Return feature columns of users with no, few and all features, and with the highest codes."""
-    items, users = codec.items.values, codec.users.values
+    items = codec.items.values
+    users = codec.users.values
     some = [items[row] for row in spaced_rows(len(items), c.HISTORY_LENGTH)]
     names = [_UNKNOWN, *users[:1], *users[-1:], _UNKNOWN]
     full = len(names) - 2
@@ -92,9 +93,11 @@ def _bad_users(vectors: Float32Array, dimension: int) -> str | None:
 
 def _bad_item_tower(release: Release) -> str | None:
     """Ask for a sample of items, and for one with the highest codes, as if they were new."""
-    items, encoder = release.items, release.codec.item_attributes
+    items = release.items
+    encoder = release.codec.item_attributes
     encoded = items.encoded[spaced_rows(len(items), _SCORED)]
-    codes, numbers = encoded.codes.copy(), encoder.standardise(encoded.numbers)
+    codes = encoded.codes.copy()
+    numbers = encoder.standardise(encoded.numbers)
     codes[-1] = encoder.table_size - 1
     raw = release.retrieval.delta.tower(codes, numbers)
     if raw.shape != (len(codes), release.retrieval.vectors.shape[1]) or not np.isfinite(raw).all():
@@ -122,7 +125,8 @@ def _bad_lists(
 
 def _bad_scores(release: Release, users: UserBatch, ranked: Ranked) -> str | None:
     """Score a sample of the catalogue beside the last user, and explain the first row."""
-    items, ranker = release.items, release.recommender.ranker
+    items = release.items
+    ranker = release.recommender.ranker
     sample = (spaced_rows(len(items) - 1, _SCORED) + 1).astype(np.int32)
     pair = np.zeros((len(sample), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
     rows = PairRows(pair, users.rows.numeric[-1], users.rows.categorical[-1], sample).join(

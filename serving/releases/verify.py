@@ -149,8 +149,8 @@ def _bad_vectors(release: Release) -> str | None:
     if error > _COSINE_WITHIN:
         return "its index holds other vectors than item_vectors.npy"
     if recall < MIN_RECALL:
-        found = f"its index finds {recall:.1%} of the {k} nearest items"
-        return f"{found}; the minimum is {MIN_RECALL:.0%}"
+        problem = f"its index finds {recall:.1%} of the {k} nearest items"
+        return f"{problem}; the minimum is {MIN_RECALL:.0%}"
     return None
 
 

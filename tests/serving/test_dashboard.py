@@ -20,7 +20,7 @@ from serving.impressions import ImpressionLog
 from serving.observability.exposition import render
 from serving.observability.metrics import BreakerState, Metrics
 from serving.recommender.candidates import SOURCES
-from serving.recommender.recommender import Degradation
+from serving.recommender.results import Degradation
 from tests.support.event_log import event
 
 FOLDER = PROJECT_ROOT / "docs" / "grafana"

@@ -16,7 +16,8 @@ from ranking.training.train_rankers import RankerSets, train_rankers
 from retrieval.index import build_index
 from serving.recommender.candidates import CandidateQuota, Retriever
 from serving.recommender.filters import FilterRules, RequestRules
-from serving.recommender.recommender import Recommendation, Recommender
+from serving.recommender.recommender import Recommender
+from serving.recommender.results import Recommendation
 from serving.recommender.users import UserBatch
 from tests.support.tiny_release import ITEMS, NOW, QUOTA, Tiny, random_rows
 

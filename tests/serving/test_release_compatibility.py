@@ -17,7 +17,7 @@ import pytest
 
 from serving.recommender.deadline import Deadline
 from serving.recommender.filters import AttributeRule, RequestRules
-from serving.recommender.recommender import Recommendation
+from serving.recommender.results import Recommendation
 from serving.recommender.users import UserBatch
 from serving.releases.manifest import verify_files
 from serving.releases.release import Release, load_release

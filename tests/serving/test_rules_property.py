@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from feature_repo import columns as c
 from serving.recommender.filters import AttributeRule, FilterRules, RequestRules
 from serving.recommender.item_table import build_items
-from serving.recommender.recommender import Recommendation, Recommender
+from serving.recommender.recommender import Recommender
+from serving.recommender.results import Recommendation
 from tests.support.tiny_release import DAY, GENRES, ITEMS, NOW, TAGS, Tiny, item_columns, item_id
 
 KINDS = ["view", "buy", "hide"]
