@@ -7,7 +7,7 @@ from pipelines.synthetic.generate import WorldConfig, generate
 from pipelines.workflow import stages
 from tests.support.ingest_folder import World
 
-SMALL = WorldConfig(users=60, items=50, days=30, seed=11, events_per_user=40.0)
+SMALL = WorldConfig(users=60, items=50, days=30, seed=11, events_per_user=100.0)
 
 
 @pytest.fixture
