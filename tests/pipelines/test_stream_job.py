@@ -165,11 +165,15 @@ def survive(workspace, kills, trouble=None):
     assert (recount.lost, recount.doubled, recount.differing, recount.examples) == (0, 0, 0, [])
 
 
+def runs(workspace, job):
+    """Return a condition: the lease is this job's, and not one that a killed job left."""
+    return lambda: getattr(stream_status(redis_client(workspace)).running, "pid", None) == job.pid
+
+
 def a_second_job_is_refused(workspace, job):
-    wait_until(lambda: stream_status(redis_client(workspace)).running)
+    wait_until(runs(workspace, job))
     with pytest.raises(JobRunning, match=rf"process {job.pid} on .*: stop it first"):
         StreamJob(workspace, StreamConfig()).run()
-    wait_until(lambda: getattr(stream_status(redis_client(workspace)).running, "pid", 0) == job.pid)
 
 
 def test_killed_in_the_middle_of_its_writes(workspace):
@@ -180,9 +184,7 @@ def test_killed_in_the_middle_of_its_writes(workspace):
 
 
 def kill_and_pause_redis(workspace, job):
-    wait_until(
-        lambda: getattr(stream_status(redis_client(workspace)).running, "pid", None) == job.pid
-    )
+    wait_until(runs(workspace, job))
     time.sleep(15)
     pid = redis_client(workspace).info("server")["process_id"]
     os.kill(pid, signal.SIGKILL)
