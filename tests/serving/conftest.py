@@ -37,6 +37,7 @@ def registered_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
     workspace = Workspace(tmp_path_factory.mktemp("registered"))
     write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
     apply(feature_store(workspace), workspace)
+    RedisStreamLog(workspace)  # starts its Redis here, so that this process also ends it
     yield workspace
     stop_redis(workspace.redis)
 
