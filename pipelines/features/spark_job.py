@@ -21,6 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
 from feature_repo import columns as c
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import DatasetSpec
+from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import write_json
 from pipelines.features.activity import (
     DAY,
@@ -34,7 +35,6 @@ from pipelines.features.activity import (
 from pipelines.features.affinity import user_affinity
 from pipelines.features.item_lists import user_history, user_seen
 from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, stream_state
-from pipelines.ingest.tables import EVENT_SCHEMA
 
 _SPARK_TYPES = {
     kind: from_arrow_type(arrow).simpleString() for kind, arrow in ATTRIBUTE_TYPES.items()

@@ -18,6 +18,7 @@ import pyarrow as pa
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError, Users
 from feature_repo.erased import ErasedUsers
+from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import write_atomically, write_json
 from feature_repo.hashing import file_hash, fingerprint
 from feature_repo.progress import Progress, no_progress
@@ -34,7 +35,6 @@ from pipelines.ingest.parsing import (
 from pipelines.ingest.readers import RawFile, check_header, find_files, read_file
 from pipelines.ingest.report import IngestReport
 from pipelines.ingest.tables import (
-    EVENT_SCHEMA,
     remove_leftovers,
     write_entities,
     write_events,

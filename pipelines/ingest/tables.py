@@ -13,23 +13,10 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import DatasetSpec, Users
+from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import TEMPORARY, write_atomically
 from pipelines.ingest.manifest import IngestManifest
 from pipelines.ingest.parsing import QUARANTINE_COLUMNS
-
-EVENT_SCHEMA = pa.schema(
-    [
-        (c.EVENT_ID, pa.string()),
-        (c.USER, pa.string()),
-        (c.ITEM, pa.string()),
-        (c.TIMESTAMP, pa.timestamp("us", tz="UTC")),
-        (c.TYPE, pa.string()),
-        (c.VALUE, pa.float64()),
-        (c.WEIGHT, pa.float64()),
-        (c.POSITIVE, pa.bool_()),
-    ]
-)
-"""Arrow schema of the ingested events."""
 
 
 def write_events(

@@ -8,10 +8,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import read_json
 from pipelines.ingest.ingested import event_files, read_events
 from pipelines.ingest.parsing import parse_times
-from pipelines.ingest.tables import EVENT_SCHEMA
 from tests.support.ingest_folder import MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
 
 
