@@ -68,6 +68,7 @@ def run(root: Path, users: int, items: int, limit: int) -> dict[str, Any]:
             "ndcg@10": funnel["ndcg@10"],
             "candidates_recall@100": figures.candidates["recall@100"],
         }
+    assert figures.against is not None, "the second evaluation compares with the first release"
     result["anew_minus_warm_start"] = figures.against.metrics["ndcg@10"].model_dump()
     rows = [[name, *result[name].values()] for name in ("warm_start", "anew")]
     display.table("Training when 15% of the events are new", ["", *result["anew"]], rows)

@@ -60,7 +60,7 @@ disable_feast_type_checks()
 class CommandLine(TyperGroup):
     """All commands: settings are checked first, and a ``FunnelError`` becomes one line."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command; the error's exit code is that of the process."""
         try:
             read_settings()

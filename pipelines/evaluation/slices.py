@@ -97,10 +97,10 @@ def dimensions(workspace: Workspace, held_out: HeldOut) -> list[Dimension]:
             )
 
     items = held_out.release.items
-    for name, kind in spec.item_attributes.items():
-        if kind != "text":
+    for name, item_kind in spec.item_attributes.items():
+        if item_kind != "text":
             values = [items.raw[name][code] for code in held_out.requests.item]
-            partitions.append(Dimension.of_attribute(name, kind, values, others=partitions))
+            partitions.append(Dimension.of_attribute(name, item_kind, values, others=partitions))
     return partitions
 
 

@@ -108,10 +108,10 @@ def stream_status(client: redis.Redis) -> StreamStatus:
         last_batch_s_ago=round(time.time() - last.at, 1) if last.at is not None else None,
         watermark=_utc(last.watermark),
         newest_event=_utc(last.event_time),
-        log_length=client.xlen(LOG),
+        log_length=client.xlen(LOG),  # type: ignore[arg-type]
         pending=pending,
         oldest_pending_s=oldest_pending_s,
-        dead_letters=client.xlen(DEAD_LETTERS),
+        dead_letters=client.xlen(DEAD_LETTERS),  # type: ignore[arg-type]
     )
 
 

@@ -23,7 +23,7 @@ from pipelines.synthetic.world import BUILT_IN
 
 if TYPE_CHECKING:
     from pipelines.evaluation.figures import Evaluation
-    from pipelines.ingest.ingest import IngestReport
+    from pipelines.ingest.report import IngestReport
     from pipelines.training.config import SampleConfig
     from pipelines.training.train import TrainSettings
     from ranking.report import RankerReport
