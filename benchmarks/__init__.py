@@ -1,1 +1,4 @@
-"""What is fast, and against whom: each benchmark returns the figures that the command line prints."""
+"""What is fast, and against whom.
+
+Each benchmark returns the figures that the command line prints.
+"""

@@ -19,7 +19,10 @@ _DECAY = 1e-6
 
 
 class FactorizationMachine(nn.Module):
-    """``w_0 + sum_i w_i x_i + sum_{i<j} <v_i, v_j> x_i x_j``; numeric columns count as one field, the sum of theirs."""
+    """``w_0 + sum_i w_i x_i + sum_{i<j} <v_i, v_j> x_i x_j``.
+
+    Numeric columns count as one field, the sum of theirs.
+    """
 
     def __init__(self, schema: RowSchema) -> None:
         super().__init__()

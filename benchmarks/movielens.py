@@ -1,4 +1,7 @@
-"""MovieLens-1M as RecBole's context-aware benchmark has it: rating 3 dropped, 4 and 5 are 1, the rest 0."""
+"""MovieLens-1M as RecBole's context-aware benchmark has it.
+
+Rating 3 dropped, 4 and 5 are 1, the rest 0.
+"""
 
 from __future__ import annotations
 

@@ -150,7 +150,10 @@ class _Bench:
         self.sample = np.sort(np.random.default_rng(0).permutation(wanting)[:_VALIDATION_USERS])
 
     def finished(self, first: CollaborativeConfig, seeds: int, until: float) -> _Result:
-        """Choose, beginning at ``first``; train on all that is known with each seed, and measure test."""
+        """Choose, beginning at ``first``.
+
+        Train on all that is known with each seed, and measure test.
+        """
         config, epochs = self._choose(first, _part(_CHOOSING_SHARE, until))
         results, reached, factors = (
             [],
@@ -190,7 +193,10 @@ class _Bench:
         return recall_and_ndcg(users, items, self.data.known, self.data.test)
 
     def _choose(self, first: CollaborativeConfig, until: float) -> tuple[CollaborativeConfig, int]:
-        """Climb to the best temperature by a few epochs of each; train on while it helps and there is time."""
+        """Climb to the best temperature by a few epochs of each.
+
+        Train on while it helps and there is time.
+        """
         factors, raced = item_factors(self.learned, first.dimension, self.device), _part(0.5, until)
 
         def begun(temperature: float) -> _Curve:

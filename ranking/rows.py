@@ -77,13 +77,19 @@ class PairRows:
         return PairRows(self.pair[rows], self.user_numeric, self.user_categorical, self.item[rows])
 
     def join(self, items: ItemRows) -> tuple[Float32Array, Int32Array]:
-        """Return the ranker's inputs: numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``."""
+        """Return the ranker's inputs.
+
+        Numeric float32 ``[n, F]`` (NaN: missing) and categorical int32 ``[n, C]``.
+        """
         numeric = _side_by_side(self.pair, self.user_numeric, items.numeric[self.item])
         return numeric, _side_by_side(self.user_categorical, items.categorical[self.item])
 
 
 def _side_by_side(*parts: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return arrays ``[n, k]`` beside each other; one of a single row ``[k]`` stands in every row."""
+    """Return arrays ``[n, k]`` beside each other.
+
+    One of a single row ``[k]`` stands in every row.
+    """
     out = np.empty((len(parts[-1]), sum(part.shape[-1] for part in parts)), dtype=parts[-1].dtype)
     start = 0
     for part in parts:

@@ -87,7 +87,10 @@ class RowTransform:
         return tuple(np.array(edges, dtype=np.float32) for edges in self.edges)
 
     def __call__(self, numeric: Float32Array) -> Float32Array:
-        """Return float32 [n, F'] of raw rows [n, F]: finite, the first F columns within ±``clip``."""
+        """Return float32 [n, F'] of raw rows [n, F].
+
+        Finite, the first F columns within ±``clip``.
+        """
         median, mean, scale = self._constants
         log, indicators = np.flatnonzero(self.log), np.array(self.indicators, dtype=np.intp)
         out = np.empty((len(numeric), len(median) + len(indicators)), dtype=np.float32)

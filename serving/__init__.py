@@ -1,1 +1,4 @@
-"""From a request to k items: the recommender, its release, online features, filters and the HTTP app."""
+"""From a request to k items.
+
+The recommender, its release, online features, filters and the HTTP app.
+"""

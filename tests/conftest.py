@@ -54,7 +54,10 @@ def _group(item: pytest.Item) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of each test, and put the longest groups first; within them any order stays."""
+    """Name the group of each test, and put the longest groups first.
+
+    Within them any order stays.
+    """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     rank = {group: number for number, group in enumerate(LONGEST)}

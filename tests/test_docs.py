@@ -1,4 +1,7 @@
-"""Documents are true of the code: links lead somewhere, examples load, and sentences can be read."""
+"""Documents are true of the code.
+
+Links lead somewhere, examples load, and sentences can be read.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The GPU benchmark's parts that a CPU can check: its exact search, and its worlds can be learnt."""
+"""The GPU benchmark's parts that a CPU can check.
+
+Its exact search, and its worlds can be learnt.
+"""
 
 from __future__ import annotations
 

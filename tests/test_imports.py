@@ -22,7 +22,10 @@ LAYERS = {
 """Each top-level package and the others that it may import."""
 
 LIGHT = {"views", "columns", "dataset"}
-"""Modules of feature_repo that a notebook imports; Feast may load what it likes, they load no torch."""
+"""Modules of feature_repo that a notebook imports.
+
+Feast may load what it likes, they load no torch.
+"""
 
 IMPURE = {"serving.http", "serving.online", "serving.event_log", "serving.process"}
 """What the recommender must not know: clients, stores, logs and processes."""

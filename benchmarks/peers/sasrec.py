@@ -79,7 +79,10 @@ class Inputs:
 
 
 def dataset(user: npt.NDArray[Any], item: npt.NDArray[Any]) -> Dataset:
-    """Return interactions in RecTools' form; their places stand for their times, which may be equal."""
+    """Return interactions in RecTools' form.
+
+    Their places stand for their times, which may be equal.
+    """
     times = pd.to_datetime(np.arange(len(item)), unit="us")
     columns = {Columns.User: user, Columns.Item: item, Columns.Weight: 1.0, Columns.Datetime: times}
     return Dataset.construct(pd.DataFrame(columns))
@@ -169,7 +172,10 @@ def ndcg(
 
 
 class Tuning:
-    """The settings of a grid, each fitted until validation no longer gains; what is done is kept in a file."""
+    """The settings of a grid, each fitted until validation no longer gains.
+
+    What is done is kept in a file.
+    """
 
     def __init__(self, inputs: Inputs, tried: Path, minutes: float) -> None:
         self._about, self._file, self._minutes = inputs.about(), tried, minutes

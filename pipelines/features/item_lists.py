@@ -1,4 +1,7 @@
-"""Tables of each user's recent items: the history of positive events, and the items seen by type."""
+"""Tables of each user's recent items.
+
+The history of positive events, and the items seen by type.
+"""
 
 from __future__ import annotations
 

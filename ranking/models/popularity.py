@@ -71,6 +71,9 @@ class PopularityRanker(PredictsJoinedRows):
 
 
 def log_count(values: Float32Array) -> Float64Array:
-    """Return ``log1p`` of counts, float64 [n]; a missing count is 0, as of an item without events."""
+    """Return ``log1p`` of counts, float64 [n].
+
+    A missing count is 0, as of an item without events.
+    """
     counts = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     return np.log1p(np.maximum(counts, 0.0))

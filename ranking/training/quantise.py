@@ -26,7 +26,10 @@ _BATCH = 256
 
 
 def dynamic_int8(ranker: DcnRanker) -> DcnRanker:
-    """Return the ranker with int8 weights; the ranges of what they are multiplied with are taken anew at each call."""
+    """Return the ranker with int8 weights.
+
+    The ranges of what they are multiplied with are taken anew at each call.
+    """
     return _quantised(ranker, lambda given, made: quantize_dynamic(given, made, per_channel=True))
 
 

@@ -1,4 +1,6 @@
-"""Two towers that know who took what and nothing else; one dot product, so FAISS can find the items.
+"""Two towers that know who took what and nothing else.
+
+One dot product, so FAISS can find the items.
 
 A user is the direction of the sum of the items it took and of a vector of its own, an item a
 direction; the last coordinate of an item's vector is its popularity. A dot product is then
@@ -56,7 +58,10 @@ class CollaborativeConfig:
 
 
 class _LogPartition(torch.autograd.Function):
-    """log sum exp over the rows of ``left @ right.T``, in bfloat16 where it is fast; keeps shares, not logits."""
+    """log sum exp over the rows of ``left @ right.T``, in bfloat16 where it is fast.
+
+    Keeps shares, not logits.
+    """
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor) -> Tensor:
@@ -91,7 +96,9 @@ class CollaborativeTowers:
         start: Tensor,
         places: sparse.csr_matrix | None = None,
     ) -> None:
-        """Begin at ``start``, the ``item_factors`` of the 0/1 ``interactions``; its device is the model's.
+        """Begin at ``start``, the ``item_factors`` of the 0/1 ``interactions``.
+
+        Its device is the model's.
 
         ``places``: each item's place from the newest of its user, where known; see ``by_recency``.
         """
@@ -113,7 +120,9 @@ class CollaborativeTowers:
         )
 
     def train_epoch(self) -> Iterator[float]:
-        """Take every user once, in an order of the seed and the epoch; yields the loss of each step.
+        """Take every user once, in an order of the seed and the epoch.
+
+        Yields the loss of each step.
 
         Raises:
             CannotLearn: a loss or gradient was not finite.
@@ -190,7 +199,9 @@ def _with_popularity(items: Tensor, kept: float) -> Tensor:
 def by_recency(
     taken: sparse.csr_matrix, places: sparse.csr_matrix, power: float
 ) -> sparse.csr_matrix:
-    """Weigh what each user took by place from the newest, to the power -``power``; a row's weights sum to its items.
+    """Weigh what each user took by place from the newest, to the power -``power``.
+
+    A row's weights sum to its items.
 
     Args:
         taken: 0/1 CSR ``[users, items]``.

@@ -15,7 +15,10 @@ from feature_repo.arrays import Float64Array
 
 
 class _Product(torch.autograd.Function):
-    """``matrix @ dense`` with the transposed matrix at hand: torch would transpose at every step."""
+    """``matrix @ dense`` with the transposed matrix at hand.
+
+    Torch would transpose at every step.
+    """
 
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, transposed: Tensor, dense: Tensor) -> Tensor:
@@ -48,7 +51,10 @@ class SparseProduct:
 def degrees(
     interactions: sparse.csr_matrix,
 ) -> tuple[Float64Array, Float64Array]:
-    """Return how many interactions each user and each item has; 1 where there is none, to divide by."""
+    """Return how many interactions each user and each item has.
+
+    1 where there is none, to divide by.
+    """
     users, items = (
         np.asarray(interactions.sum(axis=axis), dtype=np.float64).ravel() for axis in (1, 0)
     )

@@ -60,7 +60,10 @@ class Sequences:
         return self.items[self.start[users + 1] - back]
 
     def training_ends(self, held: int) -> Int64Array:
-        """Return where users' training items end, int64 ``[users]``: ``held`` are held out of those with enough."""
+        """Return where users' training items end, int64 ``[users]``.
+
+        ``held`` are held out of those with enough.
+        """
         return self.start[1:] - np.where(self.lengths >= MIN_ITEMS, held, 0)
 
     def training_counts(self, held: int) -> Int64Array:

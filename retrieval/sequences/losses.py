@@ -67,7 +67,10 @@ class _ChunkedSoftmax(torch.autograd.Function):
     def forward(  # noqa: PLR0917 - autograd calls it by position
         ctx: Any, vectors: Tensor, table: Tensor, targets: Tensor, correction: Tensor
     ) -> Tensor:
-        """Return the summed loss of users ``[n, D]`` over ``table`` ``[S, D]``; keep its gradient."""
+        """Return the summed loss of users ``[n, D]`` over ``table`` ``[S, D]``.
+
+        Keep its gradient.
+        """
         items = table.to(vectors.dtype)
         corrections = correction.to(vectors.dtype)
         own = correction[targets].to(vectors.dtype)

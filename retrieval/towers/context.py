@@ -14,7 +14,10 @@ GAP_BUCKETS = 32
 
 
 def gap_buckets(seconds: npt.NDArray[Any]) -> Int64Array:
-    """Return log2 buckets of ages in seconds: 0 for a second or less, at most ``GAP_BUCKETS - 1``."""
+    """Return log2 buckets of ages in seconds.
+
+    0 for a second or less, at most ``GAP_BUCKETS - 1``.
+    """
     logs = np.log2(np.maximum(seconds, 1.0))
     return np.asarray(np.clip(logs, 0, GAP_BUCKETS - 1), dtype=np.int64)
 

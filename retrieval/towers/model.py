@@ -116,7 +116,10 @@ class ItemTower(nn.Module):
         self.has_id: Tensor
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Return raw vectors of items, float32 ``[n, D]``, from codes int64 ``[n]``; code 0 gives zero."""
+        """Return raw vectors of items, float32 ``[n, D]``, from codes int64 ``[n]``.
+
+        Code 0 gives zero.
+        """
         keep = self.has_id[codes]
         if self.training and self.id_dropout:
             keep = keep * (torch.rand_like(keep) >= self.id_dropout).float()
@@ -169,7 +172,10 @@ class UserTower(nn.Module):
         hour: Tensor,
         weekday: Tensor,
     ) -> Tensor:
-        """Return unit vectors, float32 ``[B, D]``; the arguments are the fields of ``UserInputs``."""
+        """Return unit vectors, float32 ``[B, D]``.
+
+        The arguments are the fields of ``UserInputs``.
+        """
         keep = (user > 0).float()
         if self.training and self.id_dropout:
             keep = keep * (torch.rand_like(keep) >= self.id_dropout).float()
@@ -216,7 +222,10 @@ def _embedding(rows: int, size: int) -> nn.Embedding:
 
 
 def _bag(table: nn.Embedding, codes: Tensor) -> Tensor:
-    """Return the mean embedding of the codes that are not 0, float32 ``[n, D]``; no codes give 0."""
+    """Return the mean embedding of the codes that are not 0, float32 ``[n, D]``.
+
+    No codes give 0.
+    """
     present = (codes > 0).unsqueeze(-1).to(table.weight.dtype)
     total: Tensor = (table(codes) * present).sum(dim=1)
     return total / present.sum(dim=1).clamp(min=1.0)

@@ -1,4 +1,7 @@
-"""The real server that the wheel carries: shared by processes, shut down by the last, its data kept."""
+"""The real server that the wheel carries.
+
+Shared by processes, shut down by the last, its data kept.
+"""
 
 import contextlib
 import os
@@ -32,7 +35,10 @@ def folder(tmp_path):
 
 @contextlib.contextmanager
 def user(folder):
-    """Yield a process that uses the server, its number and the server's pid; it leaves in the end."""
+    """Yield a process that uses the server, its number and the server's pid.
+
+    It leaves in the end.
+    """
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-c", USER, str(folder)], **pipes)
     number, pid = map(int, process.stdout.readline().split())

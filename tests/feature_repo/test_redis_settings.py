@@ -49,7 +49,10 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory):
-    """The port of a server whose default user has the password 'root, and more'; it has no other users yet."""
+    """The port of a server whose default user has the password 'root, and more'.
+
+    It has no other users yet.
+    """
     folder, port = tmp_path_factory.mktemp("redis"), free_port()
     options = [
         "--port",

@@ -1,4 +1,7 @@
-"""``funnel erase`` on a used world: the user is nowhere, others are unchanged, kills are survived."""
+"""``funnel erase`` on a used world.
+
+The user is nowhere, others are unchanged, kills are survived.
+"""
 
 import json
 import os
@@ -192,7 +195,10 @@ def content_of(path):
 
 
 def found_in_files(workspace, user):
-    """Return every file below the working folder that names a user: no code of ours searches here."""
+    """Return every file below the working folder that names a user.
+
+    No code of ours searches here.
+    """
     wanted = texts(user)
     paths = (
         path

@@ -82,7 +82,10 @@ USERS = {f"u{k}": ("nl", None if k % 3 else k + 0.5) for k in range(28)} | {"u99
 
 
 def random_log(seed: int) -> list[Event]:
-    """30 users and 25 items: 50 busy days, 180 silent ones, 15 more days; ties, repeats and missing values."""
+    """30 users and 25 items: 50 busy days, 180 silent ones, 15 more days.
+
+    Ties, repeats and missing values.
+    """
     draw = random.Random(seed)
     log: list[Event] = []
     for n in range(700):

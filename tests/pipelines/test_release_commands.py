@@ -1,4 +1,7 @@
-"""Releases are made, promoted, rolled back and listed; what is refused leaves the pointer where it was."""
+"""Releases are made, promoted, rolled back and listed.
+
+What is refused leaves the pointer where it was.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What was served, recomputed: a healthy system has no skew, and whatever is wrong in the tables is found and named."""
+"""What was served, recomputed.
+
+A healthy system has no skew, and whatever is wrong in the tables is found and named.
+"""
 
 import json
 import random
@@ -31,7 +34,10 @@ LATER_S = 91 * 86_400
 
 
 class Visitors:
-    """Users of the data, new ones, and some who only look; clocks are wrong, so events come in any order."""
+    """Users of the data, new ones, and some who only look.
+
+    Clocks are wrong, so events come in any order.
+    """
 
     def __init__(self, release):
         known = release.codec.users.values

@@ -27,7 +27,10 @@ ARCHIVE = Path(__file__).parent.parent / "data" / "stream_checkpoint_97f4b5b.tar
 
 @pytest.fixture
 def stored(tmp_path):
-    """The stored working folder, unpacked; its feature registry is rebuilt, as it has full paths."""
+    """The stored working folder, unpacked.
+
+    Its feature registry is rebuilt, as it has full paths.
+    """
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     workspace = Workspace(tmp_path)

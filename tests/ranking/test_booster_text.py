@@ -1,4 +1,7 @@
-"""A LightGBM text that is not sound is found before LightGBM reads it: it would take the process with it."""
+"""A LightGBM text that is not sound is found before LightGBM reads it.
+
+It would take the process with it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Features of what other people's labels say: right on hand-worked pairs, and blind to the label to be predicted."""
+"""Features of what other people's labels say.
+
+Right on hand-worked pairs, and blind to the label to be predicted.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,10 @@ def by_count(schema: RowSchema, column: int) -> CalibratedRanker:
 
 
 def test_two_candidates_by_hand() -> None:
-    """The wanted one of two stands first, NDCG 1; swapped, it stands second, NDCG 1 / log2(3) = .6309."""
+    """The wanted one of two stands first, NDCG 1.
+
+    Swapped, it stands second, NDCG 1 / log2(3) = .6309.
+    """
     schema, requests = RowSchema(("count", "idle"), (), (), ("click",), (1.0,)), 4_000
     data = RankingData(
         numeric=np.tile(np.float32([[5, 1], [2, 2]]), (requests, 1)),

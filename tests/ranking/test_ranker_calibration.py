@@ -9,7 +9,10 @@ from ranking.sigmoid import fit_sigmoid, logit, sigmoid
 
 
 def rows(seed: int, n: int = 20_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return raw p, labels and requests: head 0 over-confident (a sigmoid mends it), head 1 with a step."""
+    """Return raw p, labels and requests.
+
+    Head 0 over-confident (a sigmoid mends it), head 1 with a step.
+    """
     random = np.random.default_rng(seed)
     truth = np.stack([sigmoid(random.normal(-2, 1, n)), random.random(n)], axis=1)
     stepped = np.where(truth[:, 1] < 0.6, 0.05, 0.3)

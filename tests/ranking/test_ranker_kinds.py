@@ -1,4 +1,7 @@
-"""Every kind on the same planted rows: it learns, explains, and is on disk what it was in memory."""
+"""Every kind on the same planted rows.
+
+It learns, explains, and is on disk what it was in memory.
+"""
 
 import os
 import shutil

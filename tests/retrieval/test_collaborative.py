@@ -1,4 +1,7 @@
-"""The towers of interactions alone: their formula, their gradients, a world that they must solve."""
+"""The towers of interactions alone.
+
+Their formula, their gradients, a world that they must solve.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +114,10 @@ def test_newer_items_weigh_more_and_all_weights_sum_to_the_items() -> None:
 
 
 def test_the_newest_item_decides_whom_a_user_is_like() -> None:
-    """A user of two blocks, one item of the second the newest: recency turns the user towards the second."""
+    """A user of two blocks, one item of the second the newest.
+
+    Recency turns the user towards the second.
+    """
     known, _ = blocks()
     known = sparse.csr_matrix(sparse.vstack([known, known[0] + known[1]]).sign(), dtype=np.float32)
     place = {item: 1 if known[1, item] else 9 for item in known[-1].indices}
@@ -129,7 +135,10 @@ def test_the_newest_item_decides_whom_a_user_is_like() -> None:
 
 
 def test_the_loss_is_the_softmax_over_all_items() -> None:
-    """With all items as negatives: the mean over a user's items of -log P(item), users weighted by sqrt(items)."""
+    """With all items as negatives.
+
+    The mean over a user's items of -log P(item), users weighted by sqrt(items).
+    """
     known, held = blocks()
     known = sparse.csr_matrix(
         known + sparse.diags(np.arange(known.shape[0]) % 2.0) @ held, dtype=np.float32

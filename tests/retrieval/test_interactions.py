@@ -18,7 +18,10 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def test_parts_and_codes(tmp_path: Path) -> None:
-    """Ids far apart become codes in their order; blank lines and a test user without items are passed over."""
+    """Ids far apart become codes in their order.
+
+    Blank lines and a test user without items are passed over.
+    """
     folder = write(
         tmp_path, train="7 100 5 5\n\n9000000000 5\n", valid="7 6\n", test="9000000000 100\n7\n"
     )

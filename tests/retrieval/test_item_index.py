@@ -53,7 +53,10 @@ def test_inverted_lists_come_near_and_say_how_near(kind: str, tmp_path: Path) ->
 
 
 def test_report_names_the_lists_that_are_read() -> None:
-    """Codes of four bits never reach the target: all lists are read, also where their number is no power of two."""
+    """Codes of four bits never reach the target.
+
+    All lists are read, also where their number is no power of two.
+    """
     import faiss
 
     index, report = build_index(unit(1, 3000), unit(2, 50), kind="IVF50,SQ4")

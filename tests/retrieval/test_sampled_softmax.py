@@ -11,7 +11,10 @@ from retrieval.towers.losses import sampled_softmax
 CATALOGUE = 10
 TEMPERATURE = 0.2
 CODES = [3, 5, 3, 9, 5, 1]
-"""Three examples and three uniform negatives: the third example takes the first's item, a negative is the second's."""
+"""Three examples and three uniform negatives.
+
+The third example takes the first's item, a negative is the second's.
+"""
 POPULARITY = [0.5, 0.2, 0.5, 0.05, 0.2, 0.0]
 WEIGHTS = [1.0, 2.0, 0.5]
 

@@ -1,4 +1,7 @@
-"""The checks before a sequence tower is trained: sound ones pass, ones that cannot learn or that see labels do not."""
+"""The checks before a sequence tower is trained.
+
+Sound ones pass, ones that cannot learn or that see labels do not.
+"""
 
 from __future__ import annotations
 

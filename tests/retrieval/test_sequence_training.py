@@ -1,4 +1,7 @@
-"""Training end to end on a planted chain: what comes next follows from the last item, not from popularity."""
+"""Training end to end on a planted chain.
+
+What comes next follows from the last item, not from popularity.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Items that are added after a release: shown within a second by every server, by the release's own item tower."""
+"""Items that are added after a release.
+
+Shown within a second by every server, by the release's own item tower.
+"""
 
 from __future__ import annotations
 

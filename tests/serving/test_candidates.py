@@ -117,7 +117,10 @@ def test_sources_can_be_switched_off(tiny: Tiny) -> None:
 
 
 def test_lists_shorter_than_asked_for(tiny: Tiny) -> None:
-    """FAISS says -1 where the lists that it read hold fewer items; that must never become an item."""
+    """FAISS says -1 where the lists that it read hold fewer items.
+
+    That must never become an item.
+    """
     source = tiny.release.retrieval.retriever
     vectors = np.asarray(tiny.release.retrieval.vectors[1:])
     index, _ = build_index(vectors, vectors, kind="IVF8,Flat", at=1)
@@ -164,7 +167,10 @@ def test_static_lists_are_in_order(tiny: Tiny) -> None:
 
 
 def test_moments_of_one_batch_have_their_own_static_lists(tiny: Tiny) -> None:
-    """Item 4 comes a hundred seconds after now: a request before that must not lose a place to it."""
+    """Item 4 comes a hundred seconds after now.
+
+    A request before that must not lose a place to it.
+    """
     moments = np.array([NOW, NOW + 200.0, NOW - 10.0])
     users = tiny.users(["a", "b", "c"], moments)
     found = retrieve(tiny, users)

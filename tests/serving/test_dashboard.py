@@ -1,4 +1,7 @@
-"""The dashboard and the alert rules ask for what the code exports: every name, label and label value."""
+"""The dashboard and the alert rules ask for what the code exports.
+
+Every name, label and label value.
+"""
 
 import json
 import re

@@ -36,7 +36,10 @@ def intake(workspace, erasure, log=None):
 
 
 def kept(workspace):
-    """Return everything that Redis has, keys and values, as bytes; the ids of events and the list left out."""
+    """Return everything that Redis has, keys and values, as bytes.
+
+    The ids of events and the list left out.
+    """
     with client(workspace) as server:
         keys = [
             key

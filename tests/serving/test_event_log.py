@@ -1,4 +1,7 @@
-"""The Redis Stream log: one step for log, overlay and repeats; bounded, and never trimmed past what was committed."""
+"""The Redis Stream log: one step for log, overlay and repeats.
+
+Bounded, and never trimmed past what was committed.
+"""
 
 import json
 import time

@@ -1,4 +1,6 @@
-"""What breaks around a server under load: no request fails, no rule is broken, and all is well again within seconds.
+"""What breaks around a server under load.
+
+No request fails, no rule is broken, and all is well again within seconds.
 
 `make test-faults` runs these; each ends with one line of figures (`-s` shows them).
 """

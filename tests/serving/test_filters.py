@@ -356,5 +356,8 @@ def test_missing_rules_are_refused_and_good_ones_read(tmp_path: Path) -> None:
 
 
 def test_backfill_is_what_the_property_tests_reach() -> None:
-    """Fewer candidates than items: otherwise no list above would ever be filled from the catalogue."""
+    """Fewer candidates than items.
+
+    Otherwise no list above would ever be filled from the catalogue.
+    """
     assert sum(QUOTA.model_dump().values()) < ITEMS

@@ -183,7 +183,10 @@ def counted(ask):
 
 
 def settled(ask, total):
-    """Return the metrics once so many requests are counted; an answer is out a moment before it is."""
+    """Return the metrics once so many requests are counted.
+
+    An answer is out a moment before it is.
+    """
     deadline = time.monotonic() + 5
     while True:
         shown = samples(ask("/metrics").text)

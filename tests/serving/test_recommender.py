@@ -1,4 +1,7 @@
-"""The funnel as one function of arrays: full lists whatever is missing or broken, and a word that says so."""
+"""The funnel as one function of arrays.
+
+Full lists whatever is missing or broken, and a word that says so.
+"""
 
 from __future__ import annotations
 

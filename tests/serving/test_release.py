@@ -127,7 +127,10 @@ def test_unreadable_part_is_refused_with_its_error(copy: Path) -> None:
 
 
 def test_equal_content_has_an_equal_id(tiny: Tiny, tmp_path: Path) -> None:
-    """Everything made anew from the same seed: the same bytes; the versions of the manifest do not count."""
+    """Everything made anew from the same seed: the same bytes.
+
+    The versions of the manifest do not count.
+    """
     write_release(tmp_path / "again")
     again = write_manifest(
         tmp_path / "again", PROVENANCE.model_copy(update={"created_at": "later"})
@@ -150,7 +153,10 @@ def test_release_moved_elsewhere_gives_the_same_lists(tiny: Tiny, copy: Path) ->
 
 
 def test_loaded_tables_are_what_was_released(tiny: Tiny) -> None:
-    """Whatever the order of JSON's keys: the towers' attribute codes hang on the order of the attributes."""
+    """Whatever the order of JSON's keys.
+
+    The towers' attribute codes hang on the order of the attributes.
+    """
     loaded, made = tiny.release.items, tiny.items
     assert tiny.release.codec.spec == SPEC
     assert tiny.release.codec.to_dict() == tiny.codec.to_dict()
@@ -204,7 +210,10 @@ def is_pickle(content: bytes) -> bool:
 
 
 def test_serving_can_do_without_torch() -> None:
-    """A server needs neither torch nor the training code: seconds of start and a gigabyte of disk."""
+    """A server needs neither torch nor the training code.
+
+    Seconds of start and a gigabyte of disk.
+    """
     modules = [
         "serving.recommender.recommender", "serving.releases.release", "retrieval.index", "retrieval.towers.context",
         "retrieval.covisitation", "ranking.models.scorer",

@@ -1,4 +1,7 @@
-"""The pointer moves under a poller: good releases are taken, bad ones refused, and something is always served."""
+"""The pointer moves under a poller.
+
+Good releases are taken, bad ones refused, and something is always served.
+"""
 
 from __future__ import annotations
 

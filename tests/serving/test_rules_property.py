@@ -1,4 +1,7 @@
-"""Whatever the catalogue, the rules and the request: nothing disallowed, nothing twice, and k items where k exist."""
+"""Whatever the catalogue, the rules and the request.
+
+Nothing disallowed, nothing twice, and k items where k exist.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,10 @@ def app(metrics):
 
 @pytest.fixture
 def logs(monkeypatch):
-    """Return a way to set logging up as the environment says; it returns the lines so far when called."""
+    """Return a way to set logging up as the environment says.
+
+    It returns the lines so far when called.
+    """
     root, access = logging.getLogger(), logging.getLogger("uvicorn.access")
     monkeypatch.setattr(root, "handlers", [])  # pytest's own must not be closed
     level = root.level

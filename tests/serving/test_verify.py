@@ -1,4 +1,7 @@
-"""A release is refused for whatever is wrong with it: with one sentence, and nothing else ever happens."""
+"""A release is refused for whatever is wrong with it.
+
+With one sentence, and nothing else ever happens.
+"""
 
 from __future__ import annotations
 

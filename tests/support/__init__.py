@@ -1,1 +1,4 @@
-"""Helpers of more than one test file: small worlds with known answers, and stand-ins for what is outside."""
+"""Helpers of more than one test file.
+
+Small worlds with known answers, and stand-ins for what is outside.
+"""

@@ -43,7 +43,10 @@ def stop(process):
 
 
 def workers_of(process, port):
-    """Return the ids of the children of a server that hold its port: its workers, not its helper."""
+    """Return the ids of the children of a server that hold its port.
+
+    Its workers, not its helper.
+    """
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     (inode,) = [line[9] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -12,7 +12,10 @@ BEST = 20 / (ITEMS // BLOCKS - TAKEN + HELD)
 
 
 def blocks(seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Return what is known and what is held out; block ``b`` has the users and items whose code is ``b`` modulo 4."""
+    """Return what is known and what is held out.
+
+    Block ``b`` has the users and items whose code is ``b`` modulo 4.
+    """
     generator = np.random.default_rng(seed)
     known, held = np.zeros((2, USERS, ITEMS), np.float32)
     for user in range(USERS):

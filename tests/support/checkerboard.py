@@ -128,7 +128,10 @@ def solve(
 
 
 def full(examples: Examples) -> Examples:
-    """Return the examples whose history is full: the group has the same number of items left in each."""
+    """Return the examples whose history is full.
+
+    The group has the same number of items left in each.
+    """
     return examples[examples.context.history[:, -1] > 0]
 
 

@@ -1,4 +1,6 @@
-"""Ways in which a release can be broken, each to be refused: name -> what it does to the release's folder.
+"""Ways in which a release can be broken, each to be refused.
+
+Name -> what it does to the release's folder.
 
 They hold for any release, whatever its ranker. Those that are ``remade`` write a new manifest over
 the damage, as

@@ -1,4 +1,7 @@
-"""What the tests of the event log's adapters share: events, their Redis, and processes that are killed."""
+"""What the tests of the event log's adapters share.
+
+Events, their Redis, and processes that are killed.
+"""
 
 import itertools
 import multiprocessing

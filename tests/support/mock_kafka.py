@@ -1,4 +1,7 @@
-"""A Kafka broker inside this process: the one that librdkafka, which the client's wheel carries, has for tests."""
+"""A Kafka broker inside this process.
+
+The one that librdkafka, which the client's wheel carries, has for tests.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A search that needs no model: a parabola whose top is known. It can wait in one trial, to be killed there."""
+"""A search that needs no model.
+
+A parabola whose top is known. It can wait in one trial, to be killed there.
+"""
 
 import sys
 import time
@@ -15,7 +18,10 @@ TOP, STEPS = 0.7, 4
 
 @dataclass(frozen=True)
 class Parabola:
-    """Worth ``1 - (x - 0.7)^2``, of which each of four steps sees a quarter more; the default is x = 0."""
+    """Worth ``1 - (x - 0.7)^2``, of which each of four steps sees a quarter more.
+
+    The default is x = 0.
+    """
 
     wait_at: int | None = None  # a trial says so in a file ``waiting``, and sleeps
     name = "parabola"

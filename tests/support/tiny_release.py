@@ -1,4 +1,7 @@
-"""A whole release of forty items, built from arrays: untrained towers, everything else as in production."""
+"""A whole release of forty items, built from arrays.
+
+Untrained towers, everything else as in production.
+"""
 
 from __future__ import annotations
 
