@@ -119,8 +119,9 @@ def planted_towers(examples: int, items: int, *, seed: int) -> TowerTask:
         return Examples(context, codes[:, 0], np.ones(count, dtype=np.float32))
 
     shape = TowerConfig(
-        users=users + 1, items=items + 1, user_attributes=20, item_attributes=50, user_attribute_width=_ATTRIBUTES,
-        user_numbers=2, item_numbers=1, dimension=_DIMENSION, history=_HISTORY,
+        users=users + 1, items=items + 1, user_attributes=20, item_attributes=50,
+        user_attribute_width=_ATTRIBUTES, user_numbers=2, item_numbers=1, dimension=_DIMENSION,
+        history=_HISTORY,
     )  # fmt: skip
     attributes = torch.from_numpy(random.integers(0, 50, (items + 1, _ATTRIBUTES)))
     numbers = torch.from_numpy(random.normal(size=(items + 1, 1)).astype(np.float32))
@@ -134,7 +135,11 @@ def planted_towers(examples: int, items: int, *, seed: int) -> TowerTask:
 
 
 def planted_sequences(users: int, items: int, *, seed: int, length: int = 100) -> Sequences:
-    """Return sequences in which the next item is, more often than not, the one after the last in its cluster."""
+    """Return synthetic sequences with a pattern that a model can learn.
+
+    Items form clusters. With probability 0.7 the next item is the successor of the last one in
+    its cluster.
+    """
     random = np.random.default_rng(seed)
     size = items // _CLUSTERS
     cluster = random.integers(0, _CLUSTERS, users)

@@ -41,8 +41,9 @@ _METRICS = ("auc", "logloss", "ece", "ece_uncalibrated")
 _SPLIT_SEED, _FOLDS = 2020, 5
 _TREES = TreeConfig(rounds=3_000, learning_rate=0.05, leaves=63, bins=255, l2=5.0, patience=50)
 _DCN = DcnConfig(
-    structure="stacked", hidden=(256, 128), embedding=32, bucket_embedding=1, epochs=10, batch=2_048,
-    learning_rate=1e-3, weight_decay=1.0, unknown_rate=0.0, monitor="log_loss", patience=2,
+    structure="stacked", hidden=(256, 128), embedding=32, bucket_embedding=1, epochs=10,
+    batch=2_048, learning_rate=1e-3, weight_decay=1.0, unknown_rate=0.0, monitor="log_loss",
+    patience=2,
 )  # fmt: skip
 
 Predict = Callable[[RankingData], Float32Array]

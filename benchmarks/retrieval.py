@@ -1,8 +1,8 @@
 """Retrieval alone on a public split, as papers on graph recommenders measure it.
 
-All items are ranked, k = 20. Everything is chosen on the validation part: settings by a short race, the number of epochs by early
-stopping. The models that are measured are then trained on train and validation together, and each
-is measured on the test part once.
+All items are ranked, k = 20. The validation part decides the settings, by a short race, and the
+number of epochs, by early stopping. The chosen models are then trained on train and validation
+together. Each is measured on the test part once.
 
 A validation part drawn at random from people's lines has the neighbours in time of its items still
 in train, which flatters models that learn neighbours by heart; a test part that came later has not.
@@ -111,7 +111,7 @@ def run(folder: Path, layout: str, *, seeds: int, dimension: int, minutes: float
 
 @dataclass
 class _Curve:
-    """A model in training and its best moment on the validation part, by recall and NDCG together."""
+    """A model in training and its best epoch on the validation part, by recall plus NDCG."""
 
     model: CollaborativeTowers
     score: float = -1.0
@@ -233,7 +233,7 @@ class _Bench:
     def _best(
         self, model: CollaborativeTowers, configs: list[CollaborativeConfig]
     ) -> tuple[CollaborativeConfig, Figures]:
-        """Return which of the ways to finish the model's vectors is best on validation, and its figures."""
+        """Return the settings whose vectors are best on validation, and their recall and NDCG."""
         figures = {config: self._validated(*model.vectors(config)) for config in configs}
         best = max(configs, key=lambda config: sum(figures[config]))
         return best, figures[best]

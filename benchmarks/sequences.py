@@ -34,7 +34,7 @@ from retrieval.sequences.training import pick_device, train_sequences
 _METRICS = ("hr@10", "ndcg@10")
 _COLUMNS = ("unseen_hr@10", "unseen_ndcg@10", "all_hr@10", "all_ndcg@10")
 _REPEATS = 0.01
-"""From this share of repeated items on, the next item may well be a seen one, and all items are ranked."""
+"""Above this share of repeated items, seen items are ranked too, as the next item may be one."""
 
 
 def run(data: Path, work: Path, seeds: int, config: SequenceConfig) -> dict[str, Any]:
@@ -141,7 +141,10 @@ def _figures(sequences: Sequences, scores: Iterable[Tensor]) -> dict[str, float]
 
 
 def _show(sequences: Sequences, rows: dict[str, dict[str, float]]) -> None:
-    title = f"{len(sequences.testable):,} users, {sequences.catalogue:,} items, {len(sequences.items):,} rows"
+    title = (
+        f"{len(sequences.testable):,} users, {sequences.catalogue:,} items, "
+        f"{len(sequences.items):,} rows"
+    )
     display.table(
         title,
         ["unseen | all items ranked", "HR@10", "NDCG@10", "HR@10", "NDCG@10"],

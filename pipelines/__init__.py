@@ -1,1 +1,4 @@
-"""Stages that turn an event log into features, models and releases, and the command line that runs them."""
+"""The stages of the pipeline and their command line.
+
+The stages turn an event log into features, models and releases.
+"""

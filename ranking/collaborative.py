@@ -26,12 +26,15 @@ _BIAS_PRIOR = 5.0
 _TASTE_PRIOR = 5.0
 _GROUP_PRIOR = 10.0
 _TOGETHER_PRIOR = 30.0
-"""LabelledPairs, with which a mean, or a similarity, is half believed."""
+"""Numbers of labels at which a mean, or a similarity, is shrunk by half."""
 
 
 @dataclass(frozen=True)
 class LabelledPairs:
-    """``n`` pairs: codes ``user`` and ``item``, int64 ``[n]``, and 0/1 ``label``, float32 ``[n]``."""
+    """``n`` labelled pairs of a user and an item.
+
+    ``user`` and ``item`` are codes, int64 ``[n]``; ``label`` is 0 or 1, float32 ``[n]``.
+    """
 
     user: Int64Array
     item: Int64Array
@@ -67,10 +70,10 @@ def collaborative_features(
     user_bias, item_bias, rest = _biases(known, sides)
     shape = (sides.users, sides.items)
     residuals = sparse.csr_matrix((rest, (known.user, known.item)), shape=shape)
-    met = sparse.csr_matrix(
+    labelled = sparse.csr_matrix(
         (np.ones(len(known), np.float32), (known.user, known.item)), shape=shape
     )
-    found: dict[str, npt.NDArray[Any]] = {
+    features: dict[str, npt.NDArray[Any]] = {
         "user_bias": user_bias[user],
         "item_bias": item_bias[item],
         "user_labels": np.bincount(known.user, minlength=sides.users)[user],
@@ -78,10 +81,10 @@ def collaborative_features(
     }
     for size, penalty in _FACTORS:
         users, items = _factors(residuals, size, penalty)
-        found[f"factors_{size}"] = np.einsum("nk,nk->n", users[user], items[item])
-    found |= _neighbours(residuals, met, wanted)
-    found |= _tastes(known, rest, wanted, sides)
-    return {name: values.astype(np.float32) for name, values in found.items()}
+        features[f"factors_{size}"] = np.einsum("nk,nk->n", users[user], items[item])
+    features |= _neighbours(residuals, labelled, wanted)
+    features |= _tastes(known, rest, wanted, sides)
+    return {name: values.astype(np.float32) for name, values in features.items()}
 
 
 def out_of_fold(
@@ -145,53 +148,53 @@ def _factors(
 def _solve(residuals: sparse.csr_matrix, other: Float32Array, penalty: float) -> Float32Array:
     """Return each row's least-squares factors, given those of the other side."""
     ridge = penalty * np.eye(other.shape[1], dtype=np.float32)
-    found = np.zeros((residuals.shape[0], other.shape[1]), np.float32)
+    factors = np.zeros((residuals.shape[0], other.shape[1]), np.float32)
     for row in np.flatnonzero(np.diff(residuals.indptr)):
         part = slice(residuals.indptr[row], residuals.indptr[row + 1])
-        met = other[residuals.indices[part]]
-        found[row] = np.linalg.solve(met.T @ met + ridge, met.T @ residuals.data[part])
-    return found
+        fixed = other[residuals.indices[part]]
+        factors[row] = np.linalg.solve(fixed.T @ fixed + ridge, fixed.T @ residuals.data[part])
+    return factors
 
 
 def _neighbours(
-    residuals: sparse.csr_matrix, met: sparse.csr_matrix, wanted: LabelledPairs
+    residuals: sparse.csr_matrix, labelled: sparse.csr_matrix, wanted: LabelledPairs
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the mean of the user's labels of similar items, weighted by similarity.
 
     Two numbers for each pair of items are held in memory: this is for catalogues of some ten
     thousand.
     """
-    together = np.asarray((met.T @ met).toarray())
+    together = np.asarray((labelled.T @ labelled).toarray())
     similar = np.asarray((residuals.T @ residuals).toarray())
     length = np.sqrt(np.diag(similar)) + 1e-6
     similar *= together / (together + _TOGETHER_PRIOR)
     similar /= length[:, None] * length
     np.fill_diagonal(similar, 0.0)
-    found: dict[str, npt.NDArray[Any]] = {}
+    features: dict[str, npt.NDArray[Any]] = {}
     for name, weights in (("neighbours", similar), ("near_neighbours", similar * np.abs(similar))):
         total = np.asarray(residuals @ weights)[wanted.user, wanted.item]
-        weight = np.asarray(met @ np.abs(weights))[wanted.user, wanted.item]
-        found |= {name: total / (weight + 0.5), f"{name}_sum": total}
-    return found
+        weight = np.asarray(labelled @ np.abs(weights))[wanted.user, wanted.item]
+        features |= {name: total / (weight + 0.5), f"{name}_sum": total}
+    return features
 
 
 def _tastes(
     known: LabelledPairs, rest: Float32Array, wanted: LabelledPairs, sides: SideInformation
 ) -> dict[str, npt.NDArray[Any]]:
     """Return the user's taste for groups of the item, and the groups' taste for the item."""
-    found: dict[str, npt.NDArray[Any]] = {}
+    features: dict[str, npt.NDArray[Any]] = {}
     for name, group in sides.item_groups.items():
         groups = int(group.max()) + 1
         means = _mean(
             known.user * groups + group[known.item], rest, sides.users * groups, _TASTE_PRIOR
         )
-        found[f"user_in_{name}"] = means[wanted.user * groups + group[wanted.item]]
+        features[f"user_in_{name}"] = means[wanted.user * groups + group[wanted.item]]
     for name, group in sides.user_groups.items():
         groups = int(group.max()) + 1
         means = _mean(
             known.item * groups + group[known.user], rest, sides.items * groups, _GROUP_PRIOR
         )
-        found[f"item_in_{name}"] = means[wanted.item * groups + group[wanted.user]]
+        features[f"item_in_{name}"] = means[wanted.item * groups + group[wanted.user]]
     if sides.tags is not None:
         shape = (sides.users, sides.items)
         users = sparse.csr_matrix((rest, (known.user, known.item)), shape=shape) @ sides.tags
@@ -201,5 +204,5 @@ def _tastes(
         )
         own = sides.tags[wanted.item]
         means = (users / (counts + _TASTE_PRIOR))[wanted.user]
-        found["user_in_tags"] = (means * own).sum(axis=1) / np.maximum(own.sum(axis=1), 1)
-    return found
+        features["user_in_tags"] = (means * own).sum(axis=1) / np.maximum(own.sum(axis=1), 1)
+    return features

@@ -34,7 +34,10 @@ MOMENT = {"hour_of_day": 24, "day_of_week": 7}
 
 @dataclass(frozen=True)
 class UserRows:
-    """``B`` requests: ``numeric`` float32 ``[B, Fu]`` (NaN: missing), ``categorical`` int32 ``[B, Cu]``."""
+    """The user columns of ``B`` requests.
+
+    ``numeric`` is float32 ``[B, Fu]``, NaN where missing; ``categorical`` is int32 ``[B, Cu]``.
+    """
 
     numeric: Float32Array
     categorical: Int32Array
@@ -43,7 +46,11 @@ class UserRows:
 
 @dataclass(frozen=True)
 class ItemRows:
-    """All ``N`` items: ``numeric`` float32 ``[N, Fi]``, ``categorical`` int32 ``[N, Ci]``, times epoch seconds."""
+    """The columns of all ``N`` items.
+
+    ``numeric`` is float32 ``[N, Fi]`` and ``categorical`` int32 ``[N, Ci]``. Times are in epoch
+    seconds.
+    """
 
     numeric: Float32Array
     categorical: Int32Array

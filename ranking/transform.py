@@ -94,7 +94,7 @@ class RowTransform:
         median, mean, scale = self._constants
         log, indicators = np.flatnonzero(self.log), np.array(self.indicators, dtype=np.intp)
         out = np.empty((len(numeric), len(median) + len(indicators)), dtype=np.float32)
-        # Float64Array, because a float32 difference of large values overflows; chunks, because a million
+        # float64, because a float32 difference of large values overflows. Chunks, because a million
         # rows of doubles would need several copies of half a gigabyte.
         for start in range(0, len(numeric), _CHUNK):
             rows = slice(start, start + _CHUNK)

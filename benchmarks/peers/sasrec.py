@@ -38,9 +38,9 @@ Floats = npt.NDArray[np.float32]
 K = 10
 PATIENCE = 5
 MIN_STEPS = 50
-"""Gradient steps, at least, from one look at the validation requests to the next, in whole epochs."""
+"""Least number of gradient steps between two validations, rounded to whole epochs."""
 TUNING_SHARE, SETTING_SHARE = 0.75, 0.25
-"""Of the time: what tuning may take, and what one setting may, which bounds what the last fit takes."""
+"""Shares of the time for all tuning and for one setting. The second also bounds the last fit."""
 LARGEST = 60_000_000
 """Numbers, at most, in what a step compares with: bounds its batch."""
 _PART = 4_096
@@ -48,7 +48,11 @@ _PART = 4_096
 
 @dataclass(frozen=True)
 class Vectors:
-    """What scores are made of: float32 ``[n, d]`` and ``[N, d]``, and which items the model knows, bool ``[N]``."""
+    """The vectors of users and items, whose dot products are the scores.
+
+    ``users`` is float32 ``[n, d]`` and ``items`` float32 ``[N, d]``. ``known``, bool ``[N]``, marks
+    the items that the model knows.
+    """
 
     users: Floats
     items: Floats
@@ -62,7 +66,10 @@ class Inputs:
     folder: Path
 
     def about(self) -> dict[str, Any]:
-        """Return the number of items (with item 0, which is none), the grid and the greatest number of epochs."""
+        """Return the number of items, the grid of settings and the largest number of epochs.
+
+        The number of items includes item 0, which stands for no item.
+        """
         return dict(json.loads((self.folder / "about.json").read_text(encoding="utf-8")))
 
     def learned(self, name: str) -> pd.DataFrame:
@@ -157,7 +164,10 @@ def check(model: SASRecModel, histories: Histories, vectors: Vectors) -> None:
 def ndcg(
     vectors: Vectors, popularity: Floats, wanted: npt.NDArray[Any], allowed: npt.NDArray[np.uint8]
 ) -> float:
-    """Return the mean NDCG@10 of requests with one right item each, ranked as ``funnel evaluate`` ranks."""
+    """Return the mean NDCG@10 of requests with one relevant item each.
+
+    The items are ranked as ``funnel evaluate`` ranks them.
+    """
     gains, order = np.zeros(len(wanted)), np.arange(len(vectors.known))
     for start in range(0, len(wanted), 128):
         rows, right = slice(start, start + 128), wanted[start : start + 128, None]
@@ -194,7 +204,7 @@ class Tuning:
         ]
 
     def run(self) -> int:
-        """Try settings while there is time, at least one, and return how many were not fitted to the end."""
+        """Try at least one setting, more while time is left; return how many did not finish."""
         grid = self._about["grid"]
         for number, setting in enumerate(grid):
             left = TUNING_SHARE * 60.0 * self._minutes - sum(of["seconds"] for of in self.tried)

@@ -39,10 +39,17 @@ class Ranker(Protocol):
         """Return the columns that the model was trained on."""
 
     def predict(self, numeric: Float32Array, categorical: Int32Array) -> Float32Array:
-        """Return uncalibrated probabilities, float32 [n, T], of raw rows [n, F] and [n, C]; n may be 0."""
+        """Return uncalibrated probabilities, float32 [n, T], of raw rows; n may be 0.
+
+        ``numeric`` is [n, F] and ``categorical`` [n, C].
+        """
 
     def for_items(self, items: ItemRows) -> PairScorer:
-        """Return what gives the same as ``predict`` of the joined rows, having prepared what it can of the items."""
+        """Return a scorer of pairs with these items.
+
+        It gives the same as ``predict`` of the joined rows. What depends on the items alone may be
+        computed in advance.
+        """
 
     def explain(
         self, numeric: Float32Array, categorical: Int32Array, top: int | None = None
@@ -54,7 +61,7 @@ class Ranker(Protocol):
         """
 
     def save(self, folder: Path) -> None:
-        """Write ``model.json``, ``schema.json`` and the model's own files into an existing folder."""
+        """Write ``model.json``, ``schema.json`` and the model's files into an existing folder."""
 
 
 class PredictsJoinedRows:

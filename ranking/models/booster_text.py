@@ -15,8 +15,8 @@ from feature_repo.arrays import Float64Array
 
 _NUMBERS = re.compile(r"[-+0-9.eEinfa ]*")
 _PER_NODE = (
-    "split_feature", "split_gain", "threshold", "decision_type", "left_child", "right_child", "internal_value",
-    "internal_weight", "internal_count",
+    "split_feature", "split_gain", "threshold", "decision_type", "left_child", "right_child",
+    "internal_value", "internal_weight", "internal_count",
 )  # fmt: skip
 _CATEGORICAL = 1
 

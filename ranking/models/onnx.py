@@ -8,7 +8,7 @@ from feature_repo.threads import inference_threads
 
 
 def onnx_session(model: bytes) -> onnxruntime.InferenceSession:
-    """Return a session on the CPU that uses ``inference_threads`` and may be shared between threads.
+    """Return a CPU session that uses ``inference_threads`` and that threads may share.
 
     Args:
         model: a serialised ONNX model.

@@ -89,7 +89,10 @@ class CalibratedRanker:
         return self._calibrated(self.ranker.predict(numeric, categorical))
 
     def for_items(self, items: ItemRows) -> Callable[[PairRows], tuple[Float32Array, Float32Array]]:
-        """Return what gives the same as ``score`` of one request's joined rows, with the items prepared."""
+        """Return a scorer of one request's pairs with these items, prepared in advance.
+
+        It gives the same as ``score`` of the joined rows.
+        """
         predict = self.ranker.for_items(items)
         return lambda pairs: self._calibrated(predict(pairs))
 
@@ -100,10 +103,11 @@ class CalibratedRanker:
     def calibration_curves(
         self, data: RankingData, bins: int = 15
     ) -> dict[str, dict[str, list[dict[str, float]]]]:
-        """Return each head's calibration curve before (``raw``) and after (``calibrated``) calibration.
+        """Return each head's calibration curve before and after calibration.
 
-        A curve is a list of bins of equal mass, the least probable first, each with ``rows``,
-        ``predicted`` (mean probability) and ``rate`` (share of positive labels).
+        The keys are ``raw`` and ``calibrated``. A curve is a list of bins of equal mass, the least
+        probable first, each with ``rows``, ``predicted`` (mean probability) and ``rate`` (share of
+        positive labels).
         """
         raw = self.ranker.predict(data.numeric, data.categorical)
         stages: dict[str, npt.NDArray[Any]] = {"raw": raw, "calibrated": self.calibration(raw)}

@@ -88,7 +88,7 @@ class TreeRanker:
         return largest(self.schema.numeric + self.schema.categorical, values, top)
 
     def gain(self) -> dict[str, float]:
-        """Return each column's share of what all splits gained in training, the mean over boosters."""
+        """Return each column's share of the total split gain, averaged over the boosters."""
         gains = np.stack([booster.feature_importance("gain") for booster in self.boosters])
         shares = (gains / np.maximum(gains.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
         return dict(

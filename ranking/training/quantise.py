@@ -34,7 +34,9 @@ def dynamic_int8(ranker: DcnRanker) -> DcnRanker:
 
 
 def static_int8(ranker: DcnRanker, rows: RankingData) -> DcnRanker:
-    """Return the ranker with int8 weights and uint8 activations (QDQ), whose ranges are taken from some rows.
+    """Return the ranker in static int8 (QDQ): int8 weights and uint8 activations.
+
+    The ranges of the activations are measured on some training rows.
 
     Args:
         ranker: in float32.

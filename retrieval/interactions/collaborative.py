@@ -137,21 +137,23 @@ class CollaborativeTowers:
             loss = self._loss(np.sort(order[start : start + size]), np.sort(negatives))
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            found = float(loss.detach())
+            loss_value = float(loss.detach())
             self._guard(
-                found, float(torch.nn.utils.get_total_norm([table.grad for table in self._tables]))
+                loss_value,
+                float(torch.nn.utils.get_total_norm([table.grad for table in self._tables])),
             )
             self._optimizer.step()
-            yield found
+            yield loss_value
         self.epoch += 1
         for mean, table in zip(self._means, self._tables, strict=True):
             mean.lerp_(table.detach(), 1 / (1 + self.epoch * config.averaged))
 
     @torch.no_grad()
     def vectors(self, config: CollaborativeConfig | None = None) -> tuple[Tensor, Tensor]:
-        """Return the vectors of users and items, float32 ``[users, D]`` and ``[items, D]``, of the running means.
+        """Return the vectors of users and items, float32 ``[users, D]`` and ``[items, D]``.
 
-        ``config``: finish them as it says, where it is not the model's in ``recency`` and ``kept``.
+        They come from the running means of the weights. The ``recency`` and ``kept`` of ``config``
+        replace the model's own.
         """
         config = config or self.config
         items, users = self._means
@@ -223,12 +225,18 @@ def by_recency(
 
 
 def item_factors(interactions: sparse.csr_matrix, dimension: int, device: torch.device) -> Tensor:
-    """Return the items' singular vectors of the degree-normalised interactions, float32 ``[items, dimension]``."""
+    """Return the items' singular vectors, float32 ``[items, dimension]``.
+
+    They are those of the degree-normalised interactions.
+    """
     return right_factors(SparseProduct(normalised(interactions), device), dimension, seed=0)
 
 
 def spectral_vectors(interactions: sparse.csr_matrix, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return untrained vectors of users and items, the projection of what each user took on ``factors``."""
+    """Return untrained vectors of users and items.
+
+    A user's vector is the projection of the user's interactions on ``factors``.
+    """
     scale = (
         torch.from_numpy(degrees(interactions)[1] ** 0.5).float().to(factors.device).unsqueeze(1)
     )

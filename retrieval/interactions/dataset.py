@@ -46,7 +46,11 @@ class Interactions:
 
     @property
     def held(self) -> sparse.csr_matrix:
-        """What to validate on: the ends of lines, as large a part as the test is of all, or else ``valid``."""
+        """The interactions to validate on.
+
+        If lines are in time order, these are their ends, as large a share as the test part has of
+        all interactions. Otherwise they are ``valid``.
+        """
         if self.places is None:
             return self.valid
         share = min(self.test.nnz / (self.test.nnz + self.known.nnz), _LARGEST_END)
@@ -59,7 +63,9 @@ class Interactions:
 
 
 def read_interactions(folder: Path, seed: int = 0) -> Interactions:
-    """Read a folder; ids become codes. Without ``valid.txt`` a tenth of each user's train items take its place.
+    """Read a folder; ids become codes.
+
+    Without ``valid.txt`` a tenth of each user's train items take its place.
 
     Raises:
         SpecError: a file is missing or empty, an id is no whole number, or a user in train or valid
@@ -87,7 +93,8 @@ def read_interactions(folder: Path, seed: int = 0) -> Interactions:
         train, valid = hold_out(train, seed)
     if not valid.nnz:
         raise SpecError(
-            f"{folder}: nothing to validate on: give a valid.txt, or users with at least two train items"
+            f"{folder}: nothing to validate on: "
+            "give a valid.txt, or users with at least two train items"
         )
     return Interactions(train, valid, test, places)
 
@@ -110,7 +117,10 @@ def hold_out(
 
 
 def _places(user: Int64Array, item: Int64Array, shape: tuple[int, int]) -> sparse.csr_matrix | None:
-    """Return each item's place from the end of its line, of an item met twice the newer, if lines are in time order."""
+    """Return each item's place from the end of its line; None if lines are not in time order.
+
+    If an item occurs twice in a line, the newer place counts.
+    """
     order = np.argsort(user, kind="stable")
     user, item = user[order], item[order]
     count = np.bincount(user, minlength=shape[0])
@@ -122,14 +132,17 @@ def _places(user: Int64Array, item: Int64Array, shape: tuple[int, int]) -> spars
         return None
     place = np.cumsum(count)[user] - np.arange(len(user))
     newest = np.unique(np.stack([user, item])[:, ::-1], axis=1, return_index=True)[1]
-    kept = len(user) - 1 - newest
+    last = len(user) - 1 - newest
     return sparse.csr_matrix(
-        (place[kept].astype(np.float32), (user[kept], item[kept])), shape=shape
+        (place[last].astype(np.float32), (user[last], item[last])), shape=shape
     )
 
 
 def _recurring(user: Int64Array, item: Int64Array) -> int:
-    """Return how many neighbours in lines are neighbours in another line too, as in people's days they are."""
+    """Count the pairs of consecutive items that occur more than once.
+
+    Lines in time order have more such pairs than shuffled lines.
+    """
     same = user[1:] == user[:-1]
     _, times = np.unique(np.stack([item[:-1][same], item[1:][same]]), axis=1, return_counts=True)
     return int(times[times > 1].sum())
@@ -144,7 +157,8 @@ def _ascending(user: Int64Array, item: Int64Array) -> float:
 def _read(path: Path, items_needed: bool) -> tuple[Int64Array, Int64Array]:
     if not path.is_file():
         raise SpecError(
-            f"{path} is missing: the folder needs train.txt and test.txt with lines 'user item item ...'"
+            f"{path} is missing: "
+            "the folder needs train.txt and test.txt with lines 'user item item ...'"
         )
     rows: list[list[int]] = []
     with path.open(encoding="utf-8", errors="replace") as lines:
@@ -153,7 +167,8 @@ def _read(path: Path, items_needed: bool) -> tuple[Int64Array, Int64Array]:
                 row = [int(word) for word in line.split()]
             except ValueError:
                 raise SpecError(
-                    f"{path}, line {number}: '{line.strip()[:60]}' is not whole numbers 'user item item ...'"
+                    f"{path}, line {number}: '{line.strip()[:60]}' "
+                    "is not whole numbers 'user item item ...'"
                 ) from None
             if any(not 0 <= value < 2**63 for value in row):
                 raise SpecError(

@@ -46,10 +46,10 @@ def recall_and_ndcg(
         part = rows[start : start + chunk]
         scores = users[torch.from_numpy(part).to(users.device)] @ items.T
         scores[_places(known[part], scores.device)] = float("-inf")
-        found = torch.zeros_like(scores, dtype=torch.bool)
-        found[_places(wanted[part], scores.device)] = True
+        relevant = torch.zeros_like(scores, dtype=torch.bool)
+        relevant[_places(wanted[part], scores.device)] = True
         best = scores.topk(k, dim=1)
-        hits = (found.gather(1, best.indices) & best.values.isfinite()).cpu().double()
+        hits = (relevant.gather(1, best.indices) & best.values.isfinite()).cpu().double()
         count = torch.from_numpy(np.diff(wanted[part].indptr)).long()
         recall += float((hits.sum(1) / count).sum())
         ndcg += float((hits @ gain / ideal[count.clamp(max=k) - 1]).sum())

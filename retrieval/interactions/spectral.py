@@ -31,7 +31,10 @@ class _Product(torch.autograd.Function):
 
 
 class SparseProduct:
-    """A sparse matrix ``[n, m]`` on a device, to multiply dense float32 ``[m, D]`` with gradients."""
+    """A sparse matrix ``[n, m]`` on a device.
+
+    It multiplies dense float32 ``[m, D]`` and has gradients.
+    """
 
     def __init__(self, matrix: sparse.csr_matrix, device: torch.device) -> None:
         self._matrix, self._transposed = _tensor(matrix, device), _tensor(matrix.T.tocsr(), device)
@@ -69,10 +72,10 @@ def normalised(interactions: sparse.csr_matrix) -> sparse.csr_matrix:
 
 @torch.no_grad()
 def right_factors(product: SparseProduct, dimension: int, seed: int, rounds: int = 5) -> Tensor:
-    """Return the right singular vectors of the ``dimension`` largest singular values, float32 ``[m, dimension]``.
+    """Return the right singular vectors of the largest singular values, float32 ``[m, dimension]``.
 
-    Randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011). Columns beyond
-    the size of the matrix are zero.
+    The method is randomised subspace iteration (Halko, Martinsson and Tropp, SIAM Review 2011).
+    Columns beyond the size of the matrix are zero.
     """
     rank = min(dimension + 16, *product.shape)
     basis = torch.randn(product.shape[1], rank, generator=torch.Generator().manual_seed(seed)).to(
@@ -83,8 +86,8 @@ def right_factors(product: SparseProduct, dimension: int, seed: int, rounds: int
     # The eigenvectors of the small matrix turn the basis into singular vectors, the largest last.
     projected = product(basis)
     _, turn = torch.linalg.eigh(projected.T @ projected)
-    kept = min(dimension, rank)
-    return F.pad((basis @ turn.flip(1))[:, :kept], (0, dimension - kept)).contiguous()
+    columns = min(dimension, rank)
+    return F.pad((basis @ turn.flip(1))[:, :columns], (0, dimension - columns)).contiguous()
 
 
 def _tensor(matrix: sparse.csr_matrix, device: torch.device) -> Tensor:

@@ -91,7 +91,8 @@ def read_sequences(path: Path) -> Sequences:
                 continue
             if len(pair) != 2:
                 raise SpecError(
-                    f"{file}:{number}: expected two columns, 'user item', found {len(pair)}: {line[:60].strip()!r}"
+                    f"{file}:{number}: expected two columns, 'user item', "
+                    f"found {len(pair)}: {line[:60].strip()!r}"
                 )
             users.append(pair[0])
             items.append(pair[1])
@@ -102,11 +103,13 @@ def read_sequences(path: Path) -> Sequences:
     sequences = from_pairs(users, items)
     if not len(sequences.testable):
         raise SpecError(
-            f"{file}: no user has {MIN_ITEMS} items, so there is nothing to hold out; give longer sequences"
+            f"{file}: no user has {MIN_ITEMS} items, so there is nothing to hold out; "
+            "give longer sequences"
         )
     if (sequences.training_ends(2) - sequences.start[:-1]).max() < 2:
         raise SpecError(
-            f"{file}: no user has two items besides those held out, to learn from; give longer sequences"
+            f"{file}: no user has two items besides those held out, to learn from; "
+            "give longer sequences"
         )
     return sequences
 
@@ -132,6 +135,7 @@ def sequence_file(path: Path) -> Path:
     if len(found) != 1:
         names = ", ".join(file.name for file in found[:5]) or "none"
         raise SpecError(
-            f"{path} must have exactly one .txt file of 'user item' lines, found: {names}; name the file itself"
+            f"{path} must have exactly one .txt file of 'user item' lines, "
+            f"found: {names}; name the file itself"
         )
     return found[0]

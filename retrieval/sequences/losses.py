@@ -18,9 +18,10 @@ _NEVER = -1e9
 class SoftmaxLoss:
     """Cross-entropy of the next item, exact up to ``exact`` items, else sampled.
 
-    The sample has in-batch and uniform negatives. Sampled logits have the log of the probability that the item is in the sample subtracted, but
-    for each example's own item, whose inclusion is certain (Khrylchenko et al., "Correcting the
-    LogQ correction", RecSys 2025).
+    The sample has in-batch and uniform negatives. Each sampled logit is corrected by the log of the
+    probability that its item is in the sample, which is subtracted. An example's own item is not
+    corrected, because its inclusion is certain (Khrylchenko et al., "Correcting the LogQ
+    correction", RecSys 2025).
     """
 
     def __init__(
@@ -33,7 +34,10 @@ class SoftmaxLoss:
         self.exact = len(counts) - 1 <= exact
 
     def __call__(self, vectors: Tensor, table: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean loss of users ``[n, D]`` whose next items are ``targets``, int64 ``[n]``."""
+        """Return the mean loss of users whose next items are ``targets``, int64 ``[n]``.
+
+        ``vectors`` are those of the users, ``[n, D]``.
+        """
         if self.exact:
             correction = torch.full((len(table),), _NEVER, device=table.device)
             correction[1 : len(self._share)] = 0.0

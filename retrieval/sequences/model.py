@@ -32,7 +32,7 @@ class SequenceTowerConfig:
 
 
 def compute_type(device: torch.device) -> torch.dtype:
-    """Return bfloat16 where the processor multiplies it in hardware (CUDA, AMX), float32 elsewhere."""
+    """Return bfloat16 where the hardware multiplies it (CUDA, AMX), float32 elsewhere."""
     fast = device.type == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
     return torch.bfloat16 if fast else torch.float32
 
@@ -108,7 +108,10 @@ class _Block(nn.Module):
         return stream + self.dropout(_linear(F.silu(gate) * value, self.mixed))
 
     def _attend(self, inputs: Tensor, distance: Tensor) -> Tensor:
-        """Softmax attention by plain matrix products, twice as fast on a CPU as the fused kernel."""
+        """Return softmax attention by plain matrix products.
+
+        On a CPU this is twice as fast as the fused kernel.
+        """
         batch, length, width = inputs.shape
         size = width // self.heads
         split = _linear(inputs, self.queries_keys_values).view(batch, length, 3, self.heads, size)

@@ -43,7 +43,7 @@ def ranks_by_score(
     A target that is in the history, and so not among the unseen, has rank -1 there.
 
     Args:
-        scores: of consecutive chunks of users, float32 ``[chunk, catalogue + 1]`` each; overwritten.
+        scores: float32 ``[chunk, catalogue + 1]`` for consecutive chunks of users; overwritten.
         targets: codes from 1 of all users, int64 ``[n]``.
         histories: codes of each user, int64; None: empty.
 

@@ -219,7 +219,7 @@ class _Run:
 
     @torch.no_grad()
     def _average(self, keep: float) -> None:
-        """Move the running average of the weights, which is validated (Polyak and Juditsky 1992)."""
+        """Update the average of the weights (Polyak and Juditsky 1992), which is validated."""
         current = self.tower.state_dict()
         average = self.state["average"]
         torch._foreach_lerp_(list(average.values()), [current[name] for name in average], 1 - keep)

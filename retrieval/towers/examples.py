@@ -33,7 +33,10 @@ class Examples:
 
 
 def user_inputs(context: UserContext, table: Tensor, history: Tensor) -> UserInputs:
-    """Return tensors on the device of ``table``, the raw vectors that ``history`` (int64 ``[n, H]``) points into."""
+    """Return the user tower's inputs on the device of ``table``.
+
+    ``history``, int64 ``[n, H]``, has row numbers of ``table``, the raw item vectors.
+    """
     tensors = {
         name: torch.from_numpy(array).to(table.device) for name, array in context.arrays().items()
     }

@@ -129,7 +129,7 @@ class ItemTower(nn.Module):
         return raw * (codes > 0).float().unsqueeze(1)
 
     def described(self, attributes: Tensor, numbers: Tensor) -> Tensor:
-        """Return raw vectors float32 ``[n, D]`` of items without an id, known by their attributes only.
+        """Return raw vectors, float32 ``[n, D]``, of items that have attributes but no id.
 
         ``attributes`` int64 ``[n, L]`` (0: none), ``numbers`` float32 ``[n, M]`` (standardised).
         """

@@ -88,7 +88,10 @@ class TrainingStep:
     def _loss(
         self, towers: TwoTowers, batch: Examples, uniform: Int64Array, catalogue: int
     ) -> Tensor:
-        """Return the loss of a batch of ``B`` examples with ``uniform`` negatives, int64 ``[U]``."""
+        """Return the loss of a batch of ``B`` examples.
+
+        ``uniform``, int64 ``[U]``, has the uniformly sampled negatives.
+        """
         device = self.popularity.device
 
         # Raw vectors, [needed, D], of the items in histories [B, H] and of those scored [B + U].
