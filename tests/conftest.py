@@ -1,4 +1,7 @@
-"""Fixtures of the small world. What costs seconds to import is imported by the fixtures that need it."""
+"""Fixtures of the small world.
+
+What costs seconds to import is imported by the fixtures that need it.
+"""
 
 from __future__ import annotations
 

@@ -111,7 +111,10 @@ def test_packages_have_no_circle() -> None:
 
 
 def test_the_recommender_is_pure() -> None:
-    """Neither directly nor through another module of ours does it reach a client, a store, a log or a process."""
+    """It reaches no client, store, log or process.
+
+    Not directly, nor through another module of ours.
+    """
     reached, waiting = set[str](), {"serving.recommender"}
     graph = package_graph()
     while waiting:

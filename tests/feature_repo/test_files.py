@@ -104,7 +104,8 @@ def test_a_failed_stage_leaves_the_old_folder(tmp_path):
 def test_what_a_killed_stage_left_is_removed(tmp_path):
     final = tmp_path / "out"
     script = (
-        "import os, signal, sys; from pathlib import Path; from feature_repo.files import staged_folder\n"
+        "import os, signal, sys; from pathlib import Path; "
+        "from feature_repo.files import staged_folder\n"
         "with staged_folder(Path(sys.argv[1])) as folder:\n"
         "    (folder / 'part').write_text('x')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

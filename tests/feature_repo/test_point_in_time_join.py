@@ -1,4 +1,7 @@
-"""Feast's historical join: DuckDB and Spark agree on every row, with brute force, and with the online store."""
+"""Feast's historical join.
+
+DuckDB and Spark agree on every row, with brute force, and with the online store.
+"""
 
 import warnings
 

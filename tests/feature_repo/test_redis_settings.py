@@ -1,4 +1,7 @@
-"""FUNNEL_REDIS through Feast and through our client, against a real redis-server with users and passwords."""
+"""FUNNEL_REDIS through Feast and through our client.
+
+Both run against a real redis-server with users and passwords.
+"""
 
 import logging
 import pickle
@@ -239,7 +242,7 @@ def test_a_url_goes_to_another_process_whole(settings):
 
 @pytest.fixture(scope="module")
 def tls_port(port, tmp_path_factory):
-    """The port of a TLS end in front of the server, which speaks none itself, and its certificate."""
+    """The port and the certificate of a TLS end in front of the server, which speaks no TLS."""
     openssl = shutil.which("openssl")
     if not openssl:
         pytest.skip("no openssl to make a certificate")

@@ -130,8 +130,8 @@ def serve(workspace, users):
         vectors = np.zeros((2, width[0]), np.float32), np.zeros((2, width[1]), np.int32)
         log.offer(
             Impression(
-                f"r-{user}", user, time.time(), release.id, 2, [], ["i0001", "i0002"], np.zeros(2, np.float32),
-                [["popular"]] * 2, *vectors,
+                f"r-{user}", user, time.time(), release.id, 2, [], ["i0001", "i0002"],
+                np.zeros(2, np.float32), [["popular"]] * 2, *vectors,
             )
         )  # fmt: skip
     log.close()
@@ -216,7 +216,8 @@ def found_in_redis(workspace, user):
     client = redis_client(workspace)
     read = {
         b"string": client.get, b"hash": client.hgetall, b"list": lambda k: client.lrange(k, 0, -1),
-        b"set": client.smembers, b"stream": client.xrange, b"zset": lambda k: client.zrange(k, 0, -1),
+        b"set": client.smembers, b"stream": client.xrange,
+        b"zset": lambda k: client.zrange(k, 0, -1),
     }  # fmt: skip
     return [
         key
@@ -337,7 +338,7 @@ def test_the_user_is_nowhere_and_stays_away(lived, tmp_path):
 
 
 def _compare(workspace, before, rows):
-    """Compare what was there before with what is there now, which may have more files of the stream."""
+    """Compare what was there before with what is there now. The stream may have more files now."""
     after = others(workspace)
     assert_same(before, {path: after[path] for path in before})
     now = hashes(workspace)
@@ -449,7 +450,10 @@ def test_a_batch_in_hand_brings_nobody_back(copied):
 
 
 COLUMNS = [
-    *((name, pa.string()) for name in ("what", "key", "position", "event_id", "item", "request_id", "payload")),
+    *(
+        (name, pa.string())
+        for name in ("what", "key", "position", "event_id", "item", "request_id", "payload")
+    ),
     ("micros", pa.int64()), ("kind", pa.int32()), ("value", pa.float64()),
 ]  # fmt: skip
 

@@ -226,7 +226,10 @@ def last_midnight(log: list[Event]) -> int:
 def daily(
     log: list[Event], key: str, value: Callable[[list[Event], int], dict[str, Any] | None]
 ) -> Rows:
-    """Recount a daily table: look at every midnight of every key, keep changes, heartbeats and the end."""
+    """Recount a daily table.
+
+    Look at every midnight of every key, and keep changes, heartbeats and the end.
+    """
     last, rows = last_midnight(log), {}
     for owner, events in by_key(log, key).items():
         held, since = None, 0
@@ -305,7 +308,7 @@ def test_user_affinity_equals_a_recount(out: Path, log: list[Event]) -> None:
 
 
 def latest(events: list[Event], length: int) -> dict[str, int]:
-    """Return the last ``length`` distinct items and the second of their last event, oldest first."""
+    """Return the last ``length`` distinct items and their last event's second, oldest first."""
     times: dict[str, int] = {}
     for event in reversed(events):
         times.setdefault(event[c.ITEM], event[c.TIMESTAMP] // 1_000_000)

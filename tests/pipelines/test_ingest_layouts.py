@@ -13,7 +13,10 @@ def test_movielens_1m(world):
         "ratings.dat", f"1::1193::5::{978300760}\n1::661::3::978302109\n2::1193::4::978298413\n"
     )
     world.write("users.dat", "1::F::1::10::48067\n2::M::56::16::70072\n")
-    movies = '1193::Misérables, Les (1995)::Drama|Musical\n661::James and the "Giant" Peach (1996)::Animation\n'
+    movies = (
+        "1193::Misérables, Les (1995)::Drama|Musical\n"
+        '661::James and the "Giant" Peach (1996)::Animation\n'
+    )
     world.write("movies.dat", movies.encode("iso-8859-1"))
     report = world.ingest(load_spec(SPECS / "movielens-1m.toml"))
     assert (report.events, report.users, report.items, report.quarantined.total()) == (3, 2, 2, 0)
@@ -33,7 +36,9 @@ def test_movielens_latest(world):
     )
     world.write(
         "movies.csv",
-        'movieId,title,genres\r\n1,"American President, The (1995)",Comedy|Romance\r\n3,X,Drama\r\n',
+        "movieId,title,genres\r\n"
+        '1,"American President, The (1995)",Comedy|Romance\r\n'
+        "3,X,Drama\r\n",
     )
     report = world.ingest(load_spec(SPECS / "movielens-latest-small.toml"))
     assert (report.events, report.items, report.quarantined.total()) == (2, 2, 0)
@@ -53,7 +58,10 @@ def test_deskdrop(world, articles):
         rows_of(*lines, "1465412560,SHARE,8890,-1032,3621,,,", header=header),
     )
     if articles:
-        header = "timestamp,eventType,contentId,authorPersonId,authorSessionId,contentType,url,title,text,lang"
+        header = (
+            "timestamp,eventType,contentId,authorPersonId,authorSessionId,contentType,"
+            "url,title,text,lang"
+        )
         text = '"one\ntwo ' + "x" * 150_000 + '"'
         rows = [
             f"1459193988,CONTENT SHARED,{item},1,1,HTML,u,T {n},{text},en"

@@ -148,7 +148,8 @@ def test_entities(world):
     world.write("events.csv", rows_of(f"u,i,{MAY}"))
     world.write(
         "items/1.csv",
-        'id,name,tags,price,from\nb,"B, ""b""",x| y ||,2.5,2024-05-01\na,old,,,\nc,C,,dear,\n,N,,,\n',
+        'id,name,tags,price,from\nb,"B, ""b""",x| y ||,2.5,2024-05-01\n'
+        "a,old,,,\nc,C,,dear,\n,N,,,\n",
     )
     world.write(
         "items/2.csv",

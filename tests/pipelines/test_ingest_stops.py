@@ -68,7 +68,8 @@ from feature_repo import workspace as w
 from feature_repo.dataset import DatasetSpec
 from pipelines.ingest.ingest import ingest
 
-data, spec, now = Path(sys.argv[1]), DatasetSpec.model_validate_json(sys.argv[2]), pd.Timestamp(sys.argv[3])
+data, spec = Path(sys.argv[1]), DatasetSpec.model_validate_json(sys.argv[2])
+now = pd.Timestamp(sys.argv[3])
 replace, calls = os.replace, 0
 
 def dying(source, target):

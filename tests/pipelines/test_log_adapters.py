@@ -1,4 +1,7 @@
-"""The reading end: files through a real Spark stream, and Kafka's records as its connector would give them."""
+"""The reading end of the log.
+
+Files come through a real Spark stream, Kafka's records as its connector would give them.
+"""
 
 import itertools
 import json
@@ -92,7 +95,10 @@ def test_a_stream_takes_what_was_appended_and_then_what_is_new(spark, log, tmp_p
 
 
 def check_rows(batch, first, log):
-    """A row is in its key's shard, with the position that the writer gave and the event as it was accepted."""
+    """A row is in its key's shard.
+
+    It has the position that the writer gave and the event as it was accepted.
+    """
     mine = next(row for row in batch if row["event_id"] == first["event_id"])
     (entry, *_) = LogFolder(log.folder).after(0)[0].read()
     assert (mine["position"], first) == (entry[0], json.loads(entry[1]))

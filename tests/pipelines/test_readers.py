@@ -1,4 +1,4 @@
-"""Every layout comes back as strings with the right line numbers, and nothing is lost on the way."""
+"""Every layout comes back as strings with the right line numbers, and nothing is lost."""
 
 import gzip
 import json

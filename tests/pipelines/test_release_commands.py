@@ -38,7 +38,7 @@ BAD = "ranker that gives NaN"
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the models of the tiny release and its features registered, but no release."""
+    """A workspace without a release: the tiny release's models, and its features registered."""
     root = tmp_path_factory.mktemp("trained")
     workspace, models = Workspace(root), root / "models"
     write_release(models / "retrieval")

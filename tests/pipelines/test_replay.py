@@ -1,4 +1,7 @@
-"""A data set's files replayed over HTTP to the real intake on a real Redis, and to a server that misbehaves."""
+"""A data set's files replayed over HTTP.
+
+They go to the real intake on a real Redis, and to a server that misbehaves.
+"""
 
 import json
 import socket
@@ -225,7 +228,8 @@ def test_a_folder_without_the_files_is_said(tmp_path, spec):
 
 def test_another_layout_with_values_and_ids(tmp_path):
     (tmp_path / "dataset.toml").write_text(
-        'name = "own"\n[events]\npath = "log"\nuser = "u"\nitem = "i"\ntimestamp = "t"\nvalue = "v"\nid = "n"\n'
+        'name = "own"\n[events]\npath = "log"\nuser = "u"\nitem = "i"\n'
+        'timestamp = "t"\nvalue = "v"\nid = "n"\n'
         "[events.types.rating]\npositive = true\nmin_value = 0\n"
     )
     (tmp_path / "log").mkdir()

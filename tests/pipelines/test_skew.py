@@ -49,7 +49,8 @@ class Visitors:
         now = time.time()
         events = [
             {"event_id": f"e{self._rng.random()}", "user_id": self._rng.choice(self.clickers),
-             "item_id": self._rng.choice(self._items), "type": self._rng.choice(engine.release.codec.spec.event_types),
+             "item_id": self._rng.choice(self._items),
+             "type": self._rng.choice(engine.release.codec.spec.event_types),
              "timestamp": now + self._rng.choice([0, 0, -0.3, -0.6, 200, -4_000])}
             for _ in range(count)
         ]  # fmt: skip
@@ -81,7 +82,7 @@ def ask_later(engine, users, patch):
 
 @pytest.fixture(scope="module")
 def served(built, copy, tmp_path_factory):
-    """A world in which requests were served before, while and after their users' events were streamed."""
+    """A world that served requests before, while and after their users' events were streamed."""
     with (
         copy(built.workspace, tmp_path_factory.mktemp("served") / "w") as workspace,
         pytest.MonkeyPatch.context() as patch,

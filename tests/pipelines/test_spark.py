@@ -21,7 +21,8 @@ def fake_java(home: Path, version: str) -> Path:
     script = home / "bin" / "java"
     script.parent.mkdir(parents=True)
     script.write_text(
-        f"#!/bin/sh\necho '    java.home = {home}' >&2\necho '    java.specification.version = {version}' >&2\n"
+        f"#!/bin/sh\necho '    java.home = {home}' >&2\n"
+        f"echo '    java.specification.version = {version}' >&2\n"
     )
     script.chmod(0o755)
     return home
@@ -119,10 +120,12 @@ def test_spark_runs_on_the_bundled_java(no_java: Path, tmp_path: Path) -> None:
         "frame = spark.range(100).selectExpr('id', 'id % 3 AS part')\n"
         "frame.groupBy('part').count().write.parquet(sys.argv[1] + '/out')\n"
         "conf, java = spark.conf, spark.sparkContext._jvm.java.lang.System\n"
-        "counts = spark.read.parquet(sys.argv[1] + '/out').orderBy('part').toPandas()['count'].tolist()\n"
+        "counts = spark.read.parquet(sys.argv[1] + '/out').orderBy('part')"
+        ".toPandas()['count'].tolist()\n"
         "worker = frame.mapInPandas(lambda parts: parts, 'id long, part long').count()\n"
         "megabytes = spark.sparkContext._jvm.java.lang.Runtime.getRuntime().maxMemory() // 2**20\n"
-        "print(counts, worker, conf.get('spark.sql.session.timeZone'), megabytes, java.getProperty('java.home'))\n"
+        "print(counts, worker, conf.get('spark.sql.session.timeZone'), megabytes, "
+        "java.getProperty('java.home'))\n"
     )
     environment = os.environ | {
         "PYTHONPATH": str(PROJECT_ROOT),

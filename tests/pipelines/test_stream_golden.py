@@ -1,10 +1,11 @@
 """The job continues from a checkpoint that an earlier version of the code wrote.
 
 ``tests/data/stream_checkpoint_97f4b5b.tar.xz`` is a working folder as the code of commit 97f4b5b
-left it: events of 8 ingested users, the feature tables, Redis' append-only file and the job's checkpoint. The
-job had finished a batch of 40 log entries (one malformed). It was killed in its second batch of 30
-entries (one malformed), after the online and offline writes and before the commit. Then 20 more
-events were accepted. So the job must repeat a batch without counting it twice, and go on.
+left it: events of 8 ingested users, the feature tables, Redis' append-only file and the job's
+checkpoint. The job had finished a batch of 40 log entries (one malformed). It was killed in its
+second batch of 30 entries (one malformed), after the online and offline writes and before the
+commit. Then 20 more events were accepted. So the job must repeat a batch without counting it
+twice, and go on.
 """
 
 import tarfile
@@ -47,8 +48,8 @@ def test_the_job_continues_from_an_old_checkpoint(stored):
     assert (before.events, before.poison, before.pending) == (39, 1, 50)
     newest = read_archive(stored)["timestamp"].to_pylist()[-1].timestamp()
     further = [
-        {"event_id": f"further-{n}", "user_id": f"n{n % 9}", "item_id": f"i{n % 11:04d}", "type": "view",
-         "timestamp": newest + n}
+        {"event_id": f"further-{n}", "user_id": f"n{n % 9}", "item_id": f"i{n % 11:04d}",
+         "type": "view", "timestamp": newest + n}
         for n in range(25)
     ]  # fmt: skip
     accepted = RedisStreamLog(stored).append([*further, *further[:5]])

@@ -1,4 +1,7 @@
-"""Events that came through the log are ingested from the stream's archive, once, with their own times."""
+"""Events that came through the log are ingested from the stream's archive.
+
+Each is ingested once, with its own times.
+"""
 
 from datetime import UTC, datetime
 
@@ -16,8 +19,8 @@ from pipelines.workflow.stages import run_materialize
 def archived(number, event_id):
     now = datetime.now(UTC).replace(microsecond=0)
     return {
-        "position": f"{1_700_000_000_000 + number}-0", "event_id": event_id, "user_id": "u", "item_id": "i0001",
-        "type": "view", "timestamp": now, "accepted_at": now,
+        "position": f"{1_700_000_000_000 + number}-0", "event_id": event_id, "user_id": "u",
+        "item_id": "i0001", "type": "view", "timestamp": now, "accepted_at": now,
     }  # fmt: skip
 
 

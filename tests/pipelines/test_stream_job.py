@@ -240,8 +240,8 @@ def test_the_api_is_killed_in_the_middle_of_a_batch(released):
     for attempt, delay_s in enumerate([0.0, 0.005, 0.02, None]):
         api, before = serve(), client.xlen(LOG)
         batch = [
-            {"event_id": f"k{attempt}-{n}", "user_id": f"k{n % 7}", "item_id": f"i{n % 30:04d}", "type": "view",
-             "timestamp": time.time()}
+            {"event_id": f"k{attempt}-{n}", "user_id": f"k{n % 7}", "item_id": f"i{n % 30:04d}",
+             "type": "view", "timestamp": time.time()}
             for n in range(1_000)
         ]  # fmt: skip
         by_log = threading.Thread(target=kill_once_logged, args=(client, before, api))

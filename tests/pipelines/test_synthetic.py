@@ -285,7 +285,10 @@ def test_utilities_are_the_exact_marginal_over_intents() -> None:
 def test_first_views_are_as_probable_as_utilities_say(
     medium: tuple[World, synthetic.Events],
 ) -> None:
-    """The mean log-probability of what happened is the mean negative entropy, within sampling error."""
+    """The mean log-probability of what happened is the mean negative entropy.
+
+    It is so within sampling error.
+    """
     world, log = medium
     views = np.flatnonzero(log.kind == 0)
     _, first = np.unique(log.user[views], return_index=True)
@@ -313,7 +316,10 @@ def test_truth_comes_back_from_disk(tmp_path: Path) -> None:
 
 @dataclasses.dataclass
 class NextViews:
-    """New items viewed in the last fifth of the time, with the user's views of earlier sessions and of this one."""
+    """New items viewed in the last fifth of the time.
+
+    Each comes with the user's views of earlier sessions and of this one.
+    """
 
     user: Any
     item: Any
@@ -403,7 +409,10 @@ def test_session_utilities_follow_from_the_model_by_bayes() -> None:
 def test_views_are_as_probable_as_session_utilities_say(
     medium: tuple[World, synthetic.Events],
 ) -> None:
-    """The mean log-probability of what happened is the mean negative entropy, within sampling error."""
+    """The mean log-probability of what happened is the mean negative entropy.
+
+    It is so within sampling error.
+    """
     world, log = medium
     views = NextViews.of(log, MEDIUM, limit=3000)
     logp = world.session_utilities(views.user, views.start, views.earlier, views.before).astype(

@@ -55,7 +55,10 @@ def test_a_text_that_was_cut_off_is_refused_wherever(text: str) -> None:
 
 
 def first(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[str], str]:
-    """Return what changes the values of a field in the first tree that has it, and keeps the text's length."""
+    """Return what changes the values of a field in the first tree that has it.
+
+    It keeps the text's length.
+    """
 
     def damage(text: str) -> str:
         found = re.search(rf"\n{name}=(.+)", text)

@@ -38,7 +38,10 @@ def taste_world(seed: int = 0, noise: bool = False) -> tuple[LabelledPairs, Side
 
 
 def test_counts_and_the_first_bias_by_hand() -> None:
-    """One user, items met once: labels 1, 1, 0 have the mean 2/3, and a bias is shrunk by five pairs of zero."""
+    """One user, items met once: labels 1, 1, 0 have the mean 2/3.
+
+    A bias is shrunk by five pairs of zero.
+    """
     known = pairs([(0, 0, 1), (0, 1, 1), (0, 2, 0)])
     features = collaborative_features(known, pairs([(0, 2, 0), (1, 3, 0)]), SideInformation(2, 4))
     assert features["user_labels"].tolist() == [3, 0]

@@ -28,7 +28,10 @@ SCHEMA = RowSchema(
 
 
 def world(seed: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return rows that every column says something of, a tenth of the sparse ones missing, and labels."""
+    """Return rows and labels.
+
+    Every column says something of a row's labels. In sparse columns, a tenth is missing.
+    """
     random = np.random.default_rng(seed)
     numeric = np.round(random.normal(size=(rows, 5)), 2).astype(np.float32)
     for column in (1, 4):

@@ -152,7 +152,8 @@ from ranking.models.scorer import CalibratedRanker
 rows = np.load({str(tmp_path / "rows.npz")!r})
 for kind in {KINDS!r}:
     ranker = CalibratedRanker.load(Path({str(trained.folder)!r}) / kind)
-    np.save(Path({str(tmp_path)!r}) / f"{{kind}}.npy", ranker.score(rows["numeric"], rows["categorical"])[0])
+    scores = ranker.score(rows["numeric"], rows["categorical"])[0]
+    np.save(Path({str(tmp_path)!r}) / f"{{kind}}.npy", scores)
     ranker.explain(rows["numeric"][0], rows["categorical"][0])
 assert "torch" not in sys.modules
 """

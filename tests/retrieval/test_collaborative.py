@@ -67,7 +67,7 @@ def test_training_finds_the_blocks_from_a_random_start() -> None:
 
 
 def test_an_item_that_the_factors_hardly_know_is_no_alarm() -> None:
-    """Its vector is short, so its gradient is large when it is met for the first time, in the last step here."""
+    """Its vector is short, so its gradient is large when it is first met, here in the last step."""
     known, _ = blocks()
     taken = np.zeros((USERS, 1), np.float32)
     taken[np.random.default_rng([0, 0]).permutation(USERS)[-1]] = 1

@@ -47,7 +47,10 @@ def test_a_sound_tower_passes() -> None:
 
 
 def test_equal_histories_that_went_on_differently_are_no_alarm() -> None:
-    """Of few items, many histories begin alike, and no tower can know which of two next items is meant."""
+    """Of few items, many histories begin alike.
+
+    No tower can know which of two next items is meant.
+    """
     drawn = torch.from_numpy(np.random.default_rng(0).integers(1, 4, (ROWS, 3)))
     check_sequences(lambda: tower(3), loss(3), drawn[:, :-1].clone(), drawn[:, 1:].clone())
 

@@ -25,7 +25,7 @@ CONFIG = SequenceConfig(
 
 @pytest.fixture(scope="module")
 def chain() -> Sequences:
-    """Nine times of ten the next item is the last one's successor in a fixed walk over all items."""
+    """In a fixed walk over all items, the next is the last one's successor nine times of ten."""
     draw = np.random.default_rng(5)
     users, items = [], []
     for user in range(USERS):

@@ -1,4 +1,4 @@
-"""Reading, windows, the tower, the loss and the places of items, each against cases worked by hand."""
+"""Reading, windows, the tower, the loss and items' places, each against cases worked by hand."""
 
 from __future__ import annotations
 

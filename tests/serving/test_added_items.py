@@ -123,7 +123,7 @@ def change(tiny: Tiny, folder: Path, damage: Callable[[Path], object]) -> Releas
 
 
 def rename_last(name: str) -> Callable[[Path], None]:
-    """Let the last item of a release have another id, as if the release had been made of later data."""
+    """Give the last item of a release another id, as if the release was made of later data."""
 
     def damage(folder: Path) -> None:
         change_json("codec.json", lambda of: of["items"].__setitem__(-1, name))(folder)
@@ -174,7 +174,10 @@ def test_the_exported_item_tower_is_the_trained_one_without_ids(tiny: Tiny, tmp_
 
 
 def offers(tiny: Tiny, user: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return attributes, of many, whose items lie nearest to and furthest from a user of whom nothing is known."""
+    """Return attributes, of many, whose items lie nearest to and furthest from a user.
+
+    Nothing is known of the user.
+    """
     generator, release = np.random.default_rng(8), load_release(tiny.folder)
     many = [
         {
@@ -223,7 +226,8 @@ def test_rules_hold_for_added_items(api: Api) -> None:
     put(api, "bare", {}, available_from=LONG_AGO)
     matching = [
         {"genre": {"in": ["War"]}}, {"genre": {"not_in": ["Drama"]}}, {"tags": {"in": ["tag2"]}},
-        {"price": {"min": 16_777_216.5}}, {"price": {"min": 16_777_217}, "tags": {"not_in": ["tag3"]}},
+        {"price": {"min": 16_777_216.5}},
+        {"price": {"min": 16_777_217}, "tags": {"not_in": ["tag3"]}},
     ]  # fmt: skip
     for filters in matching:
         assert "war" in ids(api.ask(filters=filters)), filters
@@ -521,7 +525,10 @@ def test_items_that_no_server_needs_are_deleted(
 
 
 def test_what_a_process_adds_is_its_own(tiny: Tiny) -> None:
-    """Rows are written to this process's copy of a page, and neither to the file nor to who else has it mapped."""
+    """Rows are written to this process's copy of a page.
+
+    They reach neither the file nor anyone else who has it mapped.
+    """
     one, other = load_release(tiny.folder), load_release(tiny.folder)
     before = (tiny.folder / "item_vectors.npy").read_bytes()
     with_added(one, {"fresh": AddedItem(WAR, 0.0)})

@@ -75,7 +75,10 @@ def exported(workspace, tmp_path_factory):
 
 
 def parsed(query):
-    """Return a query as a tree; it must be valid PromQL once Grafana has filled its variables in."""
+    """Return a query as a tree.
+
+    It must be valid PromQL once Grafana has filled its variables in.
+    """
     return promql.parse(query.replace("$__rate_interval", "5m").replace("$instance", ".*"))
 
 
@@ -137,8 +140,13 @@ def test_the_check_finds_what_is_wrong(exported):
 
 def test_endpoints_in_queries_are_the_apps(workspace):
     paths = {route.path for route in create_app(workspace, release=None).routes}
-    asked = {m.value for query in QUERIES.values() for s in nodes(parsed(query), promql.VectorSelector)
-             for m in s.matchers.matchers if m.name == "endpoint" and m.op == promql.MatchOp.Equal}  # fmt: skip
+    asked = {
+        m.value
+        for query in QUERIES.values()
+        for s in nodes(parsed(query), promql.VectorSelector)
+        for m in s.matchers.matchers
+        if m.name == "endpoint" and m.op == promql.MatchOp.Equal
+    }
     assert asked == {"/v1/recommendations", "/v1/events"}
     assert asked <= paths
 

@@ -1,4 +1,7 @@
-"""An erased user: refused from then on, whatever was flushed, restarted or killed, and gone from Redis."""
+"""An erased user is refused from then on, and gone from Redis.
+
+That holds whatever was flushed, restarted or killed.
+"""
 
 import json
 import os

@@ -132,7 +132,7 @@ class Watched:
     ended: float
 
     def healthy_after(self) -> float:
-        """Seconds from the end of the fault to the last answer that named a loss that the fault causes."""
+        """Seconds from the fault's end to the last answer that named a loss that it causes."""
         bad = [at for at, status, body in self.load.answers if status == 200 and losses(body)]
         return max(0.0, max(bad, default=self.ended) - self.ended)
 
@@ -207,7 +207,8 @@ def check(
         for word in losses(body)
     )
     report = {
-        "fault": name, "seconds": round(watched.ended - watched.begun, 1), "requests": sum(found.statuses.values()),
+        "fault": name, "seconds": round(watched.ended - watched.begun, 1),
+        "requests": sum(found.statuses.values()),
         "statuses": dict(found.statuses), "retried": found.retried, "losses": dict(during),
         "healthy_after_s": round(watched.healthy_after(), 1), "p99_ms": found.percentile(99),
     }  # fmt: skip
@@ -324,7 +325,10 @@ def streamed(server: Server, patience_s: float = 240.0) -> None:
 
 
 def test_the_streaming_job_is_dead(server: Server) -> None:
-    """Events of a dead job are in the very next answer all the same, and a new job takes up every one of them."""
+    """Events of a dead job are in the very next answer all the same.
+
+    A new job takes up every one of them.
+    """
     item = server.excluded[0]
     url = f"http://127.0.0.1:{server.port}"
 

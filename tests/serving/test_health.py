@@ -101,8 +101,8 @@ def test_ready(engine, now):
     status, body = readiness(engine, IDLE, now)
     assert status == 200
     assert body == {
-        "status": "ready", "release": engine.release.id, "online_store": True, "lost": [], "items_age_s": 5.0,
-        "stream": None,
+        "status": "ready", "release": engine.release.id, "online_store": True, "lost": [],
+        "items_age_s": 5.0, "stream": None,
     }  # fmt: skip
 
 
@@ -182,8 +182,8 @@ def test_the_state_is_among_the_metrics_until_redis_goes(fresh, monkeypatch):
     text = render(metrics).decode()
     for line in (
         "funnel_online_store_up 1.0", "funnel_stream_running 0.0", "funnel_stream_lag_seconds 0.0",
-        'funnel_stream_events_total{kind="all"} 2.0', "funnel_log_entries 2.0", "funnel_log_limit 500.0",
-        "funnel_dead_letters 0.0",
+        'funnel_stream_events_total{kind="all"} 2.0', "funnel_log_entries 2.0",
+        "funnel_log_limit 500.0", "funnel_dead_letters 0.0",
     ):  # fmt: skip
         assert f"\n{line}\n" in text
     kill_redis(fresh)

@@ -1,4 +1,4 @@
-"""The API describes itself: named models, scopes and examples, and a generated client that works."""
+"""The API describes itself: named models, scopes, examples, and a generated client that works."""
 
 from __future__ import annotations
 

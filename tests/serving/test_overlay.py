@@ -1,4 +1,7 @@
-"""The overlay merged into a streamed row gives what the stream will write, and counts nothing twice."""
+"""The overlay merged into a streamed row gives what the stream will write.
+
+It counts nothing twice.
+"""
 
 import json
 

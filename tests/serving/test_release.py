@@ -23,11 +23,12 @@ from serving.releases.release import load_release
 from tests.support.tiny_release import ITEMS, NOW, PROVENANCE, SPEC, Tiny, tiny_codec, write_release
 
 FILES = [
-    "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy", "items.arrow",
-    "items.categories.npy", "items.codes.npy", "items.first.npy", "items.numeric.npy", "items.times.npy",
-    "neighbours.npy", "ranker/calibration.json", "ranker/manifest.json", "ranker/model.json", "ranker/schema.json",
-    "ranker/transform.json", "ranker/weights.npz", "raw_item_vectors.npy", "shares.json", "similarities.npy",
-    "user_tower.onnx",
+    "codec.json", "filters.json", "index.faiss", "item_tower.onnx", "item_vectors.npy",
+    "items.arrow", "items.categories.npy", "items.codes.npy", "items.first.npy",
+    "items.numeric.npy", "items.times.npy", "neighbours.npy",
+    "ranker/calibration.json", "ranker/manifest.json", "ranker/model.json", "ranker/schema.json",
+    "ranker/transform.json", "ranker/weights.npz", "raw_item_vectors.npy",
+    "shares.json", "similarities.npy", "user_tower.onnx",
 ]  # fmt: skip
 
 
@@ -215,8 +216,11 @@ def test_serving_can_do_without_torch() -> None:
     Seconds of start and a gigabyte of disk.
     """
     modules = [
-        "serving.recommender.recommender", "serving.releases.release", "retrieval.index", "retrieval.towers.context",
-        "retrieval.covisitation", "ranking.models.scorer",
+        "serving.recommender.recommender", "serving.releases.release", "retrieval.index",
+        "retrieval.towers.context", "retrieval.covisitation", "ranking.models.scorer",
     ]  # fmt: skip
-    code = f"import sys, {', '.join(modules)}\nassert not {{'torch', 'feast', 'pyspark'}} & set(sys.modules)"
+    code = (
+        f"import sys, {', '.join(modules)}\n"
+        "assert not {'torch', 'feast', 'pyspark'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT, check=True)

@@ -27,7 +27,7 @@ from tests.support.tiny_release import PROVENANCE, Tiny
 
 
 class Bench:
-    """A workspace with releases, a poller over it that is told when to look, and what was adopted."""
+    """A workspace with releases, a poller that is told when to look, and what was adopted."""
 
     def __init__(self, root: Path, tiny: Tiny, keep: int = 2) -> None:
         self.workspace = Workspace(root)

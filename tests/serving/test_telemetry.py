@@ -1,4 +1,4 @@
-"""The outermost layer of the app, over ASGI and in a real server, with a real collector of traces."""
+"""The app's outermost layer, over ASGI and in a real server, with a real collector of traces."""
 
 import asyncio
 import io
@@ -234,8 +234,9 @@ def test_one_line_of_json_a_request(app, logs):
     )
     assert 0 < access.pop("ms") < 10_000
     assert access == {
-        "level": "INFO", "logger": "serving.http.access", "message": "request", "request_id": "r1", "method": "GET",
-        "endpoint": "/v1/users/{user_id}/features", "status": 200, "answer": "a1", "degraded": ["no_history"],
+        "level": "INFO", "logger": "serving.http.access", "message": "request", "request_id": "r1",
+        "method": "GET", "endpoint": "/v1/users/{user_id}/features", "status": 200, "answer": "a1",
+        "degraded": ["no_history"],
     }  # fmt: skip
     assert USER not in "".join(lines()) and "hidden" not in "".join(lines())
 
@@ -390,8 +391,8 @@ def test_a_request_and_its_stages_are_spans_of_the_callers_trace(collector, logs
     assert spans["features"].parent_span_id == outer.span_id
     assert spans["rank"].parent_span_id == spans["features"].span_id
     assert attributes(outer) == {
-        "http.request.method": "GET", "http.route": "/v1/users/{user_id}/features", "http.response.status_code": 200,
-        "funnel.request_id": "r1",
+        "http.request.method": "GET", "http.route": "/v1/users/{user_id}/features",
+        "http.response.status_code": 200, "funnel.request_id": "r1",
     }  # fmt: skip
     assert USER not in str(collector.resources)
     assert {
@@ -425,7 +426,8 @@ def test_without_tracing_nothing_of_it_is_imported(environment, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     code = (
-        "import sys; from serving.http.telemetry import start_tracing; assert start_tracing() is None; "
+        "import sys; from serving.http.telemetry import start_tracing; "
+        "assert start_tracing() is None; "
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT_ROOT).returncode == 0

@@ -6,7 +6,10 @@ import numpy as np
 from scipy import sparse
 
 USERS, ITEMS, BLOCKS, TAKEN, HELD = 120, 160, 4, 15, 3
-"""With 40 items a block, 12 known and 20 shown of the 28 others, a perfect model finds 20 / 28 of what was held out."""
+"""Of a block's 40 items, 12 are known, and 20 of the other 28 are shown.
+
+A perfect model finds 20 / 28 of what was held out.
+"""
 
 BEST = 20 / (ITEMS // BLOCKS - TAKEN + HELD)
 

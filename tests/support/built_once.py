@@ -23,7 +23,7 @@ SOURCES = ("feature_repo", "pipelines", "ranking", "retrieval", "serving")
 
 
 def built_once(name: str, build: Callable[[Path], None]) -> Path:
-    """Return the folder that ``build`` has filled, in this run or in one before. Change nothing in it."""
+    """Return the folder that ``build`` filled, in this run or one before. Change nothing in it."""
     FOLDERS.mkdir(parents=True, exist_ok=True)
     folder = FOLDERS / f"{name}-{_version()}"
     with (FOLDERS / f".{name}.lock").open("ab") as lock:
@@ -39,7 +39,7 @@ def built_once(name: str, build: Callable[[Path], None]) -> Path:
 
 @cache
 def _version() -> str:
-    """Return a hash of the day, the interpreter and its threads, and all sources and pinned packages."""
+    """Return a hash of the day, the interpreter, its threads, all sources and pinned packages."""
     digest = hashlib.sha256(
         f"{datetime.now(UTC):%Y-%m-%d} {sys.version} {os.environ.get('OMP_NUM_THREADS')}".encode()
     )

@@ -134,7 +134,7 @@ def other_inputs(graph: Any) -> None:
 
 
 def fewer_users(graph: Any) -> None:
-    """Keep only the unknown user's vector, as of a tower that was trained without the users of the codec."""
+    """Keep only the unknown user's vector, as of a tower trained without the codec's users."""
     table = next(one for one in graph.initializer if one.name == "ids.weight")
     table.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(table)[:1].copy(), table.name))
 
@@ -263,9 +263,9 @@ _ITEM_TOWER = "item_tower.onnx"
 _IP = faiss.METRIC_INNER_PRODUCT
 
 FILES = [
-    "codec.json", "filters.json", "shares.json", "index.faiss", _VECTORS, _RAW, _NEIGHBOURS, "similarities.npy",
-    "items.arrow", "items.numeric.npy", "user_tower.onnx", _ITEM_TOWER, "ranker/model.json", "ranker/schema.json",
-    "ranker/calibration.json",
+    "codec.json", "filters.json", "shares.json", "index.faiss", _VECTORS, _RAW, _NEIGHBOURS,
+    "similarities.npy", "items.arrow", "items.numeric.npy", "user_tower.onnx", _ITEM_TOWER,
+    "ranker/model.json", "ranker/schema.json", "ranker/calibration.json",
 ]  # fmt: skip
 """Files that every release has, one of each kind at the least."""
 

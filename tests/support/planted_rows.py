@@ -32,7 +32,7 @@ GENRE_EFFECT = np.array([0.0, 1.5, -1.5, 0.0, 1.0, -1.0])
 
 
 def planted(seed: int, requests: int = 200, candidates: int = 20) -> RankingData:
-    """Return rows where affinity and genre decide, popularity helps a little and the rest is noise."""
+    """Return rows where affinity and genre decide, popularity helps a little, the rest is noise."""
     random = np.random.default_rng(seed)
     n = requests * candidates
     affinity, popularity = random.normal(size=n), np.floor(np.exp(random.normal(2.0, 1.5, size=n)))

@@ -19,8 +19,8 @@ QUICK_JAVA = {"SPARK_SUBMIT_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
 """Environment in which Spark starts Java without its optimizing compiler."""
 
 CRASH_POINTS = (
-    "batch-start", "before-online", "within-online", "after-online", "before-rename", "within-offline",
-    "after-offline", "after-dead-letters", "batch-end", "after-commit",
+    "batch-start", "before-online", "within-online", "after-online", "before-rename",
+    "within-offline", "after-offline", "after-dead-letters", "batch-end", "after-commit",
 )  # fmt: skip
 
 _CRASHING_JOB = """
@@ -162,8 +162,8 @@ class Feeder:
                 [0, 0, 0, -3_600, 3_600, -300_000]
             )  # clocks are wrong, events are late
             events = [
-                {"event_id": f"{id(self)}-{batch}-{n}", "user_id": rng.choice(users), "item_id": rng.choice(items),
-                 "type": rng.choice(types), "timestamp": now}
+                {"event_id": f"{id(self)}-{batch}-{n}", "user_id": rng.choice(users),
+                 "item_id": rng.choice(items), "type": rng.choice(types), "timestamp": now}
                 for n in range(10)
             ]  # fmt: skip
             if batch % 10 == 0:

@@ -1,4 +1,7 @@
-"""Two workers of the product's supervisor with its metrics, and an app that says which of them answers."""
+"""Two workers of the product's supervisor with its metrics.
+
+Their app says which of them answers.
+"""
 
 import os
 import sys
