@@ -18,8 +18,8 @@ def test_schema_survives_json() -> None:
     [
         ({"numeric": ()}, "at least one numeric column"),
         ({"heads": (), "head_weights": ()}, "one head"),
-        ({"categorical": ("noise", "device")}, "named twice"),
-        ({"cardinalities": (6,)}, "do not match the names"),
+        ({"categorical": ("noise", "device")}, "have the same name"),
+        ({"cardinalities": (6,)}, "differ in number"),
         ({"cardinalities": (6, 0)}, "at least 1"),
         ({"head_weights": (1.0, float("nan"))}, "finite"),
     ],
