@@ -1,1 +1,5 @@
-"""What Funnel knows about users and items: the dataset spec, column names and Feast definitions."""
+"""What Funnel knows about users and items, below every other package.
+
+The dataset spec, column names, Feast definitions, settings, and ``facts``: the one definition of
+the features that stream, batch job and server compute from events.
+"""

@@ -1,1 +1,1 @@
-"""Fits, checks, calibrates and compares rankers; the only part of ranking that imports torch."""
+"""Fits, checks, calibrates, compares and chooses rankers; only this part of ranking has torch."""

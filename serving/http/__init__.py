@@ -1,1 +1,1 @@
-"""The HTTP app: routes, middleware, access control and probes."""
+"""The HTTP app: routes, middleware, load shedding, access control and probes."""
