@@ -146,7 +146,13 @@ class AttributeEncoder:
     def fit(
         cls, kinds: Mapping[str, AttributeKind], columns: Mapping[str, Sequence[Any]]
     ) -> AttributeEncoder:
-        """Fit vocabularies and the mean and deviation of each number (of its signed log1p)."""
+        """Fit a vocabulary, or for numbers the mean and deviation of their signed log1p.
+
+        Args:
+            kinds: the kind of each attribute.
+            columns: the values of each attribute as given, one per row; None: missing.
+
+        """
         vocabularies, moments = {}, {}
         for name, kind in kinds.items():
             if kind == "numeric":

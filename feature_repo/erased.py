@@ -111,10 +111,13 @@ class ErasedUsers:
         return self.folder / f"{number}.json"
 
     def add(self, user_id: str) -> str:
-        """Put an id on the list durably, unless it is on it; return the number of its erasure."""
+        """Put an id on the list durably, and return the number of its erasure.
+
+        An id that is on the list stays on it, with the same number.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         number = self.number(user_id)
-        with self.editing(number) as proof:
+        with self.editing(number) as proof:  # makes the file, by which the id is on the list
             proof["digest"] = self.digest(user_id)
         sync_folder(self.folder)
         if self._redis is not None:

@@ -216,13 +216,13 @@ def dump(facts: Counts) -> str:
 
 
 def load(data: str) -> Counts:
-    """Restore facts from their ``dump``."""
+    """Restore facts from their ``dump``: ``UserFacts`` if those were dumped, else ``Counts``."""
     value = orjson.loads(data)
-    counts = [dict(panes) for panes in value["panes"]]
+    panes = [dict(pairs) for pairs in value["panes"]]  # pairs of a pane's number and its counts
     if "events" not in value:
-        return Counts(counts, value["position"])
+        return Counts(panes, value["position"])
     history = {item: (micros, event_id) for item, micros, event_id in value["history"]}
-    return UserFacts(counts, value["position"], list(map(Event._make, value["events"])), history)
+    return UserFacts(panes, value["position"], list(map(Event._make, value["events"])), history)
 
 
 def user_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:

@@ -298,7 +298,11 @@ class Engine:
         requests: Sequence[RecommendationRequest],
         deadline: Deadline,
     ) -> list[Answer]:
-        """Return one answer per request: features, then candidates or popular items."""
+        """Return one answer per request, in their order.
+
+        The users' features are read first. The items come from candidates, or are popular ones if
+        the deadline has passed or the candidates failed.
+        """
         now = time.time()
         with self.metrics.stage("features"):
             features = self._features(snapshot, [request.user_id for request in requests], now)
@@ -307,6 +311,7 @@ class Engine:
         rules = [
             RequestRules(request.k, tuple(request.exclude), request.filters) for request in requests
         ]
+        # One list per request; the candidates are of the whole batch (None: popular items).
         results, ranked = self._recommend(snapshot, users, rules, deadline)
 
         answers = []

@@ -163,34 +163,39 @@ class UnfinishedFeatures:
 
 
 def table_locations(workspace: Workspace, erased: ErasedUsers) -> list[StorageLocation]:
-    """Return the tables of a working folder, each before those that are made from it."""
+    """Return the tables of a working folder, the ingested ones before features made from them.
+
+    Files and locks are given as functions: each search or removal lists and locks anew.
+    """
     ingest = workspace.ingest
     features = workspace.root / "features"
-    ingesting: Lock = lambda: ingest_lock(workspace)  # noqa: E731
-    writing: Lock = lambda: tables_lock(workspace, exclusive=True)  # noqa: E731
+    lock_ingest: Lock = lambda: ingest_lock(workspace)  # noqa: E731
+    lock_offline_tables: Lock = lambda: tables_lock(workspace, exclusive=True)  # noqa: E731
     return [
         IngestedTables(
             "ingested events",
             erased,
             _below(ingest / "events"),
-            lock=ingesting,
+            lock=lock_ingest,
             workspace=workspace,
         ),
-        Tables("ingested users", erased, lambda: ingest.glob("users.parquet"), lock=ingesting),
+        Tables("ingested users", erased, lambda: ingest.glob("users.parquet"), lock=lock_ingest),
         QuarantinedRows(
-            erased, lambda: _of_users(ingest / "quarantine"), _user_columns(workspace), ingesting
+            erased, lambda: _of_users(ingest / "quarantine"), _user_columns(workspace), lock_ingest
         ),
-        Tables("feature tables", erased, lambda: _feature_files(features), lock=writing),
+        Tables(
+            "feature tables", erased, lambda: _feature_files(features), lock=lock_offline_tables
+        ),
         Tables(
             "table of the stream's state",
             erased,
             lambda: _state_files(features),
             column=KEY,
             prefix=USER_KEY,
-            lock=writing,
+            lock=lock_offline_tables,
         ),
         UnfinishedFeatures(features),
-        Tables("event archive", erased, _below(archive(workspace)), lock=writing),
+        Tables("event archive", erased, _below(archive(workspace)), lock=lock_offline_tables),
         Tables("impressions", erased, _below(workspace.impressions)),
     ]
 

@@ -167,15 +167,20 @@ def write_inputs(folder: Path, held_out: HeldOut) -> None:
 
 
 def _write_events(folder: Path, held_out: HeldOut) -> None:
-    """Write the positive events before the selection part, and those before the test part."""
+    """Write ``learn_choose.parquet`` and ``learn_test.parquet``, from which a peer learns.
+
+    They have the positive events before the selection part and before the test part. Items that
+    the release does not know are left out.
+    """
     split = Split.from_dict(held_out.release.manifest.split)
     positive = held_out.events[held_out.events[c.POSITIVE]]
+    # Users' numbers, item codes (0: unknown) and epoch seconds, all [n].
     user = positive[c.USER].astype("category").cat.codes.to_numpy()
     item = held_out.release.codec.items.encode(positive[c.ITEM].tolist())
     time = epoch_seconds(positive[c.TIMESTAMP])
     for name, cut in (("choose", split.selection), ("test", split.test)):
-        rows = (time < cut) & (item > 0)
-        table = pa.table({"user": user[rows].astype(np.int32), "item": item[rows].astype(np.int32)})
+        kept = (time < cut) & (item > 0)
+        table = pa.table({"user": user[kept].astype(np.int32), "item": item[kept].astype(np.int32)})
         pq.write_table(table, folder / f"learn_{name}.parquet")
 
 

@@ -81,6 +81,10 @@ def recent_lists(
     def snapshots(
         batches: Iterable[pa.RecordBatch],
     ) -> Iterator[tuple[str, int, list[dict[str, int]]]]:
+        """Yield user, stamp and lists (items with their seconds, latest last) at each stamp.
+
+        The lists are changed in place: the caller copies them before it asks for the next.
+        """
         rows = (
             row
             for batch in batches
@@ -88,13 +92,13 @@ def recent_lists(
         )
         for user, events in groupby(rows, key=itemgetter(0)):
             recent: list[dict[str, int]] = [{} for _ in range(lists)]
-            for stamp, simultaneous in groupby(events, key=itemgetter(1)):
-                for _, _, kind, item, seconds in simultaneous:
+            for stamp, of_stamp in groupby(events, key=itemgetter(1)):
+                for _, _, kind, item, seconds in of_stamp:
                     latest = recent[kind]
                     latest.pop(item, None)  # so that it goes to the end
                     latest[item] = seconds
                     if len(latest) > length:
-                        del latest[next(iter(latest))]
+                        del latest[next(iter(latest))]  # the item that came longest ago
                 yield user, stamp, recent
 
     def pack(rows: list[tuple[Any, ...]]) -> pa.RecordBatch:

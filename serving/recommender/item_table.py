@@ -109,7 +109,8 @@ class RawColumn(Sequence[Any]):
 
     @cached_property
     def _by_value(self) -> dict[str, Int32Array]:
-        # One entry [n] for each value of each item, and the code of the item that has it.
+        """The codes of the items that have each value, int32 ``[n]``, ascending."""
+        # Lists are flattened; flat [m] has every value and owner [m] the code of its item.
         flat = self.values
         owner = np.arange(self._start, len(self), dtype=np.int32)
         if pa.types.is_list(flat.type):
@@ -120,10 +121,11 @@ class RawColumn(Sequence[Any]):
         if not len(encoded.dictionary):
             return {}
 
-        # Group the codes by value.
-        values = encoded.indices.to_numpy()
-        order = np.argsort(values, kind="stable")
-        borders = np.searchsorted(values[order], np.arange(1, len(encoded.dictionary)))
+        # Sort the owners by value, and cut where the next value begins. Values are numbered by
+        # their place in the dictionary.
+        numbers = encoded.indices.to_numpy()
+        order = np.argsort(numbers, kind="stable")
+        borders = np.searchsorted(numbers[order], np.arange(1, len(encoded.dictionary)))
         groups = np.split(owner[order], borders)
         return dict(zip(encoded.dictionary.to_pylist(), groups, strict=True))
 

@@ -124,14 +124,23 @@ class ReleasePoller:
         return release if release is not None and release.folder == folder else None
 
     def _serve(self, release: Release, folder: Path) -> None:
+        """Serve a good release unless it is served already; its folder is no longer refused.
+
+        Args:
+            release: loaded and checked.
+            folder: what the link points at, where the release was found.
+
+        """
         before = self._serving
         if release.id != before.id:
             self._adopt(release)
             self._serving = release
             _log.info("release %s is served; before it was %s", release.id, before.id)
+
+        # The served release goes to the end; of the others those that were served last stay.
         others = {name: other for name, other in self._loaded.items() if name != self._serving.id}
-        latest = list(others.items())[-self._keep + 1 :] if self._keep > 1 else []
-        self._loaded = {**dict(latest), self._serving.id: self._serving}
+        last_served = list(others.items())[-self._keep + 1 :] if self._keep > 1 else []
+        self._loaded = {**dict(last_served), self._serving.id: self._serving}
         self._refused = {
             name: reason for name, reason in self._refused.items() if name != folder.name
         }
