@@ -83,8 +83,8 @@ def test_serving_reads_a_user_as_feast_does(built, whole):
 
 def test_batch_is_what_serving_says_and_goes_on_where_it_was(built, tmp_path, monkeypatch):
     out = tmp_path / "lists.parquet"
-    monkeypatch.setattr(batch, "_PART", 150)
-    whole = batch._Lists.of
+    monkeypatch.setattr(batch, "_USERS_PER_PART", 150)
+    whole = batch._Lists.recommend
     calls = []
 
     def stops(self, users):
@@ -93,7 +93,7 @@ def test_batch_is_what_serving_says_and_goes_on_where_it_was(built, tmp_path, mo
             raise KeyboardInterrupt
         return whole(self, users)
 
-    monkeypatch.setattr(batch._Lists, "of", stops)
+    monkeypatch.setattr(batch._Lists, "recommend", stops)
     with pytest.raises(KeyboardInterrupt):
         batch.run_batch(built.workspace, out, 5, redis_days=1)
     assert not out.exists()
