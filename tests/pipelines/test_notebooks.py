@@ -29,7 +29,7 @@ FEWER_REQUESTS = {
     "2_retrieval": ("REQUESTS = 1_000", "REQUESTS = 200"),
     "3_ranking": (
         "REQUESTS, IMPORTANCE_REQUESTS, REPEATS = 300, 100, 2",
-        "REQUESTS, IMPORTANCE_REQUESTS, REPEATS = 80, 30, 1",
+        "REQUESTS, IMPORTANCE_REQUESTS, REPEATS = 80, 30, 2",
     ),
 }
 """Constants of the notebooks, and those of the test, which has less time."""
