@@ -20,6 +20,7 @@ from pipelines.evaluation.notebooks import (
     run_notebooks,
 )
 from pipelines.training.release import make_release
+from pipelines.training.release_pointer import current_release
 from tests.support.small_world import silent
 
 FIGURES = {"1_data_and_features": 6, "2_retrieval": 5, "3_ranking": 3, "4_end_to_end": 5}
@@ -120,10 +121,11 @@ def test_without_a_workspace_one_line_says_what_to_run(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_is_said_with_the_command_that_makes_it(built, tmp_path, monkeypatch):
+def test_what_is_missing_is_said_with_the_command_that_makes_it(copied, tmp_path, monkeypatch):
+    evaluate(copied, current_release(copied), silent, 400, baselines=False)
     shutil.copy(FOLDER / "4_end_to_end.ipynb", tmp_path)
     monkeypatch.setattr("pipelines.evaluation.notebooks.FOLDER", tmp_path)
-    (page,) = run_notebooks(built.workspace, tmp_path / "out")
+    (page,) = run_notebooks(copied, tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert "funnel evaluate --ablations" in text and "There is one release only" in text
     assert text.count("<img") == 3
