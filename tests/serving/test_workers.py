@@ -38,7 +38,8 @@ def test_two_workers_answer(server: TinyServer) -> None:
     assert len(server.workers()) == 2
     answer = server.recommend()
     assert len(answer.json()["items"]) == 3 and SAFE.items() <= answer.headers.items()
-    assert "funnel_workers 2.0" in httpx.get(f"{server.url}/metrics", timeout=20).text
+    # A worker answers before its own numbers are in the file that the others read.
+    wait_until(lambda: "funnel_workers 2.0" in httpx.get(f"{server.url}/metrics", timeout=20).text)
 
 
 def test_a_killed_worker_is_replaced(server: TinyServer) -> None:
