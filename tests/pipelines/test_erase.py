@@ -53,8 +53,8 @@ from tests.support.streaming_job import (
     kill_started,
     start_job,
     stop_job,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 USER, OTHERS = "u0017", ["u0016", "u0018", "u0170", "u0001"]
 

@@ -27,7 +27,8 @@ from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.releases.release import load_release
 from tests.support.command_line import funnel
-from tests.support.streaming_job import drained, kill_started, start_job, stop_job, wait_until
+from tests.support.streaming_job import drained, kill_started, start_job, stop_job
+from tests.support.waiting import wait_until
 
 LATER_S = 91 * 86_400
 """Past the TTL of daily features."""

@@ -21,7 +21,8 @@ from pipelines.operations.recount import check
 from pipelines.streaming.offline import read_archive
 from pipelines.streaming.status import stream_status
 from serving.event_log.redis_stream import RedisStreamLog
-from tests.support.streaming_job import drained, kill_started, start_job, stop_job, wait_until
+from tests.support.streaming_job import drained, kill_started, start_job, stop_job
+from tests.support.waiting import wait_until
 
 ARCHIVE = Path(__file__).parent.parent / "data" / "stream_checkpoint_97f4b5b.tar.xz"
 

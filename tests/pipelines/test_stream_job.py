@@ -35,8 +35,8 @@ from tests.support.streaming_job import (
     start_api,
     start_job,
     stop_job,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

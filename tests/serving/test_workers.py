@@ -8,7 +8,8 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -17,21 +18,17 @@ from feature_repo.workspace import Workspace
 from tests.support.access_app import SAFE, is_problem
 from tests.support.tiny_release import Tiny
 from tests.support.tiny_server import PATIENCE_S, TinyServer, tiny_server
+from tests.support.waiting import wait_until as wait_for
 
 QUERY = {"user_id": "u1", "k": 3}
+
+wait_until = partial(wait_for, patience_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
 def server(registered_workspace: Workspace, tiny: Tiny) -> Iterator[TinyServer]:
     with tiny_server(registered_workspace, tiny.folder, FUNNEL_UNDER_WAY="2") as running:
         yield running
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_two_workers_answer(server: TinyServer) -> None:

@@ -126,13 +126,6 @@ def stop_job(process):
     assert process.wait(timeout=240) == 0
 
 
-def wait_until(condition, patience_s=600, what=""):
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited too long {what}"
-        time.sleep(0.1)
-
-
 def drained(workspace):
     def nothing_waits():
         try:
