@@ -6,6 +6,7 @@ from pipelines.ingest.ingest import ingest
 from pipelines.synthetic.generate import WorldConfig, generate
 from pipelines.workflow import stages
 from tests.support.ingest_folder import World
+from tests.support.tiny_world import tiny_world
 
 SMALL = WorldConfig(users=60, items=50, days=30, seed=11, events_per_user=100.0)
 
@@ -13,6 +14,13 @@ SMALL = WorldConfig(users=60, items=50, days=30, seed=11, events_per_user=100.0)
 @pytest.fixture
 def world(tmp_path):
     return World(tmp_path)
+
+
+@pytest.fixture
+def tiny(copy, tmp_path):
+    """A copy of the tiny world with features, models and a release, without Redis."""
+    with copy(tiny_world(), tmp_path / "w") as workspace:
+        yield workspace
 
 
 @pytest.fixture(scope="session")

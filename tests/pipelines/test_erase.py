@@ -3,11 +3,11 @@
 The user is nowhere, others are unchanged, kills are survived.
 """
 
+import importlib
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 import time
 import zipfile
 from pathlib import Path
@@ -37,6 +37,7 @@ from pipelines.streaming.offline import read_archive
 from pipelines.streaming.sink import Sink
 from pipelines.streaming.status import stream_status
 from pipelines.training.from_impressions import compatible_releases
+from pipelines.training.release_pointer import current_release
 from pipelines.training.train_ranking import row_schema
 from pipelines.workflow.stages import run_materialize
 from serving.erasure import Erasure
@@ -47,62 +48,44 @@ from serving.online.features import no_features
 from serving.recommender.codec import Codec
 from serving.recommender.filters import RequestRules
 from serving.releases.release import load_release
-from tests.support.streaming_job import (
-    QUICK_JAVA,
-    drained,
-    kill_started,
-    start_job,
-    stop_job,
-)
-from tests.support.waiting import wait_until
+from tests.support.forked import Forked
+from tests.support.streaming_job import streaming
+from tests.support.tiny_world import WORLD, tiny_world
 
-USER, OTHERS = "u0017", ["u0016", "u0018", "u0170", "u0001"]
+USER = "u0017"
+OTHERS = ["u0016", "u0018", "u0170", "u0001"]
+"""Of these u0170 is known by what it did online only."""
 
-_ERASE = """
-import os, signal, sys
-from pathlib import Path
-from feature_repo.workspace import Workspace
-from pipelines.erasure import erase, models, proof, stream, tables
+POINTS = {
+    "list": ("erase", "_wait_for_impressions"),
+    "manifest": ("tables", "filter_rows"),
+    "tables": ("tables", "filter_rows", 6),
+    "checkpoint": ("stream", "write_json"),
+    "models": ("models", "_clear_weights"),
+    "releases": ("models", "Releases._link"),
+    "proof": ("proof", "Proofs.finish"),
+}
+"""Where an erasure is killed: before the first or nth call of a function, by its module."""
 
-def die_before(owner, name, calls=1):
-    original, left = getattr(owner, name), [calls]
+
+def killed_erasure(point, root, user):
+    """Run ``funnel erase`` and kill this process at a point of ``POINTS``."""
+    module, path, calls = (*POINTS[point], 1)[:3]
+    owner = importlib.import_module(f"pipelines.erasure.{module}")
+    *inner, name = path.split(".")
+    for step in inner:
+        owner = getattr(owner, step)
+    original = getattr(owner, name)
+
     def patched(*args, **kwargs):
-        left[0] -= 1
-        if left[0] == 0:
+        nonlocal calls
+        calls -= 1
+        if calls == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args, **kwargs)
+
     setattr(owner, name, patched)
-
-deaths = {
-    "list": (erase, "_wait_for_impressions"),
-    "manifest": (tables, "filter_rows"),
-    "tables": (tables, "filter_rows", 6),
-    "checkpoint": (stream, "write_json"),
-    "models": (models, "_clear_weights"),
-    "releases": (models.Releases, "_link"),
-    "proof": (proof.Proofs, "finish"),
-}
-home, user, *points = sys.argv[1:]
-for number, point in enumerate(points):
-    if os.fork() == 0:  # a process of its own for each run
-        if point in deaths:
-            die_before(*deaths[point])
-        erase.run_erase(Workspace(Path(home)), user if number == 0 else None)
-        sys.stdout.flush()
-        os._exit(0)
-    _, status = os.wait()
-    expected = signal.SIGKILL if point in deaths else 0
-    assert status == expected, (point, status)
-"""
-POINTS = ("list", "manifest", "tables", "checkpoint", "models", "releases", "proof")
-
-
-def killed_runs(workspace, user, points):
-    """Run ``funnel erase`` once for each point, and kill it there; runs at other points finish."""
-    command = [sys.executable, "-c", _ERASE, str(workspace.root), user, *points]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=900, env=os.environ | QUICK_JAVA
-    )
+    run_erase(Workspace(root), user)
 
 
 def events(users, name):
@@ -138,10 +121,10 @@ def serve(workspace, users):
 
 
 @pytest.fixture(scope="module")
-def lived_once(built, copy, tmp_path_factory):
-    """A copy of the built world with bad rows, responses, a stream of events and a checkpoint."""
+def lived_once(copy, tmp_path_factory):
+    """A copy of the tiny world with bad rows, responses, a stream of events and a checkpoint."""
     root = tmp_path_factory.mktemp("lived") / "w"
-    with copy(built.workspace, root) as workspace:
+    with copy(tiny_world(), root) as workspace:
         more = root.parent / "more"
         shutil.copytree(root / "raw", more)
         header, *_ = (more / "events.csv").read_text().splitlines()
@@ -154,9 +137,8 @@ def lived_once(built, copy, tmp_path_factory):
         client = redis_client(workspace)
         for user in (USER, "u0018"):
             client.xadd(LOG, {"event": json.dumps({"user_id": user, "type": "stare"})})
-        job = start_job(workspace)
-        wait_until(drained(workspace), what="for the job")
-        stop_job(job)
+        with streaming(workspace) as wait_until_drained:
+            wait_until_drained()
         assert client.xlen(DEAD_LETTERS) == 2
     return workspace
 
@@ -169,7 +151,6 @@ def lived(lived_once, tmp_path):
     workspace = Workspace(tmp_path / "w")
     apply(feature_store(workspace), workspace)  # the registry holds full paths
     yield workspace
-    kill_started()
     stop_redis(workspace.redis)
 
 
@@ -284,6 +265,7 @@ def test_the_user_is_nowhere_and_stays_away(lived, tmp_path):
     assert len(found_in_redis(lived, USER)) >= 4
     original = shutil.copytree(lived.root / "raw", tmp_path / "original")
     version, before, rows = data_version(lived), others(lived), hashes(lived)
+    mine = (read_events(lived)[c.USER] == USER).sum()
     old, shown = (lived.releases / "current").resolve().name, read_impressions(lived.impressions)
     lease = Lease(redis_client(lived))
     lease.acquire()  # as a job does for as long as it runs
@@ -324,12 +306,12 @@ def test_the_user_is_nowhere_and_stays_away(lived, tmp_path):
         file.write("new,u0018,i0001,view,2024-03-02T00:00:00Z,\n")
     report = ingest(lived.spec(), original, lived, shift_to_now=True)
     # One new event, and those of the others that the stream had processed.
-    assert (report.events, report.users) == (1 + 16, 399) and report.erased > 20
+    assert (report.events, report.users) == (1 + 16, WORLD.users - 1)
+    assert report.erased == mine + 1  # and the bad row
     assert USER not in set(read_events(lived)[c.USER])
-    job = start_job(lived)
-    takes(lived).accept(events(OTHERS, "last"))
-    wait_until(drained(lived))
-    stop_job(job)
+    with streaming(lived) as wait_until_drained:
+        takes(lived).accept(events(OTHERS, "last"))
+        wait_until_drained()
     assert read_json(lived.root / "stream" / "generation.json")["generation"] == 2
     different = [one for one in check(lived, time.time()).examples if not one.startswith("i")]
     assert different == []  # items still have the user's events in their counts of 24 hours
@@ -347,14 +329,24 @@ def _compare(workspace, before, rows):
     assert all(any(name.encode() in key for name in (*OTHERS, "i000")) for key in changed)
 
 
-def test_killed_anywhere_the_next_run_finishes(lived):
+@pytest.mark.parametrize(
+    "points", [["checkpoint"], [name for name in POINTS if name != "checkpoint"]]
+)
+def test_killed_anywhere_the_next_run_finishes(points, lived, tmp_path, capsys):
+    """A checkpoint is read by Spark, which starts for each kill; so one kill is near it."""
+    if "checkpoint" not in points:
+        shutil.rmtree(lived.root / "stream" / "checkpoint")
     before, rows = others(lived), hashes(lived)
-    runs = killed_runs(lived, USER, [*POINTS, "nowhere"])
-    assert runs.returncode == 0, runs.stderr[-3_000:]
-    assert json.loads(runs.stdout.splitlines()[-1])[0]["state"] == "erased"
+    mine = (read_events(lived)[c.USER] == USER).sum()
+    for number, point in enumerate(points):
+        log = tmp_path / f"{point}.log"
+        killed = Forked(killed_erasure, point, lived.root, None if number else USER, out=log)
+        assert killed.wait(300) == -signal.SIGKILL, f"{point}: {log.read_text()[-3_000:]}"
+    run_erase(lived, None)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])[0]["state"] == "erased"
     assert_nowhere(lived)
     counts = assert_proven(lived)
-    assert counts["ingested events"] > 20 and counts["event log"] == 5
+    assert counts["ingested events"] == mine > 10 and counts["event log"] == 5
     assert_same(before, others(lived))
     assert hashes(lived) == rows
     manifest = read_json(lived.ingest / "manifest.json")
@@ -364,8 +356,8 @@ def test_killed_anywhere_the_next_run_finishes(lived):
     load_release(lived.releases / "current")
 
 
-def test_a_release_loses_the_user_and_nothing_else(built, copied):
-    schema = row_schema(Codec.from_dict(read_json(copied.models / "retrieval" / "codec.json")))
+def test_a_release_loses_the_user_and_nothing_else(tiny):
+    schema = row_schema(Codec.from_dict(read_json(tiny.models / "retrieval" / "codec.json")))
     names = (
         "user_tower.onnx",
         "codec.json",
@@ -373,25 +365,21 @@ def test_a_release_loses_the_user_and_nothing_else(built, copied):
         "item_vectors.npy",
         "ranker/model.json",
     )
-    before = {name: file_hash(built.release / name) for name in names}
-    (copied.peers / "inputs").mkdir(
-        parents=True
-    )  # of an evaluation that was killed: histories under numbers
-    erase(copied, USER)
-    assert not copied.peers.exists()
-    erase(copied, "u0018")
-    now = {name: file_hash(copied.releases / built.release.name / name) for name in names}
-    assert [name for name in names if now[name] != before[name]] == [
-        "user_tower.onnx",
-        "codec.json",
-    ]
-    assert built.release.name in compatible_releases(
-        copied, schema
-    )  # what it served can still be learned from
-    assert (
-        len([path for path in copied.releases.iterdir() if path.is_symlink()]) == 3
-    )  # two older ids, and current
-    old, new = load_release(built.release), load_release(copied.releases / "current")
+    before = current_release(tiny)
+    old = load_release(before)
+    hashes_before = {name: file_hash(before / name) for name in names}
+    # Of an evaluation that was killed: histories under numbers.
+    (tiny.peers / "inputs").mkdir(parents=True)
+    erase(tiny, USER)
+    assert not tiny.peers.exists()
+    erase(tiny, "u0018")
+    now = {name: file_hash(tiny.releases / before.name / name) for name in names}
+    changed = [name for name in names if now[name] != hashes_before[name]]
+    assert changed == ["user_tower.onnx", "codec.json"]
+    assert before.name in compatible_releases(tiny, schema)  # its responses can be learned from
+    links = [path for path in tiny.releases.iterdir() if path.is_symlink()]
+    assert len(links) == 3  # two older ids, and current
+    new = load_release(current_release(tiny))
     assert vectors(new, [USER, "u0018"]).tolist() == vectors(old, ["nobody", "nobody"]).tolist()
     assert vectors(new, ["u0001", "nobody"]).tolist() == vectors(old, ["u0001", "nobody"]).tolist()
 
@@ -424,13 +412,11 @@ def test_folders_that_vanish_are_passed_over(tmp_path, monkeypatch):
     assert not old.exists() and fresh.exists()
 
 
-def test_a_batch_in_hand_brings_nobody_back(copied):
-    client, spec, names = redis_client(copied), copied.spec(), [USER, "u0018"]
+def test_a_batch_in_hand_brings_nobody_back(tiny):
+    client, spec, names = redis_client(tiny), tiny.spec(), [USER, "u0018"]
     lease = Lease(client)
     lease.acquire()
-    sink = Sink(
-        copied, spec, feature_store(copied), client, lease=lease, generation=1, categories={}
-    )
+    sink = Sink(tiny, spec, feature_store(tiny), client, lease=lease, generation=1, categories={})
     rows = [
         row
         for n, user in enumerate(names)
@@ -438,13 +424,13 @@ def test_a_batch_in_hand_brings_nobody_back(copied):
     ]
     poison = {"what": "poison", "position": "1-0", "payload": f'no\n{{"user_id":"{USER}"}}'}
     batch = pa.Table.from_pylist([*rows, poison], pa.schema(COLUMNS))
-    Erasure(copied).erase(USER)
+    Erasure(tiny).erase(USER)
     sink.write(batch, 0, time.time())
     lease.release()
-    assert read_archive(copied)[c.USER].to_pylist() == ["u0018"]
-    written = [pq.read_table(path) for path in copied.features.glob("user_*/stream-*.parquet")]
+    assert read_archive(tiny)[c.USER].to_pylist() == ["u0018"]
+    written = [pq.read_table(path) for path in tiny.features.glob("user_*/stream-*.parquet")]
     assert [table[c.USER].to_pylist() for table in written] == [["u0018"]] * 2
-    assert found_in_redis(copied, USER) == [] and found_in_redis(copied, "u0018")
+    assert found_in_redis(tiny, USER) == [] and found_in_redis(tiny, "u0018")
     status = stream_status(client)
     assert (status.events, status.poison, status.position) == (2, 1, rows[-1]["position"])
 

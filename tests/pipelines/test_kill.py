@@ -1,8 +1,6 @@
 """Any stage stopped by kill -9 and run again ends where an undisturbed run ends."""
 
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,31 +17,28 @@ from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import KEY
 from pipelines.ingest.ingested import event_files
 from pipelines.workflow import stages
+from tests.support import forked
 from tests.support.tiny_world import (
     kill_training,
     model_hashes,
-    tiny_world,
     train_in_a_process,
 )
 
 
-def funnel(*arguments):
-    return [
-        sys.executable,
-        "-c",
-        "from pipelines.commands.cli import main; main()",
-        *map(str, arguments),
-    ]
+@pytest.fixture
+def run(tmp_path):
+    """How a command runs to its end in a process of its own."""
+
+    def run(*arguments):
+        code, said = forked.run(forked.command, *arguments, out=tmp_path / "run.log", timeout=400)
+        assert code == 0, said[-2_000:]
+
+    return run
 
 
-def run(command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-2_000:]
-
-
-def kill_when(command, reached, patience=400.0):
+def kill_when(arguments, reached, patience=400.0):
     """Start a command, kill it -9 as soon as ``reached()`` holds; fail if it ended before that."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = forked.Forked(forked.command, *arguments)
     deadline = time.monotonic() + patience
     try:
         while not reached():
@@ -53,12 +48,6 @@ def kill_when(command, reached, patience=400.0):
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.fixture
-def tiny(copy, tmp_path):
-    with copy(tiny_world(), tmp_path / "w") as workspace:
-        yield workspace
 
 
 def tables(workspace):
@@ -71,7 +60,7 @@ def tables(workspace):
     return found
 
 
-def test_ingest(built, tmp_path):
+def test_ingest(built, tmp_path, run):
     workspace = Workspace(tmp_path / "w")
     arguments = (
         "ingest",
@@ -81,9 +70,9 @@ def test_ingest(built, tmp_path):
         workspace.root,
         "--shift-to-now",
     )
-    kill_when(funnel(*arguments), lambda: any(workspace.ingest.rglob("*.parquet")))
+    kill_when(arguments, lambda: any(workspace.ingest.rglob("*.parquet")))
     assert not (workspace.ingest / "manifest.json").is_file()
-    run(funnel(*arguments))
+    run(*arguments)
     assert read_json(workspace.ingest / "manifest.json") == read_json(
         built.workspace.ingest / "manifest.json"
     )
@@ -99,7 +88,7 @@ def test_features(tiny):
         elif link.is_dir():
             shutil.rmtree(link)
     kill_when(
-        funnel("features", "--home", tiny.root),
+        ("features", "--home", tiny.root),
         lambda: any((tiny.root / "features").rglob("*.parquet")),
     )
     assert not tiny.features.exists()
@@ -110,18 +99,17 @@ def test_features(tiny):
         pd.testing.assert_frame_equal(actual[name], frame, check_exact=True, obj=name)
 
 
-def test_materialize(built, copied):
+def test_materialize(built, copied, run):
     def size(workspace):
         log = workspace.redis / "appendonly.aof"
         return log.stat().st_size if log.exists() else 0
 
     whole = size(built.workspace)
-    kill_when(funnel("materialize", "--home", copied.root), lambda: size(copied) > whole * 0.05)
+    command = ("materialize", "--home", copied.root)
+    kill_when(command, lambda: size(copied) > whole * 0.05)
     begun = size(copied)  # the file grows again from there
-    kill_when(
-        funnel("materialize", "--home", copied.root), lambda: size(copied) > begun + whole * 0.5
-    )
-    run(funnel("materialize", "--home", copied.root))
+    kill_when(command, lambda: size(copied) > begun + whole * 0.5)
+    run(*command)
     users = [{c.USER: f"u{n:04}"} for n in range(0, 400, 5)]
     features = ["user_activity:events_all", "user_history:history_item_ids", "user_seen:seen_view"]
     answers = [
@@ -144,13 +132,12 @@ def test_train(tiny):
     assert model_hashes(tiny) == expected
 
 
-def test_release(built, copied):
+def test_release(built, copied, run):
     expected = built.release.name
     shutil.rmtree(copied.releases)
-    kill_when(
-        funnel("release", "--home", copied.root), lambda: any(copied.releases.glob(".staging-*/*"))
-    )
+    command = ("release", "--home", copied.root)
+    kill_when(command, lambda: any(copied.releases.glob(".staging-*/*")))
     assert not (copied.releases / "current").exists()
-    run(funnel("release", "--home", copied.root))
+    run(*command)
     assert (copied.releases / "current").resolve().name == expected
     assert not list(copied.releases.glob(".staging-*"))

@@ -27,8 +27,7 @@ from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.releases.release import load_release
 from tests.support.command_line import funnel
-from tests.support.streaming_job import drained, kill_started, start_job, stop_job
-from tests.support.waiting import wait_until
+from tests.support.streaming_job import streaming
 
 LATER_S = 91 * 86_400
 """Past the TTL of daily features."""
@@ -98,20 +97,18 @@ def served(built, copy, tmp_path_factory):
             for _ in range(15):
                 visitors.click(first, 3)
                 visitors.ask(first, 5)
-            job = start_job(workspace)
-            wait_until(drained(workspace))
-            second = Engine(release, workspace)
-            for _ in range(40):
-                visitors.click(second, 3)
-                visitors.ask(second, 4)
-                time.sleep(0.05)
-            wait_until(drained(workspace))
-            visitors.ask(second, 40)
-            stop_job(job)
+            with streaming(workspace) as wait_until_drained:
+                wait_until_drained()
+                second = Engine(release, workspace)
+                for _ in range(40):
+                    visitors.click(second, 3)
+                    visitors.ask(second, 4)
+                    time.sleep(0.05)
+                wait_until_drained()
+                visitors.ask(second, 40)
             degraded = ask_later(first, visitors.quiet, patch)
             assert all("stale_user_activity" in words for words in degraded[:-1])
         finally:
-            kill_started()
             first.close()
         second.close()
         yield workspace

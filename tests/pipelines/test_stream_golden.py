@@ -21,8 +21,7 @@ from pipelines.operations.recount import check
 from pipelines.streaming.offline import read_archive
 from pipelines.streaming.status import stream_status
 from serving.event_log.redis_stream import RedisStreamLog
-from tests.support.streaming_job import drained, kill_started, start_job, stop_job
-from tests.support.waiting import wait_until
+from tests.support.streaming_job import streaming
 
 ARCHIVE = Path(__file__).parent.parent / "data" / "stream_checkpoint_97f4b5b.tar.xz"
 
@@ -38,7 +37,6 @@ def stored(tmp_path):
     workspace = Workspace(tmp_path)
     apply(feature_store(workspace), workspace)
     yield workspace
-    kill_started()
     stop_redis(workspace.redis)
 
 
@@ -56,9 +54,8 @@ def test_the_job_continues_from_an_old_checkpoint(stored):
     accepted = RedisStreamLog(stored).append([*further, *further[:5]])
     assert (accepted.accepted, accepted.duplicates) == (25, 5)
 
-    job = start_job(stored)
-    wait_until(drained(stored), what=(stored.root / "job.log").read_text()[-2_000:])
-    stop_job(job)
+    with streaming(stored) as wait_until_drained:
+        wait_until_drained()
 
     after = stream_status(client)
     assert (after.events, after.poison, after.dead_letters) == (39 + 29 + 20 + 25, 2, 2)

@@ -35,6 +35,7 @@ from tests.support.streaming_job import (
     start_api,
     start_job,
     stop_job,
+    streaming,
 )
 from tests.support.waiting import wait_until
 
@@ -112,12 +113,11 @@ def test_stream_and_batch_agree_on_every_value(featured, workspace):
         LOG,
         {"event": json.dumps({"user_id": "u", "item_id": "i", "event_id": "e", "type": "stare"})},
     )
-    job = start_job(workspace)
-    wait_until(drained(workspace))
-    status = stream_status(client)
-    assert (status.events, status.poison, status.running.pid) == (sent, 2, job.pid)
-    assert "unknown type 'stare'" in client.xrange(DEAD_LETTERS)[1][1][b"reason"].decode()
-    stop_job(job)
+    with streaming(workspace) as wait_until_drained:
+        wait_until_drained()
+        status = stream_status(client)
+        assert (status.events, status.poison, status.running.pid) == (sent, 2, os.getpid())
+        assert "unknown type 'stare'" in client.xrange(DEAD_LETTERS)[1][1][b"reason"].decode()
     assert stream_status(client).running is None
     for table, key in (("user_history", c.USER), ("user_recent", c.USER), ("item_recent", c.ITEM)):
         assert plain(newest_rows(workspace.features / table, key)) == plain(

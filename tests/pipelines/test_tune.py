@@ -28,7 +28,7 @@ from retrieval.towers.model import TowerShape
 from tests.support.ingest_folder import rows_of, spec_of
 from tests.support.parabola_search import TOP, Parabola, search
 from tests.support.small_world import silent
-from tests.support.tiny_world import RANKERS, SAMPLE, TOWERS, tiny_world
+from tests.support.tiny_world import RANKERS, SAMPLE, TOWERS
 
 
 @pytest.fixture
@@ -177,12 +177,6 @@ def test_defaults_mean_the_default_configurations():
     )
     for params in RankerSearch().defaults():
         assert RankerSearch().settings(params) == RankerConfig(kinds=(params["kind"],))
-
-
-@pytest.fixture
-def tiny(copy, tmp_path):
-    with copy(tiny_world(), tmp_path / "w") as workspace:
-        yield workspace
 
 
 def test_towers_begin_with_the_default_figure(tiny):

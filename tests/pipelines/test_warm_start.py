@@ -72,13 +72,6 @@ def again(older, copy, tmp_path):
         yield workspace
 
 
-@pytest.fixture
-def current(copy, tmp_path):
-    """A copy of the tiny world, whose release knows all events."""
-    with copy(tiny_world(), tmp_path / "w") as workspace:
-        yield workspace
-
-
 def test_known_ids_keep_their_vectors_in_a_grown_vocabulary(older):
     base = BaseRelease.of(older)
     events = read_events(older)
@@ -171,14 +164,14 @@ def test_a_killed_warm_start_ends_with_the_same_bytes(again, tmp_path, copy):
         assert model_hashes(killed) == model_hashes(again)
 
 
-def test_without_a_release_it_says_what_to_run(current):
-    shutil.rmtree(current.releases)
+def test_without_a_release_it_says_what_to_run(tiny):
+    shutil.rmtree(tiny.releases)
     with pytest.raises(MissingStage, match="run 'funnel release' first"):
-        continue_training(current)
+        continue_training(tiny)
 
 
-def test_a_release_that_does_not_say_how_its_ranker_was_trained_is_refused(current):
-    folder = current_release(current)
+def test_a_release_that_does_not_say_how_its_ranker_was_trained_is_refused(tiny):
+    folder = current_release(tiny)
     metrics = read_json(folder / "metrics.json")
     del metrics["ranking"]["config"]
     write_json(folder / "metrics.json", metrics)
@@ -186,21 +179,21 @@ def test_a_release_that_does_not_say_how_its_ranker_was_trained_is_refused(curre
     with pytest.raises(
         MissingStage, match="is of an earlier version: run 'funnel train' without --warm-start"
     ):
-        BaseRelease.of(current)
+        BaseRelease.of(tiny)
 
 
-def test_a_release_of_another_data_set_is_refused(current):
-    path = current.ingest / "dataset.json"
+def test_a_release_of_another_data_set_is_refused(tiny):
+    path = tiny.ingest / "dataset.json"
     write_json(path, {**read_json(path), "name": "another"})
     with pytest.raises(SpecError, match="is of another data set"):
-        continue_training(current)
+        continue_training(tiny)
 
 
-def test_a_release_of_the_same_events_has_nothing_to_learn(current):
-    before = model_hashes(current)
+def test_a_release_of_the_same_events_has_nothing_to_learn(tiny):
+    before = model_hashes(tiny)
     with pytest.raises(NothingNew, match="bring new ones with 'funnel ingest'"):
-        continue_training(current)
-    assert model_hashes(current) == before
+        continue_training(tiny)
+    assert model_hashes(tiny) == before
 
 
 @pytest.mark.parametrize("options", [["--tuned"], ["--no-logq"], ["--seed", "1"]])

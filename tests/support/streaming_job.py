@@ -1,107 +1,128 @@
-"""The real streaming job in a process of its own, fed while it runs, killed where a test asks."""
+"""The real streaming job: in a thread of the test, or in a process that a test kills.
+
+Java starts once for all jobs in threads of a test process; a process of its own costs half a minute
+of a core, so only tests that kill have one.
+"""
 
 import contextlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 from feature_repo.stores.feature_store import redis_client
+from pipelines.streaming.job import StreamConfig, StreamJob
 from pipelines.streaming.status import stream_status
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.online.features import OnlineStoreUnavailable
-
-QUICK_JAVA = {"SPARK_SUBMIT_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"}
-"""Environment in which Spark starts Java without its optimizing compiler."""
+from tests.support import forked
+from tests.support.waiting import wait_until
 
 CRASH_POINTS = (
     "batch-start", "before-online", "within-online", "after-online", "before-rename",
     "within-offline", "after-offline", "after-dead-letters", "batch-end", "after-commit",
 )  # fmt: skip
 
-_CRASHING_JOB = """
-import os, signal, sys, threading
-from pipelines.streaming import offline, sink
-from pipelines.streaming.lease import Lease
-from pipelines.commands.cli import main
 
-points, home = sys.argv[1].split(), sys.argv[2]
-batches = 0
+def crash_at(points, home):
+    """Run ``funnel stream``, in which the second batch crashes at each point but the last.
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    There the process is killed. The job restarts a crashed batch from its checkpoint.
+    """
+    from pipelines.streaming import offline, sink
+    from pipelines.streaming.lease import Lease
 
-def reach(point):
-    global batches
-    if batches < 2 or points[:1] != [point]:
-        return
-    if len(points) == 1:
-        die()
-    points.pop(0)
-    batches = 0
-    raise RuntimeError(f"crashed at {point}")
+    points, batches = list(points), 0
 
-def around(owner, name, before=None, after=None):
-    original = getattr(owner, name)
-    def patched(*args, **kwargs):
-        reach(before)
-        result = original(*args, **kwargs)
-        reach(after)
-        return result
-    setattr(owner, name, patched)
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def write(self, changes, batch, started, original=sink.Sink.write):
-    global batches
-    batches += "event" in changes["what"].to_pylist()
-    reach("batch-start")
-    original(self, changes, batch, started)
-    if batches > 1 and points in (["batch-end"], ["after-commit"]):
-        threading.Timer(0.0 if points == ["batch-end"] else 0.2, die).start()
+    def reach(point):
+        nonlocal batches
+        if batches < 2 or points[:1] != [point]:
+            return
+        if len(points) == 1:
+            die()
+        points.pop(0)
+        batches = 0
+        raise RuntimeError(f"crashed at {point}")
 
-sink._ROWS_PER_TRANSACTION = 2
-sink.Sink.write = write
-around(sink.Sink, "write_online", before="before-online", after="after-online")
-around(Lease, "write", after="within-online")
-around(sink, "write_part", after="within-offline")
-around(offline.os, "replace", before="before-rename")
-around(sink.Sink, "write_offline", after="after-offline")
-around(sink.Sink, "write_dead_letters", after="after-dead-letters")
-sys.argv = ["funnel", "stream", "--home", home]
-main()
-"""
+    def around(owner, name, before=None, after=None):
+        original = getattr(owner, name)
+
+        def patched(*args, **kwargs):
+            reach(before)
+            result = original(*args, **kwargs)
+            reach(after)
+            return result
+
+        setattr(owner, name, patched)
+
+    def write(self, changes, batch, started, original=sink.Sink.write):
+        nonlocal batches
+        batches += "event" in changes["what"].to_pylist()
+        reach("batch-start")
+        original(self, changes, batch, started)
+        if batches > 1 and points in (["batch-end"], ["after-commit"]):
+            threading.Timer(0.0 if points == ["batch-end"] else 0.2, die).start()
+
+    sink._ROWS_PER_TRANSACTION = 2
+    sink.Sink.write = write
+    around(sink.Sink, "write_online", before="before-online", after="after-online")
+    around(Lease, "write", after="within-online")
+    around(sink, "write_part", after="within-offline")
+    around(offline.os, "replace", before="before-rename")
+    around(sink.Sink, "write_offline", after="after-offline")
+    around(sink.Sink, "write_dead_letters", after="after-dead-letters")
+    forked.command("stream", "--home", home)
 
 
 started = []
 
 
 def start_job(workspace, *crash_points):
-    """Start the job; a batch crashes at each point but the last, at which the process is killed.
-
-    A crashed batch ends the query, which the job then restarts from its checkpoint.
-    """
-    return _start(
-        workspace, "job.log", [_CRASHING_JOB, " ".join(crash_points), str(workspace.root)]
-    )
+    """Start ``funnel stream`` in a process; see ``crash_at`` for the crash points."""
+    log = workspace.root / "job.log"
+    started.append(forked.Forked(crash_at, crash_points, workspace.root, out=log))
+    return started[-1]
 
 
 def start_api(workspace, port):
-    command = "from pipelines.commands.cli import main; main()"
-    return _start(
-        workspace, "api.log", [command, "serve", "--home", str(workspace.root), "--port", str(port)]
-    )
-
-
-def _start(workspace, log, arguments):
-    with (workspace.root / log).open("ab") as out:
-        command = [sys.executable, "-c", *arguments]
-        started.append(
-            subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | QUICK_JAVA)
-        )
+    log = workspace.root / "api.log"
+    arguments = ("serve", "--home", workspace.root, "--port", port)
+    started.append(forked.Forked(forked.command, *arguments, out=log))
     return started[-1]
+
+
+@contextlib.contextmanager
+def streaming(workspace):
+    """Run the job in a thread until the body ends; yields a function that waits until it drained.
+
+    An error of the job is raised by that function, or at the end.
+    """
+    job, errors = StreamJob(workspace, StreamConfig()), []
+
+    def work():
+        try:
+            job.run()
+        except BaseException as error:
+            errors.append(error)
+
+    def wait_until_drained():
+        finished = drained(workspace)
+        wait_until(lambda: bool(errors) or finished(), what="for the job")
+        assert not errors, errors
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield wait_until_drained
+    finally:
+        job.stop()
+        thread.join()
+    assert not errors, errors
 
 
 def kill(process):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from feature_repo.dataset import load_spec
@@ -25,6 +25,7 @@ from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
+from tests.support import forked
 from tests.support.built_once import built_once
 
 WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0)
@@ -51,25 +52,34 @@ def tiny_world() -> Workspace:
 
 def train_in_a_process(workspace: Workspace, settings: str) -> None:
     """Train a workspace to the end; ``settings`` is a key of ``ALL_SETTINGS``."""
-    subprocess.run(_command(workspace, settings), check=True, capture_output=True)
+    code, said = _train(workspace, settings)
+    assert code == 0, said
 
 
 def kill_training(workspace: Workspace, settings: str, reached: str) -> None:
     """Start a training and kill it with SIGKILL when its progress begins with ``reached``."""
-    with subprocess.Popen(
-        [*_command(workspace, settings), reached],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        lines = list(process.stdout or ())
-        process.wait()
-        errors = process.stderr.read()[-2_000:] if process.stderr else ""
-    assert process.returncode == -signal.SIGKILL, f"ended after {lines[-3:]}: {errors}"
+    code, said = _train(workspace, settings, reached)
+    assert code == -signal.SIGKILL, f"ended after {said}"
 
 
-def _command(workspace: Workspace, settings: str) -> list[str]:
-    return [sys.executable, "-m", "tests.support.tiny_world", str(workspace.root), settings]
+def _train(workspace: Workspace, settings: str, kill_at: str | None = None) -> tuple[int, str]:
+    """Train in a process; return its exit code and the end of what it wrote."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "log"
+        code, said = forked.run(_train_here, workspace, settings, kill_at, out=out)
+    return code, said[-2_000:]
+
+
+def _train_here(workspace: Workspace, settings: str, kill_at: str | None) -> None:
+    """Train a workspace; at progress that begins with ``kill_at`` this process kills itself."""
+
+    def progress(description: str, *_: int) -> None:
+        sys.stdout.write(f"{description}\n")
+        sys.stdout.flush()
+        if kill_at and description.startswith(kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train(workspace, progress, ALL_SETTINGS[settings])
 
 
 def model_hashes(workspace: Workspace) -> dict[str, str]:
@@ -91,19 +101,3 @@ def _build(root: Path) -> None:
     apply(feature_store(workspace), workspace)
     train_in_a_process(workspace, "from scratch")
     make_release(workspace)
-
-
-def _main(root: str, settings: str, kill_at: str | None = None) -> None:
-    """Train a workspace; at progress that begins with ``kill_at`` this process kills itself."""
-
-    def progress(description: str, *_: int) -> None:
-        sys.stdout.write(f"{description}\n")
-        sys.stdout.flush()
-        if kill_at and description.startswith(kill_at):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    train(Workspace(Path(root)), progress, ALL_SETTINGS[settings])
-
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])
