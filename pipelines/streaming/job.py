@@ -226,6 +226,7 @@ def stream_session(workspace: Workspace, config: StreamConfig, master: str | Non
     """
     settings = {
         "spark.sql.shuffle.partitions": str(config.partitions),
+        "spark.sql.adaptive.enabled": "false",  # few and small queries: planning anew costs more
         "spark.sql.streaming.stateStore.providerClass": _STATE,
         "spark.sql.streaming.stateStore.rocksdb.changelogCheckpointing.enabled": "true",
         "spark.sql.streaming.noDataMicroBatches.enabled": "false",

@@ -33,6 +33,11 @@ SPECS = Path(__file__).resolve().parent.parent / "specs"
 SHORT_JOB_EVENTS = 500_000
 """Up to so many events the feature job is over before Java's optimising compiler has paid off."""
 
+ONE_PARTITION_EVENTS = 30_000
+"""Up to so many events, planning costs more than one partition for all of them."""
+
+ONE_PARTITION = {"spark.sql.shuffle.partitions": "1", "spark.sql.adaptive.enabled": "false"}
+
 FEATURES_VERSION = 2
 """Raised when the feature job's meaning changes, so that its tables are made anew."""
 
@@ -158,8 +163,14 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
     with display.stage("Features (Spark)") as stage:
         stage("starting Spark", 0, 0)
         files = event_files(workspace)
-        short = event_count(workspace) < SHORT_JOB_EVENTS
-        spark = spark_session("funnel-features", master, workspace.root, short=short)
+        events = event_count(workspace)
+        spark = spark_session(
+            "funnel-features",
+            master,
+            workspace.root,
+            ONE_PARTITION if events < ONE_PARTITION_EVENTS else None,
+            short=events < SHORT_JOB_EVENTS,
+        )
         try:
             with staged_folder(final) as folder:
                 say: Callable[[str], None] = lambda table: stage(table, 0, 0)  # noqa: E731
