@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
-from feature_repo.events.log_names import DEAD_LETTERS, LOG, batch_key, encode, recent_key
+from feature_repo.events.log_names import DEAD_LETTERS, LOG, batch_key, recent_key
+from feature_repo.events.stored import encode
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import row_key
 from feature_repo.workspace import Workspace

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from prometheus_client import Counter
 
 from feature_repo.dataset import DatasetSpec
+from feature_repo.events.stored import StoredEvent
 from serving.api.schemas import Event, EventReceipt, RejectedEvent
 from serving.erasure import Erasure
 from serving.event_log.port import EventLog
@@ -56,11 +57,9 @@ class Intake:
             accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected
         )
 
-    def _check_all(
-        self, raw: Sequence[dict[str, Any]]
-    ) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    def _check_all(self, raw: Sequence[dict[str, Any]]) -> tuple[list[StoredEvent], dict[int, str]]:
         """Return the valid events, and by index why the others are rejected."""
-        valid: dict[int, dict[str, Any]] = {}
+        valid: dict[int, StoredEvent] = {}
         reasons: dict[int, str] = {}
         now = time.time()
         for index, fields in enumerate(raw):
@@ -76,20 +75,20 @@ class Intake:
                 del valid[index]
         return list(valid.values()), reasons
 
-    def _erased(self, events: Collection[dict[str, Any]]) -> set[str]:
+    def _erased(self, events: Collection[StoredEvent]) -> set[str]:
         return (
             self._erasure.erased.among({event["user_id"] for event in events})
             if self._erasure
             else set()
         )
 
-    def _remove_erased(self, events: Collection[dict[str, Any]]) -> None:
+    def _remove_erased(self, events: Collection[StoredEvent]) -> None:
         """Remove events of users who were erased between the check and the append."""
         if self._erasure:
             for user in self._erased(events):
                 self._erasure.forget(user)
 
-    def _checked(self, fields: dict[str, Any], now: float) -> dict[str, Any]:
+    def _checked(self, fields: dict[str, Any], now: float) -> StoredEvent:
         event = Event.model_validate(fields)
         if event.type not in self._types:
             raise ValueError(f"unknown type '{event.type}'; known: {self._types}")
@@ -98,7 +97,8 @@ class Intake:
             raise ValueError("timestamp is more than 7 days ago")
         if timestamp > now + _CLOCK_SKEW_S:
             raise ValueError("timestamp is more than 5 minutes in the future")
-        return {**event.model_dump(exclude_none=True), "timestamp": timestamp}
+        checked = event.model_dump(exclude_none=True) | {"timestamp": timestamp}
+        return cast(StoredEvent, checked)
 
 
 def _epoch(timestamp: float | str) -> float:

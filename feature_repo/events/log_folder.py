@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from feature_repo.events.log_names import encode
+from feature_repo.events.stored import encode
 from feature_repo.files import lock, replace_atomically, sync_folder
 
 _HOUR_MS = 3_600_000

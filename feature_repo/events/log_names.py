@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 LOG = "funnel:events"
 """Redis Stream of accepted events."""
@@ -40,11 +37,6 @@ def recent_key(user_id: str) -> str:
 def batch_key(user_id: str) -> str:
     """Return the Redis key of the list that ``funnel batch`` made for a user."""
     return f"funnel:recommendations:{user_id}"
-
-
-def encode(event: Any) -> str:
-    """Return an event as all logs store it: JSON without spaces."""
-    return orjson.dumps(event).decode()
 
 
 def log_address() -> KafkaAddress | Path | None:

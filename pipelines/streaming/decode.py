@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
-import orjson
 import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from feature_repo.events.stored import StoredEvent, parse_stored
 from feature_repo.facts import event_micros
 from pipelines.features.stream_facts import ITEM_KEY, USER_KEY
 
@@ -43,15 +43,15 @@ class PoisonError(ValueError):
     """An entry is not an event; the message says why."""
 
 
-def decode(payload: str, position: str, types: Sequence[str]) -> tuple[dict[str, Any], int, int]:
-    """Return an entry's event, the index of its type, and its time in microseconds.
+def checked_event(payload: str, types: Sequence[str]) -> StoredEvent:
+    """Return an entry's event. Others than the API may write to a log: nothing is taken on trust.
 
     Raises:
         PoisonError: the entry is not an event of this data set.
 
     """
     try:
-        event = orjson.loads(payload)
+        event = parse_stored(payload)
     except ValueError as error:
         raise PoisonError(f"not JSON: {error}") from None
     if not isinstance(event, dict):
@@ -67,7 +67,7 @@ def decode(payload: str, position: str, types: Sequence[str]) -> tuple[dict[str,
         raise PoisonError("value is not a number")
     if not isinstance(event.get("request_id", ""), str | None):
         raise PoisonError("request_id is not a string")
-    return event, types.index(event["type"]), event_micros(event["timestamp"], position)
+    return event
 
 
 def _is_number(value: Any) -> bool:
@@ -84,10 +84,12 @@ def to_batch(
     rows: list[tuple[Any, ...]] = []
     for position, payload in entries:
         try:
-            event, kind, micros = decode(payload, position, types)
+            event = checked_event(payload, types)
         except PoisonError as error:
             rows.append((POISON_KEY, position, 0, "", "", 0, None, None, f"{error}\n{payload}"))
             continue
+        kind = types.index(event["type"])
+        micros = event_micros(event["timestamp"], position)
         user = USER_KEY + event["user_id"]
         item = event["item_id"]
         extra = (event.get("value"), event.get("request_id"), None)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from feature_repo.events.log_names import encode, recent_key
+from feature_repo.events.log_names import recent_key
+from feature_repo.events.stored import StoredEvent, encode
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import (
@@ -68,12 +69,12 @@ end
 class Entry:
     """An event on its way to the log: as JSON, and the digest of its id."""
 
-    event: dict[str, Any]
+    event: StoredEvent
     digest: int
     payload: str
 
 
-def entries_of(events: Iterable[dict[str, Any]]) -> list[Entry]:
+def entries_of(events: Iterable[StoredEvent]) -> list[Entry]:
     """Return the events as entries; of those with one id, the first."""
     entries: dict[int, Entry] = {}
     for event in events:

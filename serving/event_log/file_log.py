@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from feature_repo.events.log_folder import LogFile, LogFolder, Writer
+from feature_repo.events.stored import StoredEvent, parse_stored
 from feature_repo.workspace import Workspace
 from serving.event_log.dedup import Entry, EventDedup, entries_of
 from serving.event_log.port import Appended, LogFull
@@ -34,7 +33,7 @@ class FileLog:
         self._folder = LogFolder(folder)
         self._dedup = EventDedup(workspace)
 
-    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+    def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Append checked events; they are synced then, and their users' next requests see them.
 
         Raises:
@@ -71,7 +70,7 @@ class FileLog:
 def _events_of(file: LogFile) -> Iterator[tuple[Entry, str]]:
     for position, payload in file.read():
         try:
-            event = json.loads(payload)
+            event = parse_stored(payload)
             yield Entry(event, id_digest(event["event_id"]), payload), position
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # not ours; the stream puts it with its dead letters

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import KafkaAddress
+from feature_repo.events.stored import StoredEvent
 from feature_repo.workspace import Workspace
 from serving.event_log.dedup import Entry, EventDedup, entries_of
 from serving.event_log.port import Appended, LogFull
@@ -81,7 +82,7 @@ class KafkaLog:
         self._checked = False
         self._warned = False
 
-    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+    def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Append checked events; when it returns the brokers have them.
 
         Their users' next requests see them, unless Redis went away in that moment.

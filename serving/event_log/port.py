@@ -22,9 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from feature_repo.errors import FunnelError
+from feature_repo.events.stored import StoredEvent
 
 
 class LogFull(FunnelError):
@@ -42,7 +43,7 @@ class Appended:
 class EventLog(Protocol):
     """Where accepted events go: the port that Redis Stream, Kafka and files are adapters of."""
 
-    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+    def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Append checked events; when it returns they are durable.
 
         Raises:

@@ -9,7 +9,8 @@ from typing import Any
 
 import redis
 
-from feature_repo.events.log_names import COMMITTED, LOG, encode, recent_key
+from feature_repo.events.log_names import COMMITTED, LOG, recent_key
+from feature_repo.events.stored import StoredEvent, encode
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
@@ -89,7 +90,7 @@ class RedisStreamLog:
             return None
         return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
 
-    def append(self, events: Sequence[dict[str, Any]]) -> Appended:
+    def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Append checked events; they are durable then, and their users' next requests see them.
 
         Raises:

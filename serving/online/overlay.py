@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
+from feature_repo.events.stored import parse_stored
 from feature_repo.facts import MICROS, Counts, count_row, event_micros, panes_of, position_key
 
 Columns = dict[str, list[Any]]
@@ -30,7 +30,7 @@ def parse_overlay(entries: Sequence[bytes]) -> list[AcceptedEvent]:
     accepted = []
     for entry in reversed(entries):
         position, _, payload = entry.decode().partition("|")
-        event = json.loads(payload)
+        event = parse_stored(payload)
         micros = event_micros(event["timestamp"], position)
         accepted.append(
             AcceptedEvent(position, event["event_id"], event["item_id"], event["type"], micros)

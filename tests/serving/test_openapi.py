@@ -53,6 +53,10 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
             yield method, path, operation
 
 
+def test_an_event_is_stored_with_the_fields_of_the_api():
+    assert StoredEvent.__annotations__.keys() == Event.model_fields.keys()
+
+
 def test_operations_have_short_names_a_tag_and_a_description(document: dict[str, Any]) -> None:
     named = {op["operationId"]: (method, path) for method, path, op in operations(document)}
     assert named == OPERATIONS
