@@ -93,6 +93,15 @@ class Workspace:
         return DatasetSpec.model_validate_json(path.read_text(encoding="utf-8"))
 
 
+def work_folder() -> Path:
+    """Return the folder of all working folders: ``work`` in the checkout.
+
+    An installed package has no checkout around it; then it is ``work`` in the current folder.
+    """
+    checkout = (PROJECT_ROOT / "pyproject.toml").is_file()
+    return (PROJECT_ROOT if checkout else Path.cwd()) / "work"
+
+
 def default_root() -> Path:
-    """Return the working folder in use: ``FUNNEL_HOME``, else ``work/current`` in the project."""
-    return read_settings().home or PROJECT_ROOT / "work" / "current"
+    """Return the working folder in use: ``FUNNEL_HOME``, else ``work/current``."""
+    return read_settings().home or work_folder() / "current"

@@ -73,8 +73,8 @@ def _lines(name: str) -> Report:
         nonlocal last
         if time.monotonic() - last > _LINE_EVERY_S:
             last = time.monotonic()
-            steps = f"{done} of {total}" if total else str(done)
-            console.print(f"{name}: {description} ({steps})", highlight=False)
+            steps = f" ({done} of {total})" if total else f" ({done})" if done else ""
+            console.print(f"{name}: {description}{steps}", highlight=False)
 
     return report
 

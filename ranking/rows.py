@@ -28,8 +28,8 @@ CROSS = (
 ITEM_AGES = ("item_age_days", "item_recency_days")
 """Days since an item's first and last event, at the moment of the request."""
 
-MOMENT = {"hour_of_day": 24, "day_of_week": 7}
-"""Categorical features of the moment, with their cardinalities."""
+REQUEST_TIME = {"hour_of_day": 24, "day_of_week": 7}
+"""Categorical features of the request's time, with their cardinalities."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from feature_repo.workspace import PROJECT_ROOT
+from feature_repo.workspace import work_folder
 from pipelines.commands.options import use_all_cores, use_one_core
 
 benchmarks = typer.Typer(no_args_is_help=True, help="Run a benchmark; the last line is JSON.")
@@ -23,7 +23,7 @@ class Layout(StrEnum):
 
 def _folder(home: Path | None, name: str) -> Path:
     """Return the given folder, or the benchmark's own below ``work/``."""
-    return (home or PROJECT_ROOT / "work" / f"benchmark-{name}").resolve()
+    return (home or work_folder() / f"benchmark-{name}").resolve()
 
 
 @benchmarks.command("point-in-time")

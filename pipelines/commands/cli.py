@@ -32,7 +32,7 @@ from typer.core import TyperGroup  # noqa: E402
 from feature_repo.errors import FunnelError  # noqa: E402
 from feature_repo.settings import read_settings  # noqa: E402
 from feature_repo.stores.feast_checks import disable_feast_type_checks  # noqa: E402
-from feature_repo.workspace import PROJECT_ROOT  # noqa: E402
+from feature_repo.workspace import work_folder  # noqa: E402
 from pipelines.commands.benchmark import benchmarks  # noqa: E402
 from pipelines.commands.keys import keys  # noqa: E402
 from pipelines.commands.options import (  # noqa: E402
@@ -252,16 +252,16 @@ def evaluate(
 @app.command()
 def notebooks(
     home: Home = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pages")] = PROJECT_ROOT
-    / "work"
-    / "notebooks",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pages (default: work/notebooks)")
+    ] = None,
 ) -> None:
     """Run the notebooks on a working folder and write them as HTML pages."""
     from pipelines.display import result
     from pipelines.evaluation.notebooks import run_notebooks
 
     use_all_cores()
-    for page in run_notebooks(workspace_of(home), out):
+    for page in run_notebooks(workspace_of(home), out or work_folder() / "notebooks"):
         result(str(page))
 
 

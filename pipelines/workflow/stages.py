@@ -17,7 +17,7 @@ from feature_repo.dataset import DatasetSpec, SpecError, load_spec
 from feature_repo.files import link_atomically, staged_folder
 from feature_repo.hashing import fingerprint
 from feature_repo.settings import read_settings
-from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace
+from feature_repo.workspace import MissingStage, Workspace, work_folder
 from pipelines import display
 from pipelines.synthetic.world import BUILT_IN
 
@@ -74,9 +74,9 @@ def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
     home = home or read_settings().home
     if home is not None:
         return Workspace(home.resolve())
-    root = PROJECT_ROOT / "work" / spec.name
+    root = work_folder() / spec.name
     root.mkdir(parents=True, exist_ok=True)
-    link_atomically(PROJECT_ROOT / "work" / "current", root)
+    link_atomically(work_folder() / "current", root)
     return Workspace(root)
 
 

@@ -9,7 +9,7 @@ from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.request_time import OUTPUTS
-from ranking.rows import MOMENT, numeric_names
+from ranking.rows import REQUEST_TIME, numeric_names
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Codec:
     @property
     def categorical(self) -> dict[str, int]:
         """Categorical columns of the ranker's rows and their cardinalities."""
-        columns = dict(MOMENT)
+        columns = dict(REQUEST_TIME)
         for owner, encoder in (("user", self.user_attributes), ("item", self.item_attributes)):
             columns |= {
                 f"{owner}_{name}": len(encoder.vocabularies[name]) for name in ranked(encoder)

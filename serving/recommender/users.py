@@ -12,7 +12,7 @@ from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.encoding import Encoded
 from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
-from ranking.rows import MOMENT, UserRows
+from ranking.rows import REQUEST_TIME, UserRows
 from retrieval.towers.context import UserContext
 from serving.recommender.codec import Codec, ranked_columns
 
@@ -103,7 +103,7 @@ class UserReader:
         numeric[:, counts + 4 :] = attributes.numbers
 
         # Time of day and week, then the coded attributes: [n, Cu].
-        categorical = np.empty((len(time), len(MOMENT) + len(self._ranked)), dtype=np.int32)
+        categorical = np.empty((len(time), len(REQUEST_TIME) + len(self._ranked)), dtype=np.int32)
         categorical[:, 0] = timing["hour_of_day"]
         categorical[:, 1] = timing["day_of_week"]
         categorical[:, 2:] = attributes.first[:, self._ranked]

@@ -24,3 +24,10 @@ def test_paths_and_the_spec(tmp_path, monkeypatch):
     assert w.default_root() == tmp_path
     monkeypatch.setenv("FUNNEL_HOME", "")
     assert w.default_root() == w.PROJECT_ROOT / "work" / "current"
+
+
+def test_an_installed_package_works_in_the_current_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(w, "PROJECT_ROOT", tmp_path / "site-packages")
+    monkeypatch.setenv("FUNNEL_HOME", "")
+    monkeypatch.chdir(tmp_path)
+    assert w.default_root() == tmp_path / "work" / "current"

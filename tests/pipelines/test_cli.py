@@ -97,7 +97,8 @@ def tiny(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "dataset.toml").write_text(TINY)
     (folder / "e.csv").write_text("u,i,t\na,b,1700000000\nb,c,1700000001\n")
-    monkeypatch.setattr("pipelines.workflow.stages.PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr("feature_repo.workspace.PROJECT_ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)  # a project without pyproject.toml, as an installed package is
     return folder / "dataset.toml"
 
 

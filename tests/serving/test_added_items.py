@@ -39,6 +39,7 @@ from serving.releases.release import Release, load_release, with_added
 from tests.support.damaged_release import change_array, change_json, remade
 from tests.support.event_log import kill_redis
 from tests.support.tiny_release import GENRES, ITEMS, SPEC, TAGS, Tiny
+from tests.support.waiting import wait_until
 
 WAR = {
     "title": "The last story",
@@ -110,10 +111,7 @@ def put(api: Api, name: str, attributes: dict[str, Any] = WAR, **times: Any) -> 
 
 
 def within_a_second(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 1.0
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_until(condition, 1.0)
 
 
 def change(tiny: Tiny, folder: Path, damage: Callable[[Path], object]) -> Release:

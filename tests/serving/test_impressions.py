@@ -23,6 +23,7 @@ from serving.engine import Engine
 from serving.http.app import create_app
 from serving.impressions import IMPRESSION_SCHEMA, Impression, ImpressionLog, read_impressions
 from tests.support.tiny_release import SPEC
+from tests.support.waiting import wait_until
 
 POSITIONS = ("position", "row_position", "items_as_of")
 
@@ -66,13 +67,6 @@ def impression(number=0, shown=3, ranked=2):
         row_position=f"{number}-1" if number else None,
         items_as_of="2023-11-14T22:13:20Z" if number else None,
     )
-
-
-def wait_for(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_a_row_is_what_was_offered(tmp_path, count):
@@ -169,7 +163,7 @@ def test_a_file_is_due_when_it_is_full_or_old_enough(tmp_path, count, monkeypatc
     log = ImpressionLog(tmp_path, count.counter)
     for number in range(6):
         log.offer(impression(number))
-    wait_for(lambda: count()[0] == 6)
+    wait_until(lambda: count()[0] == 6)
     sizes = [pq.read_metadata(file).num_rows for file in sorted(tmp_path.iterdir())]
     assert sizes == [4, 2]
     log.close()
@@ -193,7 +187,7 @@ def test_close_does_not_wait_for_ever(tmp_path, count, monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_FILE", 1)
     log = ImpressionLog(tmp_path, count.counter, queued=1)
     log.offer(impression(0))
-    wait_for(lambda: log._queue.empty())
+    wait_until(lambda: log._queue.empty())
     log.offer(impression(1))
     start = time.monotonic()
     log.close(timeout_s=0.2)
@@ -207,7 +201,7 @@ def test_a_failing_disk_is_counted_and_outlived(tmp_path, count, monkeypatch):
     folder.write_text("a file where the folder should be")
     log = ImpressionLog(folder, count.counter)
     log.offer(impression(0))
-    wait_for(lambda: count() == (0, 0, 1))
+    wait_until(lambda: count() == (0, 0, 1))
     folder.unlink()
     log.offer(impression(1))
     log.close()

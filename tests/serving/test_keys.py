@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from serving.http.keys import BadKeys, KeyRing, Scope, UnknownKey, create, read_keys, revoke, rotate
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -20,10 +21,7 @@ def path(tmp_path):
 
 def soon(condition):
     """Wait for what a ring finds out within a second or so."""
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(condition, 5)
 
 
 def in_(**time_left):

@@ -17,7 +17,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from feature_repo.events.stored import StoredEvent
 from feature_repo.workspace import Workspace
+from serving.api.schemas import Event
 from serving.http.access import required_scope
 from serving.http.app import create_app
 from tests.support.tiny_release import Tiny

@@ -29,7 +29,7 @@ def built_once(name: str, build: Callable[[Path], None]) -> Path:
     with (FOLDERS / f".{name}.lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.exists():
-            for old in FOLDERS.glob(f"{name}-*"):
+            for old in (*FOLDERS.glob(f"{name}-*"), *FOLDERS.glob(f".{name}-*")):  # or half built
                 shutil.rmtree(old)
             staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=FOLDERS))
             build(staging)
