@@ -27,6 +27,7 @@ from pipelines.training.config import SampleConfig
 from pipelines.training.release import make_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.workflow import stages
+from pipelines.workflow.data_sets import SPECS
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
 
@@ -41,7 +42,7 @@ def build_world(root: Path) -> Workspace:
     generate(
         root / "raw", WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
     )
-    ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    ingest(load_spec(SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
     towers = TowerTrainingConfig(

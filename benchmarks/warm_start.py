@@ -21,6 +21,7 @@ from pipelines.training.release_pointer import current_release, promote
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
+from pipelines.workflow.data_sets import SPECS
 
 EARLIER = 0.85
 
@@ -91,7 +92,7 @@ def _halves(data: Path, config: WorldConfig) -> tuple[str, str]:
 
 def _ingest(workspace: Workspace, data: Path, name: str, events: str) -> None:
     (data / name).write_text(events, encoding="utf-8")
-    spec = load_spec(stages.SPECS / "synthetic.toml")
+    spec = load_spec(SPECS / "synthetic.toml")
     spec = spec.model_copy(
         update={"events": spec.events.model_copy(update={"path": "events-*.csv"})}
     )

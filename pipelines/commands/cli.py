@@ -172,7 +172,8 @@ def train(  # noqa: PLR0913 - the options of the command
     ] = False,
 ) -> None:
     """Train towers, index and rankers."""
-    from pipelines.workflow.stages import TrainOptions, run_train, show_rankers
+    from pipelines.workflow.stages import run_train, show_rankers
+    from pipelines.workflow.train_options import TrainOptions
 
     if warm_start and (tuned or from_impressions or not logq or seed is not None or kind):
         raise typer.BadParameter(

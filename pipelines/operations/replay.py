@@ -232,7 +232,7 @@ def run_replay(
 
     """
     from pipelines import display
-    from pipelines.workflow.stages import find_spec
+    from pipelines.workflow.data_sets import find_spec
 
     spec = find_spec(data)
     if data_dir is None:

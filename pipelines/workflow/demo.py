@@ -20,6 +20,7 @@ from pipelines import display
 from pipelines.ingest.ingested import read_events
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow import stages
+from pipelines.workflow.train_options import TrainOptions
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.process.server import serve
@@ -39,12 +40,12 @@ class DemoSize:
 
     """
 
-    training: stages.TrainOptions
+    training: TrainOptions
     evaluated: int | None
 
 
-QUICK = DemoSize(stages.TrainOptions(kinds=("popularity", "lambdarank"), requests=2_000), 1_000)
-FULL = DemoSize(stages.TrainOptions(), None)
+QUICK = DemoSize(TrainOptions(kinds=("popularity", "lambdarank"), requests=2_000), 1_000)
+FULL = DemoSize(TrainOptions(), None)
 
 
 def run_demo(

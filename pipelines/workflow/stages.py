@@ -8,28 +8,24 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_repo.dataset import DatasetSpec, SpecError, load_spec
+from feature_repo.dataset import SpecError
 from feature_repo.files import link_atomically, staged_folder
 from feature_repo.hashing import fingerprint
-from feature_repo.settings import read_settings
-from feature_repo.workspace import MissingStage, Workspace, work_folder
+from feature_repo.workspace import MissingStage, Workspace
 from pipelines import display
 from pipelines.synthetic.world import BUILT_IN
+from pipelines.workflow.data_sets import find_spec, workspace_for
+from pipelines.workflow.train_options import TrainOptions, train_settings
 
 if TYPE_CHECKING:
     from pipelines.evaluation.figures import Evaluation
     from pipelines.ingest.report import IngestReport
-    from pipelines.training.config import SampleConfig
-    from pipelines.training.train import TrainSettings
     from ranking.report import RankerReport
-    from serving.recommender.candidates import CandidateQuota
 
-SPECS = Path(__file__).resolve().parent.parent / "specs"
 SHORT_JOB_EVENTS = 500_000
 """Up to so many events the feature job is over before Java's optimising compiler has paid off."""
 
@@ -40,44 +36,6 @@ ONE_PARTITION = {"spark.sql.shuffle.partitions": "1", "spark.sql.adaptive.enable
 
 FEATURES_VERSION = 2
 """Raised when the feature job's meaning changes, so that its tables are made anew."""
-
-
-def known_specs() -> list[str]:
-    """Return the names of the data sets whose layout Funnel knows."""
-    return sorted({*BUILT_IN, *(path.stem for path in SPECS.glob("*.toml"))})
-
-
-def find_spec(data: str) -> DatasetSpec:
-    """Return the spec of a known data set, or the one in a ``dataset.toml``.
-
-    Raises:
-        SpecError: neither is there, or the file breaks the schema.
-
-    """
-    if data in BUILT_IN:
-        return load_spec(SPECS / "synthetic.toml").model_copy(update={"name": data})
-    if data in known_specs():
-        return load_spec(SPECS / f"{data}.toml")
-    if data.endswith(".toml"):
-        return load_spec(Path(data))
-    raise SpecError(
-        f"unknown data set '{data}': choose from {', '.join(known_specs())}, "
-        "or give the path of a dataset.toml"
-    )
-
-
-def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
-    """Return the working folder of a data set.
-
-    That is ``home``, else ``FUNNEL_HOME``, else ``work/<name>``, which becomes ``work/current``.
-    """
-    home = home or read_settings().home
-    if home is not None:
-        return Workspace(home.resolve())
-    root = work_folder() / spec.name
-    root.mkdir(parents=True, exist_ok=True)
-    link_atomically(work_folder() / "current", root)
-    return Workspace(root)
 
 
 def run_ingest(
@@ -218,35 +176,6 @@ def _muted() -> Any:
     return contextlib.redirect_stdout(io.StringIO())
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """What ``funnel train`` was asked for; the defaults train everything from scratch.
-
-    Attributes:
-        attribution_hours: train only the rankers, from impressions and the events that followed
-            within that time.
-        ipw: weight clicks on impressions by the inverse of their position's propensity.
-        tuned: use the settings that ``funnel tune`` found.
-        warm_start: continue from the current release.
-        logq: correct the towers' loss for the sampling of negatives.
-        seed: random seed of models and samples.
-        kinds: kinds of ranker to train; by default all.
-        requests: past requests that the rankers learn from.
-        quota: candidates of each source.
-
-    """
-
-    attribution_hours: float | None = None
-    ipw: bool = False
-    tuned: bool = False
-    warm_start: bool = False
-    logq: bool = True
-    seed: int | None = None
-    kinds: tuple[str, ...] = ()
-    requests: int | None = None
-    quota: CandidateQuota | None = None
-
-
 def run_train(workspace: Workspace, options: TrainOptions) -> RankerReport:
     """Train towers, index and rankers.
 
@@ -258,7 +187,7 @@ def run_train(workspace: Workspace, options: TrainOptions) -> RankerReport:
     """
     from pipelines.training.train import train, train_served
 
-    settings = _train_settings(workspace, options)
+    settings = train_settings(workspace, options)
     with display.stage("Train") as stage:
         if options.attribution_hours is None:
             report = train(workspace, stage, settings, announce=display.console.print)
@@ -269,56 +198,6 @@ def run_train(workspace: Workspace, options: TrainOptions) -> RankerReport:
             )
         stage.summary = f"{', '.join(report.kinds)}; best: {report.best}"
     return report
-
-
-def _train_settings(workspace: Workspace, options: TrainOptions) -> TrainSettings:
-    """Return settings for the options; None where the defaults, or the release's, apply."""
-    from pipelines.training.train import TrainSettings
-    from pipelines.training.warm_start import WarmStartConfig
-    from ranking.config import RankerConfig
-    from retrieval.towers.config import TowerTrainingConfig
-
-    towers, shape, rankers = None, None, None
-    if options.tuned:
-        from pipelines.search.results import Tuned
-
-        tuned = Tuned.of(workspace)
-        towers, shape, rankers = tuned.train_config, tuned.shape, tuned.ranker_config
-        for line in tuned.describe(workspace):
-            display.console.print(line)
-    if not options.logq:
-        towers = replace(towers or TowerTrainingConfig(), logq=False)
-    if options.seed is not None:
-        towers = replace(towers or TowerTrainingConfig(), seed=options.seed)
-        rankers = replace(rankers or RankerConfig(), seed=options.seed)
-    if options.kinds:
-        rankers = replace(rankers or RankerConfig(), kinds=options.kinds)
-    return TrainSettings(
-        towers=towers,
-        shape=shape,
-        quota=options.quota,
-        sample=_sample(options),
-        rankers=rankers,
-        warm_start=WarmStartConfig() if options.warm_start else None,
-    )
-
-
-def _sample(options: TrainOptions) -> SampleConfig:
-    """Return how past requests are sampled; a quarter as many calibrate, and a quarter select."""
-    from pipelines.training.config import SampleConfig
-
-    sample = SampleConfig()
-    if options.seed is not None:
-        sample = replace(sample, seed=options.seed)
-    if options.requests is not None:
-        held_out = max(1, options.requests // 4)
-        sample = replace(
-            sample,
-            train_requests=options.requests,
-            calibrate_requests=held_out,
-            selection_requests=held_out,
-        )
-    return sample
 
 
 def show_rankers(report: RankerReport) -> None:

@@ -5,6 +5,7 @@ from feature_repo.workspace import Workspace
 from pipelines.ingest.ingest import ingest
 from pipelines.synthetic.generate import WorldConfig, generate
 from pipelines.workflow import stages
+from pipelines.workflow.data_sets import SPECS
 from tests.support.ingest_folder import World
 from tests.support.tiny_world import tiny_world
 
@@ -28,7 +29,7 @@ def featured(tmp_path_factory):
     """A world of 60 users with offline features, without models; tests change copies of it."""
     workspace = Workspace(tmp_path_factory.mktemp("featured"))
     generate(workspace.root / "raw", SMALL)
-    spec = load_spec(stages.SPECS / "synthetic.toml")
+    spec = load_spec(SPECS / "synthetic.toml")
     ingest(spec, workspace.root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     return workspace

@@ -21,7 +21,7 @@ from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from pipelines.commands.cli import app
-from pipelines.workflow.stages import known_specs
+from pipelines.workflow.data_sets import known_specs
 from tests.support.command_line import funnel
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo.dataset import load_spec
-from pipelines.workflow.stages import SPECS
+from pipelines.workflow.data_sets import SPECS
 from tests.support.ingest_folder import rows_of
 
 

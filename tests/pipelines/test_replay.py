@@ -17,7 +17,7 @@ from feature_repo.dataset import SpecError, load_spec
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
 from pipelines.operations.replay import ReplayConfig, ReplayFailed, load_events, replay
-from pipelines.workflow.stages import SPECS, find_spec
+from pipelines.workflow.data_sets import SPECS, find_spec
 from serving.api.schemas import EventBatch
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.intake import Intake

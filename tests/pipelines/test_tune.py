@@ -22,6 +22,7 @@ from pipelines.search.run import SearchStopped, run_search
 from pipelines.search.study import SearchConfig
 from pipelines.search.tower_search import TowerSearch
 from pipelines.workflow import stages
+from pipelines.workflow.train_options import TrainOptions
 from ranking.config import RankerConfig
 from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerShape
@@ -204,7 +205,7 @@ def test_training_uses_what_was_tuned_and_says_so(tiny, capsys):
     for name, settings in (("towers", towers), ("rankers", rankers)):
         _write_result(tiny, name, settings)
     assert Tuned.of(tiny).ranker_config.trees.leaves == 9
-    stages.run_train(tiny, stages.TrainOptions(tuned=True))
+    stages.run_train(tiny, TrainOptions(tuned=True))
     printed = capsys.readouterr().err.replace("\n", " ")
     assert len(re.findall(r"tuned, recall@100 0\.5000", printed)) == 2
     retrieval = read_json(tiny.models / "retrieval" / "report.json")

@@ -10,7 +10,7 @@ import pytest
 from feature_repo import columns as c
 from feature_repo.dataset import load_spec
 from feature_repo.facts import Event, UserFacts, row_of
-from pipelines.workflow.stages import SPECS
+from pipelines.workflow.data_sets import SPECS
 from serving.online.overlay import merge_overlay, parse_overlay
 
 SPEC = load_spec(SPECS / "synthetic.toml")

@@ -23,6 +23,7 @@ from pipelines.training.release import make_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
+from pipelines.workflow.data_sets import SPECS
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
 from tests.support import forked
@@ -96,7 +97,7 @@ def model_hashes(workspace: Workspace) -> dict[str, str]:
 def _build(root: Path) -> None:
     workspace = Workspace(root)
     generate(root / "raw", WORLD)
-    ingest(load_spec(stages.SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    ingest(load_spec(SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)
     train_in_a_process(workspace, "from scratch")
