@@ -15,8 +15,8 @@ from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.ingested import data_version, read_events
 from pipelines.search.plan import Params, Report
 from pipelines.training.config import SampleConfig
+from pipelines.training.ranking_sets import RankingSets, row_schema
 from pipelines.training.split import Split
-from pipelines.training.train_ranking import RankingSets, row_schema
 from ranking.config import RankerConfig
 from ranking.training.train_rankers import RankerSets, train_rankers
 from serving.releases.release import load_retrieval

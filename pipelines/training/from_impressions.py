@@ -26,8 +26,8 @@ from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.point_in_time import DAY_S
 from pipelines.streaming.offline import read_archive
 from pipelines.training.position_bias import PositionBias
+from pipelines.training.ranking_sets import row_schema
 from pipelines.training.split import epoch_seconds
-from pipelines.training.train_ranking import row_schema
 from ranking.config import RankerConfig
 from ranking.data import RankingData
 from ranking.models.base import RankerLog

@@ -11,9 +11,9 @@ from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.ingest.ingested import read_events
 from pipelines.training.config import SampleConfig
+from pipelines.training.ranking_sets import RankingSets
 from pipelines.training.release_pointer import current_release
 from pipelines.training.split import Split
-from pipelines.training.train_ranking import RankingSets
 from ranking.inspection.importance import permutation_importance, with_relevant_rows
 from serving.releases.release import load_release
 

@@ -14,7 +14,8 @@ from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.training.config import SampleConfig
-from pipelines.training.train_ranking import row_schema, trained_sets
+from pipelines.training.ranking_sets import row_schema
+from pipelines.training.train_ranking import trained_sets
 from ranking.config import RankerConfig
 from ranking.data import RankingData
 from ranking.models.base import RankerLog

@@ -37,8 +37,8 @@ from pipelines.streaming.offline import read_archive
 from pipelines.streaming.sink import Sink
 from pipelines.streaming.status import stream_status
 from pipelines.training.from_impressions import compatible_releases
+from pipelines.training.ranking_sets import row_schema
 from pipelines.training.release_pointer import current_release
-from pipelines.training.train_ranking import row_schema
 from pipelines.workflow.stages import run_materialize
 from serving.erasure import Erasure
 from serving.event_log.redis_stream import RedisStreamLog

@@ -9,8 +9,8 @@ from pipelines.evaluation import inspection
 from pipelines.evaluation.metrics import recall
 from pipelines.features.point_in_time import PointInTime
 from pipelines.ingest.ingested import read_events
+from pipelines.training.ranking_sets import row_schema
 from pipelines.training.split import epoch_seconds
-from pipelines.training.train_ranking import row_schema
 from serving.releases.release import load_release
 from tests.support.ingest_folder import MAY, rows_of, spec_of
 

@@ -14,8 +14,8 @@ from pipelines.features.point_in_time import PointInTime
 from pipelines.ingest.ingested import read_events
 from pipelines.training.config import SampleConfig
 from pipelines.training.past_requests import InteractionHistory, requests_from
+from pipelines.training.ranking_sets import RankingSets
 from pipelines.training.split import Split, epoch_seconds
-from pipelines.training.train_ranking import RankingSets
 from pipelines.training.train_retrieval import examples
 from serving.releases.release import load_release, load_retrieval
 from tests.support.small_world import silent

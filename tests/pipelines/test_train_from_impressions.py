@@ -21,8 +21,8 @@ from pipelines.training.from_impressions import (
     logged_events,
     train_from_impressions,
 )
+from pipelines.training.ranking_sets import row_schema
 from pipelines.training.train import train_served
-from pipelines.training.train_ranking import row_schema
 from ranking.config import RankerConfig
 from ranking.models.scorer import CalibratedRanker
 from ranking.row_schema import RowSchema
