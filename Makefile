@@ -26,7 +26,7 @@ notebooks: $(RUN)-notebooks ## run the notebooks on the working folder in use, a
 	$(BIN)/funnel notebooks
 
 test: $(RUN)-test ## run the tests, in WORKERS=2 processes and in random order
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test-faults: $(RUN)-test ## run the long fault tests
 	$(BIN)/python -m pytest -m faults

@@ -49,22 +49,32 @@ LONGEST = (
 """What takes longest comes first, so that workers end at about the same time."""
 
 
-def _group(item: pytest.Item) -> str:
-    """Return the file or folder whose tests run in one worker, for ``--dist loadgroup``."""
-    file = item.nodeid.partition("::")[0]
+def _group(nodeid: str) -> str:
+    """Return the file or folder whose tests run in one worker, since they share fixtures."""
+    file = nodeid.partition("::")[0]
     return next((folder for folder in TOGETHER if file.startswith(f"{folder}/")), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler that gives a whole group to one worker.
+
+    ``--dist loadgroup`` does not: with pytest 9.2 its marks are lost, and groups are split.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return GroupScheduling(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Name the group of each test, and put the longest groups first.
-
-    Within them any order stays.
-    """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    """Put the longest groups first; within them any order stays."""
     rank = {group: number for number, group in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(_group(item), len(rank)))
+    items.sort(key=lambda item: rank.get(_group(item.nodeid), len(rank)))
 
 
 @pytest.fixture(scope="session")
