@@ -34,6 +34,7 @@ _SWITCH_S = 0.0005
 
 Python's default is 5 ms, which is two requests.
 """
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _START_S = 60.0
 _STOP_S = 30.0
 _PAUSE_S = 0.05
@@ -148,15 +149,20 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
+        # Until the child has handlers of its own, it would take a signal with this process's
+        # handlers, which are of no use there: the signal would be lost. So it waits.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         pid = os.fork()
         if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(writing)
             return _Worker(pid, reading)
         code = 1
         try:
-            _end_with(parent)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            _end_with(parent)
             os.close(reading)
             work(lambda: os.close(writing))
             code = 0

@@ -8,14 +8,18 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from feature_repo.workspace import Workspace
+from serving.process.supervisor import Supervisor
 from tests.support.access_app import SAFE, is_problem
+from tests.support.forked import Forked
 from tests.support.tiny_release import Tiny
 from tests.support.tiny_server import PATIENCE_S, TinyServer, tiny_server
 from tests.support.waiting import wait_until as wait_for
@@ -100,3 +104,32 @@ def test_load_beyond_the_queue_is_shed(server: TinyServer) -> None:
     [count] = [line for line in metrics.splitlines() if line.startswith("funnel_shed_total ")]
     assert float(count.split()[1]) >= len(refusals)
     assert server.recommend().status_code == 200, "it answers again"
+
+
+def supervise_slow_starters() -> None:
+    """Run one worker that needs a while before it has handlers of its own."""
+    set_handler = signal.signal
+
+    def slow(number: Any, handler: Any) -> Any:
+        if handler == signal.SIG_DFL:
+            time.sleep(1.0)
+        return set_handler(number, handler)
+
+    signal.signal = slow
+
+    def work(ready: Callable[[], None]) -> None:
+        ready()
+        signal.pause()
+
+    Supervisor(1, work, None).run(lambda: None)
+
+
+def test_a_worker_that_has_just_been_forked_loses_no_signal() -> None:
+    supervisor = Forked(supervise_slow_starters)
+    children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+    try:
+        wait_until(lambda: bool(children.read_text()))
+        os.kill(int(children.read_text()), signal.SIGTERM)
+        assert supervisor.wait(20) == 1, "a server whose worker ends while it starts ends"
+    finally:
+        supervisor.kill()
