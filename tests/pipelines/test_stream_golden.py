@@ -8,7 +8,10 @@ commit. Then 20 more events were accepted. So the job must repeat a batch withou
 twice, and go on.
 """
 
+import os
+import signal
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,7 +24,9 @@ from pipelines.operations.recount import check
 from pipelines.streaming.offline import read_archive
 from pipelines.streaming.status import stream_status
 from serving.event_log.redis_stream import RedisStreamLog
-from tests.support.streaming_job import streaming
+from tests.support.command_line import funnel
+from tests.support.streaming_job import drained
+from tests.support.waiting import wait_until
 
 ARCHIVE = Path(__file__).parent.parent / "data" / "stream_checkpoint_97f4b5b.tar.xz"
 
@@ -40,6 +45,26 @@ def stored(tmp_path):
     stop_redis(workspace.redis)
 
 
+def stream_until_drained(workspace):
+    """Run ``funnel stream`` here, and end it by SIGTERM when nothing waits, or after minutes."""
+
+    def stop():
+        try:
+            wait_until(drained(workspace), patience_s=300)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        return funnel("stream", "--home", workspace.root)
+    finally:
+        stopper.join()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def test_the_job_continues_from_an_old_checkpoint(stored):
     client = redis_client(stored)
     generation = read_json(stored.root / "stream" / "generation.json")
@@ -54,8 +79,8 @@ def test_the_job_continues_from_an_old_checkpoint(stored):
     accepted = RedisStreamLog(stored).append([*further, *further[:5]])
     assert (accepted.accepted, accepted.duplicates) == (25, 5)
 
-    with streaming(stored) as wait_until_drained:
-        wait_until_drained()
+    ended = stream_until_drained(stored)
+    assert ended.returncode == 0, ended.stderr
 
     after = stream_status(client)
     assert (after.events, after.poison, after.dead_letters) == (39 + 29 + 20 + 25, 2, 2)

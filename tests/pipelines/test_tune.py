@@ -1,11 +1,7 @@
 """A search goes on after a kill, is shared by processes, and is never worse than the defaults."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 
 import optuna
@@ -26,10 +22,12 @@ from pipelines.workflow.train_options import TrainOptions
 from ranking.config import RankerConfig
 from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerShape
+from tests.support.forked import Forked
 from tests.support.ingest_folder import rows_of, spec_of
 from tests.support.parabola_search import TOP, Parabola, search
 from tests.support.small_world import silent
 from tests.support.tiny_world import RANKERS, SAMPLE, TOWERS
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -73,13 +71,10 @@ def test_the_same_seed_gives_the_same_trials_also_when_stopped_between(root):
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_a_killed_search_continues_and_retries_the_killed_trial(root, at):
-    command = [sys.executable, "-m", "tests.support.parabola_search", str(root), str(at)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not (root / "waiting").is_file():
-        assert process.poll() is None
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process = Forked(search, root, 6, 1, Parabola(wait_at=at))
+    wait_until(lambda: (root / "waiting").is_file() or process.poll() is not None)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     found = search(root, 6)
     ended = trials(root, found)
     assert [trial.number for trial in ended if trial.state == TrialState.FAIL] == [at]

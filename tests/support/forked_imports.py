@@ -5,6 +5,11 @@ from feature_repo.stores.feast_checks import disable_feast_type_checks
 
 disable_feast_type_checks()
 
+import mlflow
+import onnxscript
+import torch._dynamo
+import torch.onnx
+
 import pipelines.commands.cli
 import pipelines.erasure.erase
 import pipelines.ingest.ingest

@@ -3,7 +3,6 @@
 A parabola whose top is known. It can wait in one trial, to be killed there.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +61,3 @@ def search(root, trials, jobs=1, plan=None, **settings):
     return run_search(
         workspace, plan or Parabola(), SearchConfig(trials, jobs, **settings), lambda *_: None
     )
-
-
-if __name__ == "__main__":
-    search(sys.argv[1], 6, plan=Parabola(wait_at=int(sys.argv[2])))
