@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
 from feature_repo.dataset import load_spec
+from feature_repo.events.stored import StoredEvent
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -101,7 +101,7 @@ def running(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(timeout=60)
 
 
-def event(number: int, user: str, rng: random.Random) -> dict[str, Any]:
+def event(number: int, user: str, rng: random.Random) -> StoredEvent:
     """Return an event of now."""
     kind = rng.choices(["view", "like", "purchase"], [8, 1, 1])[0]
     item = f"b{int(ITEMS * rng.random() ** 2):04d}"

@@ -238,7 +238,7 @@ def _feed(root: Path, rate: int, seconds: float, started: Any) -> None:
         try:
             log.append(
                 [
-                    templates[n % _TEMPLATES] | {"event_id": f"f{n}", "timestamp": now}
+                    {**templates[n % _TEMPLATES], "event_id": f"f{n}", "timestamp": now}
                     for n in numbers
                 ]
             )
