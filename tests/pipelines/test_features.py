@@ -22,6 +22,7 @@ from pipelines.features.affinity import AFFINITY_LENGTH
 from pipelines.features.item_lists import recent_lists
 from pipelines.features.spark import spark_session
 from pipelines.features.spark_job import build_features
+from pipelines.workflow.stages import ONE_PARTITION
 
 DAY = 86_400_000_000
 START = 11_000 * DAY
@@ -173,7 +174,7 @@ def ingest(log: list[Event], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def single_threaded(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tables built by one thread from a list of files in reverse order."""
+    """Tables built by one thread in one partition, from a list of files in reverse order."""
     work = tmp_path_factory.mktemp("single-threaded")
     files = sorted(
         (str(file.relative_to(ingest)) for file in (ingest / "events").rglob("*.parquet")),
@@ -181,9 +182,7 @@ def single_threaded(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FUNNEL_SPARK_MASTER", "local[1]")
-        # Little data: most of the time goes to compiling, so compile only as well as needed.
-        patch.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1")
-        session = spark_session("test-features", work=work)
+        session = spark_session("test-features", work=work, extra=ONE_PARTITION)
     assert session.sparkContext.master == "local[1]"
     build_features(session, SPEC, ingest, work / "out", event_files=files)
     session.stop()

@@ -37,15 +37,15 @@ from tests.support.streaming_job import (
     stop_job,
     streaming,
 )
+from tests.support.tiny_world import tiny_world
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def workspace(featured, copy, tmp_path):
-    """A copy of a world with features; its jobs are killed before its Redis is stopped."""
-    with copy(featured, tmp_path / "w") as copied:
-        yield copied
-        kill_started()
+def workspace(tiny):
+    """A world with features; its jobs are killed before its Redis is stopped."""
+    yield tiny
+    kill_started()
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ def send(workspace, events):
     return len(rows)
 
 
-def test_stream_and_batch_agree_on_every_value(featured, workspace):
-    whole = featured.features
+def test_stream_and_batch_agree_on_every_value(workspace):
+    whole = tiny_world().features
     late = without_last_day(workspace)
     (workspace.root / "features" / "current").unlink()
     run_features(workspace)
