@@ -39,12 +39,14 @@ TOGETHER = ("tests/ranking", "tests/retrieval")
 LONGEST = (
     "tests/pipelines/test_stream_job.py",
     "tests/ranking",
-    "tests/pipelines/test_erase.py",
     "tests/pipelines/test_skew.py",
+    "tests/pipelines/test_erase.py",
+    "tests/pipelines/test_notebooks.py",
     "tests/retrieval",
     "tests/pipelines/test_kill.py",
-    "tests/serving/test_faults.py",
+    "tests/pipelines/test_tune.py",
     "tests/pipelines/test_features.py",
+    "tests/pipelines/test_warm_start.py",
 )
 """What takes longest comes first, so that workers end at about the same time."""
 
