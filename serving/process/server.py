@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
+from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
 from serving.counters import CounterFiles, CounterReader
 from serving.http.access import load_keys
@@ -41,6 +42,7 @@ def serve(
 
     Raises:
         BadRelease: the release cannot be served.
+        RedisFailed: the embedded Redis did not start.
         NoKeys: others than this machine can reach the host, and there are no API keys.
         PortTaken: another process listens there.
         WorkerFailed: a worker could not start.
@@ -51,6 +53,7 @@ def serve(
     release = check_release(folder, registered_features(workspace))
     release.recommender.prepare(release.items)
     files = CounterFiles(workspace.root / "serving" / "counters")
+    redis_url(workspace)  # an embedded Redis is held by this process, so that it ends with it
 
     def create() -> FastAPI:
         return create_app(workspace, release, keys, counters=files, follow=True)

@@ -15,12 +15,16 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
+from feature_repo.files import write_atomically
+from feature_repo.stores.embedded_redis import socket_path
+from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
 from serving.process.supervisor import Supervisor
 from tests.support.access_app import SAFE, is_problem
 from tests.support.forked import Forked
-from tests.support.tiny_release import Tiny
+from tests.support.tiny_release import SPEC, Tiny
 from tests.support.tiny_server import PATIENCE_S, TinyServer, tiny_server
 from tests.support.waiting import wait_until as wait_for
 
@@ -104,6 +108,18 @@ def test_load_beyond_the_queue_is_shed(server: TinyServer) -> None:
     [count] = [line for line in metrics.splitlines() if line.startswith("funnel_shed_total ")]
     assert float(count.split()[1]) >= len(refusals)
     assert server.recommend().status_code == 200, "it answers again"
+
+
+def test_the_embedded_redis_ends_with_the_server(tiny: Tiny, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
+    apply(feature_store(workspace), workspace)
+    store = redis.Redis(unix_socket_path=str(socket_path(workspace.redis)))
+    with tiny_server(workspace, tiny.folder) as server:
+        assert httpx.get(f"{server.url}/readyz", timeout=20).json()["online_store"] is True
+        assert store.ping()
+    with pytest.raises(redis.ConnectionError, match="connecting"):
+        store.ping()
 
 
 def supervise_slow_starters() -> None:
