@@ -24,6 +24,8 @@ class Forked:
 
     def __init__(self, function, *arguments, out=os.devnull, environment=None):
         """Start ``function(*arguments)``; what it prints is appended to the file ``out``."""
+        with open(out, "ab"):
+            pass  # it can be read from now on
         given = (str(out), dict(os.environ, **(environment or {})), function, arguments)
         self._process = _CONTEXT.Process(target=_run, args=given)
         self._process.start()
