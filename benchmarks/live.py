@@ -14,7 +14,6 @@ from pathlib import Path
 
 import httpx
 
-from feature_repo.dataset import load_spec
 from feature_repo.events.stored import StoredEvent
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
@@ -27,7 +26,7 @@ from pipelines.training.config import SampleConfig
 from pipelines.training.release import make_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.workflow import stages
-from pipelines.workflow.data_sets import SPECS
+from pipelines.workflow.data_sets import find_spec
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
 
@@ -42,7 +41,7 @@ def build_world(root: Path) -> Workspace:
     generate(
         root / "raw", WorldConfig(users=400, items=250, days=60, seed=11, events_per_user=50.0)
     )
-    ingest(load_spec(SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    ingest(find_spec("synthetic"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
     towers = TowerTrainingConfig(

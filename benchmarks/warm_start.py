@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from feature_repo.dataset import load_spec
 from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -21,7 +20,7 @@ from pipelines.training.release_pointer import current_release, promote
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
-from pipelines.workflow.data_sets import SPECS
+from pipelines.workflow.data_sets import find_spec
 
 EARLIER = 0.85
 
@@ -92,7 +91,7 @@ def _halves(data: Path, config: WorldConfig) -> tuple[str, str]:
 
 def _ingest(workspace: Workspace, data: Path, name: str, events: str) -> None:
     (data / name).write_text(events, encoding="utf-8")
-    spec = load_spec(SPECS / "synthetic.toml")
+    spec = find_spec("synthetic")
     spec = spec.model_copy(
         update={"events": spec.events.model_copy(update={"path": "events-*.csv"})}
     )

@@ -28,6 +28,6 @@ def encode(event: Any) -> str:
 
 
 def parse_stored(payload: str | bytes) -> StoredEvent:
-    """Return an event that a log of ours stored, without checks."""
+    """Return what a log has as an event; nothing but that it is JSON is checked."""
     event: StoredEvent = orjson.loads(payload)
     return event

@@ -46,7 +46,8 @@ def workspace_for(spec: DatasetSpec, home: Path | None) -> Workspace:
     home = home or read_settings().home
     if home is not None:
         return Workspace(home.resolve())
-    root = work_folder() / spec.name
+    work = work_folder()
+    root = work / spec.name
     root.mkdir(parents=True, exist_ok=True)
-    link_atomically(work_folder() / "current", root)
+    link_atomically(work / "current", root)
     return Workspace(root)

@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from feature_repo.files import write_atomically
 from feature_repo.stores.embedded_redis import release as stop_redis
-from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.http.keys import KeyRing, Scope, create
 from tests.support.access_app import Client, an_app, behind_middleware
-from tests.support.tiny_release import SPEC, Tiny, build_tiny
+from tests.support.tiny_release import Tiny, build_tiny, register
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +33,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 def registered_workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A working folder in which the tiny release's features are registered and nobody is known."""
     workspace = Workspace(tmp_path_factory.mktemp("registered"))
-    write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
-    apply(feature_store(workspace), workspace)
+    register(workspace)
     RedisStreamLog(workspace)  # starts its Redis here, so that this process also ends it
     yield workspace
     stop_redis(workspace.redis)

@@ -17,14 +17,12 @@ import httpx
 import pytest
 import redis
 
-from feature_repo.files import write_atomically
 from feature_repo.stores.embedded_redis import socket_path
-from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
 from serving.process.supervisor import Supervisor
 from tests.support.access_app import SAFE, is_problem
-from tests.support.forked import Forked
-from tests.support.tiny_release import SPEC, Tiny
+from tests.support.forked import Forked, children_of
+from tests.support.tiny_release import Tiny, register
 from tests.support.tiny_server import PATIENCE_S, TinyServer, tiny_server
 from tests.support.waiting import wait_until as wait_for
 
@@ -112,8 +110,7 @@ def test_load_beyond_the_queue_is_shed(server: TinyServer) -> None:
 
 def test_the_embedded_redis_ends_with_the_server(tiny: Tiny, tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
-    apply(feature_store(workspace), workspace)
+    register(workspace)
     store = redis.Redis(unix_socket_path=str(socket_path(workspace.redis)))
     with tiny_server(workspace, tiny.folder) as server:
         assert httpx.get(f"{server.url}/readyz", timeout=20).json()["online_store"] is True
@@ -142,10 +139,10 @@ def supervise_slow_starters() -> None:
 
 def test_a_worker_that_has_just_been_forked_loses_no_signal() -> None:
     supervisor = Forked(supervise_slow_starters)
-    children = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
     try:
-        wait_until(lambda: bool(children.read_text()))
-        os.kill(int(children.read_text()), signal.SIGTERM)
+        wait_until(lambda: bool(children_of(supervisor.pid)))
+        (worker,) = children_of(supervisor.pid)
+        os.kill(worker, signal.SIGTERM)
         assert supervisor.wait(20) == 1, "a server whose worker ends while it starts ends"
     finally:
         supervisor.kill()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.forked import children_of
+
 
 def free_port():
     with socket.socket() as probe:
@@ -49,8 +51,7 @@ def workers_of(process, port):
     """
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     (inode,) = [line[9] for line in lines if line[3] == "0A" and line[1].endswith(f":{port:04X}")]
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(pid) for pid in children if _holds(pid, f"socket:[{inode}]")]
+    return [pid for pid in children_of(process.pid) if _holds(pid, f"socket:[{inode}]")]
 
 
 def _holds(pid, target):

@@ -77,6 +77,12 @@ def command(*arguments):
     main()
 
 
+def children_of(pid):
+    """Return the ids of a process's children; none once it has ended."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in children.read_text().split()] if children.exists() else []
+
+
 def _run(out, environment, function, arguments):
     with open(out, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

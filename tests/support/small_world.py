@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feature_repo.dataset import load_spec
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
@@ -22,7 +21,7 @@ from pipelines.training.release import make_release
 from pipelines.training.release_pointer import current_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.workflow import stages
-from pipelines.workflow.data_sets import SPECS
+from pipelines.workflow.data_sets import find_spec
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
 from tests.support.built_once import built_once
@@ -86,7 +85,7 @@ def _build(root: Path) -> None:
     """Take the world through every stage below ``root``; its Redis is stopped."""
     workspace = Workspace(root)
     generate(root / "raw", WORLD)
-    ingest(load_spec(SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    ingest(find_spec("synthetic"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
     train(workspace, silent, TrainSettings(towers=TOWERS, sample=SAMPLE, rankers=RANKERS))

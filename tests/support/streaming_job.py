@@ -10,7 +10,6 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 
 from feature_repo.stores.feature_store import redis_client
 from pipelines.streaming.job import StreamConfig, StreamJob
@@ -127,8 +126,7 @@ def streaming(workspace):
 
 def kill(process):
     """Kill a process and its children, as a crash of the machine does."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    pids = [int(pid) for pid in children.read_text().split()] if children.exists() else []
+    pids = forked.children_of(process.pid)
     process.kill()
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):

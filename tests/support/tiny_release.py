@@ -16,7 +16,9 @@ import torch
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
-from feature_repo.files import write_json
+from feature_repo.files import write_atomically, write_json
+from feature_repo.stores.feature_store import apply, feature_store
+from feature_repo.workspace import Workspace
 from ranking.config import RankerConfig
 from ranking.data import RankingData
 from ranking.row_schema import RowSchema
@@ -262,6 +264,12 @@ def write_release(
     (rankers / "logistic").rename(folder / "ranker")
     write_manifest(folder, PROVENANCE)
     return towers, codec, items
+
+
+def register(workspace: Workspace) -> None:
+    """Make a working folder that of the tiny release's data set, with its features registered."""
+    write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
+    apply(feature_store(workspace), workspace)
 
 
 def build_tiny(parent: Path, rules: FilterRules | None = None) -> Tiny:

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from feature_repo.dataset import load_spec
 from feature_repo.hashing import file_hash
 from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
@@ -23,7 +22,7 @@ from pipelines.training.release import make_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
-from pipelines.workflow.data_sets import SPECS
+from pipelines.workflow.data_sets import find_spec
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
 from tests.support import forked
@@ -97,7 +96,7 @@ def model_hashes(workspace: Workspace) -> dict[str, str]:
 def _build(root: Path) -> None:
     workspace = Workspace(root)
     generate(root / "raw", WORLD)
-    ingest(load_spec(SPECS / "synthetic.toml"), root / "raw", workspace, shift_to_now=True)
+    ingest(find_spec("synthetic"), root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)
     train_in_a_process(workspace, "from scratch")
