@@ -19,6 +19,9 @@ from typing import Any
 import numpy as np
 import uvloop
 
+_POPULAR = b'"retrieval_unavailable"'
+_RETRY_AFTER_S = 1.0  # what the server's refusals ask for
+
 
 @dataclass
 class Load:
@@ -29,6 +32,7 @@ class Load:
         statuses: number of answers by HTTP status; 0: no answer, even to a retry on a new
             connection.
         retried: number of retries.
+        popular: number of accepted answers that fell back on popular items.
         answers: epoch seconds, status and body of each answer, if they were to be kept.
         took_s: duration of the whole load.
 
@@ -37,6 +41,7 @@ class Load:
     seconds: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
     retried: int = 0
+    popular: int = 0
     answers: list[tuple[float, int, bytes]] = field(default_factory=list)
     took_s: float = 0.0
 
@@ -52,6 +57,11 @@ class Load:
     def rps(self) -> float:
         """Return accepted requests a second."""
         return round(len(self.seconds) / self.took_s, 1)
+
+    @property
+    def full_rps(self) -> float:
+        """Return accepted requests a second that did not fall back on popular items."""
+        return round((len(self.seconds) - self.popular) / self.took_s, 1)
 
 
 class _Connection(asyncio.Protocol):
@@ -99,7 +109,7 @@ class _Connection(asyncio.Protocol):
 def encode_requests(path: str, bodies: Sequence[bytes]) -> list[bytes]:
     """Return whole HTTP requests that POST these bodies."""
     head = (
-        f"POST {path} HTTP/1.1\r\nhost: funnel\r\n"
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n"
         "content-type: application/json\r\ncontent-length: "
     )
     return [head.encode() + str(len(body)).encode() + b"\r\n\r\n" + body for body in bodies]
@@ -115,6 +125,7 @@ class _Plan:
     seconds: float
     rate: float | None
     keep: bool
+    patient: bool
 
 
 class _Generator:
@@ -149,6 +160,9 @@ class _Generator:
             self._load.statuses[status] += 1
             if 200 <= status < 300:
                 self._load.seconds.append(time.perf_counter() - due)
+                self._load.popular += _POPULAR in body
+            elif plan.patient and status == 503:
+                await asyncio.sleep(_RETRY_AFTER_S)
             if plan.keep:
                 self._load.answers.append((time.time(), status, body))
         if connection:
@@ -193,6 +207,7 @@ def load(
     seconds: float,
     rate: float | None = None,
     keep: bool = False,
+    patient: bool = False,
 ) -> Load:
     """Load ``127.0.0.1:port`` and return the answers.
 
@@ -203,11 +218,12 @@ def load(
         seconds: duration.
         rate: requests a second in an open loop; None: a closed loop.
         keep: keep the answers' bodies.
+        patient: a connection waits as long as a refusal asks for before its next request.
 
     """
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
-    plan = _Plan(port, requests, connections, seconds, rate, keep)
+    plan = _Plan(port, requests, connections, seconds, rate, keep, patient)
     process = context.Process(target=_main, args=(queue, plan))
     process.start()
     result: Load = queue.get(timeout=seconds + 60)

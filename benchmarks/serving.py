@@ -18,6 +18,7 @@ from benchmarks.catalogue import copy_rows, expand
 from benchmarks.live import free_port, running
 from benchmarks.load import encode_requests, load
 from benchmarks.naive import Naive
+from benchmarks.overload import family, overload
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array
 from feature_repo.stores.feature_store import feature_store, redis_client
@@ -124,7 +125,7 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
         load(port, requests, connections=4, seconds=3.0)
         alone = load(port, requests, connections=1, seconds=seconds)
         loaded = load(port, requests, connections=16, seconds=seconds)
-        over = load(port, requests, connections=64, seconds=seconds, rate=3 * loaded.rps)
+        above = overload(port, requests, pid=process.pid, capacity=loaded, seconds=seconds)
         used = memory(process.pid)
     for one in (alone, loaded):
         if not set(one.statuses) <= {200, 503}:
@@ -136,11 +137,7 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
         "p50_ms_loaded": loaded.percentile(50),
         "p99_ms_loaded": loaded.percentile(99),
         "shed_loaded": loaded.statuses[503],
-        "overload_rps": over.rps,
-        "overload_p99_ms": over.percentile(99),
-        "overload_statuses": {
-            str(status): count for status, count in sorted(over.statuses.items())
-        },
+        **above,
         "cold_start_s": round(cold_s, 1),
         "bytes_total": used["bytes"],
         "processes": used["processes"],
@@ -172,14 +169,11 @@ def memory(pid: int) -> dict[str, int]:
     ``bytes``: all (PSS); ``anonymous``: without mapped files, whose part depends on who else on the
     machine maps them.
     """
-    family = [pid]
-    for parent in family:  # grows while it is walked
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-        family += [int(child) for child in children]
+    processes = family(pid)
     return {
-        "bytes": sum(_proportional(one, "Pss:") for one in family),
-        "anonymous": sum(_proportional(one, "Pss_Anon:") for one in family),
-        "processes": len(family),
+        "bytes": sum(_proportional(one, "Pss:") for one in processes),
+        "anonymous": sum(_proportional(one, "Pss_Anon:") for one in processes),
+        "processes": len(processes),
     }
 
 

@@ -26,6 +26,7 @@ EVENT_LOG = re.compile(
 """How ``FUNNEL_EVENT_LOG`` is written."""
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
+_HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:]+")
 _MEMORY = r"^[1-9]\d*[kmgtKMGT]?$"
 
 
@@ -79,12 +80,20 @@ class Settings(BaseSettings):
     under_way: int = Field(
         16, ge=1, description="recommendations that may wait in a worker; more get a 503"
     )
+    max_connections: int = Field(
+        1_000, ge=1, description="open connections of a worker; more wait until others are closed"
+    )
     refresh_s: float = Field(1.0, gt=0, description="seconds between checks for new item counters")
     open: Literal["yes", "no"] = Field(
         "no", description="`yes`: listen on a network without API keys, behind a gateway of yours"
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated origins of web pages that may call, as `https://host:port`"
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="comma-separated host names beside localhost that a server without API keys "
+        "answers to, for a gateway; `*`: any",
     )
     log: Literal["json", "text", "off"] | None = Field(
         None, description="access log: `json`, `text` or `off`"
@@ -116,6 +125,17 @@ class Settings(BaseSettings):
         for origin in value:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(f"'{origin}' is not of the form https://host or https://host:port")
+        return value
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            parts = (part.strip().lower() for part in value.split(","))
+            value = tuple(part for part in parts if part)
+        for host in value:
+            if host != "*" and not _HOST.fullmatch(host):
+                raise ValueError(f"'{host}' is not a host name without a port")
         return value
 
     @field_validator("log", mode="before")

@@ -9,9 +9,7 @@ import json
 import logging
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import numpy as np
 import redis
 
 from feature_repo.files import write_json
+from feature_repo.stores.embedded_redis import RedisFailed
 from feature_repo.stores.feature_store import redis_client, redis_url
 from feature_repo.stores.online_store import written_key
 from feature_repo.workspace import Workspace
@@ -34,6 +33,7 @@ _VERSIONS = 2
 """Versions of the files that stay, the newest included."""
 
 _VIEW = "item_activity"
+_LONGEST_PAUSE_S = 60.0
 
 
 class CounterFiles:
@@ -113,9 +113,13 @@ class CounterReader:
         self._state: tuple[str, bytes | None] | None = None
         self._read_at = 0.0
         self._online: tuple[str, OnlineFeatures] | None = None
+        self._next_try = 0.0
+        self._pause_s = 0.5
 
     def step(self, release: Release) -> bool:
         """Read if it is time, and return whether it was; without an answer, try again later."""
+        if time.monotonic() < self._next_try:
+            return False
         try:
             redis_url(self._workspace)  # an embedded server that has died is started again
             written: bytes | None = self._redis.get(written_key(_VIEW))  # type: ignore[assignment]
@@ -126,32 +130,15 @@ class CounterReader:
                 self._online = (release.id, OnlineFeatures(self._workspace, release.items))
             now = datetime.now(UTC)
             activity = self._online[1].item_activity(now.timestamp())
+        except RedisFailed as error:
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            self._next_try = time.monotonic() + self._pause_s
+            _log.error("%s; trying again in %g s", error, self._pause_s)  # noqa: TRY400 - one line
+            return False
         except (redis.RedisError, OSError, OnlineStoreUnavailable):
             return False
+        self._pause_s = 0.5
         self._files.publish(release, activity, now.isoformat(timespec="microseconds"))
         self._state = state
         self._read_at = time.monotonic()
         return True
-
-
-class PeriodicTask:
-    """Calls a function at an interval on its own thread; errors are logged and do not stop it."""
-
-    def __init__(self, seconds: float, work: Callable[[], Any], name: str) -> None:
-        self._seconds = seconds
-        self._work = work
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._seconds):
-            try:
-                self._work()
-            except Exception:
-                _log.exception("%s failed; it is called again", self._thread.name)
-
-    def close(self) -> None:
-        """Stop; a running call finishes first."""
-        self._stop.set()
-        self._thread.join(timeout=5.0)

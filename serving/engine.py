@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -63,7 +63,15 @@ _WARM_UPS = 10
 _BATCH = 32
 """Requests that are answered at once, of a larger number."""
 
+_BATCH_ITEMS = 10_000
+"""Items of those; an explained one counts as ``_EXPLAINED``."""
+
+_EXPLAINED = 20
 _RECALL_AT = 100
+
+
+class Unwanted(Exception):  # noqa: N818 - a state, said to the caller
+    """The client of a batch has gone, so the rest of it was left."""
 
 
 class Engine:
@@ -183,8 +191,10 @@ class Engine:
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer; repeating the call is safe.
+            UnknownItem: the release has no such item, and it was not added.
 
         """
+        self._check_known(item_id)
         changed = self.changes.remove(item_id)
         self.refresh_changes()
         return changed
@@ -197,11 +207,16 @@ class Engine:
             UnknownItem: the release has no such item, and it was not added.
 
         """
-        if self.snapshot.release.codec.items.code(item_id) == 0 and not self.changes.knows(item_id):
-            raise UnknownItem(item_id)
+        self._check_known(item_id)
         changed = self.changes.restore(item_id)
         self.refresh_changes()
         return changed
+
+    def _check_known(self, item_id: str) -> None:
+        """Raise ``UnknownItem`` if neither the release nor a change has an item."""
+        known = self.snapshot.release.codec.items.code(item_id) or self.changes.knows(item_id)
+        if not known:
+            raise UnknownItem(item_id)
 
     def refresh_items(self) -> None:
         """Use the newest item counters, if there are new ones."""
@@ -250,16 +265,27 @@ class Engine:
         return self._serve([request], deadline)[0]
 
     def recommend_many(
-        self, requests: Sequence[RecommendationRequest]
+        self,
+        requests: Sequence[RecommendationRequest],
+        stop: Callable[[], bool] = lambda: False,
     ) -> list[RecommendationResponse]:
         """Serve many requests in batches, with one read of the online store and one search each.
 
+        Args:
+            requests: who asks for what.
+            stop: whether nobody wants the answers any more.
+
         Raises:
             UnknownAttribute: a filter names an attribute that items do not have.
+            Unwanted: ``stop`` said so between two batches.
 
         """
-        parts = (requests[start : start + _BATCH] for start in range(0, len(requests), _BATCH))
-        return [response for part in parts for response in self._serve(part, NEVER)]
+        responses: list[RecommendationResponse] = []
+        for part in _batches(requests):
+            if stop():
+                raise Unwanted
+            responses += self._serve(part, NEVER)
+        return responses
 
     def _serve(
         self, requests: Sequence[RecommendationRequest], deadline: Deadline
@@ -376,6 +402,23 @@ class Engine:
     def accept(self, raw: Sequence[dict[str, Any]]) -> EventReceipt:
         """Check events one by one and append the good ones to the log, see ``Intake``."""
         return self.intake.accept(raw)
+
+
+def _batches(
+    requests: Sequence[RecommendationRequest],
+) -> Iterator[Sequence[RecommendationRequest]]:
+    """Yield the requests in parts whose work ends within about a second."""
+    part: list[RecommendationRequest] = []
+    work = 0
+    for request in requests:
+        cost = request.k * (_EXPLAINED if request.explain else 1)
+        if part and (len(part) == _BATCH or work + cost > _BATCH_ITEMS):
+            yield part
+            part = []
+            work = 0
+        part.append(request)
+        work += cost
+    yield part
 
 
 def _user_batch(

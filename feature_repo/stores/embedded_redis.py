@@ -68,7 +68,12 @@ def ensure_running(folder: Path) -> Path:
 def connect(folder: Path, timeout_s: float = 5.0) -> redis.Redis:
     """Return a client of a data folder's server, which is started if needed; it retries at once."""
     path = str(ensure_running(folder))
-    return redis.Redis(unix_socket_path=path, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 1))
+    return redis.Redis(
+        unix_socket_path=path,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,  # a server that hangs accepts no connection either
+        retry=Retry(NoBackoff(), 1),
+    )
 
 
 def release(folder: Path) -> None:
@@ -97,7 +102,10 @@ def _starting_or_stopping(folder: Path) -> AbstractContextManager[IO[bytes]]:
 def _client(folder: Path) -> redis.Redis:
     # The client's own retries would take eight seconds to find that no server runs.
     return redis.Redis(
-        unix_socket_path=str(socket_path(folder)), socket_timeout=5, retry=Retry(NoBackoff(), 0)
+        unix_socket_path=str(socket_path(folder)),
+        socket_timeout=5,
+        socket_connect_timeout=5,
+        retry=Retry(NoBackoff(), 0),
     )
 
 

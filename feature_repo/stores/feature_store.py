@@ -9,6 +9,8 @@ import redis
 import yaml
 from feast import FeatureStore
 from feast.repo_config import RepoConfig
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from feature_repo.settings import SettingsError, read_settings
 from feature_repo.stores.embedded_redis import connect, ensure_running
@@ -68,7 +70,12 @@ def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
     """
     if profile() == "local":
         return connect(workspace.redis, timeout_s)
-    return redis.Redis.from_url(redis_url(workspace), socket_timeout=timeout_s)
+    return redis.Redis.from_url(
+        redis_url(workspace),
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        retry=Retry(NoBackoff(), 1),  # the client's own retries wait for seconds in between
+    )
 
 
 def redis_url(workspace: Workspace) -> str:

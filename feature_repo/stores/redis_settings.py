@@ -109,6 +109,7 @@ class RedisSettings:
         """Return Feast's connection string with credentials; ``timeout_s`` is the default."""
         options = {
             "socket_timeout": str(timeout_s),
+            "socket_connect_timeout": str(timeout_s),
             **self.options,
             **({"ssl": "true"} if self.tls else {}),
         }

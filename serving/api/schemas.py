@@ -11,6 +11,7 @@ from pydantic import (
     ConfigDict,
     Field,
     WithJsonSchema,
+    field_validator,
     with_config,
 )
 from typing_extensions import TypedDict
@@ -18,6 +19,13 @@ from typing_extensions import TypedDict
 from serving.recommender.filters import AttributeRule
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+MAX_BATCH_ITEMS = 20_000
+"""Items that the requests of a batch may ask for in all."""
+
+MAX_EXPLAINED = 50
+"""Requests of a batch that may ask for explanations."""
 
 
 def _example(**fields: Any) -> ConfigDict:
@@ -48,11 +56,31 @@ class RecommendationRequest(_Strict):
 
 
 class RecommendationBatchRequest(_Strict):
-    """Up to 1,000 requests, answered in their order."""
+    """Up to 1,000 requests, answered in their order.
+
+    They may ask for up to 20,000 items in all, and up to 50 of them for explanations.
+    """
 
     model_config = _example(requests=[{"user_id": "u0042", "k": 5}, {"user_id": "u0043", "k": 5}])
 
     requests: list[RecommendationRequest] = Field(min_length=1, max_length=1_000)
+
+    @field_validator("requests")
+    @classmethod
+    def _within_limits(cls, requests: list[RecommendationRequest]) -> list[RecommendationRequest]:
+        items = sum(request.k for request in requests)
+        explained = sum(request.explain for request in requests)
+        if items > MAX_BATCH_ITEMS:
+            raise ValueError(
+                f"the requests ask for {items} items in all; {MAX_BATCH_ITEMS} is the limit: "
+                "lower 'k' or send fewer requests at once"
+            )
+        if explained > MAX_EXPLAINED:
+            raise ValueError(
+                f"{explained} requests ask for explanations; {MAX_EXPLAINED} is the limit: "
+                "send fewer of them at once"
+            )
+        return requests
 
 
 class FeatureContribution(TypedDict):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ from feature_repo.events.log_names import DEAD_LETTERS, LEASE, LOG, STATUS, log_
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
+from serving.periodic import PeriodicTask
 
 _TIMEOUT_S = 0.2  # a probe may take about a second, and the client tries twice
-_MAX_AGE_S = 1.0
+_EVERY_S = 1.0
+_LOST_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -85,28 +87,34 @@ def _last_lag(status: dict[str, Any]) -> float | None:
 
 
 class StreamStatePoller:
-    """Reads the state from Redis at most once a second, however often it is asked."""
+    """Reads the state from Redis once a second; who asks for it never waits for Redis."""
 
     def __init__(self, workspace: Workspace) -> None:
         self._redis = redis_client(workspace, timeout_s=_TIMEOUT_S)
-        self._lock = threading.Lock()
-        self._polled_at = -_MAX_AGE_S
+        self._polled_at = -math.inf
         self._state: StreamState | None = None
 
-    def poll(self) -> StreamState | None:
-        """Return the state, at most a second old; None: the online store does not answer."""
-        with self._lock:
-            if time.monotonic() - self._polled_at >= _MAX_AGE_S:
-                try:
-                    self._state = read_state(self._redis, time.time())
-                except (redis.RedisError, OSError):
-                    self._state = None
-                self._polled_at = time.monotonic()
-            return self._state
+    def poll(self) -> None:
+        """Read the state."""
+        try:
+            self._state = read_state(self._redis, time.time())
+        except (redis.RedisError, OSError):
+            self._state = None
+        self._polled_at = time.monotonic()
+
+    @property
+    def latest(self) -> StreamState | None:
+        """The state a second ago or so; None: the online store does not answer."""
+        return self._state if time.monotonic() - self._polled_at < _LOST_S else None
+
+    def start(self) -> PeriodicTask:
+        """Poll from now on; close what is returned."""
+        self.poll()
+        return PeriodicTask(_EVERY_S, self.poll, "stream state")
 
     def collect(self) -> Iterable[Metric]:
         """Yield the state as Prometheus metrics."""
-        state = self.poll()
+        state = self.latest
         yield GaugeMetricFamily(
             "funnel_online_store_up", "1: the online store answers", float(state is not None)
         )

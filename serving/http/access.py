@@ -75,7 +75,7 @@ def required_scope(method: str, path: str) -> Scope | None:
         return Scope.RECOMMEND
     if path.startswith(("/v1/users/", "/v1/items/")) and method in ("GET", "HEAD"):
         return Scope.RECOMMEND
-    return None if path in _ANY_KEY else Scope.ADMIN
+    return None if path in _ANY_KEY or path.startswith(f"{DOCS}/") else Scope.ADMIN
 
 
 class RateLimiter:

@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 
 from feature_repo.settings import read_settings
 from feature_repo.workspace import Workspace
-from serving.counters import CounterFiles, PeriodicTask
+from serving.counters import CounterFiles
 from serving.engine import Engine
 from serving.event_log.stream_state import StreamStatePoller
-from serving.http.executors import Executor, LoopExecutor, WorkerPool
+from serving.http.docs import add_docs
+from serving.http.executors import LoopExecutor, WorkerPool
 from serving.http.keys import KeyRing
 from serving.http.middleware import install, middleware
 from serving.http.openapi import PROBLEMS, describe, stamp_examples
@@ -28,6 +29,7 @@ from serving.http.recommendation_routes import BATCH, RECOMMEND, add_recommendat
 from serving.http.routes import add_operation_routes, add_routes
 from serving.http.telemetry import start_tracing
 from serving.observability.metrics import Metrics
+from serving.periodic import PeriodicTask
 from serving.releases.manifest import BadRelease
 from serving.releases.poller import ReleasePoller
 from serving.releases.release import Release
@@ -61,8 +63,10 @@ def create_app(
     metrics = Metrics(tracing.span if tracing else None)
     stream = StreamStatePoller(workspace)
     metrics.at_scrape.append(stream)
-    pool = WorkerPool(_MAX_PENDING)
-    executors: dict[str, Executor] = {RECOMMEND: LoopExecutor(settings.under_way), BATCH: pool}
+    pool = WorkerPool(_MAX_PENDING, metrics.shed.inc)
+    deadline_s = settings.deadline_ms / 1_000
+    # What waits longer than half of its time would be answered late.
+    executor = LoopExecutor(settings.under_way, deadline_s / 2, metrics.shed.inc)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -73,6 +77,7 @@ def create_app(
         if follow:
             poller.start()
         tasks = [
+            stream.start(),
             PeriodicTask(settings.refresh_s, engine.refresh_items, "refresh"),
             PeriodicTask(_CHANGES_S, engine.refresh_changes, "changes"),
             PeriodicTask(_RECALL_S, engine.measure_recall, "recall"),
@@ -91,6 +96,7 @@ def create_app(
     app = FastAPI(
         title="Funnel",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads scripts from elsewhere
         redoc_url=None,
         responses=PROBLEMS,
         generate_unique_id_function=_operation_id,
@@ -103,19 +109,20 @@ def create_app(
     app.state.metrics = metrics
     app.state.stream = stream
 
-    deadline_s = settings.deadline_ms / 1_000
-    fast_routes = add_recommendation_routes(app, executors, deadline_s=deadline_s)
+    fast_routes = add_recommendation_routes(app, executor, pool, deadline_s=deadline_s)
     add_routes(app)
     add_operation_routes(app)
+    add_docs(app)
     document = cache(lambda: describe(app, release, keys_required=keys is not None))
     app.openapi = lambda: stamp_examples(document(), datetime.now(UTC))  # type: ignore[method-assign]
     layers = middleware(
-        executors=executors,
+        executors={RECOMMEND: executor, BATCH: pool},
         fast_routes=fast_routes,
         keys=keys,
         metrics=metrics,
         tracing=tracing,
         origins=settings.cors_origins,
+        hosts=settings.allowed_hosts,
     )
     install(app, layers)
     return app

@@ -8,7 +8,7 @@ from prometheus_client import Counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.http.executors import Executor
-from serving.http.problem_details import ProblemResponse
+from serving.http.problem_details import overloaded
 
 
 class LoadSheddingMiddleware:
@@ -23,12 +23,7 @@ class LoadSheddingMiddleware:
         self._app = app
         self._executors = executors
         self._shed = shed
-        self._refusal = ProblemResponse(
-            503,
-            "too many requests at once",
-            "nothing was done for this one; send it again",
-            {"Retry-After": "1"},
-        )
+        self._refusal = overloaded()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

@@ -15,6 +15,7 @@ from serving.http.draining import DrainingMiddleware
 from serving.http.executors import Executor
 from serving.http.fast_path import FastPathMiddleware, FastRoute
 from serving.http.headers import SecurityHeadersMiddleware, cors_options
+from serving.http.hosts import LocalClientsMiddleware
 from serving.http.keys import KeyRing
 from serving.http.load_shedding import LoadSheddingMiddleware
 from serving.http.problem_details import ProblemDetailsMiddleware
@@ -33,6 +34,7 @@ def middleware(
     metrics: Metrics,
     tracing: Tracing | None = None,
     origins: Sequence[str] = (),
+    hosts: Sequence[str] = (),
     max_body: int = MAX_BODY,
 ) -> list[Middleware]:
     """Return the app's middleware, the outermost first.
@@ -44,10 +46,13 @@ def middleware(
         metrics: what requests are counted in.
         tracing: None: no traces.
         origins: those of web pages that may call from a browser.
+        hosts: names that the server answers to without keys, beside those of this machine.
         max_body: limit of a request's body in bytes.
 
     """
     cors = [Middleware(CORSMiddleware, **cors_options(origins))] if origins else []
+    # Nothing else keeps the pages of a browser on this machine out.
+    local = [Middleware(LocalClientsMiddleware, hosts=hosts)] if keys is None else []
     return [
         # Every answer has these headers, refusals included.
         Middleware(SecurityHeadersMiddleware),
@@ -60,6 +65,7 @@ def middleware(
         *cors,
         # Turns the errors of all layers below it into answers.
         Middleware(ProblemDetailsMiddleware),
+        *local,
         Middleware(AccessMiddleware, keys=keys),
         Middleware(BodyLimitMiddleware, limit=max_body),
         Middleware(FastPathMiddleware, routes=fast_routes),

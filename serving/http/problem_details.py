@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -15,12 +15,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.answers import UnknownItem
 from serving.api.problems import MEDIA_TYPE, problem_body
+from serving.engine import Unwanted
 from serving.event_log.port import LogFull
+from serving.http.executors import Overloaded
 from serving.live_items.added import BadItem, NoSpareRow, ReleasedItem
 from serving.observability.logs import request_id
 from serving.online.features import OnlineStoreUnavailable
 from serving.recommender.filters import UnknownAttribute
 
+_SHOWN_ERRORS = 10
+_SHOWN_TEXT = 200
 _log = logging.getLogger(__name__)
 
 
@@ -110,6 +114,10 @@ def problem_response(error: Exception) -> ProblemResponse:
                 "which has them itself"
             )
             return ProblemResponse(507, "no place for another item", detail)
+        case Overloaded():
+            return overloaded()
+        case Unwanted():
+            return ProblemResponse(499, "the client has gone", "nobody reads this")
         case LogFull():
             detail = f"no event of the request was taken; send it again ({error})"
             return ProblemResponse(429, "the event log is full", detail, {"Retry-After": "5"})
@@ -120,9 +128,32 @@ def problem_response(error: Exception) -> ProblemResponse:
     return _server_error(error)
 
 
-def _invalid(errors: Iterable[Any]) -> ProblemResponse:
-    details = (f"{'.'.join(map(str, e['loc'])) or 'body'}: {e['msg']}" for e in errors)
+def overloaded() -> ProblemResponse:
+    """Return the answer to a request that is refused because too many wait already."""
+    return ProblemResponse(
+        503,
+        "too many requests at once",
+        "nothing was done for this one; send it again",
+        {"Retry-After": "1"},
+    )
+
+
+def _invalid(errors: Sequence[Any]) -> ProblemResponse:
+    """Return the answer to a request that does not fit: the first errors, and how many more."""
+    details = [
+        f"{'.'.join(_short(part) for part in e['loc']) or 'body'}: {_short(e['msg'])}"
+        for e in errors[:_SHOWN_ERRORS]
+    ]
+    if len(errors) > _SHOWN_ERRORS:
+        details.append(f"and {len(errors) - _SHOWN_ERRORS} more errors")
     return ProblemResponse(422, "the request does not fit its schema", "; ".join(details))
+
+
+def _short(part: object) -> str:
+    """Return what a client sent, in an answer's size and characters."""
+    text = str(part)
+    text = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}..."
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _server_error(error: Exception) -> ProblemResponse:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import perf_counter
 
 import orjson
@@ -16,7 +19,7 @@ from serving.api.schemas import (
     RecommendationResponse,
 )
 from serving.engine import Engine
-from serving.http.executors import Executor
+from serving.http.executors import LoopExecutor, WorkerPool
 from serving.http.fast_path import FastRoute
 from serving.http.openapi import raw_body
 from serving.recommender.deadline import Deadline
@@ -26,13 +29,14 @@ BATCH = "/v1/recommendations:batch"
 
 
 def add_recommendation_routes(
-    app: FastAPI, executors: Mapping[str, Executor], *, deadline_s: float
+    app: FastAPI, executor: LoopExecutor, pool: WorkerPool, *, deadline_s: float
 ) -> dict[str, FastRoute]:
     """Add the routes and return them by path, for the middleware that skips FastAPI's routing.
 
     Args:
         app: gets the routes.
-        executors: where the work of each path runs.
+        executor: runs recommendations.
+        pool: runs what takes longer: batches and explanations.
         deadline_s: seconds within which a recommendation should be answered.
 
     """
@@ -50,9 +54,11 @@ def add_recommendation_routes(
         """
         deadline = Deadline(deadline_s, perf_counter())
         query = RecommendationRequest.model_validate_json(await request.body())
-        # An explanation takes longer than the recommendation, so it waits with the batches.
-        executor = executors[BATCH if query.explain else RECOMMEND]
-        return _json(await executor.run(_recommend, request.app.state.engine, query, deadline))
+        engine: Engine = request.app.state.engine
+        if not query.explain:
+            return _json(await executor.run(_recommend, engine, query, deadline, deadline=deadline))
+        async with _until_gone(request) as gone:
+            return _json(await pool.run(_explain, engine, query, gone))
 
     @app.post(
         BATCH,
@@ -61,9 +67,13 @@ def add_recommendation_routes(
         openapi_extra=raw_body(RecommendationBatchRequest),
     )
     async def recommend_batch(request: Request) -> Response:
-        """Answer up to 1,000 recommendation requests at once, in their order."""
+        """Answer up to 1,000 recommendation requests at once, in their order.
+
+        They may ask for up to 20,000 items in all, and up to 50 of them for explanations.
+        """
         query = RecommendationBatchRequest.model_validate_json(await request.body())
-        return _json(await executors[BATCH].run(_recommend_batch, request.app.state.engine, query))
+        async with _until_gone(request) as gone:
+            return _json(await pool.run(_recommend_batch, request.app.state.engine, query, gone))
 
     handlers = (recommend, recommend_batch)
     return {
@@ -73,12 +83,34 @@ def add_recommendation_routes(
     }
 
 
+@asynccontextmanager
+async def _until_gone(request: Request) -> AsyncIterator[threading.Event]:
+    """Give an event that is set when the client closes the connection before its answer."""
+    gone = threading.Event()
+
+    async def watch() -> None:
+        await request.receive()  # the body has been read: what comes next is the end
+        gone.set()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield gone
+    finally:
+        watching.cancel()
+
+
 def _recommend(engine: Engine, query: RecommendationRequest, deadline: Deadline) -> bytes:
     return orjson.dumps(engine.recommend(query, deadline))
 
 
-def _recommend_batch(engine: Engine, query: RecommendationBatchRequest) -> bytes:
-    responses = engine.recommend_many(query.requests)
+def _explain(engine: Engine, query: RecommendationRequest, gone: threading.Event) -> bytes:
+    return orjson.dumps(engine.recommend_many([query], gone.is_set)[0])
+
+
+def _recommend_batch(
+    engine: Engine, query: RecommendationBatchRequest, gone: threading.Event
+) -> bytes:
+    responses = engine.recommend_many(query.requests, gone.is_set)
     return orjson.dumps(RecommendationBatchResponse(responses=responses))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import AfterValidator
 from starlette.concurrency import run_in_threadpool
 
 from serving.api.schemas import (
@@ -33,12 +36,28 @@ def _engine(request: Request) -> Engine:
 
 
 UsesEngine = Annotated[Engine, Depends(_engine)]
-ItemId = Annotated[str, Path(openapi_examples={"built-in world": {"value": "i0007"}})]
-NewItemId = Annotated[
+
+
+def _decoded(name: str) -> str:
+    """Refuse a path that was not UTF-8: the server has put U+FFFD in place of what it could not read.
+
+    Several such paths would name one user.
+    """
+    if "\ufffd" in name:
+        raise ValueError("the id in the path is not valid UTF-8")
+    return name
+
+
+ItemId = Annotated[
     str,
     Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "i0007"}}),
+    AfterValidator(_decoded),
 ]
-UserId = Annotated[str, Path(openapi_examples={"built-in world": {"value": "u0042"}})]
+UserId = Annotated[
+    str,
+    Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "u0042"}}),
+    AfterValidator(_decoded),
+]
 
 
 def add_routes(app: FastAPI) -> None:
@@ -65,7 +84,7 @@ def add_routes(app: FastAPI) -> None:
         tags=["items"],
         openapi_extra=raw_body(ItemUpdate, required=False),
     )
-    async def put_item(item_id: NewItemId, request: Request, engine: UsesEngine) -> ItemChange:
+    async def put_item(item_id: ItemId, request: Request, engine: UsesEngine) -> ItemChange:
         """Add an item that the release does not have, or restore a removed one (without a body).
 
         All servers recommend it within a second.
@@ -103,7 +122,8 @@ def add_routes(app: FastAPI) -> None:
 
 
 def add_operation_routes(app: FastAPI) -> None:
-    """Add probes and metrics."""
+    """Add probes and metrics, which wait for nothing that a request may wait for."""
+    scrapes = ThreadPoolExecutor(1, "metrics")
 
     @app.get("/healthz", tags=["operations"])
     async def healthz() -> Liveness:
@@ -116,14 +136,18 @@ def add_operation_routes(app: FastAPI) -> None:
         response_model=Readiness,
         responses={503: {"model": Readiness}},
     )
-    def readyz(request: Request) -> Response:
+    async def readyz(request: Request) -> Response:
         """Say whether this server takes requests, and what its answers lack."""
         state = request.app.state
         engine = getattr(state, "engine", None)
-        status, body = readiness(engine, state.stream.poll(), time.time(), stopping=state.draining)
+        status, body = readiness(engine, state.stream.latest, time.time(), stopping=state.draining)
         return JSONResponse(body, status)
 
     @app.get("/metrics", response_class=PlainTextResponse, tags=["operations"])
-    def metrics(request: Request) -> Response:
+    async def metrics(request: Request) -> Response:
         """Return the metrics of all workers in Prometheus's text format."""
-        return Response(render(request.app.state.metrics), media_type=CONTENT_TYPE_LATEST)
+        # In a thread of its own: the others may all wait for Redis.
+        text = await asyncio.get_running_loop().run_in_executor(
+            scrapes, render, request.app.state.metrics
+        )
+        return Response(text, media_type=CONTENT_TYPE_LATEST)

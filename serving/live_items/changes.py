@@ -72,8 +72,8 @@ class ItemChanges:
         return items.without(codes[codes > 0], release.items)
 
     def knows(self, item_id: str) -> bool:
-        """Return whether the item was added, removed since or not."""
-        return item_id in self._added_items
+        """Return whether the item was ever added or removed."""
+        return item_id in self._added_items or item_id in self._removed_ids
 
     def remove(self, item_id: str) -> bool:
         """Remove an item; return whether it was not removed already.

@@ -6,12 +6,12 @@ import asyncio
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from serving.process.listener import FairListener
+from serving.process.bounded_protocol import BoundedProtocol
+from serving.process.listener import FairListener, WorkerConnections
 
 _DRAIN_S = 0.5
 
@@ -23,27 +23,60 @@ class DrainingServer(uvicorn.Server):
     ``app.state.draining``.
     """
 
-    def __init__(self, app: FastAPI, ready: Callable[[], None]) -> None:
-        """``ready`` is called once requests can come."""
+    def __init__(
+        self,
+        app: FastAPI,
+        ready: Callable[[], None],
+        worker: WorkerConnections,
+        max_connections: int,
+    ) -> None:
+        """Prepare a server.
+
+        Args:
+            app: what answers.
+            ready: called once requests can come.
+            worker: where the open connections are noted.
+            max_connections: more than these wait until others are closed.
+
+        """
         super().__init__(
-            uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                ws="none",
+            )
         )
         self._state = app.state
         self._ready = ready
+        self._worker = worker
+        self._max_connections = max_connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to accept connections in turn with the other workers."""
         await super().startup([])
         if self.started:
             for listening in sockets or ():
-                count = self.server_state.connections.__len__
-                self.servers.append(FairListener(listening, self._protocol, count))  # type: ignore[arg-type]
+                listener = FairListener(
+                    listening,
+                    self._protocol,
+                    open_connections=self.server_state.connections.__len__,
+                    worker=self._worker,
+                    max_connections=self._max_connections,
+                )
+                self.servers.append(listener)  # type: ignore[arg-type]
             self._ready()
 
     def _protocol(self) -> asyncio.Protocol:
-        protocol: Any = self.config.http_protocol_class
-        made: asyncio.Protocol = protocol(self.config, self.server_state, self.lifespan.state)
-        return made
+        return BoundedProtocol(
+            self.config, self.server_state, self.lifespan.state, on_lost=self._connection_lost
+        )
+
+    def _connection_lost(self) -> None:
+        for server in self.servers:
+            if isinstance(server, FairListener):
+                server.note()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Accept no more connections, and stop a moment later; a second signal stops at once."""

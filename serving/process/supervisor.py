@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -23,8 +24,10 @@ from typing import Any
 from fastapi import FastAPI
 
 from feature_repo.errors import FunnelError
+from feature_repo.settings import read_settings
 from serving.observability.multiprocess import shared_by_workers
 from serving.process.draining_server import DrainingServer
+from serving.process.listener import ConnectionCounts
 
 _log = logging.getLogger(__name__)
 
@@ -35,9 +38,14 @@ _SWITCH_S = 0.0005
 Python's default is 5 ms, which is two requests.
 """
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_START_S = 60.0
+_START_S = 120.0
 _STOP_S = 30.0
 _PAUSE_S = 0.05
+
+_SHORT_S = 10.0
+"""A process that ends sooner has failed to start: it is tried again later and later."""
+
+_LONGEST_PAUSE_S = 30.0
 
 Ready = Callable[[], None]
 """Called by a worker once it can be asked."""
@@ -68,25 +76,49 @@ def run_workers(
         WorkerFailed: a worker could not start.
 
     """
+    counts = ConnectionCounts(count + 2)  # beside a helper; a worker is replaced beside the old one
+    max_connections = read_settings().max_connections
 
-    def work(ready: Ready) -> None:
+    def work(ready: Ready, slot: int) -> None:
         sys.setswitchinterval(_SWITCH_S)
-        DrainingServer(create_app(), ready).run(sockets=[listening])
+        server = DrainingServer(create_app(), ready, counts.of(slot), max_connections)
+        server.run(sockets=[listening])
 
-    def help_workers(_: Ready) -> None:
+    def help_workers(_: Ready, __: int) -> None:
         listening.close()
         if helper is not None:
             helper()
 
     with listening, shared_by_workers() if count > 1 else nullcontext():
-        Supervisor(count, work, help_workers if helper else None).run(started)
+        Supervisor(count, work, help_workers if helper else None, counts.remove).run(started)
+
+
+Work = Callable[[Ready, int], None]
+"""What a process runs: it calls the first argument when it is ready; the second is its slot."""
 
 
 @dataclass
-class _Worker:
-    pid: int
-    ready: int
-    """Reading end of a pipe that the worker closes when it is ready."""
+class _Process:
+    """One child.
+
+    Attributes:
+        work: what it runs.
+        slot: a number that no other living child has.
+        pid: its process id; 0: it has ended, and is to be started again at ``due``.
+        ready: reading end of a pipe that it closes when it is ready.
+        born: when it was started, by ``time.monotonic``.
+        failures: how many times in a row it ended soon after its start.
+        due: when it may be started again, by ``time.monotonic``.
+
+    """
+
+    work: Work
+    slot: int
+    pid: int = 0
+    ready: int = -1
+    born: float = 0.0
+    failures: int = 0
+    due: float = 0.0
 
 
 class Supervisor:
@@ -94,16 +126,24 @@ class Supervisor:
 
     def __init__(
         self,
-        count: int,
-        work: Callable[[Ready], None],
-        help_workers: Callable[[Ready], None] | None,
+        workers: int,
+        work: Work,
+        help_workers: Work | None,
+        ended: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """``work`` is run by each of ``count`` workers, ``help_workers`` by one process more."""
-        self._count = count
-        self._work = work
-        self._help_workers = help_workers
-        self._workers: list[_Worker] = []
-        self._helper: _Worker | None = None
+        """Start nothing yet.
+
+        Args:
+            workers: number of workers.
+            work: run by each of them.
+            help_workers: run by one process more.
+            ended: called with the slot of a process that has ended.
+
+        """
+        self._workers = [_Process(work, slot) for slot in range(workers)]
+        self._helpers = [_Process(help_workers, workers)] if help_workers else []
+        self._ended_hook = ended
+        self._gone: set[int] = set()
         self._stopping = False
         self._replacing = False
 
@@ -119,24 +159,25 @@ class Supervisor:
         signal.signal(signal.SIGHUP, self._replace)
         gc.collect()
         gc.freeze()  # a collection in a worker would copy the pages that it only looks at
-        self._workers = [self._fork(self._work) for _ in range(self._count)]
-        self._helper = self._fork(self._help_workers) if self._help_workers else None
         try:
+            for process in self._processes():
+                self._fork(process)
             for worker in self._workers:
-                self._wait_ready(worker)
+                if not self._wait_ready(worker) and not self._stopping:
+                    raise WorkerFailed("a worker could not start")
             if not self._stopping:
                 started()
             while not self._stopping:
-                self._reap()
+                self._keep_running()
                 if self._replacing:
                     self._replacing = False
                     self._replace_all()
                 time.sleep(_PAUSE_S)
         finally:
-            self._end(self._processes())
+            self._end([process for process in self._processes() if process.pid])
 
-    def _processes(self) -> list[_Worker]:
-        return [*self._workers, *([self._helper] if self._helper else [])]
+    def _processes(self) -> list[_Process]:
+        return [*self._workers, *self._helpers]
 
     def _stop(self, *_: Any) -> None:
         self._stopping = True
@@ -144,7 +185,8 @@ class Supervisor:
     def _replace(self, *_: Any) -> None:
         self._replacing = True
 
-    def _fork(self, work: Callable[[Ready], None]) -> _Worker:
+    def _fork(self, process: _Process) -> None:
+        """Start a process; this one goes on."""
         reading, writing = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -156,7 +198,10 @@ class Supervisor:
         if pid:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(writing)
-            return _Worker(pid, reading)
+            process.pid = pid
+            process.ready = reading
+            process.born = time.monotonic()
+            return
         code = 1
         try:
             for number in _SIGNALS:
@@ -164,69 +209,109 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _end_with(parent)
             os.close(reading)
-            work(lambda: os.close(writing))
+            process.work(lambda: os.close(writing), process.slot)
             code = 0
         except KeyboardInterrupt:
             code = 0
+        except FunnelError as error:
+            _log.error("a process of the server ended: %s", error)  # noqa: TRY400 - one line
         except BaseException:
-            _log.exception("a worker ended")
+            _log.exception("a process of the server ended")
         finally:
             logging.shutdown()
             os._exit(code)
 
-    def _wait_ready(self, worker: _Worker) -> None:
-        """Wait until a worker closes its end of the pipe; it also closes when the worker dies."""
+    def _wait_ready(self, process: _Process) -> bool:
+        """Wait until a process is ready, and return whether it is.
+
+        It closes its end of the pipe when it is; the end also closes when it dies.
+        """
         deadline = time.monotonic() + _START_S
-        os.set_blocking(worker.ready, False)
-        while time.monotonic() < deadline and not self._stopping:
+        os.set_blocking(process.ready, False)
+        closed = False
+        while not closed and time.monotonic() < deadline and not self._stopping:
             try:
-                if os.read(worker.ready, 1) == b"":
-                    break
+                closed = os.read(process.ready, 1) == b""
             except BlockingIOError:
                 time.sleep(_PAUSE_S)
-        os.close(worker.ready)
-        pid, _ = os.waitpid(worker.pid, os.WNOHANG)
-        if pid and not self._stopping:
-            raise WorkerFailed("a worker could not start")
+        self._reap()
+        return closed and bool(process.pid) and process.pid not in self._gone
+
+    def _keep_running(self) -> None:
+        """Start again what has ended, at once the first time and then later and later."""
+        self._reap()
+        for process in self._processes():
+            if process.pid in self._gone:
+                self._gone.discard(process.pid)
+                self._has_ended(process)
+        for process in self._processes():
+            if not process.pid and time.monotonic() >= process.due and not self._stopping:
+                self._fork(process)
+
+    def _has_ended(self, process: _Process) -> None:
+        """Note that a process has ended, and when it may start again."""
+        lived_s = time.monotonic() - process.born
+        process.failures = process.failures + 1 if lived_s < _SHORT_S else 0
+        pause_s = min(_LONGEST_PAUSE_S, 2.0 ** (process.failures - 2))
+        if process.failures <= 1:
+            pause_s = 0.0
+        _log.error(
+            "process %d of the server ended after %.0f s and is replaced%s",
+            process.pid,
+            lived_s,
+            f" in {pause_s:g} s" if pause_s else "",
+        )
+        self._forget(process)
+        process.due = time.monotonic() + pause_s
+
+    def _forget(self, process: _Process) -> None:
+        """Give back what a process that has ended was given."""
+        self._ended_hook(process.slot)
+        process.pid = 0
+        if process.ready >= 0:
+            os.close(process.ready)
+            process.ready = -1
 
     def _reap(self) -> None:
-        """Replace processes that have died."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if not pid:
-                return
-            # Whoever became this program may have left children of its own.
-            if self._stopping or pid not in {process.pid for process in self._processes()}:
-                continue
-            _log.error("process %d of the server ended (status %d) and is replaced", pid, status)
-            if self._help_workers and self._helper and pid == self._helper.pid:
-                self._helper = self._fork(self._help_workers)
-            self._workers = [
-                worker if worker.pid != pid else self._fork(self._work) for worker in self._workers
-            ]
+        """Collect the ids of the children that have ended."""
+        with suppress(ChildProcessError):
+            while pid := os.waitpid(-1, os.WNOHANG)[0]:
+                # Whoever became this program may have left children of its own.
+                self._gone.add(pid)
 
     def _replace_all(self) -> None:
-        for slot, old in enumerate(self._workers):
-            new = self._fork(self._work)
-            self._wait_ready(new)
-            self._workers[slot] = new
-            self._end([old])
+        """Replace each worker by a new one; if that cannot start, the old ones go on."""
+        for place, old in enumerate(self._workers):
+            used = {process.slot for process in self._processes()}
+            new = _Process(old.work, next(slot for slot in itertools.count() if slot not in used))
+            self._fork(new)
+            if not self._wait_ready(new):
+                self._end([new])
+                if not self._stopping:
+                    _log.error(
+                        "a new worker could not start; the old ones go on: mend what the lines "
+                        "above say, and send SIGHUP again"
+                    )
+                return
+            self._workers[place] = new
+            if old.pid:
+                self._end([old])
 
-    def _end(self, workers: list[_Worker]) -> None:
+    def _end(self, processes: list[_Process]) -> None:
         """Ask processes to finish, and wait for them; one that hangs is killed."""
-        for worker in workers:
-            _signal(worker.pid, signal.SIGTERM)
+        for process in processes:
+            _signal(process.pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_S
-        waiting = {worker.pid for worker in workers}
+        waiting = {process.pid for process in processes} - self._gone
         while waiting and time.monotonic() < deadline:
             waiting -= {pid for pid in waiting if _ended(pid)}
             time.sleep(_PAUSE_S)
         for pid in waiting:
             _signal(pid, signal.SIGKILL)
             _ended(pid, wait=True)
+        for process in processes:
+            self._gone.discard(process.pid)
+            self._forget(process)
 
 
 def _end_with(parent: int) -> None:

@@ -26,6 +26,9 @@ _CACHED_STATES = 1_000
 _search_parameters: Any = faiss.SearchParameters
 _inverted_search_parameters: Any = faiss.SearchParametersIVF
 
+FEW = 5_000
+"""Largest number of items whose codes an item filter lists."""
+
 RECENT = 10
 """Number of newest history items that the similar-items source starts from."""
 
@@ -94,6 +97,12 @@ class ItemFilter:
     def __init__(self, mask: BoolArray) -> None:
         """``mask`` bool ``[N]``: which items are in it."""
         self.share = float(mask.mean())
+
+        self.codes: Int32Array | None = None
+        """The codes of the items, int32 ``[n]``, if they are at most ``FEW``."""
+        if mask.sum() <= FEW:
+            self.codes = np.flatnonzero(mask).astype(np.int32)
+
         # The index has no row for item 0.
         self._bits = np.packbits(mask[1:], bitorder="little")
         self._selector = faiss.IDSelectorBitmap(len(self._bits), faiss.swig_ptr(self._bits))

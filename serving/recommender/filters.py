@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from feature_repo.arrays import BoolArray, Int32Array
 from feature_repo.dataset import SpecError
 from serving.recommender.candidates import ItemFilter
+from serving.recommender.fallback import fillers
 from serving.recommender.item_table import ItemTable
 
 _SELECTIVE = 0.5
@@ -86,8 +87,8 @@ class AttributeRule(BaseModel):
 
     any_of: list[str] | None = Field(default=None, alias="in", max_length=1000)
     none_of: list[str] | None = Field(default=None, alias="not_in", max_length=1000)
-    at_least: float | None = Field(default=None, alias="min")
-    at_most: float | None = Field(default=None, alias="max")
+    at_least: float | None = Field(default=None, alias="min", allow_inf_nan=False)
+    at_most: float | None = Field(default=None, alias="max", allow_inf_nan=False)
 
 
 class UnknownAttribute(ValueError):
@@ -179,6 +180,32 @@ class Filters:
     ) -> BoolArray:
         """Return which items the request may show, bool ``[n]``; arguments as of ``removals``."""
         return allowed_by(self.removals(items, request, seen=seen, time=time, codes=codes))
+
+    def fillers(
+        self,
+        items: ItemTable,
+        request: RequestRules,
+        *,
+        seen: Mapping[str, Int32Array],
+        time: float,
+        listed: Int32Array = _NO_ITEMS,
+    ) -> Int32Array:
+        """Return allowed items that a list may be filled with, int32 ``[n]``.
+
+        Of a large catalogue a bounded number is looked at, see ``fallback``.
+
+        Args:
+            items: the item table as of the request.
+            request: what it asks for.
+            seen: codes of the items that the user has interacted with, by event type.
+            time: of the request, epoch seconds.
+            listed: int32 ``[m]``, items that were considered already.
+
+        """
+        removable = request.k + len(request.exclude) + sum(map(len, seen.values())) + len(listed)
+        codes = fillers(items, self.prefilter(items, request, time), time, removable)
+        allowed = self.allowed(items, request, seen=seen, time=time, codes=codes)
+        return codes[allowed & ~self._membership.of(codes, listed)]
 
     def prefilter(self, items: ItemTable, request: RequestRules, time: float) -> ItemFilter | None:
         """Return the items that the rules leave, for the vector search to stay within.

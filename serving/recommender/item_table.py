@@ -258,9 +258,13 @@ class ItemTable:
         code = self.categories[self.codec.items.code(item_id), 0]
         return self.codec.categories.values[code - 1] if code else ""
 
-    def count(self, name: str) -> Float32Array:
-        """Return one activity column, float32 ``[N]``, 0 where nothing is known."""
-        return np.nan_to_num(self.activity.counts[:, self.codec.item_activity.index(name)], nan=0.0)
+    def count(self, name: str, codes: Int32Array | None = None) -> Float32Array:
+        """Return one activity column, float32 ``[n]``, 0 where nothing is known.
+
+        ``codes``: int32 ``[n]``, the items in question; None: all ``N``.
+        """
+        column = self.activity.counts[:, self.codec.item_activity.index(name)]
+        return np.nan_to_num(column if codes is None else column[codes], nan=0.0)
 
 
 def activity_from(

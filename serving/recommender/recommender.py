@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from feature_repo import columns as c
-from feature_repo.arrays import BoolArray, Float32Array
+from feature_repo.arrays import Float32Array, Int32Array
 from ranking.models.scorer import CalibratedRanker
 from ranking.rows import PairRows
-from serving.recommender.candidates import Candidates, Retriever, top
+from serving.recommender.candidates import Candidates, Retriever
 from serving.recommender.deadline import NEVER, Deadline, StepTime
+from serving.recommender.fallback import popular_order
 from serving.recommender.filters import FilterRules, Filters, RequestRules, allowed_by
 from serving.recommender.hydrate import Hydrator
 from serving.recommender.item_table import ItemTable
@@ -133,21 +134,23 @@ class Recommender:
         ``row``: index of the request's user in ``users``.
         """
         time = float(users.context.time[row])
-        allowed = self.filters.allowed(items, request, seen=users.seen[row], time=time)
+        codes = self.filters.fillers(items, request, seen=users.seen[row], time=time)
 
-        # Popularity [N]: log of a month's events, up to five times that in the user's categories.
-        affinity = users.category_shares[row][items.categories].max(axis=1)
-        popularity = np.log1p(items.count(c.events("30d"))) * (1.0 + 4.0 * affinity)
-        codes = top(np.where(allowed, popularity, -np.inf), max(200, 2 * request.k))
-        scores = popularity[codes].astype(np.float32)
+        # Popularity [n]: log of a month's events, up to five times that in the user's categories.
+        affinity = users.category_shares[row][items.categories[codes]].max(axis=1)
+        popularity = np.log1p(items.count(c.events("30d"), codes)) * (1.0 + 4.0 * affinity)
+        order = np.lexsort((codes, -popularity))
+        codes = codes[order]
+        scores = popularity[order].astype(np.float32)
 
         selection = Selection(self.rules, items, self.vectors)
-        chosen = selection.select(request.k, codes, scores)
+        head = max(200, 2 * request.k)
+        chosen = selection.select(request.k, codes[:head], scores[:head])
         result = Recommendation(
             codes[chosen], scores[chosen], [["popular"] for _ in chosen], ["retrieval_unavailable"]
         )
         if len(chosen) < request.k:
-            self._backfill(result, request.k, allowed, selection)
+            self._backfill(result, request.k, np.delete(codes, chosen), selection)
         return result
 
     def prepare(self, items: ItemTable, time: float | None = None) -> None:
@@ -157,6 +160,7 @@ class Recommender:
         """
         self._scorer(items)
         if time is not None:
+            popular_order(items, time)
             self.retriever.prepare(items, time)
             self.filters.prefilter(items, RequestRules(0), time)
 
@@ -255,8 +259,7 @@ class Recommender:
 
         # Fill a short list with allowed items that no source proposed.
         if len(chosen) < request.k:
-            others = self.filters.allowed(items, request, seen=seen, time=time)
-            others[codes] = False
+            others = self.filters.fillers(items, request, seen=seen, time=time, listed=codes)
             self._backfill(result, request.k, others, selection, vector=vectors[row])
 
         if ranked.degradation:
@@ -269,7 +272,7 @@ class Recommender:
         self,
         result: Recommendation,
         k: int,
-        allowed: BoolArray,
+        codes: Int32Array,
         selection: Selection,
         *,
         vector: Float32Array | None = None,
@@ -279,27 +282,22 @@ class Recommender:
         Args:
             result: the list; extended.
             k: its length in the end, if there are enough items.
-            allowed: bool ``[N]``; changed.
+            codes: int32 ``[a]``, allowed items that the list does not have.
             selection: the selection that the list was made with.
             vector: the user's, float32 ``[D]``; None: all items are equally near.
 
         """
-        allowed[result.items] = False
-        codes = np.flatnonzero(allowed).astype(np.int32)
-        if not len(codes):
-            return
+        result.degraded.append("few_candidates")
 
-        # Cosines [a] of the allowed items with the user.
+        # Cosines [a] of the items with the user.
         if vector is None:
             cosines = np.zeros(len(codes), dtype=np.float32)
         else:
             cosines = self.vectors[codes] @ vector
-        order = np.lexsort((codes, -cosines))
+        order = np.argsort(-cosines, kind="stable")
 
         missing = k - len(result.items)
         chosen = order[selection.select(missing, codes[order], cosines[order])]
-        if not len(chosen):
-            return
 
         # Scores that fall evenly below the lowest score of the list.
         lowest = float(result.scores.min()) if len(result.scores) else 0.0
@@ -309,7 +307,6 @@ class Recommender:
         result.items = np.concatenate([result.items, codes[chosen]])
         result.scores = np.concatenate([result.scores, scores.astype(np.float32)])
         result.sources += [["backfill"] for _ in chosen]
-        result.degraded.append("few_candidates")
 
 
 def _tower_order(

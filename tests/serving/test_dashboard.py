@@ -65,7 +65,9 @@ def exported(workspace, tmp_path_factory):
     lease = Lease(redis_client(workspace))
     lease.acquire()
     RedisStreamLog(workspace).append([event()])
-    metrics.at_scrape.append(StreamStatePoller(workspace))
+    poller = StreamStatePoller(workspace)
+    poller.poll()
+    metrics.at_scrape.append(poller)
     found = {}
     for family in text_string_to_metric_families(render(metrics).decode()):
         for sample in family.samples:

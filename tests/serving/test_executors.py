@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 
 import pytest
 
-from serving.http.executors import LoopExecutor, WorkerPool
+from serving.http.executors import LoopExecutor, Overloaded, WorkerPool
 from serving.recommender.deadline import NEVER, Breaker, Deadline, StepTime
 
 name = contextvars.ContextVar("name", default="")
@@ -61,6 +62,50 @@ def test_a_cancelled_task_is_not_run() -> None:
         return done
 
     assert asyncio.run(give_up()) == [0, 2]
+
+
+def test_the_queue_is_as_long_as_its_tasks_can_begin_in_time() -> None:
+    """A queue of fixed length would make every request late on a slow machine."""
+
+    async def fill() -> tuple[list[bool], int]:
+        refused: list[int] = []
+        executor = LoopExecutor(100, max_wait_s=0.05, on_refusal=lambda: refused.append(1))
+        for _ in range(30):  # it has learned that a task takes about 20 ms
+            await executor.run(time.sleep, 0.02)
+        tasks = [asyncio.create_task(executor.run(time.sleep, 0.0)) for _ in range(20)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        return [isinstance(result, Overloaded) for result in results], len(refused)
+
+    overloaded, refused = asyncio.run(fill())
+    assert 1 <= overloaded.index(True) <= 4, "a few may wait"
+    assert sum(overloaded) == refused > 10
+
+
+def test_work_whose_time_has_passed_is_refused_and_not_done() -> None:
+    async def late() -> tuple[list[object], list[int]]:
+        executor, done = LoopExecutor(9), list[int]()
+        tasks = [
+            asyncio.create_task(executor.run(done.append, n, deadline=Deadline(seconds)))
+            for n, seconds in enumerate((10.0, -1.0, 10.0))
+        ]
+        return await asyncio.gather(*tasks, return_exceptions=True), done
+
+    results, done = asyncio.run(late())
+    assert done == [0, 2]
+    assert [type(result) for result in results] == [type(None), Overloaded, type(None)]
+
+
+def test_a_full_worker_pool_refuses() -> None:
+    async def run() -> list[object]:
+        pool, go = WorkerPool(max_pending=2), threading.Event()
+        tasks = [asyncio.create_task(pool.run(go.wait, 5)) for _ in range(5)]
+        await asyncio.sleep(0)
+        go.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        pool.close()
+        return results
+
+    assert [type(result) for result in asyncio.run(run())] == [bool, bool] + [Overloaded] * 3
 
 
 def test_a_worker_pool_uses_another_thread_and_can_be_full() -> None:

@@ -130,7 +130,7 @@ def supervise_slow_starters() -> None:
 
     signal.signal = slow
 
-    def work(ready: Callable[[], None]) -> None:
+    def work(ready: Callable[[], None], _slot: int) -> None:
         ready()
         signal.pause()
 

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from serving.http.docs import add_docs
 from serving.http.middleware import install, middleware
 from serving.http.problem_details import handle_framework_error
 from serving.observability.metrics import Metrics
@@ -31,7 +32,9 @@ class Client:
         return asyncio.run(self._request(*arguments, **options))
 
     async def _request(self, *arguments, **options):
-        async with httpx.AsyncClient(transport=self._transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(
+            transport=self._transport, base_url="http://localhost"
+        ) as client:
             return await client.request(*arguments, **options)
 
     get, post, delete = (
@@ -44,7 +47,8 @@ class Client:
 
 def an_app():
     handlers = dict.fromkeys((HTTPException, RequestValidationError), handle_framework_error)
-    app = FastAPI(title="small", redoc_url=None, exception_handlers=handlers)
+    app = FastAPI(title="small", docs_url=None, redoc_url=None, exception_handlers=handlers)
+    add_docs(app)
 
     @app.post("/v1/recommendations")
     @app.post("/v1/events")
