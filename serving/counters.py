@@ -123,6 +123,9 @@ class CounterReader:
         try:
             redis_url(self._workspace)  # an embedded server that has died is started again
             written: bytes | None = self._redis.get(written_key(_VIEW))  # type: ignore[assignment]
+            if written is None:
+                # Nothing was materialized, or Redis was emptied: nothing replaces no counters.
+                return False
             state = (release.id, written)
             if state == self._state and time.monotonic() - self._read_at < self._longest_s:
                 return False

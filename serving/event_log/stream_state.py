@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from feature_repo.events.log_names import DEAD_LETTERS, LEASE, LOG, STATUS, log_address
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import redis_client
+from feature_repo.stores.online_store import written_key
 from feature_repo.workspace import Workspace
 from serving.periodic import PeriodicTask
 
@@ -37,7 +38,8 @@ class StreamState:
 
     ``running``: somebody holds the lease; None: no job was ever started. ``lag_s``: how long the
     oldest event waits that no finished batch has, 0.0 if none does (where the log is not in Redis:
-    the last batch's lag). ``log``: None where the log is not in Redis.
+    the last batch's lag). ``log``: None where the log is not in Redis. ``item_counters`` and
+    ``user_features``: whether Redis has what was materialized; false after it was emptied.
     """
 
     running: bool | None
@@ -47,6 +49,8 @@ class StreamState:
     poison: int
     dead_letters: int
     log: LogState | None
+    item_counters: bool = True
+    user_features: bool = True
 
 
 def read_state(client: redis.Redis, now: float) -> StreamState:
@@ -61,7 +65,9 @@ def read_state(client: redis.Redis, now: float) -> StreamState:
         pipe.exists(LEASE)
         pipe.xlen(LOG)
         pipe.xlen(DEAD_LETTERS)
-        raw, leased, entries, dead = pipe.execute()
+        pipe.exists(written_key("item_activity"))
+        pipe.exists(written_key("user_activity"))
+        raw, leased, entries, dead, items, users = pipe.execute()
     status: dict[str, Any] = json.loads(raw) if raw else {}
     known = bool(status or leased)
     in_redis = log_address() is None
@@ -74,6 +80,8 @@ def read_state(client: redis.Redis, now: float) -> StreamState:
         poison=status.get("poison", 0),
         dead_letters=dead,
         log=LogState(entries, read_settings().log_max_events) if in_redis else None,
+        item_counters=bool(items),
+        user_features=bool(users),
     )
 
 

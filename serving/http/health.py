@@ -83,7 +83,10 @@ def _lost(age: float | None, stream: StreamState | None) -> list[str]:
     """Return what is missing or stale, in words that clients may rely on."""
     losses = {
         "online_store": stream is None,
-        "item_counters": age is None or age > ITEMS_AGE_S,
+        "item_counters": age is None
+        or age > ITEMS_AGE_S
+        or (stream is not None and not stream.item_counters),
+        "user_features": stream is not None and not stream.user_features,
         "stream_job": stream is not None and stream.running is False,
         "stream_lag": stream is not None and (stream.lag_s or 0.0) > LAG_S,
     }

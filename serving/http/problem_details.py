@@ -19,6 +19,7 @@ from serving.engine import Unwanted
 from serving.event_log.port import LogFull
 from serving.http.executors import Overloaded
 from serving.live_items.added import BadItem, NoSpareRow, ReleasedItem
+from serving.live_items.journal import JournalFailed
 from serving.observability.logs import request_id
 from serving.online.features import OnlineStoreUnavailable
 from serving.recommender.filters import UnknownAttribute
@@ -118,6 +119,8 @@ def problem_response(error: Exception) -> ProblemResponse:
             return overloaded()
         case Unwanted():
             return ProblemResponse(499, "the client has gone", "nobody reads this")
+        case JournalFailed():
+            return ProblemResponse(507, "the change is not durable", f"send it again ({error})")
         case LogFull():
             detail = f"no event of the request was taken; send it again ({error})"
             return ProblemResponse(429, "the event log is full", detail, {"Retry-After": "5"})

@@ -39,7 +39,7 @@ UsesEngine = Annotated[Engine, Depends(_engine)]
 
 
 def _decoded(name: str) -> str:
-    """Refuse a path that was not UTF-8: the server has put U+FFFD in place of what it could not read.
+    """Refuse a path that was not UTF-8, in which U+FFFD stands for what could not be read.
 
     Several such paths would name one user.
     """

@@ -5,16 +5,19 @@ from __future__ import annotations
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.event_log.redis_stream import redis_answering
-from serving.live_items.versioned import VersionedValue
+from serving.live_items.versioned import LUA_VERSION, VersionedValue
 
 REMOVED = "funnel:items:removed"
 REMOVED_VERSION = "funnel:items:removed:version"
 
-_CHANGE = """
+_CHANGE = (
+    LUA_VERSION
+    + """
 local changed = redis.call(ARGV[1], KEYS[1], ARGV[2])
-if changed == 1 then redis.call('INCR', KEYS[2]) end
+if changed == 1 then next_version(KEYS[2]) end
 return changed
 """
+)
 
 
 class RemovedItems:
@@ -44,6 +47,21 @@ class RemovedItems:
         """
         with redis_answering():
             return bool(self._change(keys=[REMOVED, REMOVED_VERSION], args=["SREM", item_id]))
+
+    @property
+    def missing(self) -> bool:
+        """Whether Redis knew of no removal when it was last asked."""
+        return self._ids.missing
+
+    def check(self) -> None:
+        """Ask Redis whether it knows of any.
+
+        Raises:
+            OnlineStoreUnavailable: Redis did not answer.
+
+        """
+        with redis_answering():
+            self._ids.check()
 
     def poll(self) -> set[str] | None:
         """Return all ids if they have changed; see ``VersionedValue``."""

@@ -1,4 +1,8 @@
-"""A value in Redis that is read again only when its version has changed."""
+"""A value in Redis that is read again only when its version has changed.
+
+A version that is missing begins with the time, so that no version comes twice, also after Redis
+was emptied.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,16 @@ from typing import Generic, TypeVar
 import redis
 
 T = TypeVar("T")
+
+LUA_VERSION = """
+local function next_version(key)
+  if redis.call('EXISTS', key) == 0 then
+    redis.call('SET', key, redis.call('TIME')[1] .. '000')
+  end
+  redis.call('INCR', key)
+end
+"""
+"""What scripts that change such a value begin with."""
 
 
 class VersionedValue(Generic[T]):
@@ -20,6 +34,18 @@ class VersionedValue(Generic[T]):
         self._read = read
         self._version: bytes | None = None
 
+        self.missing = False
+        """Whether Redis had no version when last asked: nothing was written, or all is lost."""
+
+    def check(self) -> None:
+        """Set ``missing``.
+
+        Raises:
+            redis.RedisError: Redis did not answer.
+
+        """
+        self.missing = not self._redis.exists(self._version_key)
+
     def poll(self) -> T | None:
         """Return the value if it has changed since the last call; None: it has not.
 
@@ -28,6 +54,7 @@ class VersionedValue(Generic[T]):
         """
         try:
             version: bytes | None = self._redis.get(self._version_key)  # type: ignore[assignment]
+            self.missing = version is None
             if version is None or version == self._version:
                 return None
             value = self._read()

@@ -135,10 +135,10 @@ class Held(asyncio.Protocol):
         self._held = held
         self._lost = lost
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, _transport: Any) -> None:
         self._held.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         self._held.discard(self)
         self._lost()
 
