@@ -73,7 +73,7 @@ class RedisStreamLog:
     """The default event log: a bounded Redis Stream, trimmed only up to what is committed.
 
     Durable means written and synced where Redis runs with ``appendonly yes`` and ``appendfsync
-    always``, as the embedded one does; ``durable`` says whether the server is set so.
+    always``, as the embedded one does; ``/readyz`` says where it is not set so.
     """
 
     def __init__(self, workspace: Workspace, max_events: int | None = None) -> None:
@@ -81,14 +81,6 @@ class RedisStreamLog:
         self._redis = redis_client(workspace)
         self._append = self._redis.register_script(_APPEND)
         self._max = max_events or read_settings().log_max_events
-
-    def durable(self) -> bool | None:
-        """Return whether Redis syncs an event before it answers (None: it does not say)."""
-        try:
-            settings: dict[str, str] = self._redis.config_get("append*")  # type: ignore[assignment]
-        except redis.RedisError:
-            return None
-        return settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
 
     def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Append checked events; they are durable then, and their users' next requests see them.

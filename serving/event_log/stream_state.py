@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
@@ -22,6 +23,9 @@ from serving.periodic import PeriodicTask
 _TIMEOUT_S = 0.2  # a probe may take about a second, and the client tries twice
 _EVERY_S = 1.0
 _LOST_S = 5.0
+_CHECK_S = 60.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class StreamState:
     oldest event waits that no finished batch has, 0.0 if none does (where the log is not in Redis:
     the last batch's lag). ``log``: None where the log is not in Redis. ``item_counters`` and
     ``user_features``: whether Redis has what was materialized; false after it was emptied.
+    ``durable``: whether an accepted event outlives a crash of Redis, and no memory limit evicts it;
+    None: the log is elsewhere, or Redis does not say.
     """
 
     running: bool | None
@@ -51,6 +57,7 @@ class StreamState:
     log: LogState | None
     item_counters: bool = True
     user_features: bool = True
+    durable: bool | None = None
 
 
 def read_state(client: redis.Redis, now: float) -> StreamState:
@@ -85,6 +92,29 @@ def read_state(client: redis.Redis, now: float) -> StreamState:
     )
 
 
+def durability_problems(client: redis.Redis) -> list[str] | None:
+    """Return why an event in Redis may be lost after it was accepted; None: Redis does not say.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+
+    """
+    try:
+        settings: Any = client.config_get("append*", "maxmemory-policy")
+    except redis.ResponseError:  # managed servers forbid it
+        return None
+    wanted = {"appendonly": "yes", "appendfsync": "always"}
+    problems = [
+        f"{name} is '{settings[name]}', not '{value}'"
+        for name, value in wanted.items()
+        if settings.get(name, value) != value
+    ]
+    policy = settings.get("maxmemory-policy", "")
+    if policy.startswith("allkeys"):
+        problems.append(f"maxmemory-policy '{policy}' evicts events; set 'noeviction'")
+    return problems
+
+
 def _waiting(client: redis.Redis, position: str, now: float) -> float:
     oldest: list[Any] = client.xrange(LOG, min=f"({position}", count=1)  # type: ignore[assignment]
     return max(0.0, now - int(oldest[0][0].partition(b"-")[0]) / 1_000) if oldest else 0.0
@@ -100,15 +130,28 @@ class StreamStatePoller:
     def __init__(self, workspace: Workspace) -> None:
         self._redis = redis_client(workspace, timeout_s=_TIMEOUT_S)
         self._polled_at = -math.inf
+        self._checked_at = -math.inf
+        self._durable: bool | None = None
         self._state: StreamState | None = None
 
     def poll(self) -> None:
         """Read the state."""
         try:
-            self._state = read_state(self._redis, time.time())
+            state = read_state(self._redis, time.time())
+            if state.log is not None and time.monotonic() - self._checked_at > _CHECK_S:
+                self._check_durability()
+            self._state = replace(state, durable=self._durable)
         except (redis.RedisError, OSError):
             self._state = None
         self._polled_at = time.monotonic()
+
+    def _check_durability(self) -> None:
+        problems = durability_problems(self._redis)
+        durable = None if problems is None else not problems
+        if problems and durable != self._durable:
+            _log.warning("an accepted event may be lost when Redis ends: %s", "; ".join(problems))
+        self._durable = durable
+        self._checked_at = time.monotonic()
 
     @property
     def latest(self) -> StreamState | None:

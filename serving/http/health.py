@@ -87,6 +87,7 @@ def _lost(age: float | None, stream: StreamState | None) -> list[str]:
         or age > ITEMS_AGE_S
         or (stream is not None and not stream.item_counters),
         "user_features": stream is not None and not stream.user_features,
+        "event_durability": stream is not None and stream.durable is False,
         "stream_job": stream is not None and stream.running is False,
         "stream_lag": stream is not None and (stream.lag_s or 0.0) > LAG_S,
     }

@@ -19,7 +19,7 @@ from serving.live_items.added import (
     ReleasedItem,
     item_body,
 )
-from serving.live_items.journal import ChangeJournal
+from serving.live_items.journal import ChangeJournal, Decisions
 from serving.live_items.removed import RemovedItems
 from serving.online.features import OnlineStoreUnavailable
 from serving.recommender.item_table import ItemTable
@@ -53,7 +53,19 @@ class ItemChanges:
             self._removed_ids = removed
         if added is not None:
             self._added_items = added
+        if self._journal.empty and (self._removed_ids or self._added_items):
+            self._journal.begin(self._known())  # changes from before there was a journal
         return removed is not None or added is not None
+
+    def _known(self) -> Decisions:
+        added = {
+            item_id: (
+                item.added_at,
+                item_body(item.attributes, item.available_from, item.available_until),
+            )
+            for item_id, item in self._added_items.items()
+        }
+        return Decisions(set(self._removed_ids), added)
 
     def bring_back(self) -> None:
         """Write the changes of the journal into a Redis that has lost them.

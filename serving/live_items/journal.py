@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict
@@ -110,9 +111,18 @@ class ChangeJournal:
             if is_new:
                 sync_folder(self._path.parent)
             if size > _COMPACT_BYTES:
-                lines = [orjson.dumps(change) + b"\n" for change in self.decisions().changes()]
-                if sum(map(len, lines)) < size // 2:
-                    write_atomically(self._path, b"".join(lines))
+                self._write(self.decisions())
+
+    def begin(self, decisions: Decisions) -> None:
+        """Write what holds into an empty journal; if the disk is full, the next call will."""
+        with suppress(OSError), locked(self._path.with_suffix(".lock")):
+            if self.empty:
+                self._write(decisions)
+
+    def _write(self, decisions: Decisions) -> None:
+        write_atomically(
+            self._path, b"".join(orjson.dumps(one) + b"\n" for one in decisions.changes())
+        )
 
     def decisions(self) -> Decisions:
         """Return what holds; a line that was cut off counts as not written."""

@@ -79,9 +79,3 @@ def test_what_was_not_committed_is_never_trimmed(workspace, client):
     assert ids[4:] == [key for key in left if key in ids[4:]]
     with pytest.raises(LogFull, match="^10 events"):
         log.append(events(6, start=12))
-
-
-def test_accepted_means_synced(workspace, client):
-    assert RedisStreamLog(workspace).durable() is True
-    client.config_set("appendfsync", "everysec")
-    assert RedisStreamLog(workspace).durable() is False

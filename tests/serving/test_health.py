@@ -1,7 +1,7 @@
 """Readiness, from the real Redis with what the real streaming job's parts leave in it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -10,12 +10,19 @@ import pytest
 from feature_repo.events.log_names import LOG
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import feature_store, redis_client
+from feature_repo.stores.online_store import written_key
 from feature_repo.workspace import Workspace
 from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import EVENT_SCHEMA
 from pipelines.streaming.sink import Sink
 from serving.event_log.redis_stream import RedisStreamLog
-from serving.event_log.stream_state import LogState, StreamState, StreamStatePoller, read_state
+from serving.event_log.stream_state import (
+    LogState,
+    StreamState,
+    StreamStatePoller,
+    durability_problems,
+    read_state,
+)
 from serving.http.health import ITEMS_AGE_S, LAG_S, liveness, readiness
 from serving.observability.exposition import render
 from serving.observability.metrics import Metrics
@@ -120,6 +127,10 @@ def test_ready(engine, now):
             ["item_counters", "stream_job", "stream_lag"],
         ),
         (StreamState(True, None, 0, 0, 0, 0, LogState(1, 2)), 5, []),
+        (replace(IDLE, item_counters=False), 5, ["item_counters"]),
+        (replace(IDLE, user_features=False), 5, ["user_features"]),
+        (replace(IDLE, durable=False), 5, ["event_durability"]),
+        (replace(IDLE, durable=True), 5, []),
     ],
 )
 def test_losses_have_names_and_leave_it_in_service(tiny, now, stream, age, lost):
@@ -159,6 +170,40 @@ def test_a_log_elsewhere_has_the_lag_of_the_last_batch(fresh, monkeypatch, now):
     monkeypatch.setenv("FUNNEL_EVENT_LOG", "kafka://host:9092/events")
     seen = state(fresh, now + 1_000)
     assert seen.log is None and 0.0 <= seen.lag_s < 60
+
+
+@pytest.mark.parametrize(
+    ("settings", "problems"),
+    [
+        ({}, []),
+        ({"appendfsync": "everysec"}, ["appendfsync is 'everysec', not 'always'"]),
+        ({"appendonly": "no"}, ["appendonly is 'no', not 'yes'"]),
+        ({"maxmemory-policy": "allkeys-lru"}, ["maxmemory-policy 'allkeys-lru' evicts events"]),
+        ({"maxmemory-policy": "volatile-ttl"}, []),
+    ],
+)
+def test_a_redis_that_may_lose_an_accepted_event_is_found(fresh, settings, problems, caplog):
+    poller = StreamStatePoller(fresh)
+    with client(fresh) as redis:
+        for name, value in settings.items():
+            redis.config_set(name, value)
+        found = durability_problems(redis)
+    assert len(found) == len(problems)
+    assert all(said.startswith(known) for said, known in zip(found, problems, strict=True))
+    poller.poll()
+    assert poller.latest.durable is (not problems)
+    assert all(known in caplog.text for known in problems)
+
+
+def test_a_redis_that_was_emptied_has_lost_what_was_materialized(fresh, now):
+    with client(fresh) as redis:
+        for view in ("item_activity", "user_activity"):
+            redis.incr(written_key(view))
+        seen = read_state(redis, now)
+        assert seen.item_counters and seen.user_features
+        redis.flushall()
+        seen = read_state(redis, now)
+        assert not seen.item_counters and not seen.user_features
 
 
 def test_the_latest_state_costs_no_read_and_is_lost_when_it_is_old(workspace, monkeypatch):
