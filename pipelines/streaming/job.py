@@ -25,7 +25,7 @@ from pipelines.display import console
 from pipelines.features.spark import spark_session
 from pipelines.features.stream_facts import POSITION_FILE, STATE, main_categories
 from pipelines.streaming.generation import Generation, checkpoint_folder
-from pipelines.streaming.lease import Fenced, Lease
+from pipelines.streaming.lease import Fenced, Lease, StoreEmptied
 from pipelines.streaming.logs import LogReading, log_entries
 from pipelines.streaming.offline import read_archive
 from pipelines.streaming.processor import OUTPUT, FoldProcessor
@@ -92,6 +92,7 @@ class StreamJob:
                 checkpoint had.
             JobRunning: another job works on this log.
             Fenced: another job took over.
+            StoreEmptied: Redis lost what the job has written.
 
         """
         spec = self._workspace.spec()
@@ -154,15 +155,16 @@ class StreamJob:
             try:
                 while not self._stop.is_set() and not query.awaitTermination(0.5):  # type: ignore[arg-type]
                     if lease.lost:
-                        raise Fenced
+                        raise lease.lost
                     stream.sink.watermark_micros = watermark_micros(query)
                     if query.lastProgress and query.lastProgress["batchId"] > last_batch:
                         failures = 0
                         last_batch = query.lastProgress["batchId"]
                 drain(query)
             except StreamingQueryException as error:
-                if "Fenced" in str(error):
-                    raise Fenced from None
+                for stopped in (Fenced, StoreEmptied):  # raised in the sink, below Spark
+                    if stopped.__name__ in str(error):
+                        raise stopped from None
                 failures += 1
                 if failures >= _MAX_FAILURES:
                     raise

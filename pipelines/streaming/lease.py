@@ -36,6 +36,10 @@ return 1
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
 
+_EMPTIED = (
+    "Redis was emptied while the streaming job ran: run 'funnel ingest', 'funnel features', "
+    "'funnel materialize' and then 'funnel stream --rebuild'"
+)
 _FENCED = "another streaming job has taken over this log; this one stops"
 
 
@@ -48,6 +52,13 @@ class Fenced(FunnelError):  # noqa: N818
 
     def __init__(self) -> None:
         super().__init__(_FENCED)
+
+
+class StoreEmptied(FunnelError):  # noqa: N818
+    """Redis has lost the token that this job holds: with it the features and the log are gone."""
+
+    def __init__(self) -> None:
+        super().__init__(_EMPTIED)
 
 
 class JobHolder(BaseModel):
@@ -75,7 +86,8 @@ class Lease:
         ).model_dump_json()
         self._token = 0
         self._stop = threading.Event()
-        self.lost = False
+        self.lost: FunnelError | None = None
+        """Why this job must stop; None: the lease is its own."""
 
     def acquire(self) -> int:
         """Take the lease and return the fencing token, a number larger than any before.
@@ -119,10 +131,14 @@ class Lease:
                 if not self._redis.eval(
                     _RENEW, 2, LEASE, FENCE, self._token, self._holder, _TTL_MS
                 ):
-                    self.lost = True
+                    self.lost = self._reason()
                     return
             except redis.RedisError:
                 continue  # Redis may answer again before the lease expires
+
+    def _reason(self) -> FunnelError:
+        """Return why the token is no longer this job's."""
+        return Fenced() if self._redis.exists(FENCE) else StoreEmptied()
 
     def release(self) -> None:
         """Release the lease."""
@@ -134,6 +150,7 @@ class Lease:
 
         Raises:
             Fenced: another job has one; nothing was written.
+            StoreEmptied: Redis has none; nothing was written.
 
         """
         rows = list(rows)
@@ -141,8 +158,9 @@ class Lease:
             while True:
                 try:
                     pipe.watch(FENCE)  # type: ignore[no-untyped-call]
-                    if int(pipe.get(FENCE) or 0) != self._token:  # type: ignore[arg-type]
-                        raise Fenced
+                    token: Any = pipe.get(FENCE)
+                    if int(token or 0) != self._token:
+                        raise Fenced if token else StoreEmptied
                     pipe.multi()
                     for key, fields in rows:
                         pipe.hset(key, mapping=fields)  # type: ignore[arg-type]

@@ -6,8 +6,17 @@ import socket
 import pytest
 
 from feature_repo.stores.embedded_redis import connect, ensure_running, release
-from pipelines.streaming.lease import FENCE, LEASE, Fenced, JobRunning, Lease, holder
+from pipelines.streaming.lease import (
+    FENCE,
+    LEASE,
+    Fenced,
+    JobRunning,
+    Lease,
+    StoreEmptied,
+    holder,
+)
 from pipelines.streaming.source import patient_client
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -53,4 +62,15 @@ def test_writes_are_fenced(client, tmp_path):
     with pytest.raises(Fenced, match="another streaming job"):
         lease.write([(b"row", {b"a": b"2"}), (b"more", {b"a": b"2"})])
     assert other.hgetall("row") == {b"a": b"1"} and not other.exists("more")
+    lease.release()
+
+
+def test_an_emptied_redis_is_no_other_job(client, tmp_path):
+    lease = Lease(client)
+    lease.acquire()
+    connect(tmp_path).flushall()
+    with pytest.raises(StoreEmptied, match="Redis was emptied.*funnel materialize"):
+        lease.write([(b"row", {b"a": b"1"})])
+    wait_until(lambda: lease.lost is not None, patience_s=20)
+    assert isinstance(lease.lost, StoreEmptied)
     lease.release()
