@@ -329,6 +329,7 @@ def _compare(workspace, before, rows):
     assert all(any(name.encode() in key for name in (*OTHERS, "i000")) for key in changed)
 
 
+@pytest.mark.faults  # an erasure starts for each point
 @pytest.mark.parametrize(
     "points", [["checkpoint"], [name for name in POINTS if name != "checkpoint"]]
 )

@@ -180,6 +180,7 @@ def a_second_job_is_refused(workspace):
         StreamJob(workspace, StreamConfig()).run()
 
 
+@pytest.mark.faults  # a Spark job starts for each point
 def test_killed_in_the_middle_of_its_writes(workspace):
     crash_points = ("within-online", "after-online", "within-offline", "batch-end")
     survive(workspace, [crash_points], a_second_job_is_refused)

@@ -117,6 +117,7 @@ def test_a_search_in_which_nothing_could_learn_has_no_result(root):
     assert not (root / "tuning" / "fails.json").exists()
 
 
+@pytest.mark.faults  # three processes that each train
 def test_processes_share_a_study(root):
     found = search(root, 6, jobs=2)
     ended = trials(root, found)

@@ -156,6 +156,7 @@ def test_a_warm_start_continues_from_the_release_and_can_be_released(again):
         continue_training(again)
 
 
+@pytest.mark.faults  # three more trainings
 def test_a_killed_warm_start_ends_with_the_same_bytes(again, tmp_path, copy):
     with copy(again, tmp_path / "killed") as killed:
         kill_training(killed, "warm start", "epoch 2")

@@ -40,16 +40,17 @@ def test_an_error_is_the_requests_own() -> None:
 
 
 def test_a_loop_executor_is_full_while_its_queue_is() -> None:
-    async def fill() -> list[bool]:
-        executor, seen = LoopExecutor(max_waiting=2), []
+    async def fill() -> tuple[list[bool], list[object]]:
+        executor, seen = LoopExecutor(max_waiting=2), [False]
         tasks = [
             asyncio.create_task(executor.run(lambda: seen.append(executor.full))) for _ in range(3)
         ]
-        seen.append(executor.full)
-        await asyncio.gather(*tasks)
-        return [*seen, executor.full]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        return [*seen, executor.full], results
 
-    assert asyncio.run(fill()) == [False, True, False, False, False]
+    seen, results = asyncio.run(fill())
+    assert seen == [False, False, False, False]
+    assert [type(result) for result in results] == [type(None), type(None), Overloaded]
 
 
 def test_a_cancelled_task_is_not_run() -> None:
