@@ -52,7 +52,10 @@ class Intake:
         for outcome, count in outcomes.items():
             self._counter.labels(outcome).inc(count)
 
-        rejected = [RejectedEvent(index=i, reason=reason) for i, reason in sorted(reasons.items())]
+        rejected = [
+            RejectedEvent(index=i, reason=_printable(reason))
+            for i, reason in sorted(reasons.items())
+        ]
         return EventReceipt(
             accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected
         )
@@ -128,3 +131,8 @@ def _reason(error: ValueError) -> str:
     return "; ".join(
         f"{'.'.join(map(str, problem['loc'])) or 'event'}: {problem['msg']}" for problem in errors()
     )
+
+
+def _printable(reason: str) -> str:
+    """Return a reason in characters that an answer may hold; a client may send half of one."""
+    return reason.encode("utf-8", "backslashreplace").decode()

@@ -14,11 +14,11 @@ import redis
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from feature_repo.events.log_names import DEAD_LETTERS, LEASE, LOG, STATUS, log_address
+from feature_repo.periodic import PeriodicTask
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.stores.online_store import written_key
 from feature_repo.workspace import Workspace
-from serving.periodic import PeriodicTask
 
 _TIMEOUT_S = 0.2  # a probe may take about a second, and the client tries twice
 _EVERY_S = 1.0
@@ -100,7 +100,7 @@ def durability_problems(client: redis.Redis) -> list[str] | None:
 
     """
     try:
-        settings: Any = client.config_get("append*", "maxmemory-policy")
+        settings: Any = client.config_get("append*") | client.config_get("maxmemory-policy")  # type: ignore[operator]
     except redis.ResponseError:  # managed servers forbid it
         return None
     wanted = {"appendonly": "yes", "appendfsync": "always"}

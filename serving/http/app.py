@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from feature_repo.periodic import PeriodicTask
 from feature_repo.settings import read_settings
 from feature_repo.workspace import Workspace
 from serving.counters import CounterFiles
@@ -29,7 +30,6 @@ from serving.http.recommendation_routes import BATCH, RECOMMEND, add_recommendat
 from serving.http.routes import add_operation_routes, add_routes
 from serving.http.telemetry import start_tracing
 from serving.observability.metrics import Metrics
-from serving.periodic import PeriodicTask
 from serving.releases.manifest import BadRelease
 from serving.releases.poller import ReleasePoller
 from serving.releases.release import Release

@@ -16,7 +16,8 @@ T = TypeVar("T")
 LUA_VERSION = """
 local function next_version(key)
   if redis.call('EXISTS', key) == 0 then
-    redis.call('SET', key, redis.call('TIME')[1] .. '000')
+    local now = redis.call('TIME')
+    redis.call('SET', key, now[1] .. string.format('%06d', now[2]))
   end
   redis.call('INCR', key)
 end

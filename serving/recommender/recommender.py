@@ -18,7 +18,7 @@ from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Int32Array
 from ranking.models.scorer import CalibratedRanker
 from ranking.rows import PairRows
-from serving.recommender.candidates import Candidates, Retriever
+from serving.recommender.candidates import FEW, Candidates, Retriever
 from serving.recommender.deadline import NEVER, Deadline, StepTime
 from serving.recommender.fallback import popular_order
 from serving.recommender.filters import FilterRules, Filters, RequestRules, allowed_by
@@ -287,8 +287,6 @@ class Recommender:
             vector: the user's, float32 ``[D]``; None: all items are equally near.
 
         """
-        result.degraded.append("few_candidates")
-
         # Cosines [a] of the items with the user.
         if vector is None:
             cosines = np.zeros(len(codes), dtype=np.float32)
@@ -298,6 +296,8 @@ class Recommender:
 
         missing = k - len(result.items)
         chosen = order[selection.select(missing, codes[order], cosines[order])]
+        if len(chosen) or len(self.vectors) > FEW:  # in a large catalogue there may be more
+            result.degraded.append("few_candidates")
 
         # Scores that fall evenly below the lowest score of the list.
         lowest = float(result.scores.min()) if len(result.scores) else 0.0

@@ -23,6 +23,7 @@ from feature_repo.workspace import Workspace
 from pipelines.commands.cli import app
 from pipelines.workflow.data_sets import known_specs
 from tests.support.command_line import funnel
+from tests.support.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {

@@ -53,9 +53,12 @@ def test_a_bucket_gives_what_its_rate_says():
     assert [rates.take(tenth, at) for at in (0.0, 4.0, 10.0)] == [0.0, pytest.approx(6.0), 0.0]
 
 
+JSON = {"content-type": "application/json"}
+
+
 @pytest.mark.parametrize("ring", [True, False])
 def test_a_body_that_says_that_it_is_too_large(door, new_key, ring):
-    headers = bearer(new_key("events"))
+    headers = JSON | bearer(new_key("events"))
     client = door(ring, max_body=1_000)
     fits, more = b'"' + b"x" * 998 + b'"', b'"' + b"x" * 999 + b'"'
     assert client.post("/v1/events", content=fits, headers=headers).status_code == 422
@@ -71,9 +74,9 @@ def test_a_body_that_says_that_it_is_too_large(door, new_key, ring):
 
 def test_a_body_that_does_not_say_is_counted(door):
     client = door(ring=False, max_body=1_000)
-    assert client.post("/v1/events", content=coming(parts(10))).status_code == 422
+    assert client.post("/v1/events", content=coming(parts(10)), headers=JSON).status_code == 422
     for count in (11, 1_000):
-        answer = client.post("/v1/events", content=coming(parts(count)))
+        answer = client.post("/v1/events", content=coming(parts(count)), headers=JSON)
         assert "content-length" not in answer.request.headers
         assert is_problem(answer, 413)
 
@@ -101,7 +104,7 @@ async def careless(request):
 def test_no_framework_makes_another_answer_of_it(handler):
     app = Starlette(routes=[Route("/v1/x", handler, methods=["POST"])])
     client = Client(behind_middleware(app, max_body=1_000))
-    assert is_problem(client.post("/v1/x", content=coming(parts(20))), 413)
+    assert is_problem(client.post("/v1/x", content=coming(parts(20)), headers=JSON), 413)
 
 
 def test_a_response_that_has_begun_is_not_answered_twice():

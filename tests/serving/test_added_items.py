@@ -68,7 +68,7 @@ class Api:
         self._app, self._runner = create_app(workspace, release), asyncio.Runner()
         self._lifespan = self._app.router.lifespan_context(self._app)
         transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://a")
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     @property
     def engine(self) -> Engine:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from feature_repo.stores.embedded_redis import socket_path
 from pipelines.ingest.ingested import read_events
 from pipelines.workflow.stages import run_materialize
 from tests.support.api_server import start_server, stop
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,16 @@ def test_redis_gone_is_a_word_and_not_an_error(copied, user):
     }
     refused = client.post("/v1/events", json={"events": [event]})
     assert refused.status_code == 503 and "retry-after" in refused.headers
-    assert client.get("/readyz").json()["online_store"] is False
+
+    def seen_down() -> bool:  # it is started again within a second or so
+        with (
+            suppress(redis.RedisError),
+            redis.Redis(unix_socket_path=str(socket_path(copied.redis))) as server,
+        ):
+            os.kill(server.info("server")["process_id"], signal.SIGKILL)
+        return client.get("/readyz").json()["online_store"] is False
+
+    wait_until(seen_down, patience_s=30)
     stop(process)
 
 
@@ -292,3 +303,71 @@ def test_a_damaged_release_is_refused(copied):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "item_vectors.npy is not what was released" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("count", "query", "says"),
+    [
+        (1_000, {"k": 21}, "ask for 21000 items in all; 20000 is the limit"),
+        (41, {"k": 500}, "ask for 20500 items in all"),
+        (51, {"k": 1, "explain": True}, "51 requests ask for explanations; 50 is the limit"),
+    ],
+)
+def test_a_batch_may_not_cost_minutes(client, count, query, says):
+    body = {"requests": [{"user_id": f"u{n}", **query} for n in range(count)]}
+    answer = client.post("/v1/recommendations:batch", json=body)
+    assert answer.status_code == 422 and says in answer.json()["detail"]
+
+
+def test_a_batch_within_the_limits_is_answered(client):
+    requests = [{"user_id": f"u{n}", "k": 3, "explain": n < 50} for n in range(60)]
+    answer = client.post("/v1/recommendations:batch", json={"requests": requests})
+    shown = answer.json()["responses"]
+    assert [len(ids(one)) for one in shown] == [3] * 60
+    assert ["filtered" in one for one in shown] == [True] * 50 + [False] * 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{" + b",".join(b'"key%d": 1' % n for n in range(5_000)) + b"}",
+        b'{"user_id": "u1", "' + b"k" * 50_000 + b'": 1}',
+        b'{"user_id": "u1", "exclude": [' + b"1," * 5_000 + b"1]}",
+        b'{"user_id": "u1", "filters": {"price": {"min": 5, "max": NaN}}}',
+        b'{"user_id": "u1", "k": Infinity}',
+        b'{"user_id": "\\ud800"}',
+    ],
+    ids=["many keys", "a long key", "many errors", "NaN", "infinity", "half a character"],
+)
+def test_an_error_is_said_in_a_few_words(client, body):
+    headers = {"content-type": "application/json"}
+    answer = client.post("/v1/recommendations", content=body, headers=headers)
+    assert answer.status_code == 422
+    assert len(answer.content) < 10_000
+
+
+@pytest.mark.parametrize("id_", ["%FF", "u%C3", "%ED%A0%80", ""])
+def test_a_path_that_names_nobody_is_refused(client, id_):
+    for method, path in (("DELETE", "users"), ("DELETE", "items"), ("PUT", "items")):
+        assert client.request(method, f"/v1/{path}/{id_}").status_code in (404, 405, 422)
+    assert client.get(f"/v1/users/{id_}/features").status_code in (404, 422)
+
+
+def test_removing_what_nobody_knows_changes_nothing(client):
+    answer = client.delete("/v1/items/nothing-like-it")
+    assert answer.status_code == 404 and "nothing-like-it" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("where", ["type", "user_id", "event_id", "timestamp", "a\ud800key"])
+def test_half_a_character_is_one_events_fault(client, where):
+    """The events beside it are taken."""
+    event = {
+        "event_id": f"half-{time.time_ns()}", "user_id": "u0001", "item_id": "i0003",
+        "type": "view", "timestamp": time.time(),
+    }  # fmt: skip
+    bad = event | {"event_id": f"bad-{time.time_ns()}", where: "\ud800"}
+    body = json.dumps({"events": [bad, event]})
+    answer = client.post("/v1/events", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 202
+    assert answer.json()["accepted"] == 1
+    assert [one["index"] for one in answer.json()["rejected"]] == [0]

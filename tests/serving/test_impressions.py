@@ -293,7 +293,7 @@ def test_a_server_that_stops_writes_what_it_served(tiny, workspace):
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://a") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             answer = await client.post("/v1/recommendations", json={"user_id": "u1", "k": 4})
             assert "funnel_impressions_total" in (await client.get("/metrics")).text

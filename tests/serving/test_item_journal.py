@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from feature_repo.workspace import Workspace
 from serving.api.schemas import ItemUpdate
 from serving.live_items.changes import ItemChanges
 from serving.live_items.journal import Change, ChangeJournal, Decisions, JournalFailed
-from tests.support.tiny_release import Tiny
+from serving.releases.release import Release, load_release
+from tests.support.tiny_release import ITEMS, Tiny, item_id
 
 WAR = ItemUpdate(attributes={"genre": "War"})
 
@@ -41,16 +43,18 @@ def flush(workspace: Workspace) -> None:
         redis.flushall()
 
 
-def shown(changes: ItemChanges, tiny: Tiny) -> tuple[set[str], set[str]]:
+@pytest.fixture
+def release(tiny: Tiny) -> Release:
+    """The release, whose spare rows nobody has used."""
+    return load_release(tiny.folder)
+
+
+def shown(changes: ItemChanges, loaded: Release) -> tuple[set[str], set[str]]:
     """Return the ids of added items, and of removed items of the release."""
-    release = changes.apply_to(tiny.release)
+    release = changes.apply_to(loaded)
     items = changes.without_removed(release, release.items)
-    added = set(release.codec.items.values) - set(tiny.codec.items.values)
-    gone = {
-        release.codec.items.values[code - 1]
-        for code in range(1, len(items))
-        if items.available_until[code] == float("-inf")
-    }
+    added = set(release.codec.items.values[ITEMS:])
+    gone = {item_id(code) for code in range(1, ITEMS + 1) if items.available_until[code] == -inf}
     return added, gone
 
 
@@ -61,29 +65,29 @@ def follow(changes: ItemChanges) -> None:
 
 
 def test_what_was_decided_comes_back_and_stays_in_force_meanwhile(
-    emptied: Workspace, tiny: Tiny
+    emptied: Workspace, release: Release
 ) -> None:
     one, other = ItemChanges(emptied), ItemChanges(emptied)
     assert one.remove("i1") and one.remove("i2") and one.restore("i2")
-    assert one.add("new", WAR, tiny.release) and one.add("newer", WAR, tiny.release)
+    assert one.add("new", WAR, release) and one.add("newer", WAR, release)
     assert one.remove("newer")
     expected = ({"new"}, {"i1"})
     for changes in (one, other):
         follow(changes)
-        assert shown(changes, tiny) == expected
+        assert shown(changes, release) == expected
 
     flush(emptied)
     one.poll()
-    assert shown(one, tiny) == expected, "it is in force before it is back in Redis"
+    assert shown(one, release) == expected, "it is in force before it is back in Redis"
     for changes in (one, other, fresh := ItemChanges(emptied)):
         follow(changes)
-        assert shown(changes, tiny) == expected
+        assert shown(changes, release) == expected
     assert not fresh.remove("i1"), "Redis has it again"
 
 
 @pytest.mark.parametrize("before", range(1, 5))
 def test_a_change_right_after_the_loss_is_seen_by_all(
-    emptied: Workspace, tiny: Tiny, before: int
+    emptied: Workspace, release: Release, before: int
 ) -> None:
     """A version that began again could be one that a server has seen already."""
     one, other = ItemChanges(emptied), ItemChanges(emptied)
@@ -95,21 +99,21 @@ def test_a_change_right_after_the_loss_is_seen_by_all(
         assert one.remove(f"i1{number}")
         follow(other)
         gone = {f"i{n + 1}" for n in range(before)} | {f"i1{n}" for n in range(number + 1)}
-        assert shown(other, tiny)[1] == gone
+        assert shown(other, release)[1] == gone
 
 
 def test_changes_from_before_there_was_a_journal_are_written_into_it(
-    emptied: Workspace, tiny: Tiny
+    emptied: Workspace, release: Release
 ) -> None:
     one = ItemChanges(emptied)
     one.remove("i3")
-    one.add("new", WAR, tiny.release)
+    one.add("new", WAR, release)
     journal(emptied).unlink()
     follow(ItemChanges(emptied))
     flush(emptied)
     again = ItemChanges(emptied)
     follow(again)
-    assert shown(again, tiny) == ({"new"}, {"i3"})
+    assert shown(again, release) == ({"new"}, {"i3"})
 
 
 def test_a_change_that_cannot_be_written_is_no_success(emptied: Workspace) -> None:

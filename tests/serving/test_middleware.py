@@ -12,6 +12,7 @@ from serving.http.body_limit import BodyLimitMiddleware
 from serving.http.draining import DrainingMiddleware
 from serving.http.fast_path import FastPathMiddleware
 from serving.http.headers import SecurityHeadersMiddleware
+from serving.http.hosts import LocalClientsMiddleware
 from serving.http.load_shedding import LoadSheddingMiddleware
 from serving.http.problem_details import ProblemDetailsMiddleware
 from serving.http.telemetry import TelemetryMiddleware
@@ -23,6 +24,7 @@ ORDER = [
     LoadSheddingMiddleware,
     TelemetryMiddleware,
     ProblemDetailsMiddleware,
+    LocalClientsMiddleware,
     AccessMiddleware,
     BodyLimitMiddleware,
     FastPathMiddleware,

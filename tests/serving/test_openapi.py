@@ -117,7 +117,7 @@ def test_the_examples_of_bodies_are_accepted(app: FastAPI, document: dict[str, A
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://a") as client,
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             for path in ("/v1/recommendations", "/v1/recommendations:batch", "/v1/events"):
                 body = document["paths"][path]["post"]["requestBody"]["content"]
@@ -159,7 +159,7 @@ def test_a_generated_client_works(
     }
     make_client = importlib.import_module("funnel_client").Client
     transport = httpx.ASGITransport(app)
-    client = make_client("http://a", httpx_args={"transport": transport})
+    client = make_client("http://localhost", httpx_args={"transport": transport})
 
     async def use() -> None:
         async with app.router.lifespan_context(app):
