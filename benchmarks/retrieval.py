@@ -4,10 +4,11 @@ All items are ranked, k = 20. The validation part decides the settings, by a sho
 number of epochs, by early stopping. The chosen models are then trained on train and validation
 together. Each is measured on the test part once.
 
-A validation part drawn at random from people's lines has the neighbours in time of its items still
-in train, which flatters models that learn neighbours by heart; a test part that came later has not.
-So where the lines are in order of time, the end of each is what is validated on, and the newest
-items of a user weigh more if that helps there.
+The validation part is drawn as the test part is, which the caller says: nothing is guessed from the
+order of a file. In a random split the order of items enters neither model nor validation. In a tail
+split (the test part came later) the ends of lines are validated on, and the newest items of a user
+weigh more if that helps there: items drawn at random would have their neighbours in time still in
+train, which flatters models that learn neighbours by heart.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from retrieval.interactions.collaborative import (
     item_factors,
     spectral_vectors,
 )
-from retrieval.interactions.dataset import Interactions, read_interactions
+from retrieval.interactions.dataset import Interactions, Split, read_interactions
 from retrieval.interactions.metrics import recall_and_ndcg
 from retrieval.interactions.spectral import degrees
 
@@ -64,8 +65,18 @@ _RECENCY = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 _KEPT = (1.4, 1.3, 1.2, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 
 
-def run(folder: Path, layout: str, *, seeds: int, dimension: int, minutes: float) -> dict[str, Any]:
+def run(
+    folder: Path, layout: str, *, split: Split, seeds: int, dimension: int, minutes: float
+) -> dict[str, Any]:
     """Choose on validation, train on train and validation, measure test once per seed.
+
+    Args:
+        folder: with the files.
+        layout: their layout.
+        split: how the test part was drawn, see ``read_interactions``.
+        seeds: final models to train.
+        dimension: of the vectors.
+        minutes: for all of it.
 
     Returns:
         recall@20 and ndcg@20, means over the seeds, with ``_std``; those of seed 0 with 64
@@ -76,7 +87,7 @@ def run(folder: Path, layout: str, *, seeds: int, dimension: int, minutes: float
 
     """
     start = time.monotonic()
-    data = LAYOUTS[layout](folder)
+    data = LAYOUTS[layout](folder, split=split)
     bench = _Bench(data, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     until = start + _TRAINING_SHARE * 60 * minutes
     first = CollaborativeConfig(
@@ -106,6 +117,7 @@ def run(folder: Path, layout: str, *, seeds: int, dimension: int, minutes: float
         **{"device": bench.device.type, "selected_on": "validation", "dimension": dimension},
         **{"temperature": large.config.temperature, "popularity_kept": large.config.kept},
         "recency": large.config.recency,
+        "split": split,
     }
 
 

@@ -21,6 +21,13 @@ class Layout(StrEnum):
     lightgcn = "lightgcn"
 
 
+class TestSplit(StrEnum):
+    """How the test part of such a data set was drawn."""
+
+    random = "random"
+    tail = "tail"
+
+
 def _folder(home: Path | None, name: str) -> Path:
     """Return the given folder, or the benchmark's own below ``work/``."""
     return (home or work_folder() / f"benchmark-{name}").resolve()
@@ -151,6 +158,13 @@ def retrieval_benchmark(
     layout: Annotated[
         Layout, typer.Option(help="lightgcn: lines 'user item item ...'")
     ] = Layout.lightgcn,
+    split: Annotated[
+        TestSplit,
+        typer.Option(
+            help="How the test part was drawn: random within a user, or tail: the last items of "
+            "lines that are in order of time"
+        ),
+    ] = TestSplit.random,
     seeds: Annotated[
         int, typer.Option(help="Final models to train, each with its own random seed", min=1)
     ] = 1,
@@ -165,7 +179,14 @@ def retrieval_benchmark(
     from benchmarks.retrieval import run
     from pipelines.display import result
 
-    figures = run(data_dir, layout.value, seeds=seeds, dimension=dimension, minutes=minutes)
+    figures = run(
+        data_dir,
+        layout.value,
+        split=split.value,
+        seeds=seeds,
+        dimension=dimension,
+        minutes=minutes,
+    )
     result(json.dumps(figures))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
@@ -16,11 +17,8 @@ from scipy import sparse
 from feature_repo.arrays import Int64Array
 from feature_repo.dataset import SpecError
 
-_RECURRING = 1.5
-"""Lines count as ordered by time if neighbours recur this much more often than when shuffled."""
-_SORTED = 0.9
-"""With this share of neighbours in order of ids, lines are sorted, and recurrence means nothing."""
-
+Split = Literal["random", "tail"]
+"""How a test part was drawn from each user's items."""
 
 _LARGEST_END = 0.3
 """The most of a line that is held out for validation."""
@@ -31,7 +29,7 @@ class Interactions:
     """Three parts of the same users and items, each a 0/1 float32 CSR matrix ``[users, items]``.
 
     ``places``, such a matrix, has the place of each item of ``train.txt`` from the end of its line,
-    1 for the last; None where the order of lines says nothing.
+    1 for the last; None for a random split, in which the order within lines means nothing.
     """
 
     train: sparse.csr_matrix
@@ -48,8 +46,8 @@ class Interactions:
     def held(self) -> sparse.csr_matrix:
         """The interactions to validate on.
 
-        If lines are in time order, these are their ends, as large a share as the test part has of
-        all interactions. Otherwise they are ``valid``.
+        In a random split they are ``valid``. In a tail split they are the ends of lines, as large a
+        share as the test part has of all interactions.
         """
         if self.places is None:
             return self.valid
@@ -62,10 +60,16 @@ class Interactions:
         return ends
 
 
-def read_interactions(folder: Path, seed: int = 0) -> Interactions:
+def read_interactions(folder: Path, seed: int = 0, split: Split = "random") -> Interactions:
     """Read a folder; ids become codes.
 
     Without ``valid.txt`` a tenth of each user's train items take its place.
+
+    Args:
+        folder: with the files.
+        seed: of what is held out at random.
+        split: how the test part was drawn from each user's items: at random, or as the last ones of
+            lines that are in order of time. Nothing in the files says which.
 
     Raises:
         SpecError: a file is missing or empty, an id is no whole number, or a user in train or valid
@@ -88,7 +92,9 @@ def read_interactions(folder: Path, seed: int = 0) -> Interactions:
         for rows, columns in zip(np.split(user, ends), np.split(item, ends), strict=True)
     ]
     train, valid, test = parts
-    places = _places(np.split(user, ends)[0], np.split(item, ends)[0], train.shape)
+    places = None
+    if split == "tail":
+        places = _places(np.split(user, ends)[0], np.split(item, ends)[0], train.shape)
     if not given:
         train, valid = hold_out(train, seed)
     if not valid.nnz:
@@ -116,42 +122,20 @@ def hold_out(
     return rest, held
 
 
-def _places(user: Int64Array, item: Int64Array, shape: tuple[int, int]) -> sparse.csr_matrix | None:
-    """Return each item's place from the end of its line; None if lines are not in time order.
+def _places(user: Int64Array, item: Int64Array, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return each item's place from the end of its line.
 
     If an item occurs twice in a line, the newer place counts.
     """
     order = np.argsort(user, kind="stable")
     user, item = user[order], item[order]
     count = np.bincount(user, minlength=shape[0])
-    shuffled = item[np.lexsort((np.random.default_rng(0).random(len(user)), user))]
-    if (
-        not _recurring(user, item) > _RECURRING * _recurring(user, shuffled)
-        or _ascending(user, item) > _SORTED
-    ):
-        return None
     place = np.cumsum(count)[user] - np.arange(len(user))
     newest = np.unique(np.stack([user, item])[:, ::-1], axis=1, return_index=True)[1]
     last = len(user) - 1 - newest
     return sparse.csr_matrix(
         (place[last].astype(np.float32), (user[last], item[last])), shape=shape
     )
-
-
-def _recurring(user: Int64Array, item: Int64Array) -> int:
-    """Count the pairs of consecutive items that occur more than once.
-
-    Lines in time order have more such pairs than shuffled lines.
-    """
-    same = user[1:] == user[:-1]
-    _, times = np.unique(np.stack([item[:-1][same], item[1:][same]]), axis=1, return_counts=True)
-    return int(times[times > 1].sum())
-
-
-def _ascending(user: Int64Array, item: Int64Array) -> float:
-    """Return the share of neighbours that are in order of their ids."""
-    same = user[1:] == user[:-1]
-    return float((item[1:] > item[:-1])[same].mean()) if same.any() else 1.0
 
 
 def _read(path: Path, items_needed: bool) -> tuple[Int64Array, Int64Array]:

@@ -57,9 +57,9 @@ def days(users: int = 60, sort: bool = False) -> str:
     return "\n".join(lines)
 
 
-def test_ends_of_lines_are_known_where_lines_are_in_order_of_time(tmp_path: Path) -> None:
+def test_a_tail_split_knows_the_ends_of_lines(tmp_path: Path) -> None:
     folder = write(tmp_path, train=days(), valid="0 59\n", test="0 1\n")
-    data = read_interactions(folder)
+    data = read_interactions(folder, split="tail")
     assert data.places is not None
     first = [int(word) for word in days().splitlines()[0].split()[1:]]
     assert [int(data.places[0, item]) for item in first] == list(range(21, 0, -1))
@@ -70,7 +70,8 @@ def test_as_much_is_held_out_as_the_test_has(tmp_path: Path, wanted: int, ends: 
     test = "\n".join(
         f"{user} " + " ".join(str(item) for item in range(wanted)) for user in range(60)
     )
-    data = read_interactions(write(tmp_path, train=days(), valid="0 59\n", test=test))
+    folder = write(tmp_path, train=days(), valid="0 59\n", test=test)
+    data = read_interactions(folder, split="tail")
     first = [int(word) for word in days().splitlines()[0].split()[1:]]
     assert sorted(data.held[0].indices.tolist()) == sorted(first[-ends:])
     assert np.diff(data.held.indptr).tolist() == [ends] * 60
@@ -80,19 +81,25 @@ def test_as_much_is_held_out_as_the_test_has(tmp_path: Path, wanted: int, ends: 
 def test_of_an_item_met_twice_the_newer_place_counts(tmp_path: Path) -> None:
     lines = days().splitlines()
     again = lines[0].split()[1]
-    data = read_interactions(
-        write(tmp_path, train="\n".join([f"{lines[0]} {again}", *lines[1:]]), test="0 1\n")
-    )
+    train = "\n".join([f"{lines[0]} {again}", *lines[1:]])
+    data = read_interactions(write(tmp_path, train=train, test="0 1\n"), split="tail")
     assert data.places is not None
     assert data.places[0, int(again)] == 1
 
 
-def test_sorted_and_shuffled_lines_say_nothing_of_time(tmp_path: Path) -> None:
-    shuffled = [line.split() for line in days().splitlines()]
+def test_in_a_random_split_the_order_of_a_line_means_nothing(tmp_path: Path) -> None:
+    """Neither what is learned nor what is validated on depends on it."""
     generator = np.random.default_rng(1)
-    mixed = "\n".join(" ".join([row[0], *generator.permutation(row[1:])]) for row in shuffled)
-    for text in (days(sort=True), mixed):
-        assert read_interactions(write(tmp_path, train=text, test="0 1\n")).places is None
+    rows = [line.split() for line in days().splitlines()]
+    mixed = "\n".join(" ".join([row[0], *generator.permutation(row[1:])]) for row in rows)
+    parts = []
+    for text in (days(), days(sort=True), mixed):
+        data = read_interactions(write(tmp_path, train=text, test="0 1\n"))
+        assert data.places is None
+        parts.append(data)
+    for other in parts[1:]:
+        for name in ("train", "valid", "test", "held", "known"):
+            assert (getattr(parts[0], name) != getattr(other, name)).nnz == 0
 
 
 def test_hold_out_leaves_each_user_an_item(tmp_path: Path) -> None:
