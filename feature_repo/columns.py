@@ -26,6 +26,8 @@ AVAILABLE_UNTIL = "available_until"
 HISTORY_ITEMS = "history_item_ids"
 HISTORY_TIMES = "history_timestamps"
 HISTORY_LENGTH = 50
+SEEN_LENGTH = 10_000
+"""Items that are kept as seen, by user and event type; the newest."""
 
 RECENT_ITEMS = "recent_item_ids"
 RECENT_TYPES = "recent_types"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,6 +108,7 @@ def make_answer(
 ) -> Answer:
     """Return the response to a request with everything behind it."""
     result = outcome.result
+    heads = snapshot.release.codec.spec.event_types
     numeric, categorical = _ranker_inputs(snapshot, outcome)
 
     items = [
@@ -122,7 +124,7 @@ def make_answer(
         request_id=uuid.uuid4().hex,
         release=snapshot.release.id,
         items=items,
-        degraded=[*_feature_losses(outcome.features), *result.degraded],
+        degraded=[*_feature_losses(outcome.features, heads), *result.degraded],
     )
     answer = Answer(response, outcome, numeric, categorical)
 
@@ -245,12 +247,17 @@ def impression_of(
     )
 
 
-def _feature_losses(features: UserFeatures | None) -> list[str]:
+def _feature_losses(features: UserFeatures | None, event_types: Sequence[str]) -> list[str]:
     """Return what is missing of a user's features, in words of ``Degradation``."""
     if features is None:
         return ["online_store_unavailable"]
-    stale = [f"stale_{view}" for view in features.stale]
-    return stale if features.known else [*stale, "unknown_user"]
+    losses = [f"stale_{view}" for view in features.stale]
+    if not features.known:
+        losses.append("unknown_user")
+    seen = (features.columns.get(c.seen(kind), [None])[0] for kind in event_types)
+    if any(items is not None and len(items) >= c.SEEN_LENGTH for items in seen):
+        losses.append("seen_truncated")
+    return losses
 
 
 def _finites(values: Float32Array) -> list[float]:

@@ -1,4 +1,7 @@
-"""Feast's Redis online store, safe beside a stream: no older row replaces what the stream wrote.
+"""Feast's Redis online store, in which no older row replaces a newer one.
+
+Neither beside a stream, which may have written meanwhile, nor when a range of the past is
+materialized.
 
 The layout of keys, fields and values is Feast's own
 (https://github.com/feast-dev/feast/blob/master/docs/specs/online_store_format.md), so Feast reads
@@ -44,7 +47,7 @@ class StreamSafeRedisOnlineStoreConfig(RedisOnlineStoreConfig):
 
 
 class StreamSafeRedisOnlineStore(RedisOnlineStore):
-    """Feast's Redis store, but materialization leaves streamed rows that are newer than its own."""
+    """Feast's Redis store, but materialization leaves rows that are newer than its own."""
 
     def online_write_batch(
         self,
@@ -53,25 +56,23 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
         data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write rows; of a streamed view only those that are not older than what is stored."""
+        """Write the rows that are not older than what is stored."""
         client = self._get_client(config.online_store)
-        if table.name not in STREAMED:
-            super().online_write_batch(config, table, data, progress)
-            client.incr(written_key(table.name))
-            return
         replace = client.register_script(_REPLACE)
         version = config.entity_key_serialization_version
         for start in range(0, len(data), _ROWS_A_CALL):
             part = data[start : start + _ROWS_A_CALL]
-            keys = [_redis_key(config.project, row[0], version) for row in part]
+            newest = {
+                _redis_key(config.project, row[0], version): row for row in sorted(part, key=_time)
+            }
+            keys = list(newest)
             with client.pipeline(transaction=False) as read:
                 for key in keys:
                     read.hget(key, stamp_field(table.name))
                 stored = read.execute()
             with client.pipeline(transaction=False) as write:
-                for key, old, (_, values, timestamp, _created) in zip(
-                    keys, stored, part, strict=True
-                ):
+                for key, old in zip(keys, stored, strict=True):
+                    _, values, timestamp, _created = newest[key]
                     micros = int(timestamp.timestamp() * 1e6)
                     if old and Timestamp.FromString(old).ToMicroseconds() > micros:
                         continue
@@ -84,6 +85,8 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
                 write.execute()
             if progress:
                 progress(len(part))
+        if table.name not in STREAMED:
+            client.incr(written_key(table.name))
 
 
 class EmbeddedRedisOnlineStoreConfig(StreamSafeRedisOnlineStoreConfig):
@@ -104,6 +107,10 @@ class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
             folder = Path(online_store_config.folder or default_root() / "redis")
             self._client = connect(folder, online_store_config.timeout_s)
         return self._client
+
+
+def _time(row: tuple[EntityKey, dict[str, Value], datetime, datetime | None]) -> datetime:
+    return row[2]
 
 
 def written_key(view: str) -> str:

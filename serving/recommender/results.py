@@ -16,6 +16,7 @@ Degradation = Literal[
     "online_store_unavailable",  # Redis did not answer: the request had no user features
     "unknown_user",  # nothing is known of the user: attributes and history are missing
     "no_history",  # the user has no positive event yet
+    "seen_truncated",  # the user has seen more items than are kept: the oldest may come again
     "few_candidates",  # fewer than k candidates were allowed: others fill it, if there are any
     "ranker_unavailable",  # the ranker failed: the two towers order the list
     "ranker_skipped",  # no time was left to rank: the two towers order the list

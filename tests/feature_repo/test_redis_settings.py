@@ -11,7 +11,7 @@ import ssl
 import subprocess
 import threading
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
@@ -313,3 +313,30 @@ def test_both_clients_speak_tls_and_check_the_certificate(settings, tls_port):
         client.set_retry(Retry(NoBackoff(), 0))
         with pytest.raises(redis.ConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
             client.ping()
+
+
+def test_an_older_row_never_replaces_a_newer_one(settings, port):
+    """Whichever range is materialized; of rows of one entity in a call the newest counts."""
+    store = feature_store(settings(f'127.0.0.1:{port},password="root, and more"'))
+    user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
+    source = FileSource(path="nowhere.parquet", timestamp_field="at")
+    view = FeatureView(
+        name="ages", entities=[user], schema=[Field(name="clicks", dtype=Int64)], source=source
+    )
+    key = EntityKey(join_keys=["user_id"], entity_values=[Value(string_val="u2")])
+    provider = store._get_provider()
+    now = datetime.now(UTC)
+
+    def write(*rows):
+        values = [
+            (key, {"clicks": Value(int64_val=clicks)}, now + timedelta(days=days), None)
+            for clicks, days in rows
+        ]
+        provider.online_write_batch(store.config, view, values, None)
+        [(_, found)] = provider.online_read(store.config, view, [key])
+        return found["clicks"].int64_val
+
+    assert write((7, 0)) == 7
+    assert write((3, -30)) == 7
+    assert write((8, 0)) == 8, "a value that changed at an unchanged time is written"
+    assert write((9, 2), (4, 1)) == 9 and write((1, 1), (2, -1)) == 9

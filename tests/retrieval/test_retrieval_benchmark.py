@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_from_files_to_figures(folder: Path) -> None:
     done = benchmark(
-        folder, "--layout", "lightgcn", "--seeds", "2", "--dimension", "16", "--minutes", "1"
+        folder, "--layout", "lightgcn", "--seeds", "2", "--dimension", "16", "--minutes", "3"
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
