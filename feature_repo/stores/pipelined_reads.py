@@ -70,7 +70,7 @@ class PipelinedReads(threading.local):
         return connection
 
     def _connect(self) -> Any:
-        connection = self._pool.make_connection()
+        connection: Any = self._pool.make_connection()
         connection.connect()
         return connection
 

@@ -47,6 +47,8 @@ def load_keys(host: str, keys_file: Path) -> KeyRing | None:
             "FUNNEL_OPEN=yes if a gateway of yours keeps others out"
         )
     _log.warning("no API keys: whoever reaches %s may do everything", host or "any address")
+    if not _is_loopback(host) and not read_settings().allowed_hosts:
+        _log.warning("only requests to 'localhost' are answered: set FUNNEL_ALLOWED_HOSTS")
     return None
 
 
