@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ import httpx
 import pytest
 import redis
 
+from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.embedded_redis import socket_path
 from feature_repo.workspace import Workspace
 from serving.process.supervisor import Supervisor
@@ -117,6 +119,63 @@ def test_the_embedded_redis_ends_with_the_server(tiny: Tiny, tmp_path: Path) -> 
         assert store.ping()
     with pytest.raises(redis.ConnectionError, match="connecting"):
         store.ping()
+
+
+def fill_backlog(path: Path) -> list[socket.socket]:
+    """Open connections that a stopped server does not accept, until no more can wait."""
+    waiting = []
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        try:
+            connection.connect(str(path))
+        except BlockingIOError:
+            connection.close()
+            return waiting
+        waiting.append(connection)
+
+
+def test_nothing_waits_for_a_redis_that_hangs(tiny: Tiny, tmp_path: Path) -> None:
+    """Neither recommendations nor probes, while 60 events do, nor the end of the server.
+
+    The kernel lets nobody connect once enough wait: ``connect()`` has no end of its own there.
+    """
+    workspace = Workspace(tmp_path / "w")
+    register(workspace)
+    with tiny_server(workspace, tiny.folder, FUNNEL_REDIS_TIMEOUT_MS="100") as server:
+        path = socket_path(workspace.redis)
+        with redis.Redis(unix_socket_path=str(path)) as client:
+            pid = client.info("server")["process_id"]
+        event = {"event_id": "e", "user_id": "u1", "item_id": "i1", "type": "view"}
+        body = {"events": [event | {"timestamp": time.time()}]}
+
+        def send_event() -> None:
+            statuses.append(
+                httpx.post(f"{server.url}/v1/events", json=body, timeout=60).status_code
+            )
+
+        os.kill(pid, signal.SIGSTOP)
+        statuses: list[int] = []
+        senders = [threading.Thread(target=send_event) for _ in range(60)]
+        waiting = fill_backlog(path)
+        try:
+            for sender in senders:
+                sender.start()
+            for _ in range(20):
+                assert server.recommend().status_code == 200
+                for probe in ("healthz", "readyz"):
+                    assert httpx.get(f"{server.url}/{probe}", timeout=5).status_code == 200
+            wait_until(lambda: httpx.get(f"{server.url}/readyz").json()["online_store"] is False)
+            for sender in senders:
+                sender.join()
+            server.process.send_signal(signal.SIGTERM)
+            assert server.process.wait(PATIENCE_S) == 0
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            for connection in waiting:
+                connection.close()
+        assert set(statuses) == {503}
+    stop_redis(workspace.redis)
 
 
 def supervise_slow_starters() -> None:
