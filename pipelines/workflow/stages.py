@@ -39,9 +39,17 @@ FEATURES_VERSION = 2
 
 
 def run_ingest(
-    data: str, data_dir: Path | None, home: Path | None, shift_to_now: bool
+    data: str,
+    data_dir: Path | None,
+    home: Path | None,
+    *,
+    shift_to_now: bool,
+    strict: bool = False,
 ) -> tuple[Workspace, IngestReport]:
-    """Ingest a data set; a built-in world is generated first."""
+    """Ingest a data set; a built-in world is generated first.
+
+    ``strict``: write nothing if a share of the data is implausible.
+    """
     from pipelines.ingest.ingest import ingest
 
     spec = find_spec(data)
@@ -54,7 +62,14 @@ def run_ingest(
         data_dir = _generate(data, workspace)
 
     with display.stage("Ingest") as stage:
-        report = ingest(spec, data_dir, workspace, shift_to_now=shift_to_now, progress=stage)
+        report = ingest(
+            spec,
+            data_dir,
+            workspace,
+            shift_to_now=shift_to_now,
+            strict=strict,
+            progress=stage,
+        )
         stage.summary = (
             f"{report.total_events:,} events, {report.users:,} users, {report.items:,} items"
         )
@@ -85,19 +100,43 @@ def _generate(name: str, workspace: Workspace) -> Path:
 
 
 def show_ingest(report: IngestReport) -> None:
-    """Print what an ingest added and what it kept out."""
+    """Print what an ingest read, used and set aside, and what the data look like."""
+    figures = report.figures
+    set_aside = sum(report.quarantined.values())
     rows: list[list[Any]] = [
         ["new files", report.files],
+        ["rows read from them", report.rows],
         ["new events", report.events],
         ["all events", report.total_events],
         ["users", report.users],
         ["items", report.items],
+        ["rows set aside", set_aside],
+        ["cells left empty or doubtful", sum(report.cells.values())],
+        ["first event", figures.first],
+        ["last event", figures.last],
+        ["events over this time", _bars(figures.histogram)],
         ["days shifted", report.shift_s // 86_400],
     ]
     rows += [
         [f"quarantined: {reason}", count] for reason, count in sorted(report.quarantined.items())
     ]
     display.table("Ingest", ["", "rows"], rows)
+    show_told(report)
+
+
+def show_told(report: IngestReport) -> None:
+    """Print the notes and warnings of an ingest."""
+    for note in report.notes:
+        display.sentence(note)
+    for warning in report.warnings:
+        display.warning(warning)
+
+
+def _bars(counts: list[int]) -> str:
+    """Return counts as a row of bars; the least bar is of a count above zero."""
+    bars = "▁▂▃▄▅▆▇█"
+    most = max(counts, default=0)
+    return "".join(bars[-(-count * len(bars) // most) - 1] if count else " " for count in counts)
 
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:

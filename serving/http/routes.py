@@ -36,7 +36,12 @@ UsesEngine = Annotated[Engine, Depends(_engine)]
 ItemId = Annotated[str, Path(openapi_examples={"built-in world": {"value": "i0007"}})]
 NewItemId = Annotated[
     str,
-    Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "i0007"}}),
+    Path(
+        min_length=1,
+        max_length=256,
+        pattern=r"\S",
+        openapi_examples={"built-in world": {"value": "i0007"}},
+    ),
 ]
 UserId = Annotated[str, Path(openapi_examples={"built-in world": {"value": "u0042"}})]
 

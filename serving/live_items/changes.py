@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+from feature_repo.cell_values import stands_for_nothing
 from feature_repo.workspace import Workspace
 from serving.api.schemas import ItemUpdate
 from serving.live_items.added import AddedItems, BadItem, NoSpareRow, ReleasedItem
@@ -105,6 +106,8 @@ class ItemChanges:
         """
         if loaded.codec.items.code(item_id):
             raise ReleasedItem(item_id)
+        if stands_for_nothing(item_id):
+            raise BadItem(f"{item_id!r} stands for a missing id")
         problems = attribute_problems(item.attributes, loaded.codec.spec.item_attributes)
         if problems:
             raise BadItem("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
