@@ -59,7 +59,8 @@ class Table(_Strict):
     columns of files that have no header line. A ``separator`` of one ASCII character allows quoted
     values; with any other, a quotation mark is a character like all others. ``quoting`` says how a
     quotation mark within a value is written: doubled (RFC 4180), behind a backslash, or plainly,
-    because values are never quoted (``none``); ``auto`` takes what most lines can be read with.
+    because values are never quoted (``none``); ``auto`` takes the one of the first two that reads
+    more lines.
     ``decimal`` is the mark before the fraction of the numbers in CSV files.
     """
 

@@ -100,10 +100,6 @@ def _split(file: _Csv, quoting: str, wanted: list[str]) -> CsvRows:
         other = _split_quoted(file._replace(text=with_doubled_quotes(file.text)), wanted)
         if _broken(other) < _broken(read):
             return other._replace(notes=(f"its quotation marks are read as written {BACKSLASH}",))
-    elif not _has_quoted_values(file, read):
-        other = _split_plain(file, wanted)
-        if _broken(other) < _broken(read):
-            return other._replace(notes=("its quotation marks are read as characters of values",))
     advice = f"set quoting = 'none' if they belong to the values, 'backslash' for {BACKSLASH}"
     return read._replace(notes=(f"{_broken(read)} lines have stray quotation marks; {advice}",))
 
@@ -111,13 +107,6 @@ def _split(file: _Csv, quoting: str, wanted: list[str]) -> CsvRows:
 def _broken(read: CsvRows) -> int:
     """Return how many lines were not split because of their quotation marks."""
     return sum('"' in text for _, reason, text in read.bad if reason.startswith("broken line"))
-
-
-def _has_quoted_values(file: _Csv, read: CsvRows) -> bool:
-    """Return whether a row that was read has a value in quotation marks."""
-    lines = file.source.split("\n")
-    begins = re.compile(rf'(?:^|{re.escape(file.separator)})"')
-    return any(begins.search(lines[number - 1]) for number in read.rows.index)
 
 
 def _split_plain(file: _Csv, wanted: list[str]) -> CsvRows:

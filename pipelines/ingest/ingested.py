@@ -107,5 +107,5 @@ class StoredEvents:
         columns = [table.select(names).cast(empty.schema) for table in tables]
         frame: pd.DataFrame = pa.concat_tables([empty, *columns]).to_pandas()
         if c.TIMESTAMP in frame:  # the zone as pandas has it, so that columns can be joined
-            frame[c.TIMESTAMP] = frame[c.TIMESTAMP].astype("datetime64[us, UTC]")
+            frame[c.TIMESTAMP] = frame[c.TIMESTAMP].dt.tz_convert("UTC")
         return frame
