@@ -14,12 +14,15 @@ from pipelines.training.split import Split, epoch_seconds
 _MOST_UNAVAILABLE = 0.5
 
 
-def check_learnable(workspace: Workspace, events: pd.DataFrame | None = None) -> Split:
+def check_learnable(
+    workspace: Workspace, events: pd.DataFrame | None = None, *, evaluated: bool = False
+) -> Split:
     """Return where the parts of a log begin, if models can learn from it.
 
     Args:
         workspace: a working folder with ingested data.
         events: all of its events in order of time; None: they are read.
+        evaluated: the models are to be evaluated, too.
 
     Raises:
         MissingStage: nothing has been ingested.
@@ -29,27 +32,29 @@ def check_learnable(workspace: Workspace, events: pd.DataFrame | None = None) ->
     """
     events = read_events(workspace) if events is None else events
     split = Split.by_time(events)
-    _check_first_contacts(events, split)
+    _check_first_contacts(events, split, evaluated=evaluated)
     _check_availability(workspace, events, split)
     return split
 
 
-def _check_first_contacts(events: pd.DataFrame, split: Split) -> None:
-    """Refuse a log whose later parts have no positive event of an item new to its user."""
+def _check_first_contacts(events: pd.DataFrame, split: Split, *, evaluated: bool) -> None:
+    """Refuse a log whose later parts have no event of an item that is new to its user."""
     time = epoch_seconds(events[c.TIMESTAMP])
-    new = ~events.duplicated([c.USER, c.ITEM]).to_numpy() & events[c.POSITIVE].to_numpy(dtype=bool)
-    parts = {
-        "80% to 86%": (split.ranker, split.calibrate),
-        "86% to 88%": (split.calibrate, split.selection),
-        "88% to 90%": (split.selection, split.test),
-        "90% to 100%": (split.test, float("inf")),
-    }
-    for name, (start, stop) in parts.items():
-        if not (new & (time >= start) & (time < stop)).any():
+    new = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
+    positive = new & events[c.POSITIVE].to_numpy(dtype=bool)
+    parts = [
+        ("80% to 86%", positive, split.ranker, split.calibrate),
+        ("86% to 88%", new, split.calibrate, split.selection),
+        ("88% to 90%", positive, split.selection, split.test),
+    ]
+    if evaluated:
+        parts.append(("90% to 100%", positive, split.test, float("inf")))
+    for name, counts, start, stop in parts:
+        if not (counts & (time >= start) & (time < stop)).any():
             raise SpecError(
-                f"nothing to learn from: of the positive events from {name} of the time, none is "
-                "of an item that its user did not know. Each of these parts needs at least one; "
-                f"the log has {events[c.ITEM].nunique():,} items and "
+                f"nothing to learn from: of the events from {name} of the time, no positive one "
+                "is of an item that its user did not know. Each of these parts needs at least "
+                f"one; the log has {events[c.ITEM].nunique():,} items and "
                 f"{events[c.USER].nunique():,} users: bring more items, or more events"
             )
 

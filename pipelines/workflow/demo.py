@@ -56,7 +56,7 @@ def run_demo(
     start = time.monotonic()
     workspace, report = stages.run_ingest(data, data_dir, home, shift_to_now=True)
     stages.show_told(report)
-    check_learnable(workspace)
+    check_learnable(workspace, evaluated=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
     stages.run_train(workspace, size.training)
