@@ -326,8 +326,6 @@ def _taken(event_types: list[str]) -> set[str]:
         c.USER,
         c.ITEM,
         c.EVENT_TIMESTAMP,
-        *c.PAIR_FEATURES,
-        *c.ITEM_AGES,
         c.REQUEST_TIME,
         c.AVAILABLE_FROM,
         c.AVAILABLE_UNTIL,

@@ -16,7 +16,14 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from feature_repo.cell_values import MAX_NUMBER, stands_for_nothing
-from feature_repo.event_time import EARLIEST_S, FORMS, MILLISECONDS_FROM, read_end, read_time
+from feature_repo.event_time import (
+    EARLIEST_S,
+    FORMS,
+    MILLISECONDS_FROM,
+    UnreadableTime,
+    read_end,
+    read_time,
+)
 from serving.recommender.filters import AttributeRule
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
@@ -198,6 +205,13 @@ class UserFeaturesResponse(BaseModel):
     features: dict[str, Any]
 
 
+def _event_time(time: Any) -> float:
+    try:
+        return read_time(time)
+    except UnreadableTime as error:
+        raise ValueError(f"{error}; at most 7 days ago") from None
+
+
 _EVENT_TIME_SCHEMA = {
     "anyOf": [{"type": "number"}, {"type": "string"}],
     "description": f"{FORMS[0].upper()}{FORMS[1:]}; at most 7 days ago.",
@@ -223,7 +237,7 @@ class Event(_Strict):
     user_id: EntityId
     item_id: EntityId
     type: str = Field(description="One of the data set's event types.")
-    timestamp: Annotated[float, BeforeValidator(read_time), WithJsonSchema(_EVENT_TIME_SCHEMA)]
+    timestamp: Annotated[float, BeforeValidator(_event_time), WithJsonSchema(_EVENT_TIME_SCHEMA)]
     value: float | None = Field(
         default=None,
         allow_inf_nan=False,

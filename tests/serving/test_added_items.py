@@ -252,6 +252,19 @@ def test_an_added_item_can_be_had_while_it_is_available(api: Api) -> None:
     assert "soon" in later and "gone" not in later
 
 
+@pytest.mark.parametrize("until", ["9999-12-31", "0000-00-00 00:00:00", "", None])
+def test_an_end_that_means_none(api: Api, until: str | None) -> None:
+    put(api, "fresh", WAR, available_from=LONG_AGO, available_until=until)
+    assert "fresh" in ids(api.ask())
+
+
+def test_words_for_nothing_are_no_items(api: Api) -> None:
+    for word in ("undefined", "null"):
+        answer = api("PUT", f"/v1/items/{word}", json={"attributes": WAR})
+        assert answer.status_code == 422
+        assert "missing id" in answer.json()["detail"]
+
+
 def test_similar_items_of_and_among_added_ones(api: Api) -> None:
     put(api, "one", WAR)
     put(api, "two", WAR | {"price": 16_000_000})
@@ -360,7 +373,11 @@ def test_added_items_outlast_restarts_and_releases(
         ({"attributes": {"price": True}}, "price: it is numeric"),
         ({"attributes": {"genre": "x" * 1_001}}, "genre: it is categorical"),
         ({"attributes": {"title": "x" * 100_001}}, "title: it is text"),
+        ({"attributes": {"price": 1e308}}, "1000000000000000"),
         ({"attributes": WAR, "available_from": "soon"}, "available_from"),
+        ({"attributes": WAR, "available_from": "now"}, "ISO 8601"),
+        ({"attributes": WAR, "available_from": 20261128}, "2026-11-28"),
+        ({"attributes": WAR, "available_until": "31/12/2027"}, "ISO 8601"),
         ({"attributes": WAR, "available_from": True}, "available_from"),
         ({"attributes": WAR, "available_until": "2020-13-01"}, "available_until"),
         ([], "body"),
