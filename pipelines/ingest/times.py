@@ -53,8 +53,8 @@ def read_times(raw: pd.Series, unit: str) -> Times:
         raw.where(raw.str.fullmatch(et.NUMBER).fillna(False).astype("bool")), errors="coerce"
     ).astype("float64")
     if unit != "auto":
-        scale = {"s": 1e6, "ms": 1e3, "us": 1.0}[unit]
-        return Times(_epoch_times(number, scale), pd.Series(False, index=raw.index))
+        of_unit = {"s": 1e6, "ms": 1e3, "us": 1.0}[unit]
+        return Times(_epoch_times(number, of_unit), pd.Series(False, index=raw.index))
 
     texts = _iso_times(raw.where(number.isna()))
     if _all_dates(raw, number):

@@ -68,9 +68,20 @@ class ItemChanges:
         )
 
     def without_removed(self, release: Release, items: ItemTable) -> ItemTable:
-        """Return a release's item table without the removed items."""
+        """Return a release's item table without the removed items.
+
+        An item that was added stays where the release has it from the log alone, which ends its
+        availability: whoever added it wants it shown.
+        """
         codes = release.codec.items.encode(list(self._removed_ids))
-        return items.without(codes[codes > 0], release.items)
+        listed = len(release.items) - release.items.added
+        ends = {
+            code: item.available_until
+            for name, item in self._added_items.items()
+            if 0 < (code := release.codec.items.code(name)) < listed
+            and release.items.known_by_log_only(code)
+        }
+        return items.without(codes[codes > 0], release.items, ends)
 
     def knows(self, item_id: str) -> bool:
         """Return whether the item was added, removed since or not."""
