@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -167,9 +168,11 @@ def _value_type(paths: list[str]) -> str:
     """Return the type of values in millionths in which no sum of them overflows."""
     total = 0.0
     for path in paths:
-        sizes = pc.abs(pq.read_table(path, columns=[c.VALUE], partitioning=None)[c.VALUE])
-        counted = sizes.filter(pc.less_equal(sizes, MAX_NUMBER))  # without NaN
-        total += pc.sum(counted).as_py() or 0.0
+        events = dataset(path, format="parquet")
+        if c.VALUE in events.schema.names:
+            sizes = pc.abs(events.to_table(columns=[c.VALUE])[c.VALUE])
+            counted = sizes.filter(pc.less_equal(sizes, MAX_NUMBER))  # without NaN
+            total += pc.sum(counted).as_py() or 0.0
     return "bigint" if total * MICROS < _LARGEST_SUM else "decimal(38,0)"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -37,7 +38,8 @@ def samples(spec: DatasetSpec, kind: str, rejected: pd.DataFrame) -> Iterator[st
         value = _value_of(spec, kind, str(reason), str(first["row"]))
         where = f"{first['file']}, line {first['line']}"
         shown = f"such as {_short(value)} in {where}" if value is not None else f"first in {where}"
-        yield f"{_rows(len(rows))} of {kind} not used: {reason}, {shown}{_advice(str(reason))}"
+        advice = _advice(str(reason), value)
+        yield f"{_rows(len(rows))} of {kind} not used: {reason}, {shown}{advice}"
 
 
 def cell_samples(kind: str, table: Users, cells: pd.DataFrame) -> Iterator[str]:
@@ -49,7 +51,7 @@ def cell_samples(kind: str, table: Users, cells: pd.DataFrame) -> Iterator[str]:
         where = f"{first['file']}, line {first['line']}"
         yield (
             f"{len(rows):,} {kind}: {reason}, such as {_short(value)} in {where}"
-            f"{_advice(str(reason))}"
+            f"{_advice(str(reason), value)}"
         )
 
 
@@ -168,10 +170,12 @@ def _value_of(spec: DatasetSpec, kind: str, reason: str, row: str) -> object:
     return json.loads(row).get(column) or ""
 
 
-def _advice(reason: str) -> str:
-    if "timestamp" in reason and "missing" not in reason and "future" not in reason:
-        return f"; read are {event_time.FORMS}"
-    if "unreadable available" in reason or "no epoch time" in reason:
+def _advice(reason: str, value: object) -> str:
+    if "no epoch time" in reason:
+        number = float(str(value)) if re.fullmatch(event_time.NUMBER, str(value)) else None
+        doubt = f"; {event_time.doubt_of(number)}" if number is not None else ""
+        return f"{doubt}; read are {event_time.FORMS}"
+    if "unreadable timestamp" in reason or "before 1970" in reason or "unreadable avail" in reason:
         return f"; read are {event_time.FORMS}"
     if "bad number" in reason:
         return "; for numbers like 12,99 set decimal = ','"

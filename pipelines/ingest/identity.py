@@ -55,11 +55,12 @@ class KnownEvents:
 
 
 class Identified(NamedTuple):
-    """Rows by their identity: event ids, which are told again, and how many share an id."""
+    """Rows by their identity: event ids, which are told again, how many share an id, and one."""
 
     ids: pd.Series
     repeated: pd.Series
     shared: int
+    example: str = ""
 
 
 def identify(events: pd.DataFrame, known: KnownEvents, *, own_ids: bool) -> Identified:
@@ -76,7 +77,7 @@ def identify(events: pd.DataFrame, known: KnownEvents, *, own_ids: bool) -> Iden
     # Rows with an id that others have: the first keeps it, others that differ get one of their own.
     rows = events[again]
     told = known.fields_of({event_id for event_id in rows[c.EVENT_ID] if event_id in known.ids})
-    shared = 0
+    shared: list[str] = []
     for row, event_id, digest in zip(
         rows.index, rows[c.EVENT_ID], hashed_fields(rows), strict=True
     ):
@@ -86,9 +87,9 @@ def identify(events: pd.DataFrame, known: KnownEvents, *, own_ids: bool) -> Iden
             repeated[row] = True
         elif before:
             ids[row] = own
-            shared += 1
+            shared.append(str(event_id))
         before.add(digest)
-    return Identified(ids, repeated, shared)
+    return Identified(ids, repeated, len(shared), shared[0] if shared else "")
 
 
 def hashed_fields(events: pd.DataFrame) -> pd.Series:

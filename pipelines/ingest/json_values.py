@@ -74,7 +74,7 @@ def read_json(
         raise SpecError(
             f"{path.name}: no line has the key {required}; the keys there are "
             f"{list(keys)[:_SHOWN_KEYS]}; check dataset.toml, where a.b names the key b of the "
-            "object under a"
+            "object under a, and that there is one object a line or a list of objects"
         )
     index = pd.Index(numbers, dtype="int64")
     rows = pd.DataFrame(records, columns=wanted, index=index, dtype="object")

@@ -69,8 +69,10 @@ def parse_events(
     identified = identify(valid, known, own_ids=spec.events.id is not None)
     repeated = identified.repeated
     if identified.shared:
-        shared = f"{identified.shared:,} rows have the {spec.events.id} of a row that differs"
-        notes.append(f"{shared}: it names no event, and all of them are kept")
+        notes.append(
+            f"{identified.shared:,} rows have the {spec.events.id} of a row that differs, such as "
+            f"{identified.example!r}: it names no event, and all of them are kept"
+        )
     again = pd.Series("duplicate", index=valid.index[repeated], dtype="object")
     fresh = valid[~repeated].assign(**{c.EVENT_ID: identified.ids[~repeated].astype("object")})
     known.add(fresh)
