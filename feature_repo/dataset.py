@@ -23,10 +23,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from feature_repo import columns as c
 from feature_repo.errors import FunnelError
-from feature_repo.facts import PANE_S
-from feature_repo.request_time import OUTPUTS
+from feature_repo.own_names import as_name, ranker_clashes, taken
 
 AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
@@ -259,11 +257,11 @@ class DatasetSpec(_Strict):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
-        taken = {*self.user_attributes, *self.item_attributes} & _taken(self.event_types)
-        taken |= set(_ranker_clashes(self))
-        if taken:
+        clashes = {*self.user_attributes, *self.item_attributes} & taken(self.event_types)
+        clashes |= set(self._ranker_clashes())
+        if clashes:
             raise ValueError(
-                f"attribute {sorted(taken)}: the name is Funnel's own; choose another, with rename"
+                f"attribute {sorted(clashes)}: the name is Funnel's own; choose another, with rename"
             )
         return self
 
@@ -271,6 +269,14 @@ class DatasetSpec(_Strict):
     def event_types(self) -> list[str]:
         """Event type names in their declared order."""
         return list(self.events.types)
+
+    def _ranker_clashes(self) -> list[str]:
+        return ranker_clashes(
+            self.event_types,
+            self.user_attributes,
+            self.item_attributes,
+            has_value=self.has_value,
+        )
 
     def event_type(self, word: str) -> str | None:
         """Return the event type that a word of the log means, None if it means none.
@@ -320,47 +326,6 @@ class DatasetSpec(_Strict):
         return self.model_copy(update=gone)
 
 
-def _taken(event_types: list[str]) -> set[str]:
-    """Return the names of columns and features that every data set with these event types has."""
-    fixed = {
-        c.USER,
-        c.ITEM,
-        c.EVENT_TIMESTAMP,
-        c.REQUEST_TIME,
-        c.AVAILABLE_FROM,
-        c.AVAILABLE_UNTIL,
-    }
-    fixed |= {c.HISTORY_ITEMS, c.HISTORY_TIMES, c.CATEGORIES, c.CATEGORY_SHARES}
-    fixed |= {c.RECENT_ITEMS, c.RECENT_TYPES, c.RECENT_TIMES, c.RECENT_CATEGORIES, c.POSITION}
-    fixed |= {c.SESSION_EVENTS, c.SESSION_SECONDS, c.SESSION_CATEGORIES}
-    fixed |= {name(window) for window in PANE_S for name in (c.panes, c.trend)}
-    fixed |= {c.count(kind, window) for kind in event_types for window in PANE_S}
-    fixed |= {c.FIRST_EVENT_AT, c.LAST_EVENT_AT, c.ACTIVE_DAYS, c.TREND, *OUTPUTS}
-    counts = [*c.user_counts(event_types, True), *c.item_counts(event_types, True)]
-    return fixed | {*counts, *(c.seen(name) for name in event_types)}
-
-
-def _ranker_clashes(spec: DatasetSpec) -> list[str]:
-    """Return the attributes whose column in a ranker's row has the name of another column."""
-    own = [*c.PAIR_FEATURES, *c.ITEM_AGES, c.HISTORY_LENGTH_FEATURE, c.HISTORY_GAP_FEATURE]
-    own += [*c.user_counts(spec.event_types, spec.has_value), c.ACTIVE_DAYS, *OUTPUTS]
-    item_counts = [*c.item_counts(spec.event_types, spec.has_value), c.TREND]
-    own += [f"item_{name}" for name in item_counts]
-    owners: dict[str, list[str]] = {name: [] for name in own}
-    clashes: list[str] = []
-    sides = (("user", spec.user_attributes), ("item", spec.item_attributes))
-    for side, attributes in sides:
-        for name, kind in attributes.items():
-            if kind == "text":
-                continue
-            plain = side == "user" and kind == "numeric"
-            column = name if plain else f"{side}_{name}"
-            if column in owners:
-                clashes += [name, *owners[column]]
-            owners[column] = [name]
-    return clashes
-
-
 def load_spec(path: Path) -> DatasetSpec:
     """Read and check a ``dataset.toml``.
 
@@ -397,20 +362,12 @@ def _sentence(problem: ErrorDetails) -> str:
         return (
             f"[{table}.attributes]: {given!r} is not a feature name ({allowed}). Choose a name, "
             f"and give the file's column in [{table}.rename], for example "
-            f"{_as_name(given)} = {json.dumps(given, ensure_ascii=False)}"
+            f"{as_name(given)} = {json.dumps(given, ensure_ascii=False)}"
         )
     if "types" in location:
         return (
             f"[events.types]: {given!r} is not an event type ({allowed}). Choose a name, and map "
             f"the file's word to it in [events.rename_types], for example "
-            f"{json.dumps(given, ensure_ascii=False)} = {_as_name(given)!r}"
+            f"{json.dumps(given, ensure_ascii=False)} = {as_name(given)!r}"
         )
     return f"{field}: {given!r} does not match {problem['ctx']['pattern']}"
-
-
-def _as_name(column: str) -> str:
-    """Return a feature name like a column's: what precedes ':' or '.', in small letters."""
-    words = re.findall(r"[a-z0-9]+", re.split(r"[:.]", column)[0].lower())
-    name = "_".join(words).lstrip("0123456789_") or "column"
-    own = _taken([]) | {*c.PAIR_FEATURES, *c.ITEM_AGES}
-    return f"{name}_given" if name in own else name

@@ -100,7 +100,8 @@ def ingest(
     ] = False,
 ) -> None:
     """Read new files into typed tables; bad rows go to quarantine."""
-    from pipelines.workflow.stages import run_ingest, show_ingest
+    from pipelines.workflow.ingest_report import show_ingest
+    from pipelines.workflow.stages import run_ingest
 
     _, report = run_ingest(data, data_dir, home, shift_to_now=shift_to_now, strict=strict)
     show_ingest(report)

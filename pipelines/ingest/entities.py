@@ -133,7 +133,8 @@ def _finished(rows: pd.DataFrame, table: Users, key: str) -> pd.DataFrame:
     rows = rows.sort_values(key, ignore_index=True)
     for name, kind in table.attributes.items():
         if kind == "multi_categorical":
-            rows[name] = [value if isinstance(value, list) else [] for value in rows[name]]
+            lists = [value if isinstance(value, list) else [] for value in rows[name]]
+            rows[name] = pd.Series(lists, index=rows.index, dtype="object")
     if c.AVAILABLE_FROM in rows:
         rows[c.AVAILABLE_FROM] = rows[c.AVAILABLE_FROM].mask(rows[c.AVAILABLE_FROM] == ALWAYS)
     if c.AVAILABLE_UNTIL in rows:

@@ -174,7 +174,8 @@ def _advice(reason: str, value: object) -> str:
     if "no epoch time" in reason:
         number = float(str(value)) if re.fullmatch(event_time.NUMBER, str(value)) else None
         doubt = f"; {event_time.doubt_of(number)}" if number is not None else ""
-        return f"{doubt}; read are {event_time.FORMS}"
+        unit = "; timestamp_unit = 's' takes it as it is" if "timestamp" in reason else ""
+        return f"{doubt}{unit}; read are {event_time.FORMS}"
     if "unreadable timestamp" in reason or "before 1970" in reason or "unreadable avail" in reason:
         return f"; read are {event_time.FORMS}"
     if "bad number" in reason:

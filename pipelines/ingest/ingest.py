@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 
 from feature_repo import columns as c
-from feature_repo.cell_values import BOUND, MAX_NUMBER, stands_for_nothing
 from feature_repo.dataset import DatasetSpec, SpecError, Users
 from feature_repo.erased import ErasedUsers
 from feature_repo.errors import FunnelError
@@ -36,6 +35,7 @@ from pipelines.ingest.quarantine import quarantined
 from pipelines.ingest.readers import find_files
 from pipelines.ingest.reading import KEYS, FileReader, check_all_headers, relative_name
 from pipelines.ingest.report import IngestReport
+from pipelines.ingest.streamed import usable_events
 from pipelines.ingest.tables import (
     remove_leftovers,
     write_entities,
@@ -164,7 +164,8 @@ class _IngestRun:
         if manifest.batches or len(events.valid):
             return
         names = [path.name for path in files]
-        why = "; ".join(note for note in self.report.notes if "rows of events not used" in note)
+        told = ("of events not used", "quotation marks")
+        why = "; ".join(note for note in self.report.notes if any(part in note for part in told))
         raise SpecError(
             f"no usable event in {names}: {why or 'they have no rows'}. Check dataset.toml"
         )
@@ -233,7 +234,7 @@ class _IngestRun:
         events = events[events[c.TYPE].isin(self._spec.event_types)]
         erased = events[c.USER].isin(self._erased.among(events[c.USER].unique()))
         self.report.erased += int(erased.sum())
-        events = self._usable(events[~erased])
+        events = usable_events(events[~erased], self.report)
         self.report.events += len(events)
 
         position = streamed["position"][-1].as_py()
@@ -241,23 +242,6 @@ class _IngestRun:
         names = write_events(self._workspace.ingest, self._spec, events, batch=batch, shift_s=0)
         manifest = manifest.model_copy(update={"log_position": position})
         return manifest.with_batch(IngestedBatch(id=batch, rows=len(events), files=tuple(names)))
-
-    def _usable(self, events: pd.DataFrame) -> pd.DataFrame:
-        """Leave out what earlier versions accepted: numbers without a bound, words as ids."""
-        checks = {
-            f"value {BOUND}": events[c.VALUE].abs() > MAX_NUMBER,
-            f"missing {c.USER}": events[c.USER].map(stands_for_nothing).astype("bool"),
-            f"missing {c.ITEM}": events[c.ITEM].map(stands_for_nothing).astype("bool"),
-        }
-        for reason, bad in checks.items():
-            bad = bad.reindex(events.index)
-            if bad.any():
-                self.report.quarantined[reason] += int(bad.sum())
-                self.report.notes.append(
-                    f"{int(bad.sum()):,} events of the event log not used: {reason}"
-                )
-                events = events[~bad]
-        return events
 
     def _write_entities(self, entities: dict[str, EntityRows], shift_s: int) -> None:
         folder = self._workspace.ingest

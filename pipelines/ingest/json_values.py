@@ -71,14 +71,18 @@ def read_json(
     absent = [name for name in wanted if name not in present] if records else []
     required = [name for name in absent if name not in optional]
     if required:
-        raise SpecError(
-            f"{path.name}: no line has the key {required}; the keys there are "
-            f"{list(keys)[:_SHOWN_KEYS]}; check dataset.toml, where a.b names the key b of the "
-            "object under a, and that there is one object a line or a list of objects"
-        )
+        raise _no_key(path, required, list(keys)[:_SHOWN_KEYS])
     index = pd.Index(numbers, dtype="int64")
     rows = pd.DataFrame(records, columns=wanted, index=index, dtype="object")
     return JsonRows(rows, bad, absent)
+
+
+def _no_key(path: Path, missing: list[str], keys: list[str]) -> SpecError:
+    return SpecError(
+        f"{path.name}: no line has the key {missing}; the keys there are {keys}; check "
+        "dataset.toml, where a.b names the key b of the object under a, and that there is one "
+        "object a line or a list of objects"
+    )
 
 
 def as_text(value: object) -> object:

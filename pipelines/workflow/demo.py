@@ -21,6 +21,7 @@ from pipelines.ingest.ingested import read_events
 from pipelines.training.learnable import check_learnable
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow import stages
+from pipelines.workflow.ingest_report import show_told
 from pipelines.workflow.train_options import TrainOptions
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
@@ -55,7 +56,7 @@ def run_demo(
     """Run every stage on a data set and return its working folder."""
     start = time.monotonic()
     workspace, report = stages.run_ingest(data, data_dir, home, shift_to_now=True)
-    stages.show_told(report)
+    show_told(report)
     check_learnable(workspace, evaluated=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)

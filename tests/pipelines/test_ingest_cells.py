@@ -144,6 +144,12 @@ def test_a_later_row_changes_only_what_it_holds(world):
     assert any(note.startswith("1 items: the last row leaves cells empty") for note in report.notes)
 
 
+def test_a_table_without_rows(world):
+    table, report = items(world, HEADER)
+    assert len(table) == 0
+    assert any("items table: 0%" in warning for warning in report.warnings)
+
+
 CELL = st.sampled_from(["", "1", "2", "3"])
 
 

@@ -132,6 +132,14 @@ def test_no_usable_event_says_which_value_where_and_what_is_read(world):
     assert not world.workspace.root.exists()
 
 
+def test_a_log_of_stray_quotation_marks_says_how_to_read_it(world):
+    lines = [f'u{n}\t"best" i{n}\t{MAY}' for n in range(3)]
+    world.write("events.tsv", rows_of(*lines, header="user\titem\ttime"))
+    with pytest.raises(SpecError, match="set quoting = 'none'"):
+        world.ingest(spec_of("events.tsv", separator="\t"))
+    assert world.ingest(spec_of("events.tsv", separator="\t", quoting="none")).events == 3
+
+
 def test_strict_writes_nothing_where_a_share_is_implausible(world):
     world.write("events.csv", rows_of(f"u,i,{MAY}", "undefined,i,1", "null,i,2"))
     with pytest.raises(ImplausibleData, match="67% .2 of 3. of the rows of events cannot be used"):
