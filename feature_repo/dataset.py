@@ -257,11 +257,11 @@ class DatasetSpec(_Strict):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
-        clashes = {*self.user_attributes, *self.item_attributes} & taken(self.event_types)
-        clashes |= set(self._ranker_clashes())
-        if clashes:
+        used = {*self.user_attributes, *self.item_attributes} & taken(self.event_types)
+        used |= set(self._ranker_clashes())
+        if used:
             raise ValueError(
-                f"attribute {sorted(clashes)}: the name is Funnel's own; choose another, with rename"
+                f"attribute {sorted(used)}: the name is Funnel's own; choose another, with rename"
             )
         return self
 
