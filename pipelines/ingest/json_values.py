@@ -17,7 +17,12 @@ from pipelines.ingest.text_files import BadLines, printable, read_text
 
 _DECODER = json.JSONDecoder()
 _SHOWN_KEYS = 20
+_SHOWN_TEXT = 1_000
 _SPACE = " \t\r\n"
+
+# Each error costs time in proportion to the text before it.
+_MOST_BROKEN = 1_000
+_GIVEN_UP = "broken line: the rest of the file is not read, after 1,000 values that are not JSON"
 
 
 class JsonRows(NamedTuple):
@@ -118,25 +123,34 @@ def _line_values(text: str, damaged: dict[int, str]) -> Iterator[_Value]:
 def _array_values(text: str) -> Iterator[_Value]:
     """Yield the values of an array; after one that cannot be read, go on in the next line."""
     position = _after_space(text, 0) + 1
+    broken = 0
     number = 0
     while True:
         position = _after_space(text, position, _SPACE + ",")
         if position >= len(text) or text[position] == "]":
             return
         number += 1
-        end, item = _one(text, position, number)
+        position, item = _one(text, position, number)
         yield item
-        position = end
+        broken += bool(item.problem)
+        if broken == _MOST_BROKEN:
+            yield _Value(number + 1, None, _GIVEN_UP, text[position : position + _SHOWN_TEXT])
+            return
 
 
 def _stream_values(text: str) -> Iterator[_Value]:
     """Yield values that follow each other without separators."""
     position = _after_space(text, 0)
+    broken = 0
     number = 0
     while position < len(text):
         number += 1
         end, item = _one(text, position, number)
         yield item
+        broken += bool(item.problem)
+        if broken == _MOST_BROKEN:
+            yield _Value(number + 1, None, _GIVEN_UP, text[end : end + _SHOWN_TEXT])
+            return
         position = _after_space(text, end)
 
 
@@ -146,8 +160,9 @@ def _one(text: str, position: int, number: int) -> tuple[int, _Value]:
     except (ValueError, RecursionError) as error:
         end = text.find("\n", position)
         end = len(text) if end < 0 else end
+        why = getattr(error, "msg", "too large")
         line = text.count("\n", 0, position) + 1
-        problem = f"broken line: not JSON ({getattr(error, 'msg', 'too large')}), in line {line}"
+        problem = f"broken line: not JSON ({why}), in line {line}"
         return end, _Value(number, None, problem, text[position:end])
     source = text[position:end]
     problem = _surrogate_problem(source, value)
@@ -175,8 +190,11 @@ def _surrogate_problem(source: str, value: object) -> str:
 
 
 def _is_array(text: str) -> bool:
-    """Return whether a text that begins with ``[`` is one array, not one a line."""
+    """Return whether a text that begins with ``[`` is one array of objects, not one a line."""
     start = _after_space(text, 0)
+    first = _after_space(text, start + 1)
+    if text[first : first + 1] not in ("{", "]"):
+        return False
     line_end = text.find("\n", start)
     if line_end < 0:
         return True

@@ -40,6 +40,19 @@ def test_a_damaged_value_of_an_array_costs_only_itself(tmp_path):
     assert bad(raw)[4] == "broken line: not a JSON object"
 
 
+def test_a_log_in_brackets_is_told_line_by_line(tmp_path):
+    lines = "".join(f"[2026-10-05T10:00:00Z] line {n}\n" for n in range(1, 50_001))
+    raw = read(tmp_path, lines, "ab", "f.jsonl")
+    assert raw.bad["line"].tolist() == list(range(1, 50_001))
+
+
+def test_an_array_of_damages_is_given_up(tmp_path):
+    text = "[" + '{"a": ,\n' * 3_000 + "]"
+    raw = read(tmp_path, text, "ab", "f.json")
+    assert len(raw.bad) == 1_001
+    assert "the rest of the file is not read" in raw.bad["reason"].iloc[-1]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     records=st.lists(
