@@ -49,6 +49,25 @@ LAST_EVENT_AT = "last_event_at"
 ACTIVE_DAYS = "active_days"
 TREND = "trend"
 
+PAIR_FEATURES = (
+    "tower_score",  # cosine of user and item vectors
+    "tower_rank",  # log of the item's rank among the tower's candidates
+    "similar_score",  # co-visitation with recent items, newest weigh most
+    "similar_last",  # co-visitation with the newest item
+    "cosine_last",  # cosine of item vectors: the newest item ...
+    "cosine_recent",  # ... the mean of the five newest ...
+    "cosine_best",  # ... and the nearest of the ten newest
+    "category_share",  # share of the user's positive events in the item's categories
+)
+"""A ranker's numeric features of a user-item pair."""
+
+ITEM_AGES = ("item_age_days", "item_recency_days")
+"""Days since an item's first and last event, at the moment of the request."""
+
+HISTORY_LENGTH_FEATURE = "history_length"
+HISTORY_GAP_FEATURE = "history_gap_days"
+"""A ranker's features of a user's history: its number of items, and days between the newest two."""
+
 WINDOWS = {"1d": 1, "7d": 7, "30d": 30, "all": None}
 """Name of each aggregation window and its length in days (None: since the beginning)."""
 

@@ -10,15 +10,21 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
-from feature_repo import columns as c
 from feature_repo.errors import FunnelError
-from feature_repo.facts import PANE_S
-from feature_repo.request_time import OUTPUTS
+from feature_repo.own_names import as_name, ranker_clashes, taken
 
 AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
@@ -32,6 +38,16 @@ class SpecError(FunnelError, ValueError):
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that earlier versions lack: left out at their default, so that hashes stay."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        for name in self.added:
+            if values.get(name) == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
 
 class Table(_Strict):
@@ -39,8 +55,14 @@ class Table(_Strict):
 
     ``path`` is a file, a folder or a glob, relative to the data folder. ``columns`` names the
     columns of files that have no header line. A ``separator`` of one ASCII character allows quoted
-    values, as RFC 4180 has them; with any other, a quotation mark is a character like all others.
+    values; with any other, a quotation mark is a character like all others. ``quoting`` says how a
+    quotation mark within a value is written: doubled (RFC 4180), behind a backslash, or plainly,
+    because values are never quoted (``none``); ``auto`` takes the one of the first two that reads
+    more lines.
+    ``decimal`` is the mark before the fraction of the numbers in CSV files.
     """
+
+    added: ClassVar[frozenset[str]] = frozenset({"quoting", "decimal"})
 
     path: Annotated[str, Field(min_length=1)]
     format: Literal["csv", "parquet", "jsonl"] | None = None
@@ -48,6 +70,8 @@ class Table(_Strict):
     encoding: str = "utf-8"
     columns: Annotated[list[str], Field(min_length=1)] | None = None
     list_separator: Annotated[str, Field(min_length=1)] = "|"
+    quoting: Literal["auto", "double", "backslash", "none"] = "auto"
+    decimal: Literal[".", ","] = "."
 
     @model_validator(mode="after")
     def _files_can_be_split(self) -> Self:
@@ -119,7 +143,7 @@ class EventType(_Strict):
     ``min_value`` that the value reaches.
     """
 
-    weight: float = Field(default=1.0, ge=0)
+    weight: float = Field(default=1.0, ge=0, le=1e6)
     positive: bool = False
     min_value: float | None = None
 
@@ -193,12 +217,19 @@ class Users(Table):
 
 
 class Items(Users):
-    """The item table. ``category`` names the attribute that affinities and quotas go by."""
+    """The item table. ``category`` names the attribute that affinities and quotas go by.
+
+    The table is the catalogue: an item that only the log knows is not recommended, unless
+    ``recommend_unlisted`` is set.
+    """
+
+    added: ClassVar[frozenset[str]] = Users.added | {"recommend_unlisted"}
 
     title: Name | None = None
     category: Name | None = None
     available_from: str | None = None
     available_until: str | None = None
+    recommend_unlisted: bool = False
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -226,10 +257,11 @@ class DatasetSpec(_Strict):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
-        taken = {*self.user_attributes, *self.item_attributes} & _taken(self.event_types)
-        if taken:
+        used = {*self.user_attributes, *self.item_attributes} & taken(self.event_types)
+        used |= set(self._ranker_clashes())
+        if used:
             raise ValueError(
-                f"attribute {sorted(taken)}: the name is Funnel's own; choose another, with rename"
+                f"attribute {sorted(used)}: the name is Funnel's own; choose another, with rename"
             )
         return self
 
@@ -237,6 +269,27 @@ class DatasetSpec(_Strict):
     def event_types(self) -> list[str]:
         """Event type names in their declared order."""
         return list(self.events.types)
+
+    def _ranker_clashes(self) -> list[str]:
+        return ranker_clashes(
+            self.event_types,
+            self.user_attributes,
+            self.item_attributes,
+            has_value=self.has_value,
+        )
+
+    def event_type(self, word: str) -> str | None:
+        """Return the event type that a word of the log means, None if it means none.
+
+        Case and outer blanks do not matter where the word is no type as it stands.
+        """
+        if word in self.events.rename_types:
+            return self.events.rename_types[word]
+        if word in self.events.types:
+            return word
+        known = {name: name for name in self.events.types} | self.events.rename_types
+        meant = {kind for name, kind in known.items() if name.casefold() == word.strip().casefold()}
+        return meant.pop() if len(meant) == 1 else None
 
     @property
     def positive_types(self) -> list[str]:
@@ -271,19 +324,6 @@ class DatasetSpec(_Strict):
             if table is not None and table.optional and not table.find(folder):
                 gone[field] = None
         return self.model_copy(update=gone)
-
-
-def _taken(event_types: list[str]) -> set[str]:
-    """Return the names of columns and features that every data set with these event types has."""
-    fixed = {c.USER, c.ITEM, c.EVENT_TIMESTAMP, c.REQUEST_TIME, c.AVAILABLE_FROM, c.AVAILABLE_UNTIL}
-    fixed |= {c.HISTORY_ITEMS, c.HISTORY_TIMES, c.CATEGORIES, c.CATEGORY_SHARES}
-    fixed |= {c.RECENT_ITEMS, c.RECENT_TYPES, c.RECENT_TIMES, c.RECENT_CATEGORIES, c.POSITION}
-    fixed |= {c.SESSION_EVENTS, c.SESSION_SECONDS, c.SESSION_CATEGORIES}
-    fixed |= {name(window) for window in PANE_S for name in (c.panes, c.trend)}
-    fixed |= {c.count(kind, window) for kind in event_types for window in PANE_S}
-    fixed |= {c.FIRST_EVENT_AT, c.LAST_EVENT_AT, c.ACTIVE_DAYS, c.TREND, *OUTPUTS}
-    counts = [*c.user_counts(event_types, True), *c.item_counts(event_types, True)]
-    return fixed | {*counts, *(c.seen(name) for name in event_types)}
 
 
 def load_spec(path: Path) -> DatasetSpec:
@@ -322,19 +362,12 @@ def _sentence(problem: ErrorDetails) -> str:
         return (
             f"[{table}.attributes]: {given!r} is not a feature name ({allowed}). Choose a name, "
             f"and give the file's column in [{table}.rename], for example "
-            f"{_as_name(given)} = {json.dumps(given, ensure_ascii=False)}"
+            f"{as_name(given)} = {json.dumps(given, ensure_ascii=False)}"
         )
     if "types" in location:
         return (
             f"[events.types]: {given!r} is not an event type ({allowed}). Choose a name, and map "
             f"the file's word to it in [events.rename_types], for example "
-            f"{json.dumps(given, ensure_ascii=False)} = {_as_name(given)!r}"
+            f"{json.dumps(given, ensure_ascii=False)} = {as_name(given)!r}"
         )
     return f"{field}: {given!r} does not match {problem['ctx']['pattern']}"
-
-
-def _as_name(column: str) -> str:
-    """Return a feature name like a column's: what precedes ':' or '.', in small letters."""
-    words = re.findall(r"[a-z0-9]+", re.split(r"[:.]", column)[0].lower())
-    name = "_".join(words).lstrip("0123456789_") or "column"
-    return f"{name}_given" if name in _taken([]) else name

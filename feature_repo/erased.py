@@ -37,6 +37,7 @@ _DIGITS = 32
 _NAME = re.compile(rf"([0-9a-f]{{{_DIGITS}}})\.json")
 _REDIS_EVERY_S = 1.0
 _SETTLED_NS = 100_000_000  # a folder's time is coarse: two quick changes look like one
+_FRACTION = re.compile(r"\.0+$")
 _WORD = re.compile(r"""[^\s,;:|"'{}\[\]()<>=]+""")
 
 
@@ -94,6 +95,8 @@ class ErasedUsers:
         named = (
             [str(row[key]).strip() for key in keys if key in row] if isinstance(row, dict) else []
         )
+        # Ingest reads 123.0 as 123; the row is as it was in the file.
+        named += [_FRACTION.sub("", name) for name in named]
         return self.among(named or _WORD.findall(text))
 
     def number(self, user_id: str) -> str:

@@ -94,6 +94,16 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     console.print(shown)
 
 
+def sentence(text: str) -> None:
+    """Print a sentence on a line of its own, however long it is."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def warning(text: str) -> None:
+    """Print a sentence that a person must not miss."""
+    console.print(f"[yellow]WARNING[/]: {escape(text)}", soft_wrap=True, highlight=False)
+
+
 def result(line: str) -> None:
     """Print a line of the command's result to standard output."""
     sys.stdout.write(line + "\n")

@@ -11,21 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 
-CROSS = (
-    "tower_score",  # cosine of user and item vectors
-    "tower_rank",  # log of the item's rank among the tower's candidates
-    "similar_score",  # co-visitation with recent items, newest weigh most
-    "similar_last",  # co-visitation with the newest item
-    "cosine_last",  # cosine of item vectors: the newest item ...
-    "cosine_recent",  # ... the mean of the five newest ...
-    "cosine_best",  # ... and the nearest of the ten newest
-    "category_share",  # share of the user's positive events in the item's categories
-)
+CROSS = c.PAIR_FEATURES
 """Numeric features of a user-item pair."""
 
-ITEM_AGES = ("item_age_days", "item_recency_days")
+ITEM_AGES = c.ITEM_AGES
 """Days since an item's first and last event, at the moment of the request."""
 
 REQUEST_TIME = {"hour_of_day": 24, "day_of_week": 7}

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Sequence
 from typing import Any, cast
 
-import pandas as pd
 from prometheus_client import Counter
 
 from feature_repo.dataset import DatasetSpec
@@ -28,7 +26,7 @@ class Intake:
     ) -> None:
         """``counter`` counts events by ``outcome``; ``erasure`` knows erased users."""
         self._log = log
-        self._types = spec.event_types
+        self._spec = spec
         self._counter = counter
         self._erasure = erasure
 
@@ -93,35 +91,16 @@ class Intake:
 
     def _checked(self, fields: dict[str, Any], now: float) -> StoredEvent:
         event = Event.model_validate(fields)
-        if event.type not in self._types:
-            raise ValueError(f"unknown type '{event.type}'; known: {self._types}")
-        timestamp = _epoch(event.timestamp)
+        kind = self._spec.event_type(event.type)
+        if kind is None:
+            raise ValueError(f"unknown type '{event.type}'; known: {self._spec.event_types}")
+        timestamp = event.timestamp
         if not timestamp > now - _OLDEST_EVENT_S:
             raise ValueError("timestamp is more than 7 days ago")
         if timestamp > now + _CLOCK_SKEW_S:
             raise ValueError("timestamp is more than 5 minutes in the future")
-        checked = event.model_dump(exclude_none=True) | {"timestamp": timestamp}
+        checked = event.model_dump(exclude_none=True) | {"type": kind, "timestamp": timestamp}
         return cast(StoredEvent, checked)
-
-
-def _epoch(timestamp: float | str) -> float:
-    """Return epoch seconds; a text without a zone is UTC.
-
-    Raises:
-        ValueError: neither a finite number nor ISO 8601.
-
-    """
-    if isinstance(timestamp, str):
-        try:
-            parsed = pd.Timestamp(timestamp)
-        except (ValueError, OverflowError):
-            raise ValueError("timestamp is neither epoch seconds nor ISO 8601") from None
-        if pd.isna(parsed):
-            raise ValueError("timestamp is neither epoch seconds nor ISO 8601")
-        return float((parsed.tz_localize("UTC") if parsed.tzinfo is None else parsed).timestamp())
-    if not math.isfinite(timestamp):
-        raise ValueError("timestamp is not a finite number")
-    return float(timestamp)
 
 
 def _reason(error: ValueError) -> str:

@@ -91,11 +91,19 @@ def ingest(
     shift_to_now: Annotated[
         bool, typer.Option(help="Shift all times by whole weeks, so that the data ends now")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Write nothing and exit with 1 if a share of the data is implausible",
+        ),
+    ] = False,
 ) -> None:
     """Read new files into typed tables; bad rows go to quarantine."""
-    from pipelines.workflow.stages import run_ingest, show_ingest
+    from pipelines.workflow.ingest_report import show_ingest
+    from pipelines.workflow.stages import run_ingest
 
-    _, report = run_ingest(data, data_dir, home, shift_to_now)
+    _, report = run_ingest(data, data_dir, home, shift_to_now=shift_to_now, strict=strict)
     show_ingest(report)
 
 

@@ -21,7 +21,7 @@ from pipelines.evaluation.metrics import Ranks
 from pipelines.evaluation.replayed_requests import Lists, Model, PastRequests, replay_requests
 from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.ingest.ingested import read_events
-from pipelines.ingest.parsing import QUARANTINE_COLUMNS
+from pipelines.ingest.quarantine import QUARANTINE_COLUMNS
 from pipelines.training.train_ranking import trained_sets
 from ranking.data import RankingData
 from serving.recommender.candidates import SOURCES

@@ -124,7 +124,9 @@ def _activity(
     # Sums of values become means.
     if spec.has_value:
         means = {
-            c.value_mean(window): F.when(values > 0, F.col(_UNITS + window) / (values * MICROS))
+            c.value_mean(window): F.when(
+                values > 0, F.col(_UNITS + window).cast("double") / (values * MICROS)
+            )
             for window, values in ((window, F.col(_VALUES + window)) for window in c.WINDOWS)
         }
         totals = totals.withColumns(means).drop(

@@ -126,8 +126,9 @@ def catalogue_columns(
 ) -> tuple[list[str], dict[str, list[Any]]]:
     """Return all item ids, sorted, and their attribute and availability columns in that order.
 
-    An item that occurs only in events is available from its first event on; an item of the item
-    table from its ``available_from``, or always.
+    An item that occurs only in events is available from its first event on, and where an item table
+    is described, until the log ends: the table is the catalogue, unless ``recommend_unlisted`` says
+    otherwise. An item of the table is available from its ``available_from``, or always.
     """
     first = events.groupby(c.ITEM, sort=False)[c.TIMESTAMP].min()
     table = pd.DataFrame(index=pd.Index([], dtype="object", name=c.ITEM))
@@ -144,13 +145,15 @@ def catalogue_columns(
             columns[name] = [None if v is None or v is pd.NA or v != v else v for v in values]
     # Availability of the n items in epoch seconds [n]; NaN: no limit.
     starts = _epoch(rows.get(c.AVAILABLE_FROM), len(ids))
+    ends = _epoch(rows.get(c.AVAILABLE_UNTIL), len(ids))
     unlisted = ~np.isin(np.array(ids, dtype=object), table.index.to_numpy(dtype=object))
-    first_s = first.reindex(ids).astype("datetime64[us, UTC]").astype("int64").to_numpy() / 1e6
-    starts = np.where(unlisted, np.nextafter(first_s, np.inf), starts)
-    columns[c.AVAILABLE_FROM] = [None if np.isnan(v) else float(v) for v in starts]
-    columns[c.AVAILABLE_UNTIL] = [
-        None if np.isnan(v) else float(v) for v in _epoch(rows.get(c.AVAILABLE_UNTIL), len(ids))
-    ]
+    starts = np.where(unlisted, np.nextafter(_epoch(first.reindex(ids), len(ids)), np.inf), starts)
+    if spec.items is not None and not spec.items.recommend_unlisted and unlisted.any():
+        # The same end for all: one of its own would tell the past which items have no future.
+        last = _epoch(events[c.TIMESTAMP], len(events)).max()
+        ends = np.where(unlisted, np.nextafter(last, np.inf), ends)
+    for name, limits in ((c.AVAILABLE_FROM, starts), (c.AVAILABLE_UNTIL, ends)):
+        columns[name] = [None if np.isnan(limit) else float(limit) for limit in limits]
     return ids, columns
 
 

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset
 from pyspark import StorageLevel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -21,6 +23,7 @@ from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
 
 from feature_repo import columns as c
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
+from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import DatasetSpec
 from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import write_json
@@ -36,6 +39,9 @@ from pipelines.features.activity import (
 from pipelines.features.affinity import user_affinity
 from pipelines.features.item_lists import user_history, user_seen
 from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, stream_state
+
+_LARGEST_SUM = 2.0**62
+"""Sums up to here fit into 64 bits."""
 
 _SPARK_TYPES = {
     kind: from_arrow_type(arrow).simpleString() for kind, arrow in ATTRIBUTE_TYPES.items()
@@ -131,6 +137,7 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
     """Read the events, those of a user in one partition, with value and weight in millionths.
 
     Integers keep sums exact and independent of their order: the same log gives the same tables.
+    Values beyond ``MAX_NUMBER``, which ingest takes no more, count as missing.
     """
     paths = (
         [str(ingest / file) for file in files] if files is not None else [str(ingest / "events")]
@@ -138,7 +145,7 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
     if not paths:
         raise ValueError(f"{ingest}: no event files")
     micros = F.unix_micros(c.TIMESTAMP)
-    value = F.when(~F.isnan(c.VALUE), F.col(c.VALUE))
+    value = F.when(~F.isnan(c.VALUE) & (F.abs(c.VALUE) <= MAX_NUMBER), F.col(c.VALUE))
     return (
         spark.read.schema(from_arrow_schema(EVENT_SCHEMA))
         .parquet(*paths)
@@ -150,11 +157,23 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
             c.POSITIVE,
             micros.alias(EVENT_MICROS),
             F.floor(micros / DAY_MICROS).alias(DAY),
-            F.round(value * MICROS).cast("bigint").alias(c.VALUE),
+            F.round(value * MICROS).cast(_value_type(paths)).alias(c.VALUE),
             F.round(F.col(c.WEIGHT) * MICROS).cast("bigint").alias(c.WEIGHT),
         )
         .repartition(c.USER)
     )
+
+
+def _value_type(paths: list[str]) -> str:
+    """Return the type of values in millionths in which no sum of them overflows."""
+    total = 0.0
+    for path in paths:
+        events = dataset(path, format="parquet")
+        if c.VALUE in events.schema.names:
+            sizes = pc.abs(events.to_table(columns=[c.VALUE])[c.VALUE])
+            counted = sizes.filter(pc.less_equal(sizes, MAX_NUMBER))  # without NaN
+            total += pc.sum(counted).as_py() or 0.0
+    return "bigint" if total * MICROS < _LARGEST_SUM else "decimal(38,0)"
 
 
 def _span(events: DataFrame) -> Span:

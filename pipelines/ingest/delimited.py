@@ -1,32 +1,29 @@
-"""Splits text files into lines, and lines of separated values into rows with line numbers.
-
-A line ends with LF, CRLF or CR. Only blank lines are no rows.
-"""
+"""Splits lines of separated values into rows with line numbers; only blank lines are no rows."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
 from feature_repo.dataset import Table
+from pipelines.ingest.text_files import BadLines, open_unpacked, printable, read_text
 
 _BLOCK_BYTES = 1 << 26
 _LONGEST_FIELD = 1 << 26
-_UNDECODABLE = re.compile("[\ud800-\udfff]")
-_BOM = b"\xef\xbb\xbf"
+_FEWEST_SWALLOWED = 4
+_NARROWEST = 3
+_ESCAPED = re.compile(r'\\(["\\])')
 
-BadLines = list[tuple[int, str, str]]
-"""Line number, reason and text of each line that is not a row."""
+BACKSLASH = '\\"'
+"""A quotation mark within a value, as MySQL and Spark write it."""
 
 
 def csv_header(path: Path, table: Table) -> list[str]:
@@ -43,69 +40,76 @@ def csv_header(path: Path, table: Table) -> list[str]:
     return next(csv.reader([first], delimiter=table.separator), [])
 
 
-@contextmanager
-def open_unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, unpacked, behind its byte order mark."""
-    unpack: Any = gzip.open if path.suffix == ".gz" else open
-    with unpack(path, "rb") as file:
-        if file.read(len(_BOM)) != _BOM:
-            file.seek(0)
-        yield file
-
-
-def read_text(path: Path, encoding: str) -> tuple[str, dict[int, str]]:
-    """Return a file's text with LF line ends, and the problem of each damaged line by number."""
-    with open_unpacked(path) as file:
-        data = file.read()
-    try:
-        text = data.decode(encoding)
-        decodable = True
-    except UnicodeDecodeError:
-        text = data.decode(encoding, errors="surrogateescape")
-        decodable = False
-    if "\r" in text:
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if decodable and "\0" not in text:
-        return text, {}
-    damaged = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if _UNDECODABLE.search(line):
-            damaged[number] = f"not valid {encoding}"
-        elif "\0" in line:
-            damaged[number] = "broken line: NUL byte"
-    return text, damaged
-
-
-def printable(text: str) -> str:
-    """Return the text of a bad line as valid UTF-8 without NUL."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", "\\0")
-
-
 class _Csv(NamedTuple):
-    """A CSV file: its text, the number of header lines to skip, and how to split the others."""
+    """A CSV file: its text, the number of header lines to skip, and how to split the others.
+
+    ``source`` is the text as it lies in the file, where ``text`` was changed to be split.
+    """
 
     text: str
     skip: int
     header: list[str]
     separator: str
     damaged: dict[int, str]
+    source: str
 
     def is_blank(self, line: str) -> bool:
         # A line of tabs is a row if the separator is a tab.
         return not line or (line.isspace() and self.separator not in line)
 
 
-def read_csv(path: Path, table: Table, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]:
-    """Return the wanted columns of all rows, by line number, and the lines that are not rows."""
+class CsvRows(NamedTuple):
+    """The wanted columns of all rows by line number, the other lines, and what to tell about it."""
+
+    rows: pd.DataFrame
+    bad: BadLines
+    notes: tuple[str, ...] = ()
+
+
+def read_csv(path: Path, table: Table, wanted: list[str]) -> CsvRows:
+    """Return the wanted columns of all rows, by line number, and the lines that are not rows.
+
+    A wanted column that the header lacks is missing in every row.
+    """
     text, damaged = read_text(path, table.encoding)
-    file = _Csv(text, 0 if table.columns else 1, csv_header(path, table), table.separator, damaged)
-    quoted = len(table.separator) == 1 and table.separator.isascii()
-    if quoted and ('"' in text or len(file.header) == 1):
-        return _split_quoted(file, wanted)
-    return _split_plain(file, wanted)
+    skip = 0 if table.columns else 1
+    file = _Csv(text, skip, csv_header(path, table), table.separator, damaged, text)
+    present = [name for name in wanted if name in file.header]
+    read = _split(file, table.quoting, present)
+    rows = read.rows
+    for name in wanted:
+        if name not in rows:
+            rows[name] = pd.Series(pd.NA, rows.index, dtype=pd.StringDtype("pyarrow"))
+    return read._replace(rows=rows[wanted])
 
 
-def _split_plain(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]:
+def _split(file: _Csv, quoting: str, wanted: list[str]) -> CsvRows:
+    """Split a file as its quoting says; with ``auto``, as most of its lines can be read."""
+    one_byte = len(file.separator) == 1 and file.separator.isascii()
+    if not one_byte or quoting == "none":
+        return _split_plain(file, wanted)
+    if quoting == "backslash":
+        return _split_quoted(file._replace(text=with_doubled_quotes(file.text)), wanted)
+    if '"' not in file.text and len(file.header) > 1:
+        return _split_plain(file, wanted)
+    read = _split_quoted(file, wanted)
+    if quoting == "double" or not _broken(read):
+        return read
+
+    if '\\"' in file.text:
+        other = _split_quoted(file._replace(text=with_doubled_quotes(file.text)), wanted)
+        if _broken(other) < _broken(read):
+            return other._replace(notes=(f"its quotation marks are read as written {BACKSLASH}",))
+    advice = f"set quoting = 'none' if they belong to the values, 'backslash' for {BACKSLASH}"
+    return read._replace(notes=(f"{_broken(read)} lines have stray quotation marks; {advice}",))
+
+
+def _broken(read: CsvRows) -> int:
+    """Return how many lines were not split because of their quotation marks."""
+    return sum('"' in text for _, reason, text in read.bad if reason.startswith("broken line"))
+
+
+def _split_plain(file: _Csv, wanted: list[str]) -> CsvRows:
     """Split unquoted rows with Arrow's reader, which is fast."""
     text, numbers, bad = _full_lines(file)
     separator = file.separator
@@ -119,7 +123,7 @@ def _split_plain(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]
         return "skip"
 
     if not text:
-        return as_frame([pa.array([], pa.string()) for _ in wanted], wanted, []), bad
+        return CsvRows(as_frame([pa.array([], pa.string()) for _ in wanted], wanted, []), bad)
     table = pa_csv.read_csv(
         io.BytesIO(text.encode()),
         read_options=pa_csv.ReadOptions(
@@ -144,7 +148,7 @@ def _split_plain(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]
         (int(rows[row]), "broken line: wrong number of columns", line) for row, line in broken
     ]
     frame = as_frame(table.columns, wanted, rows.delete([row for row, _ in broken]))
-    return frame, bad + [row for row in invalid if not file.is_blank(row[2])]
+    return CsvRows(frame, bad + [row for row in invalid if not file.is_blank(row[2])])
 
 
 def _full_lines(file: _Csv) -> tuple[str, pd.Index | None, BadLines]:
@@ -167,9 +171,10 @@ def _full_lines(file: _Csv) -> tuple[str, pd.Index | None, BadLines]:
     return "\n".join(lines), pd.Index(numbers, dtype="int64"), bad
 
 
-def _split_quoted(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines]:
+def _split_quoted(file: _Csv, wanted: list[str]) -> CsvRows:
     """Split rows with quoted values, which may span lines."""
     lines = file.text.split("\n")
+    source = file.source.split("\n")
     indices = [file.header.index(name) for name in wanted]
     columns: list[list[str | None]] = [[] for _ in wanted]
     numbers: list[int] = []
@@ -184,15 +189,16 @@ def _split_quoted(file: _Csv, wanted: list[str]) -> tuple[pd.DataFrame, BadLines
             for column, index in zip(columns, indices, strict=True):
                 column.append(fields[index] or None)
         else:
-            bad.append((first, problem, printable("\n".join(lines[first - 1 : last]))))
-    return as_frame([pa.array(column, pa.string()) for column in columns], wanted, numbers), bad
+            bad.append((first, problem, printable("\n".join(source[first - 1 : last]))))
+    frame = as_frame([pa.array(column, pa.string()) for column in columns], wanted, numbers)
+    return CsvRows(frame, bad)
 
 
 def _records(file: _Csv, lines: list[str]) -> Iterator[tuple[int, int, list[str] | str]]:
     """Yield first line, last line and fields of each row, or its problem instead of fields.
 
-    A quotation mark that is never closed, or closed within a value, makes only its own line bad:
-    reading continues with the next line.
+    A quotation mark that is never closed, closed within a value, or closed after rows that it
+    swallowed, makes only its own line bad: reading continues with the next line.
     """
     position = file.skip
     limit = csv.field_size_limit(_LONGEST_FIELD)
@@ -205,6 +211,9 @@ def _records(file: _Csv, lines: list[str]) -> Iterator[tuple[int, int, list[str]
                 for fields in reader:
                     first = position + 1
                     position = start + reader.line_num
+                    if swallows_rows(lines[first - 1 : position], fields, file):
+                        position = first - 1
+                        raise csv.Error("a quotation mark is opened and not closed")
                     if position > first or not file.is_blank(lines[first - 1]):
                         yield first, position, fields
             except csv.Error as error:
@@ -212,6 +221,22 @@ def _records(file: _Csv, lines: list[str]) -> Iterator[tuple[int, int, list[str]
                 yield position, position, f"broken line: {error}"
     finally:
         csv.field_size_limit(limit)
+
+
+def swallows_rows(lines: list[str], fields: list[str], file: _Csv) -> bool:
+    """Return whether a row's lines look like rows of their own behind a stray quotation mark."""
+    width = len(file.header)
+    if len(lines) < _FEWEST_SWALLOWED or width < _NARROWEST:
+        return False
+    like_rows = sum(line.count(file.separator) == width - 1 for line in lines[1:])
+    if len(fields) == width:
+        return like_rows == len(lines) - 1
+    return like_rows * 2 > len(lines)
+
+
+def with_doubled_quotes(text: str) -> str:
+    """Return a text whose escaped quotation marks are doubled, and escaped backslashes single."""
+    return _ESCAPED.sub(lambda match: '""' if match[1] == '"' else "\\", text)
 
 
 def as_frame(columns: list[Any], names: list[str], numbers: Any) -> pd.DataFrame:

@@ -8,9 +8,8 @@ The user and item tables are read anew each time and replaced as wholes.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -18,22 +17,25 @@ import pyarrow as pa
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec, SpecError, Users
 from feature_repo.erased import ErasedUsers
+from feature_repo.errors import FunnelError
 from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import write_atomically, write_json
 from feature_repo.hashing import file_hash, fingerprint
 from feature_repo.progress import Progress, no_progress
 from feature_repo.workspace import Workspace
-from pipelines.ingest.ingested import read_event_ids
+from pipelines.ingest.entities import EntityRows
+from pipelines.ingest.figures import measure
+from pipelines.ingest.findings import tell, tell_cells, tell_shares
+from pipelines.ingest.identity import KnownEvents
+from pipelines.ingest.ids import TableKeys
+from pipelines.ingest.ingested import StoredEvents
 from pipelines.ingest.manifest import IngestedBatch, IngestManifest, ingest_lock
-from pipelines.ingest.parsing import (
-    QUARANTINE_COLUMNS,
-    entity_columns,
-    event_columns,
-    parse_entities,
-    parse_events,
-)
-from pipelines.ingest.readers import RawFile, check_header, find_files, read_file
+from pipelines.ingest.parsing import EventRows
+from pipelines.ingest.quarantine import quarantined
+from pipelines.ingest.readers import find_files
+from pipelines.ingest.reading import KEYS, FileReader, check_all_headers, relative_name
 from pipelines.ingest.report import IngestReport
+from pipelines.ingest.streamed import usable_events
 from pipelines.ingest.tables import (
     remove_leftovers,
     write_entities,
@@ -46,19 +48,17 @@ WEEK_S = 7 * 86_400
 _MAX_CLOCK_SKEW = pd.Timedelta(days=1)
 
 
-class _ParsedRows(NamedTuple):
-    """The valid rows of some files and their bad rows with reasons."""
-
-    valid: pd.DataFrame
-    rejected: pd.DataFrame
+class ImplausibleData(FunnelError):
+    """A strict ingest found an implausible share; nothing was written."""
 
 
-def ingest(
+def ingest(  # noqa: PLR0913 - the options of the command
     spec: DatasetSpec,
     folder: Path,
     workspace: Workspace,
     *,
     shift_to_now: bool = False,
+    strict: bool = False,
     now: pd.Timestamp | None = None,
     progress: Progress = no_progress,
 ) -> IngestReport:
@@ -70,38 +70,32 @@ def ingest(
         workspace: where the tables are written.
         shift_to_now: add whole weeks to all times so that the last event lies in the past week; the
             first ingest fixes how many.
+        strict: write nothing if a share of the data is implausible.
         now: the present, for tests.
         progress: called after each file.
 
     Raises:
         SpecError: a file or column that the spec names is missing, or the working folder holds a
             data set of another spec. Nothing has been written then.
+        ImplausibleData: with ``strict``, a share is implausible. Nothing has been written then.
 
     """
     spec = spec.without_optional(folder)
     files = find_files(spec.events, folder)
     IngestManifest.read_or_new(workspace, spec)  # refuses another data set before anything is read
-    _check_headers(spec, folder, files)
+    check_all_headers(spec, folder, files)
     run = _IngestRun(
         spec=spec,
         folder=folder,
         workspace=workspace,
         shift_to_now=shift_to_now,
+        strict=strict,
         now=now or pd.Timestamp.now(tz="UTC"),
         progress=progress,
     )
     with ingest_lock(workspace):
         run.ingest(files)
     return run.report
-
-
-def _check_headers(spec: DatasetSpec, folder: Path, files: list[Path]) -> None:
-    """Refuse a missing column before anything is read or written."""
-    for path in files:
-        check_header(path, spec.events, event_columns(spec))
-    for table in filter(None, (spec.users, spec.items)):
-        for path in find_files(table, folder):
-            check_header(path, table, entity_columns(table))
 
 
 class _IngestRun:
@@ -114,6 +108,7 @@ class _IngestRun:
         folder: Path,
         workspace: Workspace,
         shift_to_now: bool,
+        strict: bool,
         now: pd.Timestamp,
         progress: Progress,
     ) -> None:
@@ -122,9 +117,10 @@ class _IngestRun:
         self._folder = folder
         self._workspace = workspace
         self._shift_to_now = shift_to_now
+        self._strict = strict
         self._now = now
-        self._progress = progress
         self._erased = ErasedUsers(workspace)
+        self._reader = FileReader(spec, folder, self._erased, self.report, progress=progress)
 
     def ingest(self, files: list[Path]) -> None:
         """Read everything, then write events and entities, and last the manifest."""
@@ -132,13 +128,15 @@ class _IngestRun:
         new_files = _new_files(files, manifest)
         self.report.files = len(new_files)
 
-        entities = self._read_entities()
+        entities = self._reader.entities()
         streamed = read_archive(self._workspace, manifest.position)
-        known: set[str] = set()
+        stored = StoredEvents(self._workspace, manifest)
+        known = KnownEvents(stored=stored.with_ids)
         if new_files or len(streamed):
-            known = read_event_ids(self._workspace, manifest)
-        events = self._read_events(list(new_files.values()), manifest.shift_s or 0, known)
-        self._refuse_no_events(files, events.valid, manifest)
+            known.ids = stored.ids()
+        events = self._read_events(list(new_files.values()), manifest, known, _keys(entities))
+        self._refuse_no_events(files, events, manifest)
+        self._describe(stored, entities, events, manifest)
 
         if manifest.shift_s is None:
             manifest = manifest.model_copy(update={"shift_s": self._shift(events.valid)})
@@ -146,20 +144,59 @@ class _IngestRun:
         if new_files:
             manifest = self._write_batch(new_files, events, manifest)
         if len(streamed):
-            known |= set(events.valid.get(c.EVENT_ID, ()))
-            manifest = self._write_streamed(streamed, known, manifest)
+            manifest = self._write_streamed(streamed, known.ids, manifest)
         self._write_entities(entities, manifest.shift_s or 0)
         self._finish(manifest, entities)
 
+    def _read_events(
+        self,
+        files: list[Path],
+        manifest: IngestManifest,
+        known: KnownEvents,
+        keys: TableKeys,
+    ) -> EventRows:
+        shift = pd.Timedelta(seconds=manifest.shift_s or 0)
+        return self._reader.events(files, self._now + _MAX_CLOCK_SKEW - shift, known, keys)
+
     def _refuse_no_events(
-        self, files: list[Path], events: pd.DataFrame, manifest: IngestManifest
+        self, files: list[Path], events: EventRows, manifest: IngestManifest
     ) -> None:
-        if manifest.batches or len(events):
+        if manifest.batches or len(events.valid):
             return
         names = [path.name for path in files]
+        told = ("of events not used", "quotation marks")
+        why = "; ".join(note for note in self.report.notes if any(part in note for part in told))
         raise SpecError(
-            f"no usable event in {names}: {dict(self.report.quarantined)}; check dataset.toml"
+            f"no usable event in {names}: {why or 'they have no rows'}. Check dataset.toml"
         )
+
+    def _describe(
+        self,
+        stored: StoredEvents,
+        entities: dict[str, EntityRows],
+        events: EventRows,
+        manifest: IngestManifest,
+    ) -> None:
+        """Measure all events and the tables; with ``strict``, refuse what is implausible."""
+        report = self.report
+        columns = [c.USER, c.ITEM, c.TIMESTAMP]
+        frames = [stored.columns(columns), *([events.valid[columns]] if len(events.valid) else [])]
+        tables = {kind: rows.valid for kind, rows in entities.items()}
+        every = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+        report.figures = measure(self._spec, every, tables.get("users"), tables.get("items"))
+
+        told = tell(self._spec, report.figures)
+        first_run = not manifest.batches
+        tell_shares(told, read=report.rows, rejected=events.rejected, first_run=first_run)
+        for kind, rows in entities.items():
+            tell_shares(told, read=rows.read, rejected=rows.rejected, first_run=False, kind=kind)
+            tell_cells(told, kind, rows.cells, rows.read)
+        report.notes += told.notes
+        report.warnings += told.warnings
+        if self._strict and report.warnings:
+            raise ImplausibleData(
+                f"nothing was written, because of --strict: {'; '.join(report.warnings)}"
+            )
 
     def _shift(self, events: pd.DataFrame) -> int:
         """Return the whole weeks from the last event to the present, in seconds."""
@@ -168,63 +205,8 @@ class _IngestRun:
         behind: float = (self._now - events[c.TIMESTAMP].max()).total_seconds()
         return max(0, math.floor(behind / WEEK_S)) * WEEK_S
 
-    def _read_events(self, files: list[Path], shift_s: int, known: set[str]) -> _ParsedRows:
-        """Read the events of new files; their ids are added to the known ones."""
-        latest = self._now + _MAX_CLOCK_SKEW - pd.Timedelta(seconds=shift_s)
-        valid: list[pd.DataFrame] = []
-        rejected: list[pd.DataFrame] = []
-        for number, path in enumerate(files):
-            self._progress(f"reading {path.name}", number, len(files))
-            name = _relative_name(path, self._folder)
-            raw = read_file(path, self._spec.events, event_columns(self._spec), name)
-            raw = self._without_erased(raw, self._spec.events.user)
-            events, bad = parse_events(self._spec, raw, latest, known)
-            valid.append(events)
-            rejected.append(bad)
-            self.report.quarantined.update(bad["reason"].tolist())
-        self._progress("reading events", len(files), len(files))
-
-        parsed = _ParsedRows(
-            _concat(valid, columns=[c.TIMESTAMP]), _concat(rejected, columns=QUARANTINE_COLUMNS)
-        )
-        self.report.events = len(parsed.valid)
-        return parsed
-
-    def _read_entities(self) -> dict[str, _ParsedRows]:
-        """Read the user and item tables that the spec has."""
-        entities = {}
-        for kind, key in (("users", c.USER), ("items", c.ITEM)):
-            table: Users | None = getattr(self._spec, kind)
-            if table is None:
-                continue
-            files = [
-                read_file(path, table, entity_columns(table), _relative_name(path, self._folder))
-                for path in find_files(table, self._folder)
-            ]
-            if kind == "users":
-                files = [self._without_erased(raw, table.key) for raw in files]
-            parsed = _ParsedRows(*parse_entities(table, files, key))
-            self.report.quarantined.update(parsed.rejected["reason"].tolist())
-            setattr(self.report, kind, len(parsed.valid))
-            entities[kind] = parsed
-        return entities
-
-    def _without_erased(self, raw: RawFile, column: str) -> RawFile:
-        """Drop the rows of erased users, so that neither tables nor quarantine contain them."""
-        if not self._erased.numbers():
-            return raw
-        users = raw.rows[column].astype("string[pyarrow]").str.strip()
-        erased_rows = users.isin(self._erased.among(users.dropna().unique())).to_numpy(dtype=bool)
-        erased_lines = (
-            raw.bad["row"]
-            .map(lambda text: bool(self._erased.named_in(str(text), (column,))))
-            .to_numpy(dtype=bool)
-        )
-        self.report.erased += int(erased_rows.sum() + erased_lines.sum())
-        return replace(raw, rows=raw.rows[~erased_rows], bad=raw.bad[~erased_lines])
-
     def _write_batch(
-        self, new_files: dict[str, Path], events: _ParsedRows, manifest: IngestManifest
+        self, new_files: dict[str, Path], events: EventRows, manifest: IngestManifest
     ) -> IngestManifest:
         """Write the events of new files as one batch, and its bad rows."""
         batch = fingerprint(sorted(new_files))
@@ -233,7 +215,7 @@ class _IngestRun:
         names = write_events(folder, self._spec, events.valid, batch=batch, shift_s=shift_s)
         write_quarantine(folder, batch, events.rejected)
 
-        files = {digest: _relative_name(path, self._folder) for digest, path in new_files.items()}
+        files = {digest: relative_name(path, self._folder) for digest, path in new_files.items()}
         manifest = manifest.model_copy(update={"files": manifest.files | files})
         return manifest.with_batch(
             IngestedBatch(id=batch, rows=len(events.valid), files=tuple(names))
@@ -252,7 +234,7 @@ class _IngestRun:
         events = events[events[c.TYPE].isin(self._spec.event_types)]
         erased = events[c.USER].isin(self._erased.among(events[c.USER].unique()))
         self.report.erased += int(erased.sum())
-        events = events[~erased]
+        events = usable_events(events[~erased], self.report)
         self.report.events += len(events)
 
         position = streamed["position"][-1].as_py()
@@ -261,14 +243,14 @@ class _IngestRun:
         manifest = manifest.model_copy(update={"log_position": position})
         return manifest.with_batch(IngestedBatch(id=batch, rows=len(events), files=tuple(names)))
 
-    def _write_entities(self, entities: dict[str, _ParsedRows], shift_s: int) -> None:
+    def _write_entities(self, entities: dict[str, EntityRows], shift_s: int) -> None:
         folder = self._workspace.ingest
         for kind, rows in entities.items():
             table: Users = getattr(self._spec, kind)
             write_entities(folder / f"{kind}.parquet", table, rows.valid, shift_s)
-            write_quarantine(folder, kind, rows.rejected)
+            write_quarantine(folder, kind, quarantined(rows.rejected, rows.cells))
 
-    def _finish(self, manifest: IngestManifest, entities: dict[str, _ParsedRows]) -> None:
+    def _finish(self, manifest: IngestManifest, entities: dict[str, EntityRows]) -> None:
         """Write what describes the tables; the manifest is last and makes the run count."""
         tables = {
             kind: fingerprint(rows.valid.astype(str).to_csv()) for kind, rows in entities.items()
@@ -289,13 +271,10 @@ class _IngestRun:
         manifest.model_copy(update={"data_version": version}).write(self._workspace)
 
 
-def _concat(frames: list[pd.DataFrame], *, columns: list[str]) -> pd.DataFrame:
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
-
-
-def _relative_name(path: Path, folder: Path) -> str:
-    # Folders of one table may hold files of equal names.
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+def _keys(entities: dict[str, EntityRows]) -> TableKeys:
+    """Return the keys of the tables that there are."""
+    keys = {kind: frozenset(rows.valid[KEYS[kind]]) for kind, rows in entities.items()}
+    return TableKeys(keys.get("users"), keys.get("items"))
 
 
 def _new_files(files: list[Path], manifest: IngestManifest) -> dict[str, Path]:

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
+from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.workspace import Workspace
+from pipelines.ingest.identity import own_id
 from pipelines.ingest.manifest import IngestManifest
 
 
@@ -69,10 +71,41 @@ def read_events(workspace: Workspace, columns: list[str] | None = None) -> pd.Da
     return events.sort_values([c.TIMESTAMP, c.EVENT_ID], kind="stable", ignore_index=True)
 
 
-def read_event_ids(workspace: Workspace, manifest: IngestManifest) -> set[str]:
-    """Return the ids of all ingested events, those of erased users included."""
-    columns = [
-        pq.read_table(workspace.ingest / name, columns=[c.EVENT_ID], partitioning=None)[0]
-        for name in manifest.event_files
-    ]
-    return {event_id for column in columns for event_id in column.to_pylist()}
+class StoredEvents:
+    """The events that were ingested before a run, as their files gave them."""
+
+    def __init__(self, workspace: Workspace, manifest: IngestManifest) -> None:
+        self._paths = [workspace.ingest / name for name in manifest.event_files]
+        self._shift = pd.Timedelta(seconds=manifest.shift_s or 0)
+
+    def ids(self) -> set[str]:
+        """Return the ids of all events, those of erased users included."""
+        return set(map(own_id, self._read([c.EVENT_ID])[c.EVENT_ID]))
+
+    def columns(self, names: list[str]) -> pd.DataFrame:
+        """Return columns of all events, with the times of their files."""
+        events = self._read(names)
+        if c.TIMESTAMP in events:
+            events[c.TIMESTAMP] -= self._shift
+        return events
+
+    def with_ids(self, ids: set[str]) -> pd.DataFrame:
+        """Return the events with these ids, once for each time that their file may have had.
+
+        Events of files were shifted, those of the event log were not.
+        """
+        names = [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE]
+        events = self._read(names)
+        events[c.EVENT_ID] = events[c.EVENT_ID].map(own_id)
+        events = events[events[c.EVENT_ID].isin(ids)]
+        shifted = events.assign(**{c.TIMESTAMP: events[c.TIMESTAMP] - self._shift})
+        return pd.concat([events, shifted], ignore_index=True) if self._shift else events
+
+    def _read(self, names: list[str]) -> pd.DataFrame:
+        empty = pa.schema([EVENT_SCHEMA.field(name) for name in names]).empty_table()
+        tables = [pq.read_table(path, columns=names, partitioning=None) for path in self._paths]
+        columns = [table.select(names).cast(empty.schema) for table in tables]
+        frame: pd.DataFrame = pa.concat_tables([empty, *columns]).to_pandas()
+        if c.TIMESTAMP in frame:  # the zone as pandas has it, so that columns can be joined
+            frame[c.TIMESTAMP] = frame[c.TIMESTAMP].dt.tz_convert("UTC")
+        return frame

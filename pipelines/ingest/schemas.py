@@ -12,6 +12,7 @@ with warnings.catch_warnings():
     import pandera.pandas as pa
 
 from feature_repo import columns as c
+from feature_repo.cell_values import BOUND, MAX_NUMBER
 from feature_repo.dataset import DatasetSpec
 
 MAX_ID_LENGTH = 256
@@ -20,6 +21,10 @@ MAX_ID_LENGTH = 256
 def source_text(name: str) -> str:
     """Return the name of the column with the text that a column was parsed from."""
     return f"{name} as given"  # with spaces: no attribute can have this name
+
+
+DOUBTFUL = f"{c.TIMESTAMP} is doubtful"
+"""Column that says which times are numbers that are no epoch time of a log."""
 
 
 def _id_column(name: str) -> pa.Column:
@@ -35,13 +40,6 @@ def _id_column(name: str) -> pa.Column:
     )
 
 
-def _readable(name: str, kind: str) -> pa.Check:
-    """Return the check that a given text was parsed."""
-    return pa.Check(
-        lambda d: d[name].notna() | d[source_text(name)].isna(), name=f"unreadable {kind}"
-    )
-
-
 def events_schema(spec: DatasetSpec, latest: pd.Timestamp) -> pa.DataFrameSchema:
     """Return the schema of parsed events; ``latest`` is the last plausible time.
 
@@ -50,30 +48,30 @@ def events_schema(spec: DatasetSpec, latest: pd.Timestamp) -> pa.DataFrameSchema
     ids = [c.USER, c.ITEM, *([c.EVENT_ID] if spec.events.id else [])]
     checks = [
         pa.Check(lambda d: d[source_text(c.TIMESTAMP)].notna(), name="missing timestamp"),
-        _readable(c.TIMESTAMP, "timestamp"),
+        pa.Check(
+            lambda d: d[c.TIMESTAMP].notna() | d[source_text(c.TIMESTAMP)].isna() | d[DOUBTFUL],
+            name="unreadable timestamp",
+        ),
+        pa.Check(lambda d: ~d[DOUBTFUL], name="timestamp is no epoch time"),
         pa.Check(lambda d: ~(d[c.TIMESTAMP] > latest), name="timestamp in the future"),
         pa.Check(
             lambda d: ~(d[c.TIMESTAMP] <= pd.Timestamp(0, tz="UTC")), name="timestamp before 1970"
         ),
-        _is_number(c.VALUE, "bad number"),
+        pa.Check(
+            lambda d: d[source_text(c.VALUE)].isna() | np.isfinite(d[c.VALUE]), name="bad number"
+        ),
+        pa.Check(
+            lambda d: ~(np.isfinite(d[c.VALUE]) & (d[c.VALUE].abs() > MAX_NUMBER)),
+            name=f"value {BOUND}",
+        ),
         pa.Check(lambda d: d[c.TYPE].isin(spec.event_types), name="unknown event type"),
     ]
     return pa.DataFrameSchema({name: _id_column(name) for name in ids}, checks=checks)
 
 
-def entity_schema(key: str, parsed: list[str]) -> pa.DataFrameSchema:
-    """Return the schema of a user or item table; ``parsed`` names its numbers and times."""
-    checks = [
-        _readable(name, name)
-        if name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL)
-        else _is_number(name, f"bad number in {name}")
-        for name in parsed
-    ]
-    return pa.DataFrameSchema({key: _id_column(key)}, checks=checks)
-
-
-def _is_number(name: str, reason: str) -> pa.Check:
-    return pa.Check(lambda d: d[source_text(name)].isna() | np.isfinite(d[name]), name=reason)
+def entity_schema(key: str) -> pa.DataFrameSchema:
+    """Return the schema of a user or item table: it needs a key."""
+    return pa.DataFrameSchema({key: _id_column(key)})
 
 
 def reasons(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.Series:

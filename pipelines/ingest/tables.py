@@ -16,7 +16,7 @@ from feature_repo.dataset import DatasetSpec, Users
 from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import TEMPORARY, write_atomically
 from pipelines.ingest.manifest import IngestManifest
-from pipelines.ingest.parsing import QUARANTINE_COLUMNS
+from pipelines.ingest.quarantine import QUARANTINE_COLUMNS
 
 
 def write_events(

@@ -22,7 +22,8 @@ from feature_repo.dataset import DatasetSpec, SpecError
 from feature_repo.errors import FunnelError
 from feature_repo.progress import Progress, no_progress
 from feature_repo.settings import read_settings
-from pipelines.ingest.parsing import event_columns, parse_events
+from pipelines.ingest.identity import KnownEvents, in_file_order
+from pipelines.ingest.parsing import event_columns, optional_columns, parse_events
 from pipelines.ingest.readers import find_files, read_file
 
 _TIMEOUT_S = 30.0
@@ -83,23 +84,23 @@ class Tally:
 
 
 def load_events(spec: DatasetSpec, folder: Path, limit: int | None = None) -> pd.DataFrame:
-    """Return the first valid events of a data set's files, in time order (ties by id).
+    """Return the first valid events of a data set's files, in time order (ties as in the files).
 
     Raises:
         SpecError: a file or column that the spec names is missing, or no event is valid.
 
     """
     latest = pd.Timestamp.now(tz="UTC") + pd.Timedelta(days=1)
-    known: set[str] = set()
+    known = KnownEvents()
+    optional = optional_columns(spec)
     frames = []
     for path in find_files(spec.events, folder):
-        events, _ = parse_events(
-            spec, read_file(path, spec.events, event_columns(spec)), latest, known
-        )
-        frames.append(events)
+        raw = read_file(path, spec.events, event_columns(spec), optional=optional)
+        frames.append(parse_events(spec, raw, latest, known).valid)
     events = pd.concat(frames, ignore_index=True)
     if events.empty:
         raise SpecError(f"no usable event in {folder}: see what 'funnel ingest' puts in quarantine")
+    events = in_file_order(events)
     return events.sort_values([c.TIMESTAMP, c.EVENT_ID], kind="stable", ignore_index=True).head(
         limit or len(events)
     )

@@ -10,6 +10,7 @@ from zlib import crc32
 import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_schema
 
+from feature_repo.cell_values import BOUND, MAX_NUMBER, stands_for_nothing
 from feature_repo.events.stored import StoredEvent, parse_stored
 from feature_repo.facts import event_micros
 from pipelines.features.stream_facts import ITEM_KEY, USER_KEY
@@ -59,12 +60,16 @@ def checked_event(payload: str, types: Sequence[str]) -> StoredEvent:
     for name in ("user_id", "item_id", "event_id"):
         if not isinstance(event.get(name), str) or not event[name]:
             raise PoisonError(f"{name} is not a string")
+        if stands_for_nothing(event[name]):
+            raise PoisonError(f"{name} stands for a missing id")
     if event.get("type") not in types:
         raise PoisonError(f"unknown type {event.get('type')!r}")
     if not _is_number(event.get("timestamp")) or event["timestamp"] < 0:
         raise PoisonError("timestamp is not a number of seconds")
     if event.get("value") is not None and not _is_number(event["value"]):
         raise PoisonError("value is not a number")
+    if abs(event.get("value") or 0.0) > MAX_NUMBER:
+        raise PoisonError(f"value {BOUND}")
     if not isinstance(event.get("request_id", ""), str | None):
         raise PoisonError("request_id is not a string")
     return event

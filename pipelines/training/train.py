@@ -11,7 +11,7 @@ from feature_repo.workspace import Workspace
 from pipelines.ingest.ingested import read_events
 from pipelines.training.config import RetrievalConfig, SampleConfig
 from pipelines.training.from_impressions import train_from_impressions
-from pipelines.training.split import Split
+from pipelines.training.learnable import check_learnable
 from pipelines.training.tracking import Tracker, track
 from pipelines.training.train_ranking import train_ranking
 from pipelines.training.train_retrieval import train_retrieval
@@ -95,7 +95,7 @@ def train(
         announce(f"towers: continue from release {base.folder.name}")
 
     events = read_events(workspace)
-    split = Split.by_time(events)
+    split = check_learnable(workspace, events)
     workspace.models.mkdir(parents=True, exist_ok=True)
     write_json(workspace.models / "split.json", split.to_dict())
 

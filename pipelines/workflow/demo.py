@@ -18,8 +18,10 @@ from feature_repo import columns as c
 from feature_repo.workspace import Workspace, default_root
 from pipelines import display
 from pipelines.ingest.ingested import read_events
+from pipelines.training.learnable import check_learnable
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow import stages
+from pipelines.workflow.ingest_report import show_told
 from pipelines.workflow.train_options import TrainOptions
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
@@ -53,7 +55,9 @@ def run_demo(
 ) -> Workspace:
     """Run every stage on a data set and return its working folder."""
     start = time.monotonic()
-    workspace, _ = stages.run_ingest(data, data_dir, home, shift_to_now=True)
+    workspace, report = stages.run_ingest(data, data_dir, home, shift_to_now=True)
+    show_told(report)
+    check_learnable(workspace, evaluated=True)
     stages.run_features(workspace)
     stages.run_materialize(workspace)
     stages.run_train(workspace, size.training)

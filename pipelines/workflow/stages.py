@@ -39,9 +39,17 @@ FEATURES_VERSION = 2
 
 
 def run_ingest(
-    data: str, data_dir: Path | None, home: Path | None, shift_to_now: bool
+    data: str,
+    data_dir: Path | None,
+    home: Path | None,
+    *,
+    shift_to_now: bool,
+    strict: bool = False,
 ) -> tuple[Workspace, IngestReport]:
-    """Ingest a data set; a built-in world is generated first."""
+    """Ingest a data set; a built-in world is generated first.
+
+    ``strict``: write nothing if a share of the data is implausible.
+    """
     from pipelines.ingest.ingest import ingest
 
     spec = find_spec(data)
@@ -54,7 +62,14 @@ def run_ingest(
         data_dir = _generate(data, workspace)
 
     with display.stage("Ingest") as stage:
-        report = ingest(spec, data_dir, workspace, shift_to_now=shift_to_now, progress=stage)
+        report = ingest(
+            spec,
+            data_dir,
+            workspace,
+            shift_to_now=shift_to_now,
+            strict=strict,
+            progress=stage,
+        )
         stage.summary = (
             f"{report.total_events:,} events, {report.users:,} users, {report.items:,} items"
         )
@@ -82,22 +97,6 @@ def _generate(name: str, workspace: Workspace) -> Path:
     with display.stage("Generate the built-in world"):
         generate(folder, config, name)
     return folder
-
-
-def show_ingest(report: IngestReport) -> None:
-    """Print what an ingest added and what it kept out."""
-    rows: list[list[Any]] = [
-        ["new files", report.files],
-        ["new events", report.events],
-        ["all events", report.total_events],
-        ["users", report.users],
-        ["items", report.items],
-        ["days shifted", report.shift_s // 86_400],
-    ]
-    rows += [
-        [f"quarantined: {reason}", count] for reason, count in sorted(report.quarantined.items())
-    ]
-    display.table("Ingest", ["", "rows"], rows)
 
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, NotRequired
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -16,6 +16,15 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from feature_repo.cell_values import MAX_NUMBER, stands_for_nothing
+from feature_repo.event_time import (
+    EARLIEST_S,
+    FORMS,
+    MILLISECONDS_FROM,
+    UnreadableTime,
+    read_end,
+    read_time,
+)
 from serving.recommender.filters import AttributeRule
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
@@ -26,6 +35,22 @@ MAX_BATCH_ITEMS = 20_000
 
 MAX_EXPLAINED = 50
 """Requests of a batch that may ask for explanations."""
+
+
+def known_id(text: str) -> str:
+    """Return an id without outer blanks, as files are read.
+
+    Raises:
+        ValueError: it is blank, or a word that stands for a missing id.
+
+    """
+    if stands_for_nothing(text):
+        raise ValueError(f"{text!r} stands for a missing id")
+    return text.strip()
+
+
+EntityId = Annotated[Id, AfterValidator(known_id)]
+"""The id of a user or item, as files are read: no blank, and no word such as ``undefined``."""
 
 
 def _example(**fields: Any) -> ConfigDict:
@@ -156,33 +181,31 @@ class SimilarItemsResponse(TypedDict):
 
 _TIME_SCHEMA = {
     "anyOf": [
-        {"type": "number"},
+        # Not all that is accepted: larger numbers are milliseconds and microseconds.
+        {"type": "number", "minimum": EARLIEST_S, "maximum": MILLISECONDS_FROM / 100},
         # Not all that is accepted: no zones, and no days that some month does not have.
         {
             "type": "string",
             "pattern": (
-                "^[12][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$"
+                "^(19|20)[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])T[01][0-9]:[0-5][0-9]Z$"
             ),
         },
         {"type": "null"},
     ],
-    "description": "Epoch seconds or ISO 8601.",
+    "description": f"{FORMS[0].upper()}{FORMS[1:]}.",
 }
 
 
-def _epoch(time: Any) -> Any:
-    if not isinstance(time, str):
-        return time
-    parsed = datetime.fromisoformat(time)
-    return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+def _begin(time: Any) -> Any:
+    return None if time is None else read_time(time)
 
 
-Timestamp = Annotated[
-    Annotated[float, Field(strict=True, allow_inf_nan=False)] | None,
-    BeforeValidator(_epoch),
-    WithJsonSchema(_TIME_SCHEMA),
-]
-"""Epoch seconds or ISO 8601 (without a zone: UTC); read as epoch seconds."""
+_Seconds = Annotated[float, Field(strict=True, allow_inf_nan=False)] | None
+Timestamp = Annotated[_Seconds, BeforeValidator(_begin), WithJsonSchema(_TIME_SCHEMA)]
+"""A time as ``feature_repo.event_time`` reads it; epoch seconds."""
+
+EndTime = Annotated[_Seconds, BeforeValidator(read_end), WithJsonSchema(_TIME_SCHEMA)]
+"""The same of an end; None for dates such as 9999-12-31, which mean that there is none."""
 
 
 class ItemUpdate(_Strict):
@@ -192,7 +215,7 @@ class ItemUpdate(_Strict):
         max_length=1_000, description="Values of the data set's item attributes, by name."
     )
     available_from: Timestamp = None
-    available_until: Timestamp = None
+    available_until: EndTime = None
 
 
 class ItemChange(TypedDict):
@@ -210,6 +233,18 @@ class UserFeaturesResponse(BaseModel):
     features: dict[str, Any]
 
 
+def _event_time(time: Any) -> float:
+    try:
+        return read_time(time)
+    except UnreadableTime as error:
+        raise ValueError(f"{error}; at most 7 days ago") from None
+
+
+_EVENT_TIME_SCHEMA = {
+    "anyOf": [{"type": "number"}, {"type": "string"}],
+    "description": f"{FORMS[0].upper()}{FORMS[1:]}; at most 7 days ago.",
+}
+
 EVENT_EXAMPLE: dict[str, Any] = {
     "event_id": "page-view-17",
     "user_id": "u0042",
@@ -224,15 +259,19 @@ class Event(_Strict):
 
     model_config = _example(**EVENT_EXAMPLE)
 
-    event_id: Id = Field(description="Unique id; a repeat within 24 hours counts as a duplicate.")
-    user_id: Id
-    item_id: Id
-    type: str = Field(description="One of the data set's event types.")
-    timestamp: float | str = Field(
-        description="Epoch seconds or ISO 8601 (without a zone: UTC); at most 7 days ago."
+    event_id: EntityId = Field(
+        description="Unique id; a repeat within 24 hours counts as a duplicate."
     )
+    user_id: EntityId
+    item_id: EntityId
+    type: str = Field(description="One of the data set's event types.")
+    timestamp: Annotated[float, BeforeValidator(_event_time), WithJsonSchema(_EVENT_TIME_SCHEMA)]
     value: float | None = Field(
-        default=None, allow_inf_nan=False, description="Rating, price or seconds of the event."
+        default=None,
+        allow_inf_nan=False,
+        ge=-MAX_NUMBER,
+        le=MAX_NUMBER,
+        description="Rating, price or seconds of the event.",
     )
     request_id: Id | None = Field(
         default=None, description="`request_id` of the recommendation that led to the event."

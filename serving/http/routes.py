@@ -53,6 +53,16 @@ ItemId = Annotated[
     Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "i0007"}}),
     AfterValidator(_decoded),
 ]
+NewItemId = Annotated[
+    str,
+    Path(
+        min_length=1,
+        max_length=256,
+        pattern=r"\S",
+        openapi_examples={"built-in world": {"value": "i0007"}},
+    ),
+    AfterValidator(_decoded),
+]
 UserId = Annotated[
     str,
     Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "u0042"}}),
@@ -84,7 +94,7 @@ def add_routes(app: FastAPI) -> None:
         tags=["items"],
         openapi_extra=raw_body(ItemUpdate, required=False),
     )
-    async def put_item(item_id: ItemId, request: Request, engine: UsesEngine) -> ItemChange:
+    async def put_item(item_id: NewItemId, request: Request, engine: UsesEngine) -> ItemChange:
         """Add an item that the release does not have, or restore a removed one (without a body).
 
         All servers recommend it within a second.

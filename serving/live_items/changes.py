@@ -10,6 +10,7 @@ import logging
 import time
 from contextlib import suppress
 
+from feature_repo.cell_values import stands_for_nothing
 from feature_repo.workspace import Workspace
 from serving.api.schemas import ItemUpdate
 from serving.live_items.added import (
@@ -122,9 +123,20 @@ class ItemChanges:
         )
 
     def without_removed(self, release: Release, items: ItemTable) -> ItemTable:
-        """Return a release's item table without the removed items."""
+        """Return a release's item table without the removed items.
+
+        An item that was added stays where the release has it from the log alone, which ends its
+        availability: whoever added it wants it shown.
+        """
         codes = release.codec.items.encode(list(self._removed_ids))
-        return items.without(codes[codes > 0], release.items)
+        listed = len(release.items) - release.items.added
+        ends = {
+            code: item.available_until
+            for name, item in self._added_items.items()
+            if 0 < (code := release.codec.items.code(name)) < listed
+            and release.items.known_by_log_only(code)
+        }
+        return items.without(codes[codes > 0], release.items, ends)
 
     def knows(self, item_id: str) -> bool:
         """Return whether the item was ever added or removed."""
@@ -169,6 +181,8 @@ class ItemChanges:
         """
         if loaded.codec.items.code(item_id):
             raise ReleasedItem(item_id)
+        if stands_for_nothing(item_id):
+            raise BadItem(f"{item_id!r} stands for a missing id")
         problems = attribute_problems(item.attributes, loaded.codec.spec.item_attributes)
         if problems:
             raise BadItem("; ".join(f"{name}: {problem}" for name, problem in problems.items()))

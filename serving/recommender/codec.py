@@ -40,8 +40,8 @@ class Codec:
         return (
             *self.user_activity,
             *ages,
-            "history_length",
-            "history_gap_days",
+            c.HISTORY_LENGTH_FEATURE,
+            c.HISTORY_GAP_FEATURE,
             *self.user_attributes.numeric,
         )
 

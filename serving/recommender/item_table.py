@@ -160,11 +160,30 @@ class ItemTable:
             activity.numeric[-self.added :, counts:] = self.encoded.numbers[-self.added :]
         return self._with(activity=activity)
 
-    def without(self, codes: Int32Array, whole: ItemTable) -> ItemTable:
-        """Return the table without some items; the availability of others is as in ``whole``."""
+    def without(
+        self,
+        codes: Int32Array,
+        whole: ItemTable,
+        ends: Mapping[int, float | None] | None = None,
+    ) -> ItemTable:
+        """Return the table without some items; the availability of others is as in ``whole``.
+
+        ``ends``: other ends of availability by code, epoch seconds; None: never.
+        """
         until = whole.available_until.copy()
+        for code, end in (ends or {}).items():
+            until[code] = np.inf if end is None else end
         until[codes] = -np.inf
         return self._with(available_until=until)
+
+    def known_by_log_only(self, code: int) -> bool:
+        """Return whether an item has an end of availability and no attribute at all.
+
+        So is what only the log knows, where the item table is the catalogue.
+        """
+        return bool(np.isfinite(self.available_until[code])) and not any(
+            column[code] for column in self.raw.values()
+        )
 
     def head(self, size: int) -> ItemTable:
         """Return the first ``size`` rows as views; the attributes as given stay as they are."""

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
+from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import AttributeKind
 from feature_repo.encoding import ExtendedVocabulary, Vocabulary
 from ranking.models.onnx import onnx_session
@@ -26,7 +27,10 @@ _Word = Annotated[str, Field(strict=True, max_length=1_000)]
 _VALUES: dict[AttributeKind, TypeAdapter[Any]] = {
     "categorical": TypeAdapter(_Word | None),
     "multi_categorical": TypeAdapter(Annotated[list[_Word], Field(max_length=1_000)] | None),
-    "numeric": TypeAdapter(Annotated[float, Field(strict=True, allow_inf_nan=False)] | None),
+    "numeric": TypeAdapter(
+        Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-MAX_NUMBER, le=MAX_NUMBER)]
+        | None
+    ),
     "text": TypeAdapter(Annotated[str, Field(strict=True, max_length=100_000)] | None),
 }
 

@@ -7,6 +7,9 @@ import tomllib
 import pytest
 
 from feature_repo.dataset import DatasetSpec, SpecError, load_spec
+from feature_repo.encoding import AttributeEncoder, Vocabulary
+from ranking.rows import CROSS
+from serving.recommender.codec import Codec
 
 GOOD = """
 name = "tiny"
@@ -53,6 +56,41 @@ def test_a_whole_spec(tmp_path):
     assert spec.users.source_column("country") == "Land"
     assert spec.items.source_column("title") == "title"
     assert DatasetSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_new_options_leave_the_hash_of_a_spec_without_them(tmp_path):
+    spec = load_spec(write(tmp_path, GOOD))
+    assert not {"quoting", "decimal", "recommend_unlisted"} & set(spec.model_dump()["items"])
+    raw = tomllib.loads(GOOD)
+    raw["items"] |= {"quoting": "none", "decimal": ",", "recommend_unlisted": True}
+    changed = DatasetSpec.model_validate(raw)
+    assert changed.model_dump()["items"]["decimal"] == ","
+    assert DatasetSpec.model_validate_json(changed.model_dump_json()) == changed
+
+
+def test_words_of_the_log_mean_event_types(tmp_path):
+    spec = load_spec(write(tmp_path, GOOD))
+    for word in ("view", "VIEW", " View "):
+        assert spec.event_type(word) == "view"
+    assert spec.event_type("steal") is None
+
+
+@pytest.mark.parametrize("name", ["tower_score", "item_age_days", "category_share"])
+def test_an_item_may_have_attributes_that_only_users_may_not(tmp_path, name):
+    text = GOOD.replace('price = "numeric"', f'{name} = "numeric"')
+    assert name in load_spec(write(tmp_path, text)).item_attributes
+
+
+def test_columns_of_a_ranker_never_have_one_name(tmp_path):
+    spec = load_spec(write(tmp_path, GOOD))
+    empty = AttributeEncoder.fit({}, {})
+    codec = Codec(spec, Vocabulary(()), Vocabulary(()), Vocabulary(()), empty, empty)
+    for name in codec.numeric:
+        if name.startswith("item_") or name in codec.user_numeric or name in CROSS:
+            raw = tomllib.loads(GOOD)
+            raw["users"] = {"path": "u", "key": "id", "attributes": {name: "numeric"}}
+            with pytest.raises(ValueError, match="Funnel's own"):
+                DatasetSpec.model_validate(raw)
 
 
 def test_the_least_spec(tmp_path):
@@ -141,6 +179,20 @@ WRONG = [
         "numeric",
         "attribute ['available_from']: the name is Funnel's own",
     ),
+    (
+        "users.attributes",
+        {"country": "text", "tower_score": "numeric", "item_age_days": "numeric"},
+        "attribute ['item_age_days', 'tower_score']: the name is Funnel's own",
+    ),
+    (
+        "users.attributes",
+        {"country": "text", "item_price": "numeric"},
+        "attribute ['item_price', 'price']: the name is Funnel's own; choose another, with rename",
+    ),
+    ("events.types.view.weight", 1e7, "events.types.view.weight: "),
+    ("items.quoting", "single", "items.quoting: "),
+    ("items.decimal", ";", "items.decimal: "),
+    ("users.recommend_unlisted", True, "users.recommend_unlisted: Extra inputs"),
     ("items.list_separator", "", "items.list_separator: "),
     ("items.title", "name", "title = 'name' is not among [items.attributes]"),
     ("items.category", "name", "category = 'name' is not among [items.attributes]"),

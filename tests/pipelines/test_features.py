@@ -446,6 +446,25 @@ def test_a_log_without_values_users_or_items(spark: SparkSession, tmp_path: Path
         )
 
 
+def test_sums_beyond_64_bits_are_exact(spark: SparkSession, tmp_path: Path) -> None:
+    """Three honest prices of a small currency, and a value that an earlier ingest accepted."""
+    raw = {"path": "x", "user": "u", "item": "i", "timestamp": "t", "value": "v"}
+    spec = DatasetSpec.model_validate({"name": "large", "events": raw})
+    values = [6e12, 6e12, 6e12, 1e308, float("nan"), None, -1e15]
+    size = len(values)
+    columns = {name: [str(n) for n in range(size)] for name in (c.EVENT_ID, c.USER)}
+    columns |= {c.ITEM: ["p"] * 6 + ["q"], c.TYPE: ["interaction"] * size}
+    columns |= {c.WEIGHT: [1.0] * size, c.POSITIVE: [True] * size}
+    table = pa.table(columns | {c.VALUE: pa.array(values, pa.float64())})
+    times = pa.array([n * 1_000_000 for n in range(size)], pa.timestamp("us", "UTC"))
+    (tmp_path / "events").mkdir()
+    pq.write_table(table.append_column(c.TIMESTAMP, times), tmp_path / "events" / "part.parquet")
+    build_features(spark, spec, tmp_path, tmp_path / "out")
+    rows = read(tmp_path / "out", "item_activity")
+    means = {item: row["value_mean_all"] for (item, _), row in rows.items()}
+    assert means == {"p": 6e12, "q": -1e15}
+
+
 def test_recent_lists_forget_the_oldest_and_survive_batch_borders() -> None:
     rows = [("a", n, 0, item, n * 10) for n, item in enumerate("xyxzwx")] + [
         ("b", 9, 1, "q", 90),

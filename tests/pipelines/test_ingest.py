@@ -11,7 +11,7 @@ import pytest
 from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import read_json
 from pipelines.ingest.ingested import event_files, read_events
-from pipelines.ingest.parsing import parse_times
+from pipelines.ingest.times import parse_times
 from tests.support.ingest_folder import MAY, NOW, TYPED, WEEK, World, rows_of, spec_of
 
 

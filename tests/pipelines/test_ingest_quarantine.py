@@ -53,7 +53,7 @@ def test_given_ids_count(world):
         rows_of(
             f"u,i,{MAY},e1",
             f"u,i,{MAY},e2",
-            f"v,j,{MAY},e1",
+            f"u,i,{MAY},e1",
             f"w,i,{MAY},",
             header="user,item,time,id",
         ),
@@ -157,20 +157,27 @@ def test_entities(world):
     )
     report = world.ingest(spec_of(items=ITEMS), shift_to_now=True)
     found = pq.read_table(world.workspace.ingest / "items.parquet").to_pandas()
-    assert found["item_id"].tolist() == ["a", "b", "e"]
-    assert found["title"].tolist() == ["new", 'B, "b"', "E"]
-    assert [list(tags) for tags in found["tags"]] == [["z"], ["x", "y"], []]
-    assert found["price"].isna().tolist() == [True, False, True]
+    assert found["item_id"].tolist() == ["a", "b", "c", "d", "e"]
+    assert found["title"].tolist() == ["bad", 'B, "b"', "C", "D", "E"]
+    assert [list(tags) for tags in found["tags"]] == [["z"], ["x", "y"], [], [], []]
+    assert found["price"].isna().tolist() == [True, False, True, True, True]
     moved = pd.Timestamp("2024-05-01", tz="UTC") + pd.Timedelta(seconds=report.shift_s)
-    assert found["available_from"].tolist() == [pd.NaT, moved, moved]
+    assert found["available_from"].tolist() == [pd.NaT, moved, pd.NaT, pd.NaT, moved]
+    replaced = "duplicate item_id: a later row replaces it"
     assert world.reasons() == {
-        ("items/1.csv", 3): "duplicate item_id: a later row replaces it",
-        ("items/1.csv", 4): "bad number in price",
+        ("items/1.csv", 3): replaced,
+        ("items/1.csv", 4): "bad number in price: cell left empty",
         ("items/1.csv", 5): "missing item_id",
-        ("items/2.csv", 3): "unreadable available_from",
-        ("items/2.csv", 5): "bad number in price",
+        ("items/2.csv", 2): replaced,
+        ("items/2.csv", 3): "unreadable available_from: cell left empty",
+        ("items/2.csv", 5): "bad number in price: cell left empty",
     }
-    assert report.items == 3
+    assert report.items == 5
+    assert report.quarantined == {replaced: 2, "missing item_id": 1}
+    assert report.cells == {
+        "bad number in price: cell left empty": 2,
+        "unreadable available_from: cell left empty": 1,
+    }
 
 
 def test_entities_follow_their_files(world):

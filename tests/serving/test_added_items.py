@@ -9,6 +9,7 @@ import asyncio
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from serving.engine import Engine
 from serving.http.app import create_app
 from serving.impressions import read_impressions
 from serving.live_items.added import AddedItems
+from serving.live_items.changes import ItemChanges
+from serving.live_items.removed import RemovedItems
 from serving.online.features import no_features
 from serving.recommender.candidates import ItemFilter
 from serving.recommender.filters import RequestRules
@@ -252,6 +255,48 @@ def test_an_added_item_can_be_had_while_it_is_available(api: Api) -> None:
     assert "soon" in later and "gone" not in later
 
 
+def test_an_added_item_stays_when_a_release_has_it_from_the_log_alone(
+    workspace: Workspace, tiny: Tiny
+) -> None:
+    """Its availability ends with the log, as of all items that are in no item table."""
+    release = load_release(tiny.folder)
+    code = 3
+    name = release.codec.items.values[code - 1]
+    until = release.items.available_until.copy()
+    until[code] = time.time() - 60.0
+    items = replace(release.items, available_until=until)
+    release = replace(release, retrieval=replace(release.retrieval, items=items))
+    raw = {key: [None if row == code else column[row] for row in range(len(column))]
+           for key, column in items.raw.items()}  # fmt: skip
+    bare = replace(items, raw=raw)
+    loaded = replace(release, retrieval=replace(release.retrieval, items=bare))
+    changes = ItemChanges(workspace)
+    assert not changes.without_removed(loaded, bare).available(time.time())[code]
+    assert not changes.without_removed(release, items).available(time.time())[code]
+
+    AddedItems(workspace).add(name, WAR, available_from=None, available_until=None, now=1.0)
+    assert changes.poll()
+    assert changes.without_removed(loaded, bare).available(time.time())[code]
+    # The item table of the release has it: its own end counts.
+    assert not changes.without_removed(release, items).available(time.time())[code]
+    RemovedItems(workspace).remove(name)
+    assert changes.poll()
+    assert not changes.without_removed(loaded, bare).available(time.time())[code]
+
+
+@pytest.mark.parametrize("until", ["9999-12-31", "0000-00-00 00:00:00", "", None])
+def test_an_end_that_means_none(api: Api, until: str | None) -> None:
+    put(api, "fresh", WAR, available_from=LONG_AGO, available_until=until)
+    assert "fresh" in ids(api.ask())
+
+
+def test_words_for_nothing_are_no_items(api: Api) -> None:
+    for word in ("undefined", "null"):
+        answer = api("PUT", f"/v1/items/{word}", json={"attributes": WAR})
+        assert answer.status_code == 422
+        assert "missing id" in answer.json()["detail"]
+
+
 def test_similar_items_of_and_among_added_ones(api: Api) -> None:
     put(api, "one", WAR)
     put(api, "two", WAR | {"price": 16_000_000})
@@ -360,7 +405,11 @@ def test_added_items_outlast_restarts_and_releases(
         ({"attributes": {"price": True}}, "price: it is numeric"),
         ({"attributes": {"genre": "x" * 1_001}}, "genre: it is categorical"),
         ({"attributes": {"title": "x" * 100_001}}, "title: it is text"),
+        ({"attributes": {"price": 1e308}}, "1000000000000000"),
         ({"attributes": WAR, "available_from": "soon"}, "available_from"),
+        ({"attributes": WAR, "available_from": "now"}, "ISO 8601"),
+        ({"attributes": WAR, "available_from": 20261128}, "2026-11-28"),
+        ({"attributes": WAR, "available_until": "31/12/2027"}, "ISO 8601"),
         ({"attributes": WAR, "available_from": True}, "available_from"),
         ({"attributes": WAR, "available_until": "2020-13-01"}, "available_until"),
         ([], "body"),

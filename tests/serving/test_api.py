@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 
 import pyarrow.parquet as pq
 import pytest
@@ -126,6 +127,13 @@ def test_an_accepted_event_changes_the_next_response(client):
         ({"timestamp": 12.0}, "7 days ago"),
         ({"timestamp": time.time() + 9_999}, "future"),
         ({"timestamp": "yesterday"}, "ISO 8601"),
+        ({"timestamp": 20261128}, "if the day 2026-11-28 is meant"),
+        ({"timestamp": True}, "ISO 8601"),
+        ({"timestamp": None}, "ISO 8601"),
+        ({"user_id": "undefined"}, "stands for a missing id"),
+        ({"item_id": "\\N"}, "stands for a missing id"),
+        ({"user_id": "\t"}, "stands for a missing id"),
+        ({"value": 1e308}, "1000000000000000"),
         ({"user_id": "x" * 257}, "user_id"),
         ({"item_id": 7}, "item_id"),
         ({"surprise": 1}, "surprise"),
@@ -138,6 +146,20 @@ def test_a_bad_event_is_rejected_alone(client, change, reason):
     assert answer["accepted"] == 1
     assert [r["index"] for r in answer["rejected"]] == [0]
     assert reason in answer["rejected"][0]["reason"]
+
+
+@pytest.mark.parametrize("form", ["ms", "us", "text", "iso", "word"])
+def test_a_time_in_every_form(client, form):
+    now = int(time.time())
+    utc = datetime.fromtimestamp(now, UTC)
+    forms = {"ms": now * 1_000, "us": now * 1_000_000, "text": str(now), "iso": utc.isoformat()}
+    forms["word"] = utc.strftime("%Y-%m-%d %H:%M:%S UTC")
+    user = f"{form}-{time.time_ns()}"
+    event = {"event_id": user, "user_id": f" {user} ", "item_id": "i0001", "type": " VIEW"}
+    answer = client.post("/v1/events", json={"events": [event | {"timestamp": forms[form]}]})
+    assert answer.json() == {"accepted": 1, "duplicates": 0, "rejected": []}
+    features = client.get(f"/v1/users/{user}/features").json()["features"]
+    assert features["history_timestamps"] == [now]
 
 
 def test_similar_items(client):
