@@ -79,6 +79,9 @@ class Settings(BaseSettings):
     under_way: int = Field(
         16, ge=1, description="recommendations that may wait in a worker; more get a 503"
     )
+    impression_days: int = Field(
+        90, ge=90, description="days after which impressions are removed, at least 90"
+    )
     refresh_s: float = Field(1.0, gt=0, description="seconds between checks for new item counters")
     open: Literal["yes", "no"] = Field(
         "no", description="`yes`: listen on a network without API keys, behind a gateway of yours"

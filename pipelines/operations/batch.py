@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns as c
+from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import batch_key
 from feature_repo.files import read_json, replace_atomically, write_json
 from feature_repo.hashing import fingerprint
@@ -100,7 +101,8 @@ class _Lists:
 def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) -> None:
     """Write each user's list as JSON: ``items`` (best first), ``scores``, ``release``, ``at``."""
     now = round(time.time(), 3)
-    with redis_client(workspace).pipeline(transaction=False) as pipe:
+    client = redis_client(workspace)
+    with client.pipeline(transaction=False) as pipe:
         for row in table.to_pylist():
             value = {
                 "items": row["item_ids"],
@@ -110,6 +112,9 @@ def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) 
             }
             pipe.set(batch_key(row[c.USER]), orjson.dumps(value), ex=max(1, int(days * 86_400)))
         pipe.execute()
+    # After the write: an erasure that begins from now on removes these lists itself.
+    for user in ErasedUsers(workspace, client).among(table[c.USER].to_pylist()):
+        client.delete(batch_key(user))
 
 
 def _join(parts: Sequence[Path], out: Path) -> None:
