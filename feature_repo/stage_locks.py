@@ -38,16 +38,25 @@ def stage_lock(workspace: Workspace, written: Written, *, shared: bool = False) 
         StageRunning: another process holds it.
 
     """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(_path(workspace, written), shared=shared, blocking=False))
-        except LockHeld as error:
-            raise StageRunning(
-                f"{error.holder} works on the {written} in {workspace.root}: "
-                "wait until it has finished, or stop it, and run this command again"
-            ) from None
+    path = workspace.root / f".{written}.lock"
+    with output_lock(path, f"the {written} in {workspace.root}", shared=shared):
         yield
 
 
-def _path(workspace: Workspace, written: Written) -> Path:
-    return workspace.root / f".{written}.lock"
+@contextmanager
+def output_lock(path: Path, what: str, *, shared: bool = False) -> Iterator[None]:
+    """Hold a lock file; ``what`` says in an error what the other process works on.
+
+    Raises:
+        StageRunning: another process holds it.
+
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, shared=shared, blocking=False))
+        except LockHeld as error:
+            raise StageRunning(
+                f"{error.holder} works on {what}: "
+                "wait until it has finished, or stop it, and run this command again"
+            ) from None
+        yield

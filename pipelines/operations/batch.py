@@ -17,6 +17,7 @@ from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import batch_key
 from feature_repo.files import read_json, replace_atomically, write_json
 from feature_repo.hashing import fingerprint
+from feature_repo.stage_locks import output_lock
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -45,7 +46,16 @@ def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None 
         k: items per user.
         redis_days: also write each list to Redis, with this lifetime; None: do not.
 
+    Raises:
+        StageRunning: another process writes the same file.
+
     """
+    with output_lock(out.with_name(f".{out.name}.lock"), str(out)):
+        _write_batch(workspace, out, k, redis_days)
+
+
+def _write_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None) -> None:
+    """Write the file in parts, then as a whole; see ``run_batch``."""
     lists = _Lists(workspace, k)
     users = sorted(read_events(workspace, [c.USER])[c.USER].unique())
     parts = out.with_name(f".{out.name}.parts")

@@ -229,3 +229,47 @@ def test_every_stage_ends_as_if_there_had_always_been_room(tiny, tmp_path, run, 
 
         assert pq.read_metadata(tmp_path / "out.parquet").num_rows > 0
     assert not list(tiny.root.rglob(".staging-*"))
+
+
+@pytest.mark.faults
+def test_an_erasure_without_room_is_pending_and_ends_with_room(tiny, run):
+    from feature_repo.files import read_json
+    from feature_repo.stores.embedded_redis import ensure_running
+    from pipelines.ingest.ingested import read_events
+
+    ensure_running(tiny.redis)
+    before = len(read_events(tiny))
+    for limit in (2_000, 20_000):
+        code, said = run("erase", "--home", tiny.root, "--user", "u0017", room=False, limit=limit)
+        assert code == 1, said[-2_000:]
+        (proof,) = (tiny.root / "erasures").glob("[!.]*.json")
+        assert read_json(proof)["state"] == "pending"
+    code, said = run("erase", "--home", tiny.root, "--pending")
+    assert code == 0, said[-2_000:]
+    assert read_json(proof)["state"] == "erased" and 0 < len(read_events(tiny)) < before
+
+
+@pytest.mark.faults
+def test_a_streaming_job_without_room_ends_and_goes_on_with_room(tiny, run):
+    import time
+
+    from feature_repo.stores.embedded_redis import ensure_running
+    from pipelines.operations.recount import check
+    from pipelines.streaming.offline import read_archive
+    from serving.event_log.redis_stream import RedisStreamLog
+    from tests.support.streaming_job import streaming
+
+    ensure_running(tiny.redis)
+    assert run("materialize", "--home", tiny.root)[0] == 0
+    now = time.time()
+    events = [
+        {"event_id": f"e{n}", "user_id": f"u{n % 9:04}", "item_id": f"i{n % 5 + 1:04}",
+         "type": "view", "timestamp": now} for n in range(300)
+    ]  # fmt: skip
+    RedisStreamLog(tiny).append(events)
+    code, said = run("stream", "--home", tiny.root, room=False, limit=2_000)
+    assert code == 1, said[-2_000:]
+    with streaming(tiny) as wait_until_drained:
+        wait_until_drained()
+    assert len(read_archive(tiny)) == 300
+    assert check(tiny, time.time()).differing == 0

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from feature_repo.files import read_json, write_json
+from feature_repo.files import locked, read_json, write_json
 from feature_repo.stage_locks import StageRunning, Written, stage_lock
 from feature_repo.workspace import MissingStage, Workspace
+from pipelines.operations.batch import run_batch
 from pipelines.training.release import make_release
 from pipelines.training.train import train, train_served
 from pipelines.workflow import stages
@@ -80,6 +81,15 @@ def test_materialize_too(tmp_path, held):
     first = held(Written.ONLINE)
     with pytest.raises(StageRunning, match=f"process {first.pid} "):
         stages.run_materialize(Workspace(tmp_path))
+
+
+def test_two_batches_to_one_file(tmp_path):
+    (tmp_path / "w").mkdir()
+    with (
+        locked(tmp_path / ".recs.parquet.lock"),
+        pytest.raises(StageRunning, match=r"works on .*/recs.parquet: wait until"),
+    ):
+        run_batch(Workspace(tmp_path / "w"), tmp_path / "recs.parquet", 10)
 
 
 def test_a_held_lock_names_nobody_who_only_held_it_before(tmp_path):

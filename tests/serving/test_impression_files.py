@@ -7,15 +7,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from feature_repo.settings import SettingsError
+from feature_repo.workspace import Workspace
 from serving import impression_files as module
 from serving.impression_files import files_of, tidy
 from serving.impressions import (
     IMPRESSION_SCHEMA,
+    ImpressionKeeper,
     impressions_lock,
     read_impressions,
     to_table,
 )
 from tests.support.an_impression import impression
+from tests.support.waiting import wait_until
 
 NOW = datetime(2026, 11, 28, 12, 5, tzinfo=UTC)
 DAYS = timedelta(days=90)
@@ -120,6 +124,23 @@ def test_nobody_merges_while_another_does_or_an_erasure_runs(folder):
     with impressions_lock(folder, exclusive=True):
         assert tidy(folder, IMPRESSION_SCHEMA, DAYS, NOW) == 0
     assert tidy(folder, IMPRESSION_SCHEMA, DAYS, NOW) == 4
+
+
+def test_a_server_tidies_by_itself(tmp_path, monkeypatch):
+    workspace = Workspace(tmp_path)
+    monkeypatch.setenv("FUNNEL_IMPRESSION_DAYS", "100")
+    now = datetime.now(UTC)
+    for number in range(3):
+        write(workspace.impressions, now - timedelta(hours=2), number)
+    write(workspace.impressions, now - timedelta(days=99), 99)
+    write(workspace.impressions, now - timedelta(days=101), 101)
+    keeper = ImpressionKeeper(workspace)
+    keeper.step()
+    wait_until(lambda: len(list(workspace.impressions.glob("[!.]*.parquet"))) == 2, 30)
+    assert ids(workspace.impressions) == ["r0", "r1", "r2", "r99"]
+    monkeypatch.setenv("FUNNEL_IMPRESSION_DAYS", "89")
+    with pytest.raises(SettingsError, match="at least 90"):
+        ImpressionKeeper(workspace)
 
 
 def test_a_folder_that_is_absent_is_nothing_to_do(tmp_path):
