@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,9 +20,8 @@ import pyarrow.parquet as pq
 from feature_repo.files import LockHeld, locked, replace_atomically
 from feature_repo.parquet_files import files_set_aside, original_name, set_torn_aside
 
-LOCK = ".lock"
-"""The lock's name: shared to add a file, exclusive to merge files or to remove rows."""
-
+_LOCK = ".lock"
+_TIDYING = ".tidying.lock"
 _SOURCES = b"funnel.merged"
 _MERGED = re.compile(r"hour-(\d{8}T\d{2})\.parquet")
 _SINGLE = re.compile(r"(\d{8}T\d{2})\d{4}\.\d+Z-.*\.parquet")
@@ -41,7 +41,8 @@ def files_of(folder: Path) -> list[Path]:
 def tidy(folder: Path, schema: pa.Schema, keep: timedelta, now: datetime | None = None) -> int:
     """Merge the files of each past hour and remove hours that are older than ``keep``.
 
-    Nothing is done while another process does it.
+    Nothing is done while another process does it, or an erasure works on the files. Servers go on
+    adding files meanwhile.
 
     Args:
         folder: the impressions; it need not exist.
@@ -56,16 +57,30 @@ def tidy(folder: Path, schema: pa.Schema, keep: timedelta, now: datetime | None 
     if not folder.is_dir():
         return 0
     now = now or datetime.now(UTC)
+    before = len(list(folder.glob("[!.]*.parquet")))
     try:
-        with locked(folder / LOCK, blocking=False):
-            before = len(list(folder.glob("[!.]*.parquet")))
+        with locked(folder / _TIDYING, blocking=False):
             _prune(folder, now - keep)
             for hour, names in sorted(_single_files(folder).items()):
                 if _end_of(hour) + _SETTLED < now:
-                    _merge(folder, hour, names, schema)
-            return before - len(list(folder.glob("[!.]*.parquet")))
+                    # Not for longer than an hour's files: an erasure may wait.
+                    with impressions_lock(folder, exclusive=False, blocking=False):
+                        _merge(folder, hour, names, schema)
     except LockHeld:
         return 0
+    return before - len(list(folder.glob("[!.]*.parquet")))
+
+
+@contextmanager
+def impressions_lock(folder: Path, exclusive: bool, blocking: bool = True) -> Iterator[None]:
+    """Lock the impressions: shared to add or to merge files, exclusive to remove users from them.
+
+    Raises:
+        LockHeld: ``blocking`` is false and another process removes users.
+
+    """
+    with locked(folder / _LOCK, shared=not exclusive, blocking=blocking):
+        yield
 
 
 def _prune(folder: Path, oldest: datetime) -> None:

@@ -13,10 +13,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
@@ -30,18 +29,15 @@ from prometheus_client import Counter
 
 from feature_repo.arrays import Float32Array, Int32Array
 from feature_repo.erased import ErasedUsers
-from feature_repo.files import locked, write_atomically
+from feature_repo.files import write_atomically
 from feature_repo.parquet_files import set_torn_aside
-from feature_repo.settings import read_settings
-from feature_repo.workspace import Workspace
-from serving.impression_files import LOCK, files_of, tidy
+from serving.impression_files import files_of, impressions_lock
 from serving.recommender.filters import AttributeRule
 
 QUEUE = 10_000
 ROWS_PER_FILE = 2_000
 FLUSH_S = 2.0
 _CLOSE_S = 10.0
-_TIDY_S = 600.0
 
 IMPRESSION_SCHEMA = pa.schema(
     [
@@ -227,37 +223,6 @@ class ImpressionLog:
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         name = f"{stamp}-{os.getpid()}-{next(_files):06d}.parquet"
         write_atomically(self._folder / name, sink.getvalue().to_pybytes())
-
-
-@contextmanager
-def impressions_lock(folder: Path, exclusive: bool) -> Iterator[None]:
-    """Lock the impressions: shared to add some, exclusive to remove users or to merge files."""
-    with locked(folder / LOCK, shared=not exclusive):
-        yield
-
-
-class ImpressionKeeper:
-    """Tidies the impressions now and then, on a thread; made in one process of a server."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self._folder = workspace.impressions
-        self._keep = timedelta(days=read_settings().impression_days)
-        self._next = 0.0
-        self._thread: threading.Thread | None = None
-
-    def step(self) -> None:
-        """Begin to tidy if it is time to and the last time is over; never wait."""
-        if time.monotonic() < self._next or (self._thread and self._thread.is_alive()):
-            return
-        self._next = time.monotonic() + _TIDY_S
-        self._thread = threading.Thread(target=self._tidy, name="tidy", daemon=True)
-        self._thread.start()
-
-    def _tidy(self) -> None:
-        try:
-            tidy(self._folder, IMPRESSION_SCHEMA, self._keep)
-        except (OSError, pa.ArrowException) as error:
-            _log.warning("the files of impressions were not merged: %s", error)
 
 
 def to_table(batch: Sequence[Impression]) -> pa.Table:

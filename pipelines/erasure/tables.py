@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from pipelines.ingest.manifest import (
     manifest_path,
 )
 from pipelines.streaming.offline import archive, tables_lock
-from serving.impressions import impressions_lock
+from serving.impression_files import impressions_lock
 
 Lock = Callable[[], AbstractContextManager[None]]
 
@@ -219,26 +219,31 @@ def table_locations(workspace: Workspace, erased: ErasedUsers) -> list[StorageLo
         QuarantinedRows(
             erased, lambda: _of_users(ingest / "quarantine"), _user_columns(workspace), lock_ingest
         ),
-        FeatureTables(
-            "feature tables",
-            erased,
-            lambda: _feature_files(features),
-            lock=lock_offline_tables,
-            remedy=FEATURES_ANEW,
-            versions=lambda: _finished(features),
-        ),
-        FeatureTables(
-            "table of the stream's state",
-            erased,
-            lambda: _state_files(features),
-            column=KEY,
-            prefix=USER_KEY,
-            lock=lock_offline_tables,
-            remedy=FEATURES_ANEW,
-            versions=lambda: _finished(features),
-        ),
+        *_feature_tables(features, erased, lock_offline_tables),
         Tables("event archive", erased, _below(archive(workspace)), lock=lock_offline_tables),
         Tables("impressions", erased, _below(workspace.impressions), lock=lock_impressions),
+    ]
+
+
+def _feature_tables(features: Path, erased: ErasedUsers, lock: Lock) -> list[FeatureTables]:
+    """Return the tables that the feature job wrote and those that the stream appended to them."""
+    tables = FeatureTables(
+        "feature tables",
+        erased,
+        lambda: _feature_files(features),
+        lock=lock,
+        remedy=FEATURES_ANEW,
+        versions=lambda: _finished(features),
+    )
+    return [
+        tables,
+        replace(
+            tables,
+            name="table of the stream's state",
+            files=lambda: _state_files(features),
+            column=KEY,
+            prefix=USER_KEY,
+        ),
     ]
 
 

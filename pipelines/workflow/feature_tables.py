@@ -34,7 +34,6 @@ def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
     spec = workspace.spec()
     with display.stage("Features (Spark)") as stage:
         stage("starting Spark", 0, 0)
-        files = event_files(workspace)
         require_whole_events(workspace)
         events = event_count(workspace)
         spark = spark_session(
@@ -52,7 +51,7 @@ def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
                     spec,
                     workspace.ingest,
                     folder,
-                    event_files=files,
+                    event_files=event_files(workspace),
                     progress=say,
                     log_position=log_position(workspace),
                 )

@@ -13,7 +13,7 @@ from feature_repo.workspace import Workspace
 from serving.counters import CounterFiles, CounterReader
 from serving.http.access import load_keys
 from serving.http.app import create_app
-from serving.impressions import ImpressionKeeper
+from serving.impression_keeper import ImpressionKeeper
 from serving.observability.logs import setup_logging
 from serving.process.listener import listen
 from serving.process.supervisor import run_workers

@@ -21,7 +21,8 @@ from pipelines.erasure.erase import NotErased, run_erase
 from pipelines.operations.batch import _to_redis
 from pipelines.streaming.lease import Lease
 from serving.erasure import Erasure
-from serving.impressions import ImpressionLog, impressions_lock, read_impressions
+from serving.impression_files import impressions_lock
+from serving.impressions import ImpressionLog, read_impressions
 from tests.support.an_impression import impression
 from tests.support.forked import Forked
 from tests.support.tiny_release import register

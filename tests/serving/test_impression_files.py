@@ -7,17 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from feature_repo.files import locked
 from feature_repo.settings import SettingsError
 from feature_repo.workspace import Workspace
 from serving import impression_files as module
-from serving.impression_files import files_of, tidy
-from serving.impressions import (
-    IMPRESSION_SCHEMA,
-    ImpressionKeeper,
-    impressions_lock,
-    read_impressions,
-    to_table,
-)
+from serving.impression_files import files_of, impressions_lock, tidy
+from serving.impression_keeper import ImpressionKeeper
+from serving.impressions import IMPRESSION_SCHEMA, read_impressions, to_table
 from tests.support.an_impression import impression
 from tests.support.waiting import wait_until
 
@@ -123,7 +119,10 @@ def test_a_torn_file_does_not_stop_a_reader(folder):
 def test_nobody_merges_while_another_does_or_an_erasure_runs(folder):
     with impressions_lock(folder, exclusive=True):
         assert tidy(folder, IMPRESSION_SCHEMA, DAYS, NOW) == 0
-    assert tidy(folder, IMPRESSION_SCHEMA, DAYS, NOW) == 4
+    with locked(folder / ".tidying.lock"):
+        assert tidy(folder, IMPRESSION_SCHEMA, DAYS, NOW) == 0
+    with impressions_lock(folder, exclusive=False):  # a server writes
+        assert tidy(folder, IMPRESSION_SCHEMA, DAYS, NOW) == 4
 
 
 def test_a_server_tidies_by_itself(tmp_path, monkeypatch):
