@@ -60,6 +60,7 @@ class ErasedUsers:
         self._redis = client
         self._numbers: frozenset[str] = frozenset()
         self._elsewhere: frozenset[str] = frozenset()
+        self._in_redis: frozenset[str] = frozenset()
         self._key: bytes | None = None
         self._stamp = -1
         self._asked = 0.0
@@ -167,12 +168,20 @@ class ErasedUsers:
 
     def _ask_redis(self, client: redis.Redis) -> None:
         with contextlib.suppress(redis.RedisError, OSError):  # the files are enough
-            members: Any = client.smembers(LISTED)
-            in_redis = frozenset(member.decode() for member in members)
-            if self._numbers - in_redis:
-                client.sadd(LISTED, *(self._numbers - in_redis))
-            self._elsewhere = in_redis - self._numbers
+            # Numbers are only added, so a set of the same size is the same set.
+            if client.scard(LISTED) != len(self._in_redis) or self._numbers - self._in_redis:
+                self._read_redis(client)
         self._asking = False
+
+    def _read_redis(self, client: redis.Redis) -> None:
+        """Read the whole set, and add what it lacks."""
+        numbers = self._numbers
+        members: Any = client.smembers(LISTED)
+        in_redis = frozenset(member.decode() for member in members)
+        if numbers - in_redis:
+            client.sadd(LISTED, *(numbers - in_redis))
+        self._in_redis = in_redis | numbers
+        self._elsewhere = in_redis - numbers
 
 
 def _new_proof(number: str) -> dict[str, Any]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import ClassVar
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the limit of a file's size is reached",
+}
 
 
 class FunnelError(Exception):
@@ -16,3 +24,22 @@ class FunnelError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+
+
+def disk_full(error: BaseException) -> str | None:
+    """Return a sentence if an error, or one that caused it, is that nothing more can be written.
+
+    Libraries wrap the system's error in others, of which only the text is left.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        for code, said in _FULL.items():
+            if number == code or (number is None and os.strerror(code) in str(seen)):
+                where = f" ({seen.filename})" if isinstance(seen, OSError) and seen.filename else ""
+                return (
+                    f"{said}{where}: nothing that was finished before is lost; "
+                    "free space and run the command again"
+                )
+        seen = seen.__cause__ or seen.__context__
+    return None

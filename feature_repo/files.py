@@ -1,28 +1,45 @@
 """Locks, files that are replaced in one step, and folders that appear only when they are complete.
 
+What appears under its name is on the disk: content is synced before the rename and the folder after
+it, so that a power cut leaves the old or the new, never an empty file of the right name.
+
 A light module: Spark's Python workers import it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from feature_repo.errors import FunnelError
+from feature_repo.processes import is_running
 
 TEMPORARY = ".tmp"
 """The suffix of a file that is being written; its name begins with a dot."""
 
 
 class LockHeld(FunnelError):
-    """Another process holds a lock that was asked for without waiting."""
+    """Another process holds a lock that was asked for without waiting.
+
+    Attributes:
+        holder: the process, in words.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.holder = _holder_of(path)
+        super().__init__(f"{self.holder} holds the lock {path}")
 
 
 def lock(file: IO[Any], *, shared: bool = False, blocking: bool = True) -> None:
@@ -38,12 +55,14 @@ def lock(file: IO[Any], *, shared: bool = False, blocking: bool = True) -> None:
     try:
         fcntl.flock(file, kind if blocking else kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise LockHeld(f"another process holds the lock {file.name}") from None
+        raise LockHeld(Path(file.name)) from None
 
 
 @contextmanager
 def locked(path: Path, *, shared: bool = False, blocking: bool = True) -> Iterator[IO[bytes]]:
     """Hold the lock of a file, which is created if need be, and yield the open file.
+
+    Whoever holds it alone is named in the file, so that others can say whom they wait for.
 
     Args:
         path: the lock file; it stays when the lock is released.
@@ -57,26 +76,50 @@ def locked(path: Path, *, shared: bool = False, blocking: bool = True) -> Iterat
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         lock(file, shared=shared, blocking=blocking)
+        if not shared:
+            _sign(file)
         try:
             yield file
         finally:
+            if not shared:
+                file.truncate(0)
             fcntl.flock(file, fcntl.LOCK_UN)  # a child forked meanwhile has the file open as well
 
 
+def _sign(file: IO[bytes]) -> None:
+    """Write into a lock file who holds it."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:3]))
+    holder = {
+        "pid": os.getpid(),
+        # Without options: they may name a user, who must not be remembered here.
+        "command": " ".join([Path(sys.argv[0]).name, *words]),
+        "since": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+    }
+    file.truncate(0)
+    with contextlib.suppress(OSError):  # a full disk must not cost the lock
+        file.write(json.dumps(holder).encode())
+        file.flush()
+
+
+def _holder_of(path: Path) -> str:
+    """Return who holds a lock, as far as its file says so."""
+    try:
+        holder = json.loads(path.read_bytes())
+        if is_running(holder["pid"]):
+            return f"process {holder['pid']} ('{holder['command']}', since {holder['since']})"
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    return "another process"
+
+
 @contextmanager
-def replace_atomically(path: Path, *, sync: bool = True) -> Iterator[Path]:
+def replace_atomically(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file that replaces ``path`` only if the block succeeds.
 
     The temporary file is in the same folder and its name is always the same: only one writer at a
     time, and what a killed writer left is overwritten.
-
-    Args:
-        path: the file to replace.
-        sync: write the content through to the disk first; without it, a crash of the machine may
-            leave an empty file.
-
     """
-    with _replacing(path, path.with_name(f".{path.name}{TEMPORARY}"), sync) as temporary:
+    with _replacing(path, path.with_name(f".{path.name}{TEMPORARY}")) as temporary:
         yield temporary
 
 
@@ -93,7 +136,7 @@ def write_atomically(path: Path, content: str | bytes, *, mode: int = 0o666) -> 
     """
     data = content.encode() if isinstance(content, str) else content
     unique = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY}")
-    with _replacing(path, unique, sync=True) as temporary:
+    with _replacing(path, unique) as temporary:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -114,8 +157,13 @@ def link_atomically(link: Path, target: Path) -> None:
     """Point a symbolic link at ``target`` in one step."""
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(os.path.relpath(target, link.parent))
-    os.replace(temporary, link)
+    try:
+        temporary.symlink_to(os.path.relpath(target, link.parent))
+        os.replace(temporary, link)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(link.parent)
 
 
 @contextmanager
@@ -136,10 +184,33 @@ def staged_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
+    publish_folder(staging, final, old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish_folder(staging: Path, final: Path, old: Path) -> None:
+    """Give a finished folder its name, on the disk with all that is in it.
+
+    Args:
+        staging: the folder with its final content.
+        final: its name from now on, in an existing folder of the same file system.
+        old: where a folder that has the name is moved.
+
+    """
+    _sync_tree(staging)
     if final.exists():
         os.replace(final, old)  # a rename: `final` is missing only between two system calls
     os.replace(staging, final)
-    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(final.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; each new name is on the disk."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -148,16 +219,26 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path, temporary: Path, sync: bool) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _replacing(path: Path, temporary: Path) -> Iterator[Path]:
+    make_folder(path.parent)
     try:
         yield temporary
-        if sync:
-            _sync(temporary)
+        _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Sync every file below a folder, and then the folders from the innermost outwards."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = Path(parent, name)
+            if not path.is_symlink():
+                _sync(path)
+        _sync(Path(parent))
 
 
 def _sync(path: Path) -> None:

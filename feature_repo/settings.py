@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         1_000, ge=1, description="open connections of a worker; more wait until others are closed"
     )
+    impression_days: int = Field(
+        90, ge=90, description="days after which impressions are removed, at least 90"
+    )
     refresh_s: float = Field(1.0, gt=0, description="seconds between checks for new item counters")
     open: Literal["yes", "no"] = Field(
         "no", description="`yes`: listen on a network without API keys, behind a gateway of yours"

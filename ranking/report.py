@@ -71,6 +71,8 @@ class RankerReport(_Report):
         kinds: metrics of every kind.
         behind: each kind's distance from the highest NDCG.
         positions: for impressions, how often each position was shown and clicked; else None.
+        trained_on: id of the candidate generator whose candidates the rankers learned to order;
+            None: not known.
 
     """
 
@@ -79,6 +81,7 @@ class RankerReport(_Report):
     kinds: dict[str, KindReport]
     behind: dict[str, NdcgGap]
     positions: list[dict[str, int | float]] | None = None
+    trained_on: str | None = None
 
     @classmethod
     def load(cls, folder: Path) -> RankerReport:

@@ -102,7 +102,9 @@ class Engine:
         self.snapshot: ServingSnapshot
         self.adopt(release)
         if log_impressions:
-            self.impressions = ImpressionLog(workspace.impressions, self.metrics.impressions)
+            self.impressions = ImpressionLog(
+                workspace.impressions, self.metrics.impressions, erased=self.erasure.erased
+            )
 
     @property
     def release(self) -> Release:

@@ -28,7 +28,10 @@ import pyarrow.parquet as pq
 from prometheus_client import Counter
 
 from feature_repo.arrays import Float32Array, Int32Array
+from feature_repo.erased import ErasedUsers
 from feature_repo.files import write_atomically
+from feature_repo.parquet_files import set_torn_aside
+from serving.impression_files import files_of, impressions_lock
 from serving.recommender.filters import AttributeRule
 
 QUEUE = 10_000
@@ -122,7 +125,13 @@ class Impression:
 class ImpressionLog:
     """Takes impressions from requests and writes them to files a few seconds later, on a thread."""
 
-    def __init__(self, folder: Path, counter: Counter, queued: int = QUEUE) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        counter: Counter,
+        queued: int = QUEUE,
+        erased: ErasedUsers | None = None,
+    ) -> None:
         """Start the writer.
 
         Args:
@@ -130,8 +139,10 @@ class ImpressionLog:
             counter: counts impressions by ``outcome``: logged, dropped (the queue was full, or the
                 log closed) or failed (the file could not be written).
             queued: how many impressions may wait.
+            erased: users whose impressions are not written, even if they were served before.
 
         """
+        self._erased = erased
         self._folder = folder
         self._logged = counter.labels("logged")
         self._dropped = counter.labels("dropped")
@@ -188,16 +199,30 @@ class ImpressionLog:
 
     def _write(self, batch: Sequence[Impression]) -> None:
         try:
-            sink = pa.BufferOutputStream()
-            pq.write_table(to_table(batch), sink, compression="zstd", use_dictionary=_REPEATING)
-            stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-            name = f"{stamp}-{os.getpid()}-{next(_files):06d}.parquet"
-            write_atomically(self._folder / name, sink.getvalue().to_pybytes())
+            with impressions_lock(self._folder, exclusive=False):
+                # Under the lock: an erasure takes it after its users were put on the list.
+                remaining = self._without_erased(batch)
+                self._dropped.inc(len(batch) - len(remaining))
+                if remaining:
+                    self._write_file(remaining)
         except Exception as error:  # noqa: BLE001 - a full disk today must not cost the impressions of tomorrow
             self._failed.inc(len(batch))
             _log.warning("%d impressions were not written: %s", len(batch), error)
         else:
-            self._logged.inc(len(batch))
+            self._logged.inc(len(remaining))
+
+    def _without_erased(self, batch: Sequence[Impression]) -> Sequence[Impression]:
+        if self._erased is None:
+            return batch
+        erased = self._erased.among({one.user_id for one in batch})
+        return [one for one in batch if one.user_id not in erased] if erased else batch
+
+    def _write_file(self, batch: Sequence[Impression]) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(to_table(batch), sink, compression="zstd", use_dictionary=_REPEATING)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        name = f"{stamp}-{os.getpid()}-{next(_files):06d}.parquet"
+        write_atomically(self._folder / name, sink.getvalue().to_pybytes())
 
 
 def to_table(batch: Sequence[Impression]) -> pa.Table:
@@ -271,13 +296,19 @@ def read_impressions(
 ) -> pa.Table:
     """Return all impressions of a folder by time, by default with all columns.
 
-    Files that are still being written are not seen; a folder that is absent or empty gives an empty
-    table. A column that a file does not have yet is null. ``since``: requests before it (epoch
-    seconds) are left out.
+    Files that are still being written are not seen; a torn file is set aside; a folder that is
+    absent or empty gives an empty table. A column that a file does not have yet is null. ``since``:
+    requests before it (epoch seconds) are left out.
     """
-    files = sorted(str(path) for path in folder.glob("[!.]*.parquet"))
+    files = files_of(folder)
     if not files:
         return IMPRESSION_SCHEMA.empty_table().select(columns or IMPRESSION_SCHEMA.names)
-    dataset = ds.dataset(files, schema=IMPRESSION_SCHEMA, format="parquet")
-    table = dataset.to_table(columns=columns, filter=ds.field("time") >= since)
+    dataset = ds.dataset([str(path) for path in files], schema=IMPRESSION_SCHEMA, format="parquet")
+    try:
+        table = dataset.to_table(columns=columns, filter=ds.field("time") >= since)
+    except (pa.ArrowInvalid, OSError):
+        # A file was torn, or was merged meanwhile: what is there now is read.
+        if not set_torn_aside(files) and all(path.exists() for path in files):
+            raise
+        return read_impressions(folder, columns, since)
     return table.sort_by("time") if columns is None or "time" in columns else table

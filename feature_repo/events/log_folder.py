@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from feature_repo.events.stored import encode
-from feature_repo.files import lock, replace_atomically, sync_folder
+from feature_repo.files import lock, replace_atomically
 
 _HOUR_MS = 3_600_000
 _NAME = re.compile(r"(\d+)-(\d+)-\d+\.jsonl")
@@ -111,9 +111,6 @@ class Writer:
         milliseconds = max(time.time_ns() // 1_000_000, self.newest + 1)
         self._reserve(milliseconds)
         folder = self._folder / str(milliseconds // _HOUR_MS)
-        if not folder.is_dir():
-            folder.mkdir()
-            sync_folder(self._folder)
         name = f"{milliseconds}-{len(events)}-{os.getpid()}.jsonl"
         file = LogFile(milliseconds, len(events), folder / name)
         lines = (
@@ -125,7 +122,6 @@ class Writer:
             temporary.open("w", encoding="utf-8", newline="\n") as out,
         ):
             out.writelines(lines)
-        sync_folder(folder)
         return file
 
     def _reserve(self, milliseconds: int) -> None:

@@ -41,7 +41,7 @@ def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
     chosen = profile()
     config: dict[str, Any] = yaml.safe_load((_HERE / _FILES[chosen]).read_text(encoding="utf-8"))
     workspace.feast_registry.parent.mkdir(parents=True, exist_ok=True)
-    config["registry"] = str(workspace.feast_registry)
+    config["registry"]["path"] = str(workspace.feast_registry)
     if chosen == "local":
         config["online_store"] |= {"folder": str(workspace.redis), "timeout_s": timeout_s}
     else:

@@ -29,7 +29,7 @@ warnings.showwarning = _show_ours  # type: ignore[assignment]
 import typer  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
-from feature_repo.errors import FunnelError  # noqa: E402
+from feature_repo.errors import FunnelError, disk_full  # noqa: E402
 from feature_repo.settings import read_settings  # noqa: E402
 from feature_repo.stores.feast_checks import disable_feast_type_checks  # noqa: E402
 from feature_repo.workspace import work_folder  # noqa: E402
@@ -59,7 +59,7 @@ disable_feast_type_checks()
 
 
 class CommandLine(TyperGroup):
-    """All commands: settings are checked first, and a ``FunnelError`` becomes one line."""
+    """All commands: settings are checked first; a ``FunnelError``, or a full disk, is one line."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; the error's exit code is that of the process."""
@@ -69,6 +69,11 @@ class CommandLine(TyperGroup):
         except FunnelError as error:
             typer.echo(f"funnel: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
+        except Exception as error:
+            if (said := disk_full(error)) is None:
+                raise
+            typer.echo(f"funnel: {said}", err=True)
+            raise typer.Exit(1) from None
 
 
 app = typer.Typer(

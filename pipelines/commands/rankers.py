@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from feature_repo.stage_locks import Written, stage_lock
 from pipelines.commands.options import Home, Kinds, known_kinds, use_all_cores, workspace_of
 
 rankers = typer.Typer()
@@ -48,8 +49,9 @@ def learning_curve(
 
     kinds = known_kinds(kind)
     use_all_cores()
-    with display.stage("Learning curve") as progress:
-        figures = train(workspace_of(home), kinds, None, progress)
+    workspace = workspace_of(home)
+    with stage_lock(workspace, Written.MODELS), display.stage("Learning curve") as progress:
+        figures = train(workspace, kinds, None, progress)
     show(figures)
     display.result(json.dumps(figures))
 
@@ -65,7 +67,8 @@ def compress(home: Home = None) -> None:
     from pipelines.training.compress import compress as make
     from pipelines.training.compress import show
 
-    with display.stage("Compress") as progress:
-        figures = make(workspace_of(home), None, progress)
+    workspace = workspace_of(home)
+    with stage_lock(workspace, Written.MODELS), display.stage("Compress") as progress:
+        figures = make(workspace, None, progress)
     show(figures)
     display.result(json.dumps(figures))

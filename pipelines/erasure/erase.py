@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +25,23 @@ from feature_repo.erased import ErasedUsers
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import log_address
 from feature_repo.files import TEMPORARY, locked
+from feature_repo.parquet_files import files_set_aside
 from feature_repo.progress import Progress, no_progress
+from feature_repo.stage_locks import StageRunning, Written, stage_lock
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.erasure.built_in_world import BuiltInWorld
-from pipelines.erasure.locations import LocationUnavailable, StorageLocation
+from pipelines.erasure.locations import BusyLocation, LocationUnavailable, StorageLocation
 from pipelines.erasure.log_files import LogFiles
 from pipelines.erasure.models import model_locations
 from pipelines.erasure.proof import ErasureProof, Proofs, RunOutcome, SearchResult
 from pipelines.erasure.redis import redis_locations, rewrite_file
 from pipelines.erasure.stream import StreamState
 from pipelines.erasure.tables import table_locations
+from pipelines.features.spark_scratch import living_scratch, remove_dead_scratch
+from pipelines.streaming.offline import archive
+from pipelines.streaming.repair import rebuild_archive
 from pipelines.training.release import code_version
 from serving.erasure import Erasure
 from serving.impressions import FLUSH_S
@@ -67,41 +73,85 @@ def erase(
         proofs = Proofs(erasure.erased)
         if user is not None:
             erasure.erase(user)
-        _wait_for_impressions(erasure.erased)
-        unfinished_files_removed = _remove_unfinished(workspace.root)
-        # Users have no names there; the folder is made again when it is needed.
-        shutil.rmtree(workspace.peers, ignore_errors=True)
-
-        locations = _locations(workspace, erasure, client, config)
-        try:
-            found = _search(locations, progress, "searching")
-            proofs.begin(found)
-            _remove(locations, found, progress)
-            redis_file = rewrite_file(client)
-            left = _search(locations, progress, "searching again")
-        finally:
-            if spark := SparkSession.getActiveSession():
-                spark.stop()
-        outcome = RunOutcome(
-            redis_file=redis_file,
-            unfinished_files_removed=unfinished_files_removed,
-            version=code_version(),
-        )
+        # From here on, a command that starts knows the list; one that started before holds a lock.
+        with _stages_held(workspace) as busy:
+            _wait_for_impressions(erasure.erased)
+            unfinished_files_removed = _remove_unfinished(workspace, busy)
+            locations = _locations(workspace, erasure, client, config, busy=busy)
+            left, outcome = _clean(workspace, locations, proofs, client, progress=progress)
+        outcome = outcome.model_copy(update={"unfinished_files_removed": unfinished_files_removed})
         return proofs.finish(left, requested, outcome)
 
 
+def _clean(
+    workspace: Workspace,
+    locations: Sequence[StorageLocation],
+    proofs: Proofs,
+    client: redis.Redis,
+    *,
+    progress: Progress,
+) -> tuple[dict[str, SearchResult], RunOutcome]:
+    """Search all locations, remove who was found, search again; return what is left."""
+    # Users have no names there; the folder is made again when it is needed.
+    shutil.rmtree(workspace.peers, ignore_errors=True)
+    try:
+        found = _search(locations, progress, "searching")
+        proofs.begin(found)
+        _remove(locations, found, progress)
+        damaged_files_removed = _remove_damaged(workspace)
+        redis_file = rewrite_file(client)
+        left = _search(locations, progress, "searching again")
+    finally:
+        if spark := SparkSession.getActiveSession():
+            spark.stop()
+    outcome = RunOutcome(
+        redis_file=redis_file,
+        damaged_files_removed=damaged_files_removed,
+        version=code_version(),
+    )
+    return left, outcome
+
+
+@contextmanager
+def _stages_held(workspace: Workspace) -> Iterator[dict[Written, str]]:
+    """Keep other commands from writing; yield who writes what already, by what is written."""
+    busy: dict[Written, str] = {}
+    with ExitStack() as stack:
+        for written in Written:
+            try:
+                stack.enter_context(stage_lock(workspace, written))
+            except StageRunning as error:
+                busy[written] = str(error)
+        yield busy
+
+
 def _locations(
-    workspace: Workspace, erasure: Erasure, client: redis.Redis, config: Any
+    workspace: Workspace,
+    erasure: Erasure,
+    client: redis.Redis,
+    config: Any,
+    *,
+    busy: Mapping[Written, str],
 ) -> list[StorageLocation]:
     address = log_address()
     logs = [LogFiles(erasure.erased, address)] if isinstance(address, Path) else []
+    models = model_locations(workspace, erasure.erased)
+    if Written.MODELS in busy:
+        models = [BusyLocation(one.name, busy[Written.MODELS]) for one in models]
+    scratch = [
+        BusyLocation("scratch files of Spark", f"a Spark job uses {folder}: let it finish")
+        for folder in living_scratch(workspace.root.resolve())[:1]
+    ]
+    names = {Written.FEATURES: "new feature tables", Written.ONLINE: "materialization"}
     return [
         *redis_locations(client, erasure, config),
         *logs,
         BuiltInWorld(workspace, erasure.erased),
         *table_locations(workspace, erasure.erased),
         StreamState(workspace, erasure.erased),
-        *model_locations(workspace, erasure.erased),
+        *models,
+        *scratch,
+        *(BusyLocation(name, busy[what]) for what, name in names.items() if what in busy),
     ]
 
 
@@ -113,17 +163,35 @@ def _wait_for_impressions(erased: ErasedUsers) -> None:
     time.sleep(max(0.0, min(newest + longest_s - time.time(), longest_s)))
 
 
-def _remove_unfinished(root: Path) -> int:
-    """Remove temporary files that a killed process left, and return their number."""
+def _remove_unfinished(workspace: Workspace, busy: Mapping[Written, str]) -> int:
+    """Remove files, tables and Spark's folders that killed processes left; return their number."""
     removed = 0
     # Unlike pathlib, walk ignores folders that vanish meanwhile: Spark removes its own.
-    files = [Path(folder, name) for folder, _, names in os.walk(root) for name in names]
+    files = [Path(folder, name) for folder, _, names in os.walk(workspace.root) for name in names]
     for path in (path for path in files if path.match(f".*{TEMPORARY}")):
         with contextlib.suppress(FileNotFoundError):  # its writer finished it
             if path.stat().st_mtime < time.time() - _UNFINISHED_S:
                 path.unlink()
                 removed += 1
-    return removed
+    if Written.FEATURES not in busy:  # nobody makes tables now
+        for folder in (workspace.root / "features").glob(".*/"):
+            shutil.rmtree(folder)
+            removed += 1
+    return removed + remove_dead_scratch(workspace.root.resolve())
+
+
+def _remove_damaged(workspace: Workspace) -> int:
+    """Remove files that were set aside, since nobody can search them, and return their number.
+
+    What the event log can replace is made anew first.
+    """
+    rebuild_archive(workspace)
+    tables = (workspace.root / "features").glob("*/*")
+    folders = {archive(workspace), workspace.impressions, *tables}
+    asides = [aside for folder in folders if folder.is_dir() for aside in files_set_aside(folder)]
+    for aside in asides:
+        aside.unlink(missing_ok=True)
+    return len(asides)
 
 
 def _search(

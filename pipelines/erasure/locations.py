@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Set
+from dataclasses import dataclass
 from typing import Protocol
 
 from feature_repo.errors import FunnelError
@@ -35,3 +36,18 @@ class StorageLocation(Protocol):
             LocationUnavailable: it cannot be changed at present.
 
         """
+
+
+@dataclass(frozen=True)
+class BusyLocation:
+    """A storage location that another command writes at present: what it brings is not known."""
+
+    name: str
+    reason: str
+
+    def find(self) -> Counter[str]:
+        """Say that the location cannot be searched."""
+        raise LocationUnavailable(self.reason)
+
+    def remove(self, users: Set[str]) -> None:
+        """Leave the location to the other command."""

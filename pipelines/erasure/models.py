@@ -22,6 +22,7 @@ from safetensors.numpy import load_file, save_file
 from feature_repo.erased import ErasedUsers
 from feature_repo.files import (
     link_atomically,
+    publish_folder,
     read_json,
     replace_atomically,
     write_atomically,
@@ -121,7 +122,7 @@ class Releases:
         if fresh.exists():  # of a run that was killed after this step
             shutil.rmtree(staged)
         else:
-            os.replace(staged, fresh)
+            publish_folder(staged, fresh, fresh.with_name(f"{_STAGED}old-{fresh.name}"))
         target = release.resolve()
         for link in list(self._folder.iterdir()):
             if link.is_symlink() and link.resolve() == target:

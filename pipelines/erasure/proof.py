@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from feature_repo.erased import ERASED, PENDING, ErasedUsers
 from feature_repo.events.log_names import KafkaAddress, log_address
 from feature_repo.files import read_json
+from pipelines.erasure.redis import CLEAN
 
 NOT_SEARCHED = {
     "source files": (
@@ -32,6 +33,7 @@ NOT_SEARCHED = {
 }
 """Where an erasure does not search, and why."""
 
+_REDIS_FILE = "append-only file of Redis"
 _KAFKA = "events in a topic stay for its retention time; the streaming job writes none of them"
 
 SearchResult = Counter[str] | str
@@ -65,6 +67,7 @@ class RunOutcome(BaseModel):
     Attributes:
         redis_file: how the rewrite of Redis' append-only file ended.
         unfinished_files_removed: temporary files of killed processes that were removed.
+        damaged_files_removed: files that nobody can read and that were removed for that.
         version: version of the code.
 
     """
@@ -72,7 +75,8 @@ class RunOutcome(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     redis_file: str
-    unfinished_files_removed: int
+    unfinished_files_removed: int = 0
+    damaged_files_removed: int
     version: str
 
 
@@ -82,13 +86,15 @@ class ErasureProof(BaseModel):
     Attributes:
         erasure: the number of the erasure, the beginning of ``digest``.
         asked_at: when the erasure was asked for, ISO 8601.
-        state: ``pending`` until every location was searched and nothing is left.
+        state: ``pending`` until every location was searched, nothing is left, and Redis has
+            rewritten its file.
         digest: keyed digest of the user's id.
         places: counts by storage location.
-        problems: why a location could not be searched, by location.
+        problems: why a location could not be searched or cleaned, by location.
         not_searched: what is not searched, and why.
         redis_file: see ``RunOutcome``.
         unfinished_files_removed: see ``RunOutcome``.
+        damaged_files_removed: see ``RunOutcome``.
         version: see ``RunOutcome``.
         checked_at: when the last run ended, ISO 8601.
 
@@ -105,6 +111,7 @@ class ErasureProof(BaseModel):
     not_searched: dict[str, str] = {}
     redis_file: str | None = None
     unfinished_files_removed: int | None = None
+    damaged_files_removed: int | None = None
     version: str | None = None
     checked_at: str | None = None
 
@@ -149,6 +156,9 @@ class Proofs:
         """
         remaining = self._by_number(left)
         problems = {place: reason for place, reason in left.items() if isinstance(reason, str)}
+        unsearched = set(problems)
+        if outcome.redis_file not in CLEAN:
+            problems[_REDIS_FILE] = outcome.redis_file
         proofs = []
         for number in sorted(self._erased.numbers()):
             if self._is_done(number) and number not in requested and number not in remaining:
@@ -158,7 +168,7 @@ class Proofs:
                 proof = ErasureProof.model_validate(stored)
                 places = proof.places | {
                     location: proof.counts(location).settled(
-                        None if location in problems else counts.get(location, 0)
+                        None if location in unsearched else counts.get(location, 0)
                     )
                     for location in left
                 }

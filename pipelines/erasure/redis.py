@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Set
@@ -20,6 +21,16 @@ from serving.erasure import Erasure
 
 _KEYS_PER_CALL = 1_000
 _REWRITE_TIMEOUT_S = 600.0
+_FILLER = "funnel:erasure:filler"
+_REMEDY = (
+    "see that its disk has room and that this user may CONFIG SET and BGREWRITEAOF "
+    "(see Redis' own log)"
+)
+
+REWRITTEN = "rewritten"
+NO_FILE = "no append-only file"
+CLEAN = (REWRITTEN, NO_FILE)
+"""Outcomes after which the append-only file has nothing of who was removed."""
 
 
 @dataclass(frozen=True)
@@ -124,23 +135,34 @@ def redis_locations(
 
 
 def rewrite_file(client: redis.Redis) -> str:
-    """Make Redis rewrite its append-only file, which still has deleted data; return the outcome."""
+    """Make Redis rewrite its append-only file, which still has deleted data.
+
+    Returns:
+        one of ``CLEAN``, or what went wrong and what to do.
+
+    """
     try:
         state: dict[str, Any] = client.info("persistence")  # type: ignore[assignment]
         if not state["aof_enabled"]:
-            return "no append-only file"
+            return NO_FILE
         # A snapshot contains deleted entries of streams, which Redis only marks; commands do not,
         # and a Redis that was started from commands does not either. So the setting stays.
         client.config_set("aof-use-rdb-preamble", "no")
-        _wait(client)  # a rewrite that began before the deletions does not count
+        before = _wait(client)  # a rewrite that began before the deletions does not count
+        # A rewrite that fails at its last step leaves the status of the one before. The size after
+        # the last rewrite tells: with a value of random length in it, it is another one.
+        client.set(_FILLER, "x" * secrets.randbelow(1 << 16), ex=int(_REWRITE_TIMEOUT_S))
         client.bgrewriteaof()  # type: ignore[no-untyped-call]
-        return (
-            "rewritten"
-            if _wait(client)["aof_last_bgrewrite_status"] == "ok"
-            else "Redis could not rewrite it"
-        )
+        after = _wait(client)
+        client.delete(_FILLER)
+        status = after["aof_last_bgrewrite_status"]
+        if status == "ok" and after["aof_base_size"] != before["aof_base_size"]:
+            return REWRITTEN
+        return f"Redis could not rewrite it ({status}): {_REMEDY}"
     except redis.ResponseError as error:
-        return f"Redis refused: {error}"
+        return f"Redis refused ({error}): {_REMEDY}"
+    except redis.RedisError as error:
+        return f"Redis did not answer ({error}): {_REMEDY}"
 
 
 def _wait(client: redis.Redis) -> dict[str, Any]:

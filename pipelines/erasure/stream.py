@@ -28,6 +28,7 @@ from feature_repo.workspace import Workspace
 from pipelines.erasure.locations import LocationUnavailable
 from pipelines.features.activity import EVENT_MICROS
 from pipelines.features.stream_facts import FACTS, KEY, POSITION_FILE, STATE, USER_KEY
+from pipelines.features.whole_tables import forget_files, list_files
 from pipelines.streaming.generation import Generation, checkpoint_folder
 from pipelines.streaming.job import StreamConfig, stream_session
 from pipelines.streaming.lease import JobRunning, Lease
@@ -44,17 +45,16 @@ class StreamState:
     name: str = "state of the stream"
 
     def find(self) -> Counter[str]:
-        """Return whether the checkpoint has facts of each erased user."""
-        if not self._checkpoint.is_dir():
-            return Counter()
+        """Return whether the checkpoint has facts of each erased user.
+
+        The lease is taken where there is no checkpoint, too: a job may be about to make one.
+        """
         with self._facts() as facts:
             return Counter(self._among(facts)) if facts else Counter()
 
     def remove(self, users: Set[str]) -> None:
         """Move the facts of all others into the table of the state, and remove the checkpoint."""
         shutil.rmtree(self._dropped, ignore_errors=True)
-        if not self._checkpoint.is_dir():
-            return
         with self._facts() as facts:
             erased = self._among(facts) & set(users) if facts else set()
             if facts and erased:
@@ -82,7 +82,8 @@ class StreamState:
             ) from None
         try:
             if not any(path.name.isdigit() for path in self._checkpoint.glob("commits/*")):
-                self._drop()  # it holds nothing that the next start does not read from the tables
+                if self._checkpoint.is_dir():
+                    self._drop()  # it has nothing that the next start does not read from tables
                 yield None
                 return
             spark = stream_session(self.workspace, StreamConfig(), None)
@@ -119,9 +120,11 @@ class StreamState:
                     "the streaming job was killed within a batch: start it, stop it, "
                     "and run this command again"
                 )
+            forget_files(features)
             with staged_folder(features / STATE) as folder:
                 unknown = F.lit(None).cast("bigint").alias(EVENT_MICROS)
                 facts.select(KEY, FACTS, unknown).write.mode("overwrite").parquet(str(folder))
+            list_files(features)
             write_json(features / POSITION_FILE, {"position": position})
 
     def _positions(self, features: Path) -> list[str]:

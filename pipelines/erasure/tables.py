@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,18 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
 from feature_repo.files import replace_atomically
+from feature_repo.parquet_files import set_aside, why_unreadable
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.erasure.locations import LocationUnavailable, StorageLocation
 from pipelines.features.stream_facts import KEY, STATE, USER_KEY
+from pipelines.features.whole_tables import (
+    FEATURES_ANEW,
+    forget_files,
+    is_listed,
+    list_files,
+    set_torn_files_aside,
+)
+from pipelines.ingest.ingested import INGEST_ANEW
 from pipelines.ingest.manifest import (
     IngestedBatch,
     IngestManifest,
@@ -30,13 +39,17 @@ from pipelines.ingest.manifest import (
     manifest_path,
 )
 from pipelines.streaming.offline import archive, tables_lock
+from serving.impression_files import impressions_lock
 
 Lock = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Parquet files with a column of user ids, which may have a ``prefix``."""
+    """Parquet files with a column of user ids, which may have a ``prefix``.
+
+    Of files that cannot be read ``remedy`` says what to do; None: they are set aside.
+    """
 
     name: str
     erased: ErasedUsers
@@ -44,6 +57,7 @@ class Tables:
     column: str = c.USER
     prefix: str = ""
     lock: Lock = nullcontext
+    remedy: str | None = None
 
     def find(self) -> Counter[str]:
         """Return the rows of each erased user."""
@@ -63,8 +77,24 @@ class Tables:
                 filter_rows(path, lambda rows: pc.invert(pc.is_in(rows[self.column], keys)))
 
     def count(self, path: Path) -> Counter[str]:
-        """Return the rows of each erased user in one file."""
-        column = pq.read_table(path, columns=[self.column], partitioning=None)[self.column]
+        """Return the rows of each erased user in one file.
+
+        Raises:
+            LocationUnavailable: the file cannot be read.
+
+        """
+        try:
+            column = pq.read_table(path, columns=[self.column], partitioning=None)[self.column]
+        except (pa.ArrowInvalid, OSError):
+            reason = why_unreadable(path)
+            if reason is None:
+                raise
+            if self.remedy:
+                raise LocationUnavailable(
+                    f"{path} cannot be read ({reason}): {self.remedy}"
+                ) from None
+            set_aside(path, reason)
+            return Counter()
         rows = {
             value["values"].removeprefix(self.prefix): value["counts"]
             for value in pc.value_counts(column).to_pylist()
@@ -101,6 +131,23 @@ class IngestedTables(Tables):
         rows = sum(pq.read_metadata(path).num_rows for path in paths)
         removed = sum(counts[path][user] for path in paths for user in users)
         return batch.model_copy(update={"rows": rows - removed})
+
+
+@dataclass(frozen=True)
+class FeatureTables(Tables):
+    """Offline tables, whose files are listed with their hashes."""
+
+    versions: Callable[[], Iterable[Path]] = list
+
+    def rewrite(self, users: Set[str]) -> None:
+        """Rewrite the files, and list them anew; without a list only their indices are checked."""
+        changed = any(not self.count(path).keys().isdisjoint(users) for path in self.files())
+        versions = [v for v in self.versions() if changed or not is_listed(v)]
+        for version in versions:
+            forget_files(version)
+        super().rewrite(users)
+        for version in versions:
+            list_files(version)
 
 
 @dataclass(frozen=True)
@@ -143,25 +190,6 @@ def _rows(path: Path) -> pa.Table:
     return pq.read_table(path, partitioning=None)
 
 
-@dataclass(frozen=True)
-class UnfinishedFeatures:
-    """Tables of a features run that is not finished or was killed: its files may be incomplete."""
-
-    folder: Path
-    name: str = "unfinished features"
-
-    def find(self) -> Counter[str]:
-        """Return no users, or raise if there are unfinished tables."""
-        if any(path.is_dir() for path in self.folder.glob(".*")):
-            raise LocationUnavailable(
-                "'funnel features' runs or was killed: let it finish, or run it again"
-            )
-        return Counter()
-
-    def remove(self, users: Set[str]) -> None:
-        """Leave the tables to the run."""
-
-
 def table_locations(workspace: Workspace, erased: ErasedUsers) -> list[StorageLocation]:
     """Return the tables of a working folder, the ingested ones before features made from them.
 
@@ -170,6 +198,7 @@ def table_locations(workspace: Workspace, erased: ErasedUsers) -> list[StorageLo
     ingest = workspace.ingest
     features = workspace.root / "features"
     lock_ingest: Lock = lambda: ingest_lock(workspace)  # noqa: E731
+    lock_impressions: Lock = lambda: impressions_lock(workspace.impressions, True)  # noqa: E731
     lock_offline_tables: Lock = lambda: tables_lock(workspace, exclusive=True)  # noqa: E731
     return [
         IngestedTables(
@@ -177,26 +206,44 @@ def table_locations(workspace: Workspace, erased: ErasedUsers) -> list[StorageLo
             erased,
             _below(ingest / "events"),
             lock=lock_ingest,
+            remedy=INGEST_ANEW,
             workspace=workspace,
         ),
-        Tables("ingested users", erased, lambda: ingest.glob("users.parquet"), lock=lock_ingest),
+        Tables(
+            "ingested users",
+            erased,
+            lambda: ingest.glob("users.parquet"),
+            lock=lock_ingest,
+            remedy=INGEST_ANEW,
+        ),
         QuarantinedRows(
             erased, lambda: _of_users(ingest / "quarantine"), _user_columns(workspace), lock_ingest
         ),
-        Tables(
-            "feature tables", erased, lambda: _feature_files(features), lock=lock_offline_tables
-        ),
-        Tables(
-            "table of the stream's state",
-            erased,
-            lambda: _state_files(features),
+        *_feature_tables(features, erased, lock_offline_tables),
+        Tables("event archive", erased, _below(archive(workspace)), lock=lock_offline_tables),
+        Tables("impressions", erased, _below(workspace.impressions), lock=lock_impressions),
+    ]
+
+
+def _feature_tables(features: Path, erased: ErasedUsers, lock: Lock) -> list[FeatureTables]:
+    """Return the tables that the feature job wrote and those that the stream appended to them."""
+    tables = FeatureTables(
+        "feature tables",
+        erased,
+        lambda: _feature_files(features),
+        lock=lock,
+        remedy=FEATURES_ANEW,
+        versions=lambda: _finished(features),
+    )
+    return [
+        tables,
+        replace(
+            tables,
+            name="table of the stream's state",
+            files=lambda: _state_files(features),
             column=KEY,
             prefix=USER_KEY,
-            lock=lock_offline_tables,
         ),
-        UnfinishedFeatures(features),
-        Tables("event archive", erased, _below(archive(workspace)), lock=lock_offline_tables),
-        Tables("impressions", erased, _below(workspace.impressions)),
     ]
 
 
@@ -211,20 +258,35 @@ def _of_users(quarantine: Path) -> list[Path]:
 
 
 def _finished(features: Path) -> list[Path]:
-    tables = [
+    """Return the folders of finished tables."""
+    return [
         version
         for version in features.glob("[!.]*")
         if version.is_dir() and not version.is_symlink()
     ]
-    return [path for version in tables for path in _below(version)()]
+
+
+def _files_of(features: Path) -> list[Path]:
+    """Return the files of finished tables; what the stream appended and is torn is set aside."""
+    versions = _finished(features)
+    for version in versions:
+        set_torn_files_aside(version)
+    return [path for version in versions for path in _below(version)()]
 
 
 def _feature_files(features: Path) -> list[Path]:
-    return [path for path in _finished(features) if c.USER in pq.read_schema(path).names]
+    return [path for path in _files_of(features) if _may_have_users(path)]
+
+
+def _may_have_users(path: Path) -> bool:
+    """Return whether a file has a column of users, or cannot be read."""
+    return (
+        why_unreadable(path, footer_only=True) is not None or c.USER in pq.read_schema(path).names
+    )
 
 
 def _state_files(features: Path) -> list[Path]:
-    return [path for path in _finished(features) if path.parent.name.endswith(STATE)]
+    return [path for path in _files_of(features) if path.parent.name.endswith(STATE)]
 
 
 def _user_columns(workspace: Workspace) -> set[str]:

@@ -22,6 +22,7 @@ from feature_repo.arrays import Float64Array, Int64Array
 from feature_repo.dataset import DatasetSpec
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import MissingStage, Workspace
+from pipelines.features.whole_tables import require_whole_tables
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import Activity, activity_from
 
@@ -35,10 +36,18 @@ class PointInTime:
     """Historical feature reads of one workspace."""
 
     def __init__(self, workspace: Workspace) -> None:
+        """Open the workspace's feature store.
+
+        Raises:
+            MissingStage: the features are not registered.
+            DamagedTable: a file of the offline tables cannot be read.
+
+        """
         if not workspace.feast_registry.is_file():
             raise MissingStage(
                 f"no Feast registry in {workspace.root}: run 'funnel materialize' first"
             )
+        require_whole_tables(workspace)
         self.store = feature_store(workspace)
 
     def users(

@@ -13,6 +13,7 @@ from feature_repo.files import write_atomically
 from feature_repo.settings import read_settings
 from feature_repo.workspace import default_root
 from pipelines.features.java import java_home, write_script
+from pipelines.features.spark_scratch import own_scratch, remove_dead_scratch
 
 _Setting = bool | float | int | str | None
 
@@ -69,6 +70,7 @@ def spark_session(
     if SparkSession.getActiveSession() is None:
         os.environ["JAVA_HOME"] = str(java_home(work))
     settings = _settings(work, short=short)
+    remove_dead_scratch(work)
     if master.startswith("local"):
         settings |= _local_settings(work)
         os.environ["PYSPARK_PYTHON"] = str(_worker_python(work))
@@ -106,6 +108,6 @@ def _local_settings(work: Path) -> dict[str, _Setting]:
     return {
         "spark.driver.host": "127.0.0.1",
         "spark.driver.bindAddress": "127.0.0.1",
-        "spark.local.dir": str(work / "spark" / "local"),
+        "spark.local.dir": str(own_scratch(work)),
         "spark.sql.shuffle.partitions": "4",
     }

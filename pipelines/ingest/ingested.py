@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,9 +11,15 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.schema import EVENT_SCHEMA
+from feature_repo.parquet_files import DamagedTable, why_unreadable
 from feature_repo.workspace import Workspace
 from pipelines.ingest.identity import own_id
 from pipelines.ingest.manifest import IngestManifest
+
+INGEST_ANEW = (
+    "remove the folder 'ingest' of the working folder and run 'funnel ingest' with all source files"
+)
+"""What to do when a file of the ingested tables is damaged."""
 
 
 def event_files(workspace: Workspace) -> list[str]:
@@ -22,6 +30,21 @@ def event_files(workspace: Workspace) -> list[str]:
 
     """
     return [str(workspace.ingest / name) for name in IngestManifest.read(workspace).event_files]
+
+
+def require_whole_events(workspace: Workspace) -> None:
+    """Refuse ingested events of which a file cannot be read.
+
+    Raises:
+        MissingStage: nothing has been ingested.
+        DamagedTable: a file is missing or torn; the message says what to do.
+
+    """
+    for name in event_files(workspace):
+        path = Path(name)
+        reason = why_unreadable(path, footer_only=True) if path.is_file() else "it is missing"
+        if reason:
+            raise DamagedTable(f"{path} cannot be read ({reason}): {INGEST_ANEW}")
 
 
 def event_count(workspace: Workspace) -> int:
@@ -59,8 +82,10 @@ def read_events(workspace: Workspace, columns: list[str] | None = None) -> pd.Da
 
     Raises:
         MissingStage: nothing has been ingested.
+        DamagedTable: a file of them cannot be read.
 
     """
+    require_whole_events(workspace)
     names = sorted({*(columns or []), c.TIMESTAMP, c.EVENT_ID}) if columns else None
     tables = [
         pq.read_table(path, columns=names, partitioning=None) for path in event_files(workspace)

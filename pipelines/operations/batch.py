@@ -13,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo import columns as c
+from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import batch_key
 from feature_repo.files import read_json, replace_atomically, write_json
 from feature_repo.hashing import fingerprint
+from feature_repo.stage_locks import output_lock
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -44,7 +46,16 @@ def run_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None 
         k: items per user.
         redis_days: also write each list to Redis, with this lifetime; None: do not.
 
+    Raises:
+        StageRunning: another process writes the same file.
+
     """
+    with output_lock(out.with_name(f".{out.name}.lock"), str(out)):
+        _write_batch(workspace, out, k, redis_days)
+
+
+def _write_batch(workspace: Workspace, out: Path, k: int, redis_days: float | None) -> None:
+    """Write the file in parts, then as a whole; see ``run_batch``."""
     lists = _Lists(workspace, k)
     users = sorted(read_events(workspace, [c.USER])[c.USER].unique())
     parts = out.with_name(f".{out.name}.parts")
@@ -100,7 +111,8 @@ class _Lists:
 def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) -> None:
     """Write each user's list as JSON: ``items`` (best first), ``scores``, ``release``, ``at``."""
     now = round(time.time(), 3)
-    with redis_client(workspace).pipeline(transaction=False) as pipe:
+    client = redis_client(workspace)
+    with client.pipeline(transaction=False) as pipe:
         for row in table.to_pylist():
             value = {
                 "items": row["item_ids"],
@@ -110,6 +122,9 @@ def _to_redis(workspace: Workspace, table: pa.Table, release: str, days: float) 
             }
             pipe.set(batch_key(row[c.USER]), orjson.dumps(value), ex=max(1, int(days * 86_400)))
         pipe.execute()
+    # After the write: an erasure that begins from now on removes these lists itself.
+    for user in ErasedUsers(workspace, client).among(table[c.USER].to_pylist()):
+        client.delete(batch_key(user))
 
 
 def _join(parts: Sequence[Path], out: Path) -> None:

@@ -24,6 +24,7 @@ from feature_repo.workspace import MissingStage, Workspace
 from pipelines.display import console
 from pipelines.features.spark import spark_session
 from pipelines.features.stream_facts import POSITION_FILE, STATE, main_categories
+from pipelines.features.whole_tables import require_whole_tables
 from pipelines.streaming.generation import Generation, checkpoint_folder
 from pipelines.streaming.lease import Fenced, Lease, StoreEmptied
 from pipelines.streaming.logs import LogReading, log_entries
@@ -93,6 +94,7 @@ class StreamJob:
             JobRunning: another job works on this log.
             Fenced: another job took over.
             StoreEmptied: Redis lost what the job has written.
+            DamagedTable: a file of the offline tables cannot be read.
 
         """
         spec = self._workspace.spec()
@@ -100,6 +102,7 @@ class StreamJob:
             raise MissingStage(
                 "no features to start from: run 'funnel features' and 'funnel materialize' first"
             )
+        require_whole_tables(self._workspace)
         lease = Lease(self._client)
         lease.acquire()
         try:

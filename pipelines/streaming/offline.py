@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.facts import position_key
 from feature_repo.files import locked, replace_atomically
+from feature_repo.parquet_files import read_whole, set_torn_aside
 from feature_repo.workspace import Workspace
 from pipelines.features.stream_facts import ITEM_COLUMNS, USER_COLUMNS
 
@@ -72,6 +73,12 @@ class Part(NamedTuple):
         """The file's name; names sort in the order of time."""
         return f"stream-{self.generation:06d}-{self.first:012d}-{self.last:012d}.parquet"
 
+    @classmethod
+    def named(cls, name: str) -> Part | None:
+        """Return the part that a file name means; None: it is no part's name."""
+        match = _NAME.fullmatch(name)
+        return cls(*map(int, match.groups())) if match else None
+
 
 def archive(workspace: Workspace) -> Path:
     """Return the folder of all events that the stream has read from the log."""
@@ -92,20 +99,15 @@ def write_part(
     if not len(rows):
         return
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), schema)
-    # No sync: the checkpoint is not synced either; after a crash of the machine the log still has
-    # the batch.
-    with replace_atomically(folder / part.name, sync=False) as temporary:
+    # Synced: when the batch is committed the log may drop its entries, and this file is the record.
+    with replace_atomically(folder / part.name) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
 def parts(folder: Path) -> list[Part]:
     """Return the files of a folder by batch; remove those whose batches lie within another's."""
     remaining: list[Part] = []
-    stored = [
-        Part(*map(int, match.groups()))
-        for path in folder.glob("stream-*")
-        if (match := _NAME.match(path.name))
-    ]
+    stored = [part for path in folder.glob("stream-*") if (part := Part.named(path.name))]
     for part in sorted(stored, key=lambda part: (part.generation, part.first, -part.last)):
         last = remaining[-1] if remaining else None
         if last and last.generation == part.generation and part.last <= last.last:
@@ -132,12 +134,11 @@ def merge(folder: Path, schema: pa.Schema, below: int, generation: int) -> int:
         run = [part for part in run if part.generation == run[0].generation]
         for start in range(0, len(run) - MERGE + 1, MERGE):
             some = run[start : start + MERGE]
-            table = pa.concat_tables(
-                [pq.read_table(folder / part.name, schema=schema) for part in some]
-            )
-            write_part(
-                folder, Part(some[0].generation, some[0].first, some[-1].last), table, schema
-            )
+            tables = _rows(folder, some, schema)
+            if len(tables) < len(some):  # one was set aside: the next merge is of others
+                return merged
+            merged_part = Part(some[0].generation, some[0].first, some[-1].last)
+            write_part(folder, merged_part, pa.concat_tables(tables), schema)
             for part in some:
                 (folder / part.name).unlink()
             merged += len(some)
@@ -145,18 +146,49 @@ def merge(folder: Path, schema: pa.Schema, below: int, generation: int) -> int:
 
 
 def read_archive(workspace: Workspace, after: str = "0-0") -> pa.Table:
-    """Return the archived events whose log position is after one, in the order of the log."""
+    """Return the archived events whose log position is after one, in the order of the log.
+
+    A file that cannot be read is set aside, and made anew from the event log as far as that has its
+    entries.
+    """
+    from pipelines.streaming.repair import rebuild_archive  # it imports this module
+
     folder = archive(workspace)
+    rebuild_archive(workspace)
     tables: list[pa.Table] | None = None
     while tables is None:
         with contextlib.suppress(FileNotFoundError):  # it was merged meanwhile: list again
-            tables = [
-                pq.read_table(folder / part.name, schema=EVENT_SCHEMA) for part in parts(folder)
-            ]
+            wanted = [part for part in parts(folder) if _reaches(folder / part.name, after)]
+            tables = _rows(folder, wanted, EVENT_SCHEMA)
+            if len(tables) < len(wanted):
+                rebuild_archive(workspace)
+                tables = None
     events = pa.concat_tables([EVENT_SCHEMA.empty_table(), *tables])
     order = [position_key(position) for position in events["position"].to_pylist()]
     rows = sorted((key, row) for row, key in enumerate(order) if key > position_key(after))
     return events.take(pa.array([row for _, row in rows], pa.int64()))
+
+
+def _rows(folder: Path, some: Sequence[Part], schema: pa.Schema) -> list[pa.Table]:
+    """Return the tables of some parts, without those that cannot be read and were set aside."""
+    tables = (read_whole(folder / part.name, schema) for part in some)
+    return [table for table in tables if table is not None]
+
+
+def _reaches(path: Path, after: str) -> bool:
+    """Return whether a file may have entries after a position, by the statistics in its index."""
+    try:
+        groups = pq.read_metadata(path)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError):
+        return True  # whoever reads it sets it aside
+    column = groups.schema.names.index("accepted_at")
+    newest = [groups.row_group(n).column(column).statistics for n in range(groups.num_row_groups)]
+    if any(known is None or not known.has_min_max for known in newest):
+        return True
+    # A log entry's time rises with its position, so what is older was accepted earlier.
+    return any(known.max >= arrival(after) for known in newest)
 
 
 @contextmanager
@@ -167,8 +199,9 @@ def tables_lock(workspace: Workspace, exclusive: bool) -> Iterator[None]:
 
 
 def carry_over(old: Path, new: Path) -> None:
-    """Link the files that the stream appended to old tables into the new ones."""
+    """Link the files that the stream appended to old tables into the new ones, if whole."""
     for table in SCHEMAS:
+        set_torn_aside(list((old / table).glob("stream-*.parquet")))
         for path in (old / table).glob("stream-*.parquet"):
             (new / table).mkdir(parents=True, exist_ok=True)
             if not (new / table / path.name).exists():

@@ -27,6 +27,7 @@ from pipelines.features.point_in_time import DAY_S
 from pipelines.streaming.offline import read_archive
 from pipelines.training.position_bias import PositionBias
 from pipelines.training.ranking_sets import row_schema
+from pipelines.training.reports import generator_id
 from pipelines.training.split import epoch_seconds
 from ranking.config import RankerConfig
 from ranking.data import RankingData
@@ -285,7 +286,14 @@ def train_from_impressions(
 
     train, calibration, selection = (data.take(part) for part in parts)
     sets = RankerSets(train, calibration, selection, schema)
-    return train_rankers(sets, workspace.models / "ranking", config, log, positions=bias.table())
+    return train_rankers(
+        sets,
+        workspace.models / "ranking",
+        config,
+        log,
+        positions=bias.table(),
+        trained_on=generator_id(workspace.models),
+    )
 
 
 def _served_by(impressions: pa.Table, releases: set[str]) -> BoolArray:

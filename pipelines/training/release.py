@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import uuid
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from feature_repo.files import read_json, write_json
+from feature_repo.files import publish_folder, read_json, write_json
+from feature_repo.stage_locks import Written, stage_lock
 from feature_repo.workspace import PROJECT_ROOT, MissingStage, Workspace
 from pipelines.training import release_history
 from pipelines.training.release_pointer import point_at, pointer_lock
+from pipelines.training.reports import generator_id
 from ranking.training.train_rankers import VALIDATION
 from serving.recommender.filters import FilterRules
 from serving.releases.manifest import BadRelease, Provenance, verify_files, write_manifest
@@ -41,13 +43,20 @@ def make_release(
         MissingStage: nothing is trained yet, or not this ranker.
         SpecError: the rules file breaks its schema.
         BadRelease: what was trained cannot be served; the current release stays.
+        StageRunning: a training works on the models.
 
     """
+    with stage_lock(workspace, Written.MODELS, shared=True):
+        return _make_release(workspace, rules_file, ranker)
+
+
+def _make_release(workspace: Workspace, rules_file: Path | None, ranker: str | None) -> Path:
+    """Make a release of models that nobody changes meanwhile; see ``make_release``."""
     for part in ("retrieval", "ranking"):
         if not (workspace.models / part / "report.json").is_file():
             raise MissingStage(f"no trained models in {workspace.models}: run 'funnel train' first")
     rules = FilterRules.load(rules_file or DEFAULT_RULES, workspace.spec().event_types)
-    report = _ranking_report(workspace.models / "ranking", ranker)
+    report = _ranking_report(workspace.models, ranker)
 
     with pointer_lock(workspace):
         _remove_leftovers(workspace.releases)
@@ -61,11 +70,24 @@ def make_release(
     return final
 
 
-def _ranking_report(ranking: Path, ranker: str | None) -> dict[str, Any]:
-    """Return the report of the rankers' training, with the figures of the named one if any."""
+def _ranking_report(models: Path, ranker: str | None) -> dict[str, Any]:
+    """Return the report of the rankers' training, with the figures of the named one if any.
+
+    Raises:
+        MissingStage: the rankers did not learn from the candidate generator beside them, or a
+            ranker's folder is of another training than the report.
+
+    """
+    ranking = models / "ranking"
     report: dict[str, Any] = read_json(ranking / "report.json")
+    if report.get("trained_on") != generator_id(models):
+        raise MissingStage(
+            f"the rankers in {ranking} were not trained on the towers in {models / 'retrieval'} "
+            "(a training was stopped in between, or is of an earlier version): "
+            "run 'funnel train' first; finished parts are kept"
+        )
+    manifest = _ranker_manifest(ranking, ranker or report["best"], report)
     if ranker is not None:
-        manifest = _ranker_manifest(ranking, ranker, report)
         report |= {"released": ranker, "figures": manifest["report"]}
         # A compressed ranker has settings of its own.
         if "config" in manifest:
@@ -87,6 +109,11 @@ def _ranker_manifest(ranking: Path, name: str, report: dict[str, Any]) -> dict[s
         for ranker, manifest in manifests.items()
         if manifest["report"]["version"] == versions.get(manifest.get("of", ranker))
     ]
+    if name == report["best"] and name not in known:
+        raise MissingStage(
+            f"{ranking / name} is of another training than {ranking / 'report.json'} "
+            "(a training was stopped in between): run 'funnel train' first; finished parts are kept"
+        )
     if name not in known:
         raise MissingStage(
             f"no ranker '{name}' of the present training in {ranking}: "
@@ -127,14 +154,11 @@ def _provenance(workspace: Workspace) -> Provenance:
 def _move_into_place(staging: Path, final: Path) -> None:
     """Make ``staging`` the release, unless it exists already and is intact."""
     if final.exists():
-        try:
+        with suppress(BadRelease):
             verify_files(final)
-        except BadRelease:
-            os.replace(final, final.with_name(f"{_STAGING}{uuid.uuid4().hex}"))
-        else:
             shutil.rmtree(staging)
             return
-    os.replace(staging, final)
+    publish_folder(staging, final, final.with_name(f"{_STAGING}{uuid.uuid4().hex}"))
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from feature_repo.files import write_atomically
+from feature_repo.files import replace_atomically
 from feature_repo.workspace import Workspace
 
 HISTORY = "history.jsonl"
@@ -36,11 +39,20 @@ class HistoryEntry(BaseModel):
     by: Cause
 
 
-def append(workspace: Workspace, entry: HistoryEntry) -> None:
-    """Add an entry; lines that are there already stay as they are."""
+@contextmanager
+def appending(workspace: Workspace, entry: HistoryEntry) -> Iterator[None]:
+    """Add an entry if the block succeeds; lines that are there already stay as they are.
+
+    The entry is on the disk before the block begins, so a full disk prevents what it tells of.
+    """
     path = _path(workspace)
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    write_atomically(path, f"{before}{entry.model_dump_json()}\n")
+    with replace_atomically(path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(f"{before}{entry.model_dump_json()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        yield
 
 
 def served_before(workspace: Workspace, current: str) -> list[str]:

@@ -6,9 +6,10 @@ the history of releases.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from feature_repo.errors import FunnelError
 from feature_repo.files import link_atomically, locked, read_json
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.training import release_history
-from pipelines.training.release_history import Cause, HistoryEntry
+from pipelines.training.release_history import HISTORY, Cause, HistoryEntry
 from serving.releases.manifest import EVALUATION, MANIFEST, BadRelease, verify_files
 from serving.releases.verify import check_release, registered_features
+
+_log = logging.getLogger(__name__)
 
 
 class UnknownRelease(FunnelError):
@@ -105,24 +108,32 @@ def rollback(workspace: Workspace) -> Path:
 def point_at(workspace: Workspace, folder: Path, cause: Cause) -> None:
     """Check a release and make it the current one; the caller holds ``pointer_lock``.
 
+    If this fails, the current release stays, whatever the reason.
+
     Raises:
-        BadRelease: it cannot be served; the current release stays.
+        BadRelease: it cannot be served.
+        OSError: the disk is full, or refuses.
 
     """
     previous = _target(workspace)
     check_release(folder, registered_features(workspace))
-    # Also where it points there already: servers that have refused the release then try it again.
-    link_atomically(workspace.releases / "current", workspace.releases / folder.name)
+    news: AbstractContextManager[None] = nullcontext()
     if previous != folder.resolve():
-        release_history.append(
-            workspace,
-            HistoryEntry(
-                time=release_history.now(),
-                release=folder.name,
-                previous=previous.name if previous else None,
-                by=cause,
-            ),
+        entry = HistoryEntry(
+            time=release_history.now(),
+            release=folder.name,
+            previous=previous.name if previous else None,
+            by=cause,
         )
+        news = release_history.appending(workspace, entry)
+    try:
+        with news:
+            # Also where it points there already: servers that refused it then try it again.
+            link_atomically(workspace.releases / "current", workspace.releases / folder.name)
+    except OSError as error:
+        if _target(workspace) != folder.resolve():
+            raise
+        _log.warning("%s is the current release, but %s lacks it: %s", folder.name, HISTORY, error)
 
 
 def releases(workspace: Workspace) -> list[ReleaseInfo]:

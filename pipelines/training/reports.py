@@ -8,11 +8,23 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from feature_repo.files import read_json, write_json
+from feature_repo.hashing import file_hash, fingerprint
 from retrieval.index import IndexReport
 from retrieval.towers.config import TowerTrainingConfig
 from retrieval.towers.model import TowerConfig, TowerShape
 
 _FILE = "report.json"
+
+
+def generator_id(models: Path) -> str:
+    """Return an id of the candidate generator in a folder of trained models, and of its split.
+
+    Rankers that learned from its candidates note it, so that a release can tell whether its parts
+    belong together. An erasure does not change it.
+    """
+    folder = models / "retrieval"
+    vectors = file_hash(folder / "item_vectors.npy")
+    return fingerprint(read_json(folder / _FILE), vectors, read_json(models / "split.json"))
 
 
 class TowersReport(BaseModel):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from feature_repo.files import write_json
 from feature_repo.progress import Progress
+from feature_repo.stage_locks import Written, stage_lock
 from feature_repo.workspace import Workspace
 from pipelines.ingest.ingested import read_events
 from pipelines.training.config import RetrievalConfig, SampleConfig
@@ -85,9 +86,17 @@ def train(
         MissingStage: an earlier stage is missing, or the release to continue from.
         SpecError: the release is of another data set.
         NothingNew: the release has learned from all events already.
+        StageRunning: another command works on the models.
 
     """
-    settings = settings or TrainSettings()
+    with stage_lock(workspace, Written.MODELS):
+        return _train(workspace, progress, settings or TrainSettings(), announce)
+
+
+def _train(
+    workspace: Workspace, progress: Progress, settings: TrainSettings, announce: Announce
+) -> RankerReport:
+    """Train everything; see ``train``."""
     base = BaseRelease.of(workspace) if settings.warm_start else None
     retrieval = settings.retrieval(base)
     rankers = settings.rankers or (base.rankers if base else RankerConfig())
@@ -144,10 +153,14 @@ def train_served(
     Raises:
         MissingStage: there is no candidate generator.
         TooFewImpressions: there is not enough to learn from.
+        StageRunning: another command works on the models.
 
     """
     rankers = rankers or RankerConfig()
-    with track(workspace, "rankers-from-impressions") as run:
+    with (
+        stage_lock(workspace, Written.MODELS),
+        track(workspace, "rankers-from-impressions") as run,
+    ):
         run.parameters({"attribution_s": attribution_s, "ipw": ipw})
         return train_from_impressions(
             workspace,

@@ -10,6 +10,7 @@ from feature_repo.workspace import MissingStage, Workspace
 from pipelines.ingest.ingested import read_events
 from pipelines.training.config import SampleConfig
 from pipelines.training.ranking_sets import RankingSets, row_schema
+from pipelines.training.reports import generator_id
 from pipelines.training.split import Split
 from ranking.config import RankerConfig, WarmStart
 from ranking.models.base import RankerLog
@@ -54,7 +55,14 @@ def train_ranking(
         selection=sets.selection(),
         schema=row_schema(retrieval.codec),
     )
-    return train_rankers(rows, workspace.models / "ranking", config, log, start=start)
+    return train_rankers(
+        rows,
+        workspace.models / "ranking",
+        config,
+        log,
+        start=start,
+        trained_on=generator_id(workspace.models),
+    )
 
 
 def trained_sets(

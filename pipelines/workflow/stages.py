@@ -5,34 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
+import uuid
 import warnings
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_repo.dataset import SpecError
-from feature_repo.files import link_atomically, staged_folder
 from feature_repo.hashing import fingerprint
+from feature_repo.stage_locks import Written, stage_lock
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines import display
 from pipelines.synthetic.world import BUILT_IN
 from pipelines.workflow.data_sets import find_spec, workspace_for
+from pipelines.workflow.feature_tables import build_tables, take_into_use
 from pipelines.workflow.train_options import TrainOptions, train_settings
 
 if TYPE_CHECKING:
     from pipelines.evaluation.figures import Evaluation
     from pipelines.ingest.report import IngestReport
     from ranking.report import RankerReport
-
-SHORT_JOB_EVENTS = 500_000
-"""Up to so many events the feature job is over before Java's optimising compiler has paid off."""
-
-ONE_PARTITION_EVENTS = 30_000
-"""Up to so many events, planning costs more than one partition for all of them."""
-
-ONE_PARTITION = {"spark.sql.shuffle.partitions": "1", "spark.sql.adaptive.enabled": "false"}
 
 FEATURES_VERSION = 2
 """Raised when the feature job's meaning changes, so that its tables are made anew."""
@@ -100,67 +92,60 @@ def _generate(name: str, workspace: Workspace) -> Path:
 
 
 def run_features(workspace: Workspace, master: str | None = None) -> Path:
-    """Compute the offline tables with Spark; nothing is done if they are of this data already."""
-    from pipelines.ingest.ingested import data_version, event_count, event_files, log_position
+    """Compute the offline tables with Spark; nothing is done if they are of this data already.
 
-    spec = workspace.spec()
+    Tables with a damaged file are made anew.
+
+    Raises:
+        StageRunning: another command makes the tables.
+
+    """
+    with stage_lock(workspace, Written.FEATURES):
+        return _run_features(workspace, master)
+
+
+def _run_features(workspace: Workspace, master: str | None) -> Path:
+    from pipelines.features.whole_tables import damage_of, set_torn_files_aside
+    from pipelines.ingest.ingested import data_version
+
     version = fingerprint(data_version(workspace), FEATURES_VERSION)
     final = workspace.root / "features" / version
-    if (
-        final.is_dir()
-        and workspace.features.is_dir()
-        and workspace.features.resolve() == final.resolve()
-    ):
-        display.console.print("[green]Features[/]: up to date")
-        return final
-    from pipelines.features.spark import spark_session
-    from pipelines.features.spark_job import build_features
-    from pipelines.streaming.offline import carry_over, tables_lock
-
-    with display.stage("Features (Spark)") as stage:
-        stage("starting Spark", 0, 0)
-        files = event_files(workspace)
-        events = event_count(workspace)
-        spark = spark_session(
-            "funnel-features",
-            master,
-            workspace.root,
-            ONE_PARTITION if events < ONE_PARTITION_EVENTS else None,
-            short=events < SHORT_JOB_EVENTS,
-        )
-        try:
-            with staged_folder(final) as folder:
-                say: Callable[[str], None] = lambda table: stage(table, 0, 0)  # noqa: E731
-                rows = build_features(
-                    spark,
-                    spec,
-                    workspace.ingest,
-                    folder,
-                    event_files=files,
-                    progress=say,
-                    log_position=log_position(workspace),
-                )
-                stage.summary = f"{sum(rows.values()):,} rows in {len(rows)} tables"
-        finally:
-            spark.stop()
-    with tables_lock(workspace, exclusive=True):
-        if workspace.features.is_dir():
-            carry_over(workspace.features.resolve(), final)
-        link_atomically(workspace.features, final)
-    for old in final.parent.iterdir():
-        if old.is_dir() and not old.is_symlink() and old != final:
-            shutil.rmtree(old)
+    present = workspace.features.resolve() if workspace.features.is_dir() else None
+    if present and present.name.partition("-")[0] == version:
+        set_torn_files_aside(present)
+        damage = damage_of(present, hashes=True)
+        if damage is None:
+            display.console.print("[green]Features[/]: up to date")
+            return present
+        display.console.print(f"[yellow]Features[/]: made anew, as {damage}", soft_wrap=True)
+        # Not under the same name: what the stream appended there is carried over.
+        final = final.with_name(f"{version}-{uuid.uuid4().hex[:8]}")
+    build_tables(workspace, final, master)
+    take_into_use(workspace, final)
     return final
 
 
 def run_materialize(workspace: Workspace) -> None:
-    """Register the views with Feast and write the latest features to Redis."""
+    """Register the views with Feast and write the latest features to Redis.
+
+    Raises:
+        MissingStage: there are no offline tables.
+        DamagedTable: a file of them cannot be read.
+        StageRunning: another command materializes.
+
+    """
     if not workspace.features.is_dir():
         raise MissingStage(f"no features in {workspace.root}: run 'funnel features' first")
     from feature_repo.stores.feature_store import apply, feature_store
     from feature_repo.views import NEVER_STALE
+    from pipelines.features.whole_tables import require_whole_tables
 
-    with display.stage("Materialize (Feast -> Redis)"), warnings.catch_warnings():
+    require_whole_tables(workspace)
+    with (
+        stage_lock(workspace, Written.ONLINE),
+        display.stage("Materialize (Feast -> Redis)"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # Feast's own deprecations
         store = feature_store(workspace)
         apply(store, workspace)

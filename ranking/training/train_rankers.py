@@ -63,6 +63,7 @@ def train_rankers(
     *,
     start: WarmStart | None = None,
     positions: list[dict[str, int | float]] | None = None,
+    trained_on: str | None = None,
 ) -> RankerReport:
     """Train the configured kinds into ``folder/<kind>`` and write ``folder/report.json``.
 
@@ -78,6 +79,7 @@ def train_rankers(
         start: an earlier ranker. One of its kind continues from it, for less than ``config`` says;
             where that is impossible it starts cold. ``log`` gets ``continued``, 1 or 0.
         positions: goes into the report.
+        trained_on: goes into the report: the id of the candidate generator.
 
     Raises:
         CannotLearn: a kind failed one of its checks.
@@ -105,6 +107,7 @@ def train_rankers(
         kinds=kinds,
         behind=behind,
         positions=positions,
+        trained_on=trained_on,
     )
     write_json(folder / "report.json", report.to_dict())
     return report

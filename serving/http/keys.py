@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import os
 import secrets
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -26,6 +27,8 @@ GRACE = timedelta(hours=24)
 """How long the old key of a rotation stays valid."""
 
 _PREFIX = "fk"
+_TRUSTED_S = 10.0
+"""How long keys outlast damage to their file after the file was last found unchanged."""
 _log = logging.getLogger(__name__)
 
 
@@ -146,7 +149,12 @@ def read_keys(path: Path) -> list[Key]:
 
 
 class KeyRing:
-    """The keys of a file, read again when it changes: no key needs a restart."""
+    """The keys of a file, read again when it changes: no key needs a restart.
+
+    A file that cannot be read changes nothing for a process that has just confirmed its keys. Where
+    the last confirmation is older, or was another process's, a key may have been revoked since:
+    then no key is valid until the file can be read.
+    """
 
     def __init__(self, path: Path, check_every_s: float = 1.0) -> None:
         """Read the file; ``check_every_s``: seconds between checks for a change.
@@ -159,7 +167,9 @@ class KeyRing:
         self._check_every_s = check_every_s
         self._stamp = self._file_stamp()
         self._keys = {key.id: key for key in read_keys(path)}
-        self._checked = time.monotonic()
+        self._readable = True
+        self._process = os.getpid()
+        self._checked = self._confirmed = time.monotonic()
 
     def find(self, text: str) -> Key | None:
         """Return the valid key that a text is, or None; the time it takes tells nothing of why."""
@@ -175,19 +185,32 @@ class KeyRing:
         )
 
     def _follow(self) -> None:
-        """Read the file again if it is another one; one that cannot be read changes nothing."""
+        """Read the file again if it is another one."""
         now = time.monotonic()
-        if now - self._checked < self._check_every_s:
+        forked = os.getpid() != self._process
+        if now - self._checked < self._check_every_s and not forked:
             return
         self._checked = now
+        self._process = os.getpid()
         stamp = self._file_stamp()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
+        if stamp != self._stamp or (forked and not self._readable):
+            self._stamp = stamp
+            self._read(trusted=not forked and now - self._confirmed < _TRUSTED_S)
+        if self._readable:
+            self._confirmed = now
+
+    def _read(self, *, trusted: bool) -> None:
+        """Read the file; if that fails, keep the present keys if they are trusted, else none."""
         try:
             self._keys = {key.id: key for key in read_keys(self._path)}
+            self._readable = True
         except BadKeys as error:
-            _log.error("the API keys stay as they were: %s", error)
+            self._readable = False
+            if trusted:
+                _log.error("the API keys stay as they were: %s", error)
+                return
+            self._keys = {}
+            _log.error("no API key can be confirmed, so all are refused: %s", error)
 
     def _file_stamp(self) -> tuple[int, int, int] | None:
         try:

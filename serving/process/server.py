@@ -13,6 +13,7 @@ from feature_repo.workspace import Workspace
 from serving.counters import CounterFiles, CounterReader
 from serving.http.access import load_keys
 from serving.http.app import create_app
+from serving.impression_keeper import ImpressionKeeper
 from serving.observability.logs import setup_logging
 from serving.process.listener import listen
 from serving.process.supervisor import run_workers
@@ -76,8 +77,10 @@ def _read_counters(workspace: Workspace, release: Release, files: CounterFiles) 
         nonlocal served
         served = promoted
 
+    impressions = ImpressionKeeper(workspace)
     poller = ReleasePoller(workspace, release, adopt)
     while True:
         poller.poll()
         reader.step(served)
+        impressions.step()
         time.sleep(_POLL_S)

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,57 @@ def test_write_makes_folders_and_replaces(tmp_path):
     files.write_atomically(path, b"\xff")
     assert path.read_bytes() == b"\xff"
     assert contents(path.parent) == ["b.txt"]
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """What is synced and renamed, in order; a name with / is a folder's."""
+    done = []
+    sync, replace = os.fsync, os.replace
+
+    def synced(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append(("sync", f"{path.name}/" if path.is_dir() else path.name))
+        sync(descriptor)
+
+    def renamed(source, target):
+        done.append(("rename", Path(target).name))
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "fsync", synced)
+    monkeypatch.setattr(files.os, "replace", renamed)
+    return done
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_caller_goes_on(
+    tmp_path, steps
+):
+    with replace_atomically(tmp_path / "f") as temporary:
+        temporary.write_text("x")
+    assert steps == [("sync", ".f.tmp"), ("rename", "f"), ("sync", f"{tmp_path.name}/")]
+    steps.clear()
+    files.write_atomically(tmp_path / "new" / "inner" / "f", "x")
+    assert steps[:2] == [("sync", f"{tmp_path.name}/"), ("sync", "new/")], "the folders' own names"
+    assert [what for what, _ in steps[2:]] == ["sync", "rename", "sync"]
+    assert steps[-1] == ("sync", "inner/")
+    steps.clear()
+    files.link_atomically(tmp_path / "current", tmp_path / "f")
+    assert steps == [("rename", "current"), ("sync", f"{tmp_path.name}/")]
+
+
+def test_a_folder_is_on_the_disk_with_all_that_is_in_it_before_it_has_its_name(tmp_path, steps):
+    with staged_folder(tmp_path / "out") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "deep").write_text("x")
+        (folder / "top").write_text("x")
+        (folder / "link").symlink_to("top")
+    renamed = steps.index(("rename", "out"))
+    assert set(steps[:renamed]) == {
+        ("sync", name) for name in ("deep", "inner/", "top", ".staging-out/")
+    }
+    assert steps.index(("sync", "deep")) < steps.index(("sync", "inner/"))
+    assert steps[renamed - 1] == ("sync", ".staging-out/")
+    assert steps[renamed + 1 :] == [("sync", f"{tmp_path.name}/")]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
@@ -125,7 +177,7 @@ def test_a_replaced_file_appears_whole(tmp_path):
     with replace_atomically(path) as temporary:
         temporary.write_bytes(b"old")
         assert temporary.parent == path.parent and not path.exists()
-    with replace_atomically(path, sync=False) as temporary:
+    with replace_atomically(path) as temporary:
         temporary.write_bytes(b"new")
         assert path.read_bytes() == b"old"
     assert path.read_bytes() == b"new"
@@ -159,7 +211,7 @@ def test_only_shared_locks_are_held_together(tmp_path, held_shared, asked_shared
     with locked(path, shared=held_shared):
         if refused:
             with (
-                pytest.raises(LockHeld, match=r"another process holds the lock .*\.lock"),
+                pytest.raises(LockHeld, match=r" holds the lock .*\.lock"),
                 locked(path, shared=asked_shared, blocking=False),
             ):
                 raise AssertionError("not reached")

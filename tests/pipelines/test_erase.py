@@ -409,7 +409,7 @@ def test_folders_that_vanish_are_passed_over(tmp_path, monkeypatch):
         return listed(folder)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    assert erase_command._remove_unfinished(tmp_path) == 1
+    assert erase_command._remove_unfinished(Workspace(tmp_path), {}) == 1
     assert not old.exists() and fresh.exists()
 
 

@@ -12,9 +12,8 @@ from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_folder import LogFolder
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
-from pipelines.erasure.locations import LocationUnavailable
 from pipelines.erasure.log_files import LogFiles
-from pipelines.erasure.tables import QuarantinedRows, Tables, UnfinishedFeatures
+from pipelines.erasure.tables import QuarantinedRows, Tables
 from serving.event_log.file_log import FileLog
 
 
@@ -103,12 +102,3 @@ def entries(folder):
         for file in LogFolder(folder).after(0)
         for at, text in file.read()
     ]
-
-
-def test_a_features_run_in_the_making_is_not_called_searched(tmp_path):
-    location = UnfinishedFeatures(tmp_path)
-    (tmp_path / ".lock").touch()
-    assert not location.find()
-    (tmp_path / ".staging-v2").mkdir()
-    with pytest.raises(LocationUnavailable, match="funnel features"):
-        location.find()

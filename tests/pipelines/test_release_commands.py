@@ -15,8 +15,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from feature_repo.files import link_atomically, read_json, write_json
-from feature_repo.stores.feature_store import feature_store
-from feature_repo.views import build
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.commands.releases import releases as command
 from pipelines.training.release import make_release
@@ -31,7 +29,7 @@ from pipelines.training.release_pointer import (
 )
 from serving.releases.manifest import MANIFEST, BadRelease, write_manifest
 from tests.support.damaged_release import DAMAGE, change_json
-from tests.support.tiny_release import PROVENANCE, SPEC, write_release
+from tests.support.tiny_release import PROVENANCE, write_trained
 
 BAD = "ranker that gives NaN"
 
@@ -39,20 +37,7 @@ BAD = "ranker that gives NaN"
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace without a release: the tiny release's models, and its features registered."""
-    root = tmp_path_factory.mktemp("trained")
-    workspace, models = Workspace(root), root / "models"
-    write_release(models / "retrieval")
-    (models / "ranking").mkdir()
-    (models / "retrieval" / "ranker").rename(models / "ranking" / "logistic")
-    for name in (MANIFEST, "filters.json"):
-        (models / "retrieval" / name).unlink()
-    write_json(models / "retrieval" / "report.json", {"recall": 0.5})
-    write_json(models / "ranking" / "report.json", {"best": "logistic"})
-    write_json(models / "split.json", PROVENANCE.split)
-    write_json(root / "ingest" / "manifest.json", {"data_version": "d1", "shift_s": 0})
-    (root / "ingest" / "dataset.json").write_text(SPEC.model_dump_json())
-    feature_store(workspace).apply(build(SPEC, root / "features"))
-    return root
+    return write_trained(tmp_path_factory.mktemp("trained")).root
 
 
 @pytest.fixture

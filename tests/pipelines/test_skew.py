@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from feature_repo import columns as c
+from pipelines.features.whole_tables import list_files
 from pipelines.operations.skew import difference, newest_impressions, skew
 from pipelines.streaming.offline import archive
 from pipelines.training.release_pointer import current_release
@@ -134,6 +135,7 @@ def add_one(folder, column, key, name):
         table = pq.read_table(path)
         more = pc.if_else(pc.equal(table[key], name), pc.add(table[column], 1), table[column])
         pq.write_table(table.set_column(table.column_names.index(column), column, more), path)
+    list_files(folder.resolve().parent)  # they are taken for what Spark has written
 
 
 def test_a_healthy_system_has_no_skew(served):

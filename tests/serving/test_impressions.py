@@ -22,6 +22,7 @@ from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.http.app import create_app
 from serving.impressions import IMPRESSION_SCHEMA, Impression, ImpressionLog, read_impressions
+from tests.support.an_impression import impression
 from tests.support.tiny_release import SPEC
 from tests.support.waiting import wait_until
 
@@ -45,28 +46,6 @@ class Count:
 @pytest.fixture
 def count():
     return Count()
-
-
-def impression(number=0, shown=3, ranked=2):
-    return Impression(
-        request_id=f"r{number}",
-        user_id="кто 👻",
-        time=1_700_000_000.25 + number,
-        release="abc",
-        k=shown,
-        degraded=["few_candidates"],
-        item_ids=[f"i{n}" for n in range(shown)],
-        scores=np.arange(shown, 0, -1).astype(np.float32),
-        sources=[["similar", "new"] for _ in range(ranked)] + [["backfill"]] * (shown - ranked),
-        numeric=np.array(
-            [[n + 0.5, np.nan, number] for n in range(ranked)], dtype=np.float32
-        ).reshape(ranked, 3),
-        categorical=np.array([[n, 7] for n in range(ranked)], dtype=np.int32).reshape(ranked, 2),
-        propensities=None if number % 2 else np.full(shown, 0.5, dtype=np.float32),
-        position=f"{number}-0" if number else None,
-        row_position=f"{number}-1" if number else None,
-        items_as_of="2023-11-14T22:13:20Z" if number else None,
-    )
 
 
 def test_a_row_is_what_was_offered(tmp_path, count):
@@ -164,7 +143,7 @@ def test_a_file_is_due_when_it_is_full_or_old_enough(tmp_path, count, monkeypatc
     for number in range(6):
         log.offer(impression(number))
     wait_until(lambda: count()[0] == 6)
-    sizes = [pq.read_metadata(file).num_rows for file in sorted(tmp_path.iterdir())]
+    sizes = [pq.read_metadata(file).num_rows for file in sorted(tmp_path.glob("*.parquet"))]
     assert sizes == [4, 2]
     log.close()
 

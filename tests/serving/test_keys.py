@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from serving.http import keys as keys_module
 from serving.http.keys import BadKeys, KeyRing, Scope, UnknownKey, create, read_keys, revoke, rotate
 from tests.support.waiting import wait_until
 
@@ -164,6 +165,54 @@ def test_a_damaged_file_changes_nothing_and_is_not_started_with(path, damage, ca
     [record] = caplog.records
     assert record.levelno == logging.ERROR and "stay as they were" in record.getMessage()
     assert key.sha256 not in caplog.text + str(refused.value)
+
+
+def test_a_revoked_key_stays_revoked_in_a_worker_that_starts_when_the_file_is_damaged(path, caplog):
+    """The worker is a fork of a parent whose ring knows the keys of its own start."""
+    revoked, key = create(path, "web", [Scope.EVENTS])
+    other = create(path, "app", [Scope.EVENTS]).text
+    ring = KeyRing(path, check_every_s=0.05)
+    revoke(path, key.id)
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+
+    child = os.fork()
+    if child == 0:
+        refused = ring.find(revoked) is None and ring.find(other) is None
+        path.write_text(whole)
+        repaired = waited_for(lambda: ring.find(other)) and ring.find(revoked) is None
+        said = "no API key can be confirmed, so all are refused" in caplog.text
+        os._exit(0 if refused and repaired and said else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_worker_that_starts_with_a_whole_file_needs_no_look_of_its_parent(path):
+    revoked, key = create(path, "web", [Scope.EVENTS])
+    other = create(path, "app", [Scope.EVENTS]).text
+    ring = KeyRing(path)
+    revoke(path, key.id)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ring.find(revoked) is None and ring.find(other) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_keys_that_nobody_has_confirmed_for_long_do_not_outlast_damage(path, monkeypatch, caplog):
+    revoked, key = create(path, "web", [Scope.EVENTS])
+    ring = KeyRing(path, check_every_s=0.0)
+    assert ring.find(revoked)
+    revoke(path, key.id)
+    path.write_text("{")
+    monkeypatch.setattr(keys_module, "_TRUSTED_S", 0.0)  # as if no request had come for a while
+    assert ring.find(revoked) is None
+    assert "no API key can be confirmed" in caplog.text
+
+
+def waited_for(condition):
+    deadline = time.monotonic() + 10
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
 
 
 def test_a_damaged_file_is_not_written_over(path):

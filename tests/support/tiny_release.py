@@ -16,9 +16,11 @@ import torch
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
-from feature_repo.files import write_atomically, write_json
+from feature_repo.files import read_json, write_atomically, write_json
 from feature_repo.stores.feature_store import apply, feature_store
+from feature_repo.views import build
 from feature_repo.workspace import Workspace
+from pipelines.training.reports import generator_id
 from ranking.config import RankerConfig
 from ranking.data import RankingData
 from ranking.row_schema import RowSchema
@@ -34,7 +36,7 @@ from serving.recommender.filters import FilterRules
 from serving.recommender.item_table import ItemTable, build_items
 from serving.recommender.users import UserBatch
 from serving.releases.item_files import save_items, with_spare
-from serving.releases.manifest import Provenance, write_manifest
+from serving.releases.manifest import MANIFEST, Provenance, write_manifest
 from serving.releases.release import Release, load_release
 
 ITEMS = 40
@@ -264,6 +266,29 @@ def write_release(
     (rankers / "logistic").rename(folder / "ranker")
     write_manifest(folder, PROVENANCE)
     return towers, codec, items
+
+
+def write_trained(root: Path) -> Workspace:
+    """Make a workspace of the tiny release's models, without a release; features registered."""
+    workspace, models = Workspace(root), root / "models"
+    write_release(models / "retrieval")
+    (models / "ranking").mkdir()
+    (models / "retrieval" / "ranker").rename(models / "ranking" / "logistic")
+    for name in (MANIFEST, "filters.json"):
+        (models / "retrieval" / name).unlink()
+    write_json(models / "retrieval" / "report.json", {"recall": 0.5})
+    write_json(models / "split.json", PROVENANCE.split)
+    version = read_json(models / "ranking" / "logistic" / MANIFEST)["report"]["version"]
+    report = {
+        "best": "logistic",
+        "kinds": {"logistic": {"version": version}},
+        "trained_on": generator_id(models),
+    }
+    write_json(models / "ranking" / "report.json", report)
+    write_json(root / "ingest" / "manifest.json", {"data_version": "d1", "shift_s": 0})
+    (root / "ingest" / "dataset.json").write_text(SPEC.model_dump_json())
+    feature_store(workspace).apply(build(SPEC, root / "features"))
+    return workspace
 
 
 def register(workspace: Workspace) -> None:

@@ -1,0 +1,40 @@
+"""Feast's registry in a file that is replaced in one step.
+
+Feast's own store writes over the file in place: a full disk, or a kill, left a part of it, with
+which no command could start any more.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from datetime import UTC, datetime
+
+from feast.infra.registry.file import FileRegistryStore
+from feast.protos.feast.core.Registry_pb2 import Registry
+from google.protobuf.message import DecodeError
+
+from feature_repo.files import write_atomically
+from feature_repo.parquet_files import set_aside
+
+
+class AtomicFileRegistryStore(FileRegistryStore):
+    """Feast's file, whole at any moment; a damaged one is set aside, and ``apply`` begins anew."""
+
+    def get_registry_proto(self) -> Registry:
+        """Return the registry.
+
+        Raises:
+            FileNotFoundError: there is none, or it cannot be read: Feast then begins a new one.
+
+        """
+        try:
+            return super().get_registry_proto()
+        except DecodeError as error:
+            set_aside(self._filepath, f"{error}; 'funnel materialize' fills a new one")
+            raise FileNotFoundError(os.fspath(self._filepath)) from None
+
+    def _write_registry(self, registry_proto: Registry) -> None:
+        registry_proto.version_id = str(uuid.uuid4())
+        registry_proto.last_updated.FromDatetime(datetime.now(UTC))
+        write_atomically(self._filepath, registry_proto.SerializeToString())
