@@ -68,6 +68,7 @@ _BATCH_ITEMS = 10_000
 
 _EXPLAINED = 20
 _RECALL_AT = 100
+_AHEAD_S = 1.0
 
 
 class Unwanted(Exception):  # noqa: N818 - a state, said to the caller
@@ -164,6 +165,9 @@ class Engine:
         with self._swapping:
             if self.changes.poll():
                 self.snapshot = self._with_item_changes(self.snapshot)
+        # Items come and go with time as well: what that changes is computed before a request asks.
+        snapshot = self.snapshot
+        snapshot.release.recommender.prepare(snapshot.items, time.time() + _AHEAD_S)
 
     def _with_item_changes(self, snapshot: ServingSnapshot) -> ServingSnapshot:
         """Return the snapshot with the added items and without the removed ones."""
