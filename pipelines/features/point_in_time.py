@@ -166,6 +166,15 @@ def catalogue_columns(
     return ids, columns
 
 
+def ends_unlisted(spec: DatasetSpec, ingest: Path, events: pd.DataFrame) -> bool:
+    """Return whether some items are not recommended because only the log knows them."""
+    file = ingest / "items.parquet"
+    if spec.items is None or spec.items.recommend_unlisted or not file.is_file():
+        return False
+    listed = pq.read_table(file, columns=[c.ITEM])[c.ITEM].to_pylist()
+    return not set(events[c.ITEM].unique()) <= set(listed)
+
+
 def _epoch(moments: pd.Series | None, size: int) -> Float64Array:
     if moments is None:
         return np.full(size, np.nan)

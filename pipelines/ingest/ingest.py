@@ -183,6 +183,8 @@ class _IngestRun:
         frames = [stored.columns(columns), *([events.valid[columns]] if len(events.valid) else [])]
         tables = {kind: rows.valid for kind, rows in entities.items()}
         every = pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+        if self._erased.numbers():  # rows of users whose erasure is under way
+            every = every[~every[c.USER].isin(self._erased.among(every[c.USER].unique()))]
         report.figures = measure(self._spec, every, tables.get("users"), tables.get("items"))
 
         told = tell(self._spec, report.figures)

@@ -22,7 +22,12 @@ from feature_repo.files import staged_folder, write_json
 from feature_repo.hashing import fingerprint
 from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
-from pipelines.features.point_in_time import DAY_S, PointInTime, catalogue_columns
+from pipelines.features.point_in_time import (
+    DAY_S,
+    PointInTime,
+    catalogue_columns,
+    ends_unlisted,
+)
 from pipelines.ingest.ingested import data_version
 from pipelines.training.config import RetrievalConfig
 from pipelines.training.past_requests import requests_from
@@ -102,6 +107,8 @@ def train_retrieval(
     """
     final = workspace.models / "retrieval"
     origin = [base.folder.name] if base else []
+    # Earlier versions recommended items that only the log knows.
+    origin += ["listed"] if ends_unlisted(workspace.spec(), workspace.ingest, events) else []
     version = fingerprint(
         FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
     )

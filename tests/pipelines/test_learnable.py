@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from feature_repo.dataset import SpecError
-from pipelines.features.point_in_time import catalogue_columns
+from pipelines.features.point_in_time import catalogue_columns, ends_unlisted
 from pipelines.ingest.ingested import read_events
 from pipelines.training.learnable import check_learnable
 from tests.support.command_line import funnel
@@ -64,7 +64,9 @@ def test_the_item_table_is_the_catalogue(world, recommend_unlisted):
     given = {} if recommend_unlisted is None else {"recommend_unlisted": recommend_unlisted}
     spec = spec_of(items=ITEMS | given)
     world.ingest(spec)
-    ids, columns = catalogue_columns(spec, world.workspace.ingest, read_events(world.workspace))
+    events = read_events(world.workspace)
+    assert ends_unlisted(spec, world.workspace.ingest, events) == (not recommend_unlisted)
+    ids, columns = catalogue_columns(spec, world.workspace.ingest, events)
     assert ids == ["a", "b", "gone"]
     begin, end = columns["available_from"], columns["available_until"]
     assert begin[:2] == end[:2] == [None, None]
