@@ -83,6 +83,10 @@ class RankerReport(_Report):
     positions: list[dict[str, int | float]] | None = None
     trained_on: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-like values, without ``trained_on`` where it is not known."""
+        return self.model_dump(exclude={"trained_on"} if self.trained_on is None else None)
+
     @classmethod
     def load(cls, folder: Path) -> RankerReport:
         """Return the report of a finished run.

@@ -31,9 +31,16 @@ _SETTLED = timedelta(minutes=10)
 _ROWS_PER_GROUP = 4_000
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return the files to read, so that each impression is in one of them."""
-    files = sorted(folder.glob("[!.]*.parquet"))
+def files_of(folder: Path, since: float = 0.0) -> list[Path]:
+    """Return the files to read, so that each impression is in one of them.
+
+    Files of hours that were over at ``since`` (epoch seconds) are left out.
+    """
+    files = [
+        path
+        for path in sorted(folder.glob("[!.]*.parquet"))
+        if (hour := _hour_of(path.name)) is None or _end_of(hour).timestamp() >= since
+    ]
     merged = {name for path in files if _MERGED.fullmatch(path.name) for name in _sources(path)}
     return [path for path in files if path.name not in merged]
 

@@ -300,7 +300,7 @@ def read_impressions(
     absent or empty gives an empty table. A column that a file does not have yet is null. ``since``:
     requests before it (epoch seconds) are left out.
     """
-    files = files_of(folder)
+    files = files_of(folder, since)
     if not files:
         return IMPRESSION_SCHEMA.empty_table().select(columns or IMPRESSION_SCHEMA.names)
     dataset = ds.dataset([str(path) for path in files], schema=IMPRESSION_SCHEMA, format="parquet")

@@ -22,7 +22,7 @@ from pipelines.features.affinity import AFFINITY_LENGTH
 from pipelines.features.item_lists import recent_lists
 from pipelines.features.spark import spark_session
 from pipelines.features.spark_job import build_features
-from pipelines.workflow.stages import ONE_PARTITION
+from pipelines.workflow.feature_tables import ONE_PARTITION
 
 DAY = 86_400_000_000
 START = 11_000 * DAY

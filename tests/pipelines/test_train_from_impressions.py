@@ -29,7 +29,7 @@ from ranking.row_schema import RowSchema
 from serving.impressions import Impression, ImpressionLog, read_impressions, to_table
 from serving.recommender.codec import Codec
 from tests.support.command_line import funnel
-from tests.support.tiny_release import SPEC, write_release
+from tests.support.tiny_release import PROVENANCE, SPEC, write_release
 
 DAY = 86_400.0
 START = 1_700_000_000.0
@@ -242,6 +242,8 @@ def released(tmp_path_factory):
     for name in ("codec.json", "item_vectors.npy"):
         content = (workspace.releases / identity / name).read_bytes()
         write_atomically(workspace.models / "retrieval" / name, content)
+    write_json(workspace.models / "retrieval" / "report.json", {"recall": 0.5})
+    write_json(workspace.models / "split.json", PROVENANCE.split)
     write_atomically(workspace.ingest / "dataset.json", SPEC.model_dump_json())
     return (
         workspace,
@@ -320,7 +322,7 @@ def test_positions_are_reported_and_weighed_only_if_asked(lived, monkeypatch):
     live(workspace, release, schema)
     given = []
     monkeypatch.setattr(
-        module, "train_rankers", lambda sets, *_, positions: given.append((sets, positions))
+        module, "train_rankers", lambda sets, *_, positions, **__: given.append((sets, positions))
     )
     for ipw in (False, True):
         learn(workspace, ipw=ipw)

@@ -110,6 +110,16 @@ def test_files_of_earlier_versions_are_merged_and_torn_ones_set_aside(folder):
     assert len(rows) == 10 and len(list(folder.glob(".*damaged"))) == 1
 
 
+def test_hours_that_were_over_before_are_not_read(folder):
+    """Their content would be an error."""
+    tidy(folder, IMPRESSION_SCHEMA, DAYS, NOW)
+    old = folder / "hour-20261128T09.parquet"
+    old.write_bytes(bytes(100) + old.read_bytes()[100:])
+    since = datetime(2026, 11, 28, 10, 30, tzinfo=UTC).timestamp()
+    assert old not in files_of(folder, since) and len(files_of(folder, since)) == 4
+    assert len(read_impressions(folder, ["request_id"], since)) == 0  # made up, of another year
+
+
 def test_a_torn_file_does_not_stop_a_reader(folder):
     path = write(folder, NOW, 60)
     path.write_bytes(path.read_bytes()[:-20])
