@@ -26,6 +26,7 @@ from feature_repo.files import LockHeld, lock, locked
 
 _LONGEST_SOCKET_PATH = 100  # the kernel's limit is 108 bytes
 _START_TIMEOUT_S = 60.0
+_CONNECT_S = 1.0
 _held: dict[Path, tuple[int, IO[bytes]]] = {}
 
 
@@ -71,7 +72,7 @@ def connect(folder: Path, timeout_s: float = 5.0) -> redis.Redis:
     return redis.Redis(
         unix_socket_path=path,
         socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,  # a server that hangs accepts no connection either
+        socket_connect_timeout=min(timeout_s, _CONNECT_S),  # one that hangs accepts none
         retry=Retry(NoBackoff(), 1),
     )
 
@@ -104,7 +105,7 @@ def _client(folder: Path) -> redis.Redis:
     return redis.Redis(
         unix_socket_path=str(socket_path(folder)),
         socket_timeout=5,
-        socket_connect_timeout=5,
+        socket_connect_timeout=_CONNECT_S,
         retry=Retry(NoBackoff(), 0),
     )
 

@@ -18,6 +18,7 @@ from feature_repo.stores.redis_settings import RedisSettings
 from feature_repo.views import Profile, build
 from feature_repo.workspace import Workspace
 
+_CONNECT_S = 2.0
 _HERE = Path(__file__).parent.parent
 _FILES: dict[Profile, str] = {
     "local": "feature_store.yaml",
@@ -73,7 +74,7 @@ def redis_client(workspace: Workspace, timeout_s: float = 5.0) -> redis.Redis:
     return redis.Redis.from_url(
         redis_url(workspace),
         socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
+        socket_connect_timeout=min(timeout_s, _CONNECT_S),
         retry=Retry(NoBackoff(), 1),  # the client's own retries wait for seconds in between
     )
 

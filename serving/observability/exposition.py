@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -15,6 +17,8 @@ from serving.observability.metrics import PREFIX, UNKNOWN, Metrics
 from serving.observability.multiprocess import living, resident_memory, shared_folder
 
 _AS_OF = f"{PREFIX}items_as_of_seconds"
+_TRIES = 10
+_PAUSE_S = 0.02
 
 
 def render(metrics: Metrics) -> bytes:
@@ -38,7 +42,7 @@ class _AllWorkers:
         source: Collector = self._metrics.registry
         if folder:
             source = MultiProcessCollector(None, str(folder))  # type: ignore[no-untyped-call]
-        for metric in source.collect():
+        for metric in _whole(source):
             if metric.name.startswith(PREFIX):  # Feast's may lie in the same folder
                 metric.samples = [sample for sample in metric.samples if sample.value != UNKNOWN]
                 yield _age(metric) if metric.name == _AS_OF else metric
@@ -47,6 +51,15 @@ class _AllWorkers:
         yield GaugeMetricFamily(
             f"{PREFIX}resident_memory_bytes", memory, sum(map(resident_memory, pids))
         )
+
+
+def _whole(source: Collector) -> list[Metric]:
+    """Return all metrics; the file of a worker that is just starting may be empty for a moment."""
+    for _ in range(_TRIES):
+        with suppress(struct.error):
+            return list(source.collect())
+        time.sleep(_PAUSE_S)
+    return list(source.collect())
 
 
 def _age(as_of: Metric) -> Metric:
