@@ -68,13 +68,24 @@ def ensure_running(folder: Path) -> Path:
 
 def connect(folder: Path, timeout_s: float = 5.0) -> redis.Redis:
     """Return a client of a data folder's server, which is started if needed; it retries at once."""
-    path = str(ensure_running(folder))
-    return redis.Redis(
-        unix_socket_path=path,
+    return _unix_client(ensure_running(folder), timeout_s, retries=1)
+
+
+def _unix_client(path: Path, timeout_s: float, *, retries: int) -> redis.Redis:
+    """Return a client of a Unix socket.
+
+    ``redis.Redis`` itself gives no time limit to connecting there, and a server that hangs accepts
+    no connection once enough of them wait.
+    """
+    pool = redis.ConnectionPool(
+        connection_class=redis.UnixDomainSocketConnection,
+        path=str(path),
         socket_timeout=timeout_s,
-        socket_connect_timeout=min(timeout_s, _CONNECT_S),  # one that hangs accepts none
-        retry=Retry(NoBackoff(), 1),
+        socket_connect_timeout=min(timeout_s, _CONNECT_S),
+        # The client's own retries would take eight seconds to find that no server runs.
+        retry=Retry(NoBackoff(), retries),
     )
+    return redis.Redis.from_pool(pool)
 
 
 def release(folder: Path) -> None:
@@ -101,13 +112,7 @@ def _starting_or_stopping(folder: Path) -> AbstractContextManager[IO[bytes]]:
 
 
 def _client(folder: Path) -> redis.Redis:
-    # The client's own retries would take eight seconds to find that no server runs.
-    return redis.Redis(
-        unix_socket_path=str(socket_path(folder)),
-        socket_timeout=5,
-        socket_connect_timeout=_CONNECT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
+    return _unix_client(socket_path(folder), 5.0, retries=0)
 
 
 def _answers(folder: Path) -> bool:

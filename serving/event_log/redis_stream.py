@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,10 @@ from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
 from serving.event_log.port import Appended, LogFull
 from serving.online.features import OnlineStoreUnavailable
+from serving.recommender.deadline import Breaker
+
+_AT_ONCE = 8
+_TURN_S = 2.0
 
 RECENT_S = 7 * 86_400
 RECENT_EVENTS = 500
@@ -81,6 +86,8 @@ class RedisStreamLog:
         self._redis = redis_client(workspace)
         self._append = self._redis.register_script(_APPEND)
         self._max = max_events or read_settings().log_max_events
+        self._turns = threading.BoundedSemaphore(_AT_ONCE)
+        self._breaker = Breaker(failures=2)
 
     def append(self, events: Sequence[StoredEvent]) -> Appended:
         """Append checked events; they are durable then, and their users' next requests see them.
@@ -96,11 +103,37 @@ class RedisStreamLog:
         for event in events:
             digest = id_digest(event["event_id"])
             arguments += [digest % ID_SHARDS, digest, recent_key(event["user_id"]), encode(event)]
-        with redis_answering():
+        with self._turn(), redis_answering():
             accepted = int(self._append(keys=[LOG, COMMITTED], args=arguments))
         if accepted < 0:
             raise LogFull(f"{self._max} events wait for the streaming job")
         return Appended(accepted, len(events) - accepted)
+
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Let a few callers wait for Redis at once, and nobody while it is known not to answer.
+
+        The client opens connections one after the other: with a Redis that hangs, a hundred callers
+        would wait for the sum of their time limits.
+
+        Raises:
+            OnlineStoreUnavailable: Redis has not answered others.
+
+        """
+        if not self._turns.acquire(timeout=_TURN_S):
+            raise OnlineStoreUnavailable("others wait for Redis already")
+        try:
+            if not self._breaker.allows():
+                raise OnlineStoreUnavailable("Redis did not answer a moment ago")
+            try:
+                yield
+            except OnlineStoreUnavailable:
+                self._breaker.failed()
+                raise
+            self._breaker.succeeded()
+        finally:
+            self._turns.release()
 
 
 @contextmanager

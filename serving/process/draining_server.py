@@ -14,6 +14,8 @@ from serving.process.bounded_protocol import BoundedProtocol
 from serving.process.listener import FairListener, WorkerConnections
 
 _DRAIN_S = 0.5
+_GRACE_S = 15
+"""Seconds that requests under way have to end, less than the parent waits."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -46,6 +48,7 @@ class DrainingServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 ws="none",
+                timeout_graceful_shutdown=_GRACE_S,
             )
         )
         self._state = app.state
