@@ -109,7 +109,6 @@ class RedisStreamLog:
             raise LogFull(f"{self._max} events wait for the streaming job")
         return Appended(accepted, len(events) - accepted)
 
-
     @contextmanager
     def _turn(self) -> Iterator[None]:
         """Let a few callers wait for Redis at once, and nobody while it is known not to answer.
