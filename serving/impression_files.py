@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,13 +30,16 @@ _SETTLED = timedelta(minutes=10)
 """How long after an hour its files are merged: their writers are done by then."""
 
 _ROWS_PER_GROUP = 4_000
+_KEPT_S = 7_200.0
 
 
 def files_of(folder: Path, since: float = 0.0) -> list[Path]:
     """Return the files to read, so that each impression is in one of them.
 
-    Files of hours that were over at ``since`` (epoch seconds) are left out.
+    Files of hours that were over at ``since`` (epoch seconds) are left out, but never the newest
+    ones: a clock may have been set back after their requests.
     """
+    since = min(since, time.time() - _KEPT_S)
     files = [
         path
         for path in sorted(folder.glob("[!.]*.parquet"))

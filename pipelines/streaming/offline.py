@@ -151,10 +151,12 @@ def read_archive(workspace: Workspace, after: str = "0-0") -> pa.Table:
     A file that cannot be read is set aside, and made anew from the event log as far as that has its
     entries.
     """
-    from pipelines.streaming.repair import rebuild_archive  # it imports this module
-
     folder = archive(workspace)
-    rebuild_archive(workspace)
+    if folder.is_dir():
+        # It imports this module; and Feast, which takes seconds.
+        from pipelines.streaming.repair import rebuild_archive
+
+        rebuild_archive(workspace)
     tables: list[pa.Table] | None = None
     while tables is None:
         with contextlib.suppress(FileNotFoundError):  # it was merged meanwhile: list again
