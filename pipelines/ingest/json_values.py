@@ -122,12 +122,23 @@ def _line_values(text: str, damaged: dict[int, str]) -> Iterator[_Value]:
 
 def _array_values(text: str) -> Iterator[_Value]:
     """Yield the values of an array; after one that cannot be read, go on in the next line."""
-    position = _after_space(text, 0) + 1
+    return _values_from(text, _after_space(text, 0) + 1, between=_SPACE + ",", closing="]")
+
+
+def _stream_values(text: str) -> Iterator[_Value]:
+    """Yield values that follow each other without separators."""
+    return _values_from(text, 0, between=_SPACE)
+
+
+def _values_from(
+    text: str, position: int, *, between: str, closing: str | None = None
+) -> Iterator[_Value]:
+    """Yield values until ``closing`` or the end; after too many that cannot be read, give up."""
     broken = 0
     number = 0
     while True:
-        position = _after_space(text, position, _SPACE + ",")
-        if position >= len(text) or text[position] == "]":
+        position = _after_space(text, position, between)
+        if position >= len(text) or text[position] == closing:
             return
         number += 1
         position, item = _one(text, position, number)
@@ -136,22 +147,6 @@ def _array_values(text: str) -> Iterator[_Value]:
         if broken == _MOST_BROKEN:
             yield _Value(number + 1, None, _GIVEN_UP, text[position : position + _SHOWN_TEXT])
             return
-
-
-def _stream_values(text: str) -> Iterator[_Value]:
-    """Yield values that follow each other without separators."""
-    position = _after_space(text, 0)
-    broken = 0
-    number = 0
-    while position < len(text):
-        number += 1
-        end, item = _one(text, position, number)
-        yield item
-        broken += bool(item.problem)
-        if broken == _MOST_BROKEN:
-            yield _Value(number + 1, None, _GIVEN_UP, text[end : end + _SHOWN_TEXT])
-            return
-        position = _after_space(text, end)
 
 
 def _one(text: str, position: int, number: int) -> tuple[int, _Value]:
