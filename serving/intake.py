@@ -10,6 +10,7 @@ from prometheus_client import Counter
 
 from feature_repo.dataset import DatasetSpec
 from feature_repo.events.stored import StoredEvent
+from serving.api.problems import printable
 from serving.api.schemas import Event, EventReceipt, RejectedEvent
 from serving.erasure import Erasure
 from serving.event_log.port import EventLog
@@ -51,7 +52,7 @@ class Intake:
             self._counter.labels(outcome).inc(count)
 
         rejected = [
-            RejectedEvent(index=i, reason=_printable(reason))
+            RejectedEvent(index=i, reason=printable(reason))
             for i, reason in sorted(reasons.items())
         ]
         return EventReceipt(
@@ -110,8 +111,3 @@ def _reason(error: ValueError) -> str:
     return "; ".join(
         f"{'.'.join(map(str, problem['loc'])) or 'event'}: {problem['msg']}" for problem in errors()
     )
-
-
-def _printable(reason: str) -> str:
-    """Return a reason in characters that an answer may hold; a client may send half of one."""
-    return reason.encode("utf-8", "backslashreplace").decode()

@@ -17,6 +17,11 @@ class Problem(TypedDict):
     detail: str
 
 
+def printable(text: str) -> str:
+    """Return a text in characters that an answer may hold; a client may send half of one."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def problem_body(status: int, title: str, detail: str) -> bytes:
     """Return problem details as JSON."""
     problem = Problem(type="about:blank", title=title, status=status, detail=detail)

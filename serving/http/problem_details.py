@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.answers import UnknownItem
-from serving.api.problems import MEDIA_TYPE, problem_body
+from serving.api.problems import MEDIA_TYPE, printable, problem_body
 from serving.engine import Unwanted
 from serving.event_log.port import LogFull
 from serving.http.executors import Overloaded
@@ -155,8 +155,7 @@ def _invalid(errors: Sequence[Any]) -> ProblemResponse:
 def _short(part: object) -> str:
     """Return what a client sent, in an answer's size and characters."""
     text = str(part)
-    text = text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}..."
-    return text.encode("utf-8", "backslashreplace").decode()
+    return printable(text if len(text) <= _SHOWN_TEXT else f"{text[:_SHOWN_TEXT]}...")
 
 
 def _server_error(error: Exception) -> ProblemResponse:
