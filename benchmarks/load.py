@@ -45,6 +45,15 @@ class Load:
     answers: list[tuple[float, int, bytes]] = field(default_factory=list)
     took_s: float = 0.0
 
+    def add(self, other: Load) -> None:
+        """Take over the answers to a load that ran after this one."""
+        self.seconds += other.seconds
+        self.statuses += other.statuses
+        self.retried += other.retried
+        self.popular += other.popular
+        self.answers += other.answers
+        self.took_s += other.took_s
+
     def percentile(self, q: float) -> float:
         """Return a percentile of the latencies of accepted requests, in milliseconds; NaN: none."""
         return (
@@ -146,11 +155,9 @@ class _Generator:
     async def _work(self) -> None:
         """Send requests over one connection until the time is over."""
         plan = self._plan
+        end = self._start + plan.seconds
         connection: _Connection | None = None
-        while True:
-            due = self._next_due()
-            if due >= self._start + plan.seconds:
-                break
+        while (due := self._next_due()) < end:
             request = plan.requests[self._sent % len(plan.requests)]
             self._sent += 1
             if plan.rate is not None and (wait := due - time.perf_counter()) > 0:
@@ -162,7 +169,7 @@ class _Generator:
                 self._load.seconds.append(time.perf_counter() - due)
                 self._load.popular += _POPULAR in body
             elif plan.patient and status == 503:
-                await asyncio.sleep(_RETRY_AFTER_S)
+                await asyncio.sleep(min(_RETRY_AFTER_S, end - time.perf_counter()))
             if plan.keep:
                 self._load.answers.append((time.time(), status, body))
         if connection:

@@ -125,7 +125,7 @@ def _http(workspace: Workspace, users: list[str], seconds: float, workers: int) 
         load(port, requests, connections=4, seconds=3.0)
         alone = load(port, requests, connections=1, seconds=seconds)
         loaded = load(port, requests, connections=16, seconds=seconds)
-        above = overload(port, requests, pid=process.pid, capacity=loaded, seconds=seconds)
+        above = overload(port, requests, pid=process.pid, seconds=seconds)
         used = memory(process.pid)
     for one in (alone, loaded):
         if not set(one.statuses) <= {200, 503}:

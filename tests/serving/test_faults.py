@@ -181,11 +181,7 @@ def under_load(
     thread.join()
     whole = Load()
     for part in result:
-        whole.seconds += part.seconds
-        whole.statuses += part.statuses
-        whole.retried += part.retried
-        whole.answers += part.answers
-        whole.took_s += part.took_s
+        whole.add(part)
     return Watched(whole, *moments)
 
 
