@@ -39,13 +39,16 @@ class Intake:
             LogFull: the log takes no more for now; nothing was appended.
 
         """
-        valid, reasons = self._check_all(raw)
+        checked, reasons = self._check_all(raw)
+        valid = list(checked.values())
         appended = self._log.append(valid)
         self._remove_erased(valid)
+        indices = list(checked)
+        duplicates = [indices[position] for position in appended.duplicates]
 
         outcomes = {
             "accepted": appended.accepted,
-            "duplicate": appended.duplicates,
+            "duplicate": len(duplicates),
             "rejected": len(reasons),
         }
         for outcome, count in outcomes.items():
@@ -56,11 +59,16 @@ class Intake:
             for i, reason in sorted(reasons.items())
         ]
         return EventReceipt(
-            accepted=appended.accepted, duplicates=appended.duplicates, rejected=rejected
+            accepted=appended.accepted,
+            duplicates=len(duplicates),
+            duplicate_indices=duplicates,
+            rejected=rejected,
         )
 
-    def _check_all(self, raw: Sequence[dict[str, Any]]) -> tuple[list[StoredEvent], dict[int, str]]:
-        """Return the valid events, and by index why the others are rejected."""
+    def _check_all(
+        self, raw: Sequence[dict[str, Any]]
+    ) -> tuple[dict[int, StoredEvent], dict[int, str]]:
+        """Return by index the valid events, and why the others are rejected."""
         valid: dict[int, StoredEvent] = {}
         reasons: dict[int, str] = {}
         now = time.time()
@@ -75,7 +83,7 @@ class Intake:
             if event["user_id"] in erased:
                 reasons[index] = "user was erased"
                 del valid[index]
-        return list(valid.values()), reasons
+        return valid, reasons
 
     def _erased(self, events: Collection[StoredEvent]) -> set[str]:
         return (

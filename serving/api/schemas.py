@@ -260,7 +260,7 @@ class Event(_Strict):
     model_config = _example(**EVENT_EXAMPLE)
 
     event_id: EntityId = Field(
-        description="Unique id; a repeat within 24 hours counts as a duplicate."
+        description="Unique over all users; a repeat within 24 hours counts as a duplicate."
     )
     user_id: EntityId
     item_id: EntityId
@@ -296,10 +296,11 @@ class RejectedEvent(BaseModel):
 class EventReceipt(BaseModel):
     """How many events of a batch were accepted, and why others were not."""
 
-    model_config = _example(accepted=2, duplicates=0, rejected=[])
+    model_config = _example(accepted=2, duplicates=0, duplicate_indices=[], rejected=[])
 
     accepted: int = Field(description="New events; they are durable now.")
-    duplicates: int = Field(description="Events whose id was accepted before.")
+    duplicates: int = Field(description="Events whose id was accepted before, from any user.")
+    duplicate_indices: list[int] = Field(description="Their indices in the batch.")
     rejected: list[RejectedEvent]
 
 

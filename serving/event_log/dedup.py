@@ -15,6 +15,7 @@ from feature_repo.events.log_names import recent_key
 from feature_repo.events.stored import StoredEvent, encode
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
+from serving.event_log.port import Appended
 from serving.event_log.redis_stream import (
     ID_SHARDS,
     LUA_IDS,
@@ -72,6 +73,19 @@ class Entry:
     event: StoredEvent
     digest: int
     payload: str
+
+
+def appended(events: Sequence[StoredEvent], new: Sequence[Entry]) -> Appended:
+    """Return what became of the events, of which these entries were new."""
+    digests = {entry.digest for entry in new}
+    duplicates = []
+    for position, event in enumerate(events):
+        digest = id_digest(event["event_id"])
+        if digest in digests:
+            digests.remove(digest)  # a second event of one id is a repeat
+        else:
+            duplicates.append(position)
+    return Appended(len(new), tuple(duplicates))
 
 
 def entries_of(events: Iterable[StoredEvent]) -> list[Entry]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from feature_repo.events.log_folder import LogFile, LogFolder, Writer
 from feature_repo.events.stored import StoredEvent, parse_stored
 from feature_repo.workspace import Workspace
-from serving.event_log.dedup import Entry, EventDedup, entries_of
+from serving.event_log.dedup import Entry, EventDedup, appended, entries_of
 from serving.event_log.port import Appended, LogFull
 from serving.event_log.redis_stream import id_digest
 from serving.online.features import OnlineStoreUnavailable
@@ -42,7 +42,7 @@ class FileLog:
 
         """
         if not events:
-            return Appended(0, 0)
+            return Appended(0)
         try:
             with self._folder.writing() as writer:
                 self._catch_up(writer)
@@ -53,7 +53,7 @@ class FileLog:
             raise OnlineStoreUnavailable(str(error)) from error
         except OSError as error:
             raise OnlineStoreUnavailable(f"the log's folder: {error}") from error
-        return Appended(len(new), len(events) - len(new))
+        return appended(events, new)
 
     def _catch_up(self, writer: Writer) -> None:
         settled = self._dedup.get(SETTLED)

@@ -13,7 +13,7 @@ from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import KafkaAddress
 from feature_repo.events.stored import StoredEvent
 from feature_repo.workspace import Workspace
-from serving.event_log.dedup import Entry, EventDedup, entries_of
+from serving.event_log.dedup import Entry, EventDedup, appended, entries_of
 from serving.event_log.port import Appended, LogFull
 from serving.online.features import OnlineStoreUnavailable
 
@@ -94,7 +94,7 @@ class KafkaLog:
 
         """
         if not events:
-            return Appended(0, 0)
+            return Appended(0)
         self._check_topic()
         new = self._dedup.reserve(entries_of(events))
         written, refused, reason = self._write(new)
@@ -108,7 +108,7 @@ class KafkaLog:
             raise OnlineStoreUnavailable(
                 f"Kafka did not take {len(new) - len(written)} events: {reason}"
             )
-        return Appended(len(new), len(events) - len(new))
+        return appended(events, new)
 
     def _write(self, entries: Sequence[Entry]) -> tuple[list[tuple[Entry, str]], list[Entry], str]:
         """Return the written entries with their positions, the refused ones, and why.

@@ -34,10 +34,17 @@ class LogFull(FunnelError):
 
 @dataclass(frozen=True)
 class Appended:
-    """How many events were new, and how many repeated an ``event_id`` of the last 24 hours."""
+    """What became of events that were given to a log.
+
+    Attributes:
+        accepted: number of events that were new.
+        duplicates: positions, in what was given, of events that repeat an ``event_id`` of the last
+            24 hours, whoever's event had it.
+
+    """
 
     accepted: int
-    duplicates: int
+    duplicates: tuple[int, ...] = ()
 
 
 class EventLog(Protocol):

@@ -58,18 +58,19 @@ if redis.call('XLEN', log) + count > limit then
     redis.call('XTRIM', log, 'MINID', '~', done, 'LIMIT', 20000)
     if redis.call('XLEN', log) + count > limit then redis.call('XTRIM', log, 'MINID', done) end
   end
-  if redis.call('XLEN', log) + count > limit then return -1 end
+  if redis.call('XLEN', log) + count > limit then return nil end
 end
-local accepted = 0
+local repeated = {}
 for first = 4, #ARGV, 4 do
   local shard, digest, user, payload = unpack(ARGV, first, first + 3)
-  if not known(shard, digest) then
+  if known(shard, digest) then
+    repeated[#repeated + 1] = (first - 4) / 4
+  else
     remember(shard, digest)
     show(user, redis.call('XADD', log, '*', 'event', payload), payload, ARGV[2], ARGV[3])
-    accepted = accepted + 1
   end
 end
-return accepted
+return repeated
 """
 )
 
@@ -98,16 +99,16 @@ class RedisStreamLog:
 
         """
         if not events:
-            return Appended(0, 0)
+            return Appended(0)
         arguments: list[Any] = [self._max, RECENT_EVENTS, RECENT_S]
         for event in events:
             digest = id_digest(event["event_id"])
             arguments += [digest % ID_SHARDS, digest, recent_key(event["user_id"]), encode(event)]
         with self._turn(), redis_answering():
-            accepted = int(self._append(keys=[LOG, COMMITTED], args=arguments))
-        if accepted < 0:
+            repeated: Any = self._append(keys=[LOG, COMMITTED], args=arguments)
+        if repeated is None:
             raise LogFull(f"{self._max} events wait for the streaming job")
-        return Appended(accepted, len(events) - accepted)
+        return Appended(len(events) - len(repeated), tuple(repeated))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

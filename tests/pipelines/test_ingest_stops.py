@@ -2,14 +2,15 @@
 
 import os
 import shutil
-import subprocess
-import sys
+import signal
 
 import pytest
 
 from feature_repo.dataset import SpecError
-from feature_repo.workspace import MissingStage
+from feature_repo.workspace import MissingStage, Workspace
+from pipelines.ingest.ingest import ingest
 from pipelines.ingest.ingested import read_events
+from tests.support import forked
 from tests.support.ingest_folder import ITEMS, MAY, NOW, World, rows_of, spec_of
 
 
@@ -60,39 +61,30 @@ def test_events_of_an_empty_workspace(world):
         read_events(world.workspace)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import pandas as pd
-from feature_repo import workspace as w
-from feature_repo.dataset import DatasetSpec
-from pipelines.ingest.ingest import ingest
+def die_at_each(folder, spec, homes):
+    """Ingest into each home; its parent's name says at which write, and how, the process dies."""
+    replace, calls = os.replace, 0
 
-data, spec = Path(sys.argv[1]), DatasetSpec.model_validate_json(sys.argv[2])
-now = pd.Timestamp(sys.argv[3])
-replace, calls = os.replace, 0
-
-def dying(source, target):
-    global calls
-    calls += 1
-    if calls == point and how == "half written":
-        os.truncate(source, os.path.getsize(source) // 2)
-    if calls == point and how == "written":
+    def dying(source, target):
+        nonlocal calls
+        calls += 1
+        if calls == point and how == "half written":
+            os.truncate(source, os.path.getsize(source) // 2)
+        if calls == point and how == "written":
+            replace(source, target)
+        if calls == point:
+            os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
-    if calls == point:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, target)
 
-os.replace = dying
-for home in sys.argv[4:]:
-    point, how = Path(home).parent.name.split("-")
-    point = int(point)
-    if os.fork() == 0:  # a process of its own for each death
-        ingest(spec, data, w.Workspace(Path(home)), now=now, shift_to_now=True)
-        os._exit(0)
-    _, status = os.wait()
-    assert os.WIFSIGNALED(status), home
-"""
+    os.replace = dying
+    for home in homes:
+        at, how = home.parent.name.split("-")
+        point = int(at)
+        if os.fork() == 0:  # a process of its own for each death
+            ingest(spec, folder, Workspace(home), now=NOW, shift_to_now=True)
+            os._exit(0)
+        _, status = os.wait()
+        assert os.WIFSIGNALED(status), home
 
 
 @pytest.mark.parametrize("runs_before", [0, 1])
@@ -117,17 +109,10 @@ def test_a_killed_run_leaves_no_trace(world, runs_before, tmp_path):
     world.ingest(spec, shift_to_now=True)
     expected = world.bytes()
     homes = [other.workspace.root for other in killed]
-    arguments = [
-        sys.executable,
-        "-c",
-        KILLED,
-        world.folder,
-        spec.model_dump_json(),
-        NOW.isoformat(),
-        *homes,
-    ]
-    done = subprocess.run([str(a) for a in arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    code, said = forked.run(
+        die_at_each, world.folder, spec, homes, out=tmp_path / "log", timeout=120
+    )
+    assert code == 0, said
     for other in killed:
         assert other.bytes() != expected
         if runs_before:

@@ -155,7 +155,7 @@ def test_batches_are_bounded_whole_files_and_the_same_when_read_again(log):
 
 
 def test_a_new_checkpoint_starts_after_a_position_even_inside_a_file(log):
-    assert log.log.append(events := [event() for _ in range(3)]) == Appended(3, 0)
+    assert log.log.append(events := [event() for _ in range(3)]) == Appended(3)
     (file,) = LogFolder(log.folder).after(0)
     reader = reader_of(log, start=f"{file.milliseconds}-0")
     start = reader.initialOffset()

@@ -1,5 +1,6 @@
 """The notebooks run on a finished workspace, make their figures, and are stored without output."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import zipfile
 
 import nbformat
 import pytest
+from jupyter_client.provisioning import local_provisioner
 
 from feature_repo.workspace import PROJECT_ROOT, Workspace
 from pipelines.evaluation.evaluate import evaluate
@@ -21,7 +23,10 @@ from pipelines.evaluation.notebooks import (
 )
 from pipelines.training.release import make_release
 from pipelines.training.release_pointer import current_release
+from tests.support.forked import Forked
 from tests.support.small_world import silent
+from tests.support.tiny_world import tiny_world
+from tests.support.waiting import wait_until
 
 FIGURES = {"1_data_and_features": 6, "2_retrieval": 5, "3_ranking": 3, "4_end_to_end": 5}
 """Figures of each notebook on a workspace that has everything."""
@@ -36,16 +41,41 @@ FEWER_REQUESTS = {
 """Constants of the notebooks, and those of the test, which has less time."""
 
 
+class ForkedKernel(Forked):
+    """A kernel that finds the product imported already; it leads a process group of its own."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command, *, env, cwd, **_options):
+        super().__init__(run_kernel, command, cwd, environment=env)
+        wait_until(lambda: os.getpgid(self.pid) == self.pid, what="for the kernel's fork")
+
+
+def run_kernel(command, folder):
+    """Be the kernel that ``python -m ipykernel_launcher ...`` starts."""
+    from ipykernel.kernelapp import launch_new_instance
+
+    os.setsid()
+    os.chdir(folder)
+    launch_new_instance(argv=command[command.index("ipykernel_launcher") + 1 :])
+
+
+@pytest.fixture(autouse=True)
+def forked_kernels(monkeypatch):
+    monkeypatch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
+
+
 @pytest.fixture(scope="module")
-def compared(built, copy, tmp_path_factory):
-    """A copy of the small world with a second release, compared with the first, and ablations."""
+def compared(copy, tmp_path_factory):
+    """A copy of the tiny world with a second release, compared with the first, and ablations."""
     folder = tmp_path_factory.mktemp("notebooks")
-    with copy(built.workspace, folder / "w") as workspace:
+    with copy(tiny_world(), folder / "w") as workspace:
+        first = current_release(workspace)
         rules = folder / "rules.toml"
         rules.write_text('exclude_seen = ["view"]\n', encoding="utf-8")
         release = make_release(workspace, rules)
         evaluate(
-            workspace, release, silent, 400, baselines=False, ablations=True, against=built.release
+            workspace, release, silent, 400, baselines=False, ablations=True, against=first
         )
         yield workspace
 
@@ -121,11 +151,11 @@ def test_without_a_workspace_one_line_says_what_to_run(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_is_said_with_the_command_that_makes_it(copied, tmp_path, monkeypatch):
-    evaluate(copied, current_release(copied), silent, 400, baselines=False)
+def test_what_is_missing_is_said_with_the_command_that_makes_it(tiny, tmp_path, monkeypatch):
+    evaluate(tiny, current_release(tiny), silent, 400, baselines=False)
     shutil.copy(FOLDER / "4_end_to_end.ipynb", tmp_path)
     monkeypatch.setattr("pipelines.evaluation.notebooks.FOLDER", tmp_path)
-    (page,) = run_notebooks(copied, tmp_path / "out")
+    (page,) = run_notebooks(tiny, tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert "funnel evaluate --ablations" in text and "There is one release only" in text
     assert text.count("<img") == 3

@@ -18,19 +18,21 @@ from feature_repo import columns as c
 from feature_repo.events.log_names import COMMITTED, LOG
 from feature_repo.stores.embedded_redis import ensure_running
 from feature_repo.stores.feature_store import redis_client
+from pipelines.ingest.ingest import ingest
 from pipelines.ingest.ingested import event_files, read_events
 from pipelines.operations.recount import check
 from pipelines.streaming.job import StreamConfig, StreamJob
 from pipelines.streaming.lease import JobRunning
 from pipelines.streaming.sink import DEAD_LETTERS
 from pipelines.streaming.status import stream_status
+from pipelines.workflow.data_sets import find_spec
 from pipelines.workflow.stages import run_features, run_materialize
 from serving.event_log.redis_stream import RedisStreamLog
+from tests.support.forked import kill
 from tests.support.streaming_job import (
     CRASH_POINTS,
     Feeder,
     drained,
-    kill,
     kill_started,
     start_api,
     start_job,
@@ -209,6 +211,27 @@ def test_killed_at_every_point(workspace):
 @pytest.mark.faults
 def test_redis_killed_and_paused(workspace):
     survive(workspace, [], kill_and_pause_redis)
+
+
+@pytest.mark.faults
+def test_an_emptied_redis_comes_back_by_the_documented_commands(workspace):
+    late = without_last_day(workspace)
+    run_materialize(workspace)
+    with streaming(workspace) as wait_until_drained:
+        send(workspace, late[: len(late) // 2])
+        wait_until_drained()
+    redis_client(workspace).flushall()
+    assert check(workspace, time.time()).differing > 0
+
+    ingest(find_spec("synthetic"), workspace.root / "raw", workspace, shift_to_now=True)
+    for stage in (run_features, run_materialize):
+        stage(workspace)
+    with streaming(workspace, rebuild=True) as wait_until_drained:
+        send(workspace, late[len(late) // 2 :])
+        wait_until_drained()
+    recount = check(workspace, time.time())
+    assert (recount.differing, recount.examples) == (0, [])
+    assert recount.events >= len(late)
 
 
 def kill_once_logged(client, before, api):

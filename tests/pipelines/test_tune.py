@@ -1,6 +1,7 @@
 """A search goes on after a kill, is shared by processes, and is never worse than the defaults."""
 
 import re
+import shutil
 import signal
 from dataclasses import dataclass
 
@@ -30,8 +31,17 @@ from tests.support.tiny_world import RANKERS, SAMPLE, TOWERS
 from tests.support.waiting import wait_until
 
 
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    """An empty store of runs: to make one takes MLflow seconds."""
+    folder = tmp_path_factory.mktemp("tracking")
+    MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}").create_experiment("funnel")
+    return folder
+
+
 @pytest.fixture
-def root(world):
+def root(world, tracking):
+    shutil.copytree(tracking, world.workspace.tracking)
     world.write("events.csv", rows_of("ann,x,2024-05-01", "bob,y,2024-05-02"))
     world.ingest(spec_of("events*.csv"))
     return world.workspace.root

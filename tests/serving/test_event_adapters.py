@@ -60,7 +60,7 @@ def test_the_log_is_what_the_variable_names(monkeypatch, workspace, tmp_path):
     monkeypatch.setenv("FUNNEL_EVENT_LOG", f"files:{tmp_path}/log")
     log = open_log(workspace)
     assert isinstance(log, FileLog)
-    assert log.append([event()]) == Appended(1, 0)
+    assert log.append([event()]) == Appended(1)
     assert len(LogFolder(tmp_path / "log").after(0)) == 1
 
 
@@ -92,10 +92,10 @@ def files(workspace, tmp_path):
 
 def test_files_hold_what_was_accepted_and_the_overlay_shows_it(files):
     first, second = event(item="ключ"), event("u2")
-    assert files.log.append([first, first, second]) == Appended(2, 1)
-    assert files.log.append([first, third := event(item="i3")]) == Appended(1, 1)
-    assert files.log.append([first]) == Appended(0, 1)
-    assert files.log.append([]) == Appended(0, 0)
+    assert files.log.append([first, first, second]) == Appended(2, (1,))
+    assert files.log.append([first, third := event(item="i3")]) == Appended(1, (0,))
+    assert files.log.append([first]) == Appended(0, (0,))
+    assert files.log.append([]) == Appended(0)
     entries = files.entries()
     assert [entry for _, entry in entries] == [first, second, third]
     places = [position_key(at) for at, _ in entries]
@@ -143,16 +143,16 @@ def test_a_disk_that_fails_leaves_nothing_and_the_retry_is_taken(files, monkeypa
         with pytest.raises(OnlineStoreUnavailable, match="No space left"):
             files.log.append([e := event()])
     assert files.entries() == []
-    assert files.log.append([e]) == Appended(1, 0)
+    assert files.log.append([e]) == Appended(1)
     assert [path.name for path in files.folder.rglob("*.tmp")] == []
 
 
 @pytest.mark.parametrize(
     ("where", "name", "answer"),
     [
-        ("before the write", "write", Appended(1, 0)),
-        ("before the file has its name", "replace", Appended(1, 0)),
-        ("before the marks", "settle", Appended(0, 1)),
+        ("before the write", "write", Appended(1)),
+        ("before the file has its name", "replace", Appended(1)),
+        ("before the marks", "settle", Appended(0, (0,))),
     ],
 )
 def test_a_kill_neither_loses_nor_doubles(files, monkeypatch, where, name, answer):
@@ -169,7 +169,7 @@ def test_a_kill_neither_loses_nor_doubles(files, monkeypatch, where, name, answe
     assert files.log.append([e]) == answer, where
     assert files.ids().count(e["event_id"]) == 1
     assert [item for _, item in overlay(files.workspace, "victim")] == ["last"]
-    assert files.log.append([e, event()]) == Appended(1, 1)
+    assert files.log.append([e, event()]) == Appended(1, (0,))
 
 
 def test_redis_killed_after_the_write_is_made_good_by_the_next_append(files, monkeypatch):
@@ -181,7 +181,7 @@ def test_redis_killed_after_the_write_is_made_good_by_the_next_append(files, mon
         with pytest.raises(OnlineStoreUnavailable, match="redis.sock|(?i:connect)"):
             files.log.append([e := event("late")])
     files.log = FileLog(files.workspace, files.folder)  # starts the embedded Redis again
-    assert files.log.append([e]) == Appended(0, 1)
+    assert files.log.append([e]) == Appended(0, (0,))
     assert files.ids() == [e["event_id"]]
     assert len(overlay(files.workspace, "late")) == 1
 
@@ -190,5 +190,5 @@ def test_a_redis_that_lost_everything_learns_the_last_day_from_the_files(files):
     files.log.append([e := event("kept")])
     with client(files.workspace) as server:
         server.flushall()
-    assert files.log.append([e]) == Appended(0, 1)
+    assert files.log.append([e]) == Appended(0, (0,))
     assert len(overlay(files.workspace, "kept")) == 1

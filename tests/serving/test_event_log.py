@@ -11,7 +11,7 @@ import pytest
 from feature_repo.events.log_names import COMMITTED, LOG, recent_key
 from feature_repo.stores.embedded_redis import connect, release
 from feature_repo.workspace import Workspace
-from serving.event_log.port import LogFull
+from serving.event_log.port import Appended, LogFull
 from serving.event_log.redis_stream import RedisStreamLog
 
 
@@ -41,7 +41,7 @@ def events(count, start=0, user="u"):
 
 def test_a_batch_is_in_the_log_and_in_the_overlay(workspace, client):
     appended = RedisStreamLog(workspace).append(events(3))
-    assert (appended.accepted, appended.duplicates) == (3, 0)
+    assert appended == Appended(3)
     logged = [(key.decode(), json.loads(fields[b"event"])) for key, fields in client.xrange(LOG)]
     overlay = [entry.decode().partition("|") for entry in client.lrange(recent_key("u"), 0, -1)]
     assert [event["event_id"] for _, event in logged] == ["e0", "e1", "e2"]
@@ -51,7 +51,7 @@ def test_a_batch_is_in_the_log_and_in_the_overlay(workspace, client):
 
 def test_a_repeat_is_harmless_and_known_for_a_day_at_least(workspace, client):
     log = RedisStreamLog(workspace)
-    assert log.append([*events(2), *events(2)]).duplicates == 2
+    assert log.append([*events(2), *events(2)]) == Appended(2, (2, 3))
     assert log.append(events(3)).accepted == 1
     assert client.xlen(LOG) == 3
     kept = [key for key in client.scan_iter("funnel:ids:*")]

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,11 +13,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.values import MutexValue
 
-from feature_repo.workspace import PROJECT_ROOT
 from serving.observability.exposition import render
 from serving.observability.metrics import STAGES, Children, Metrics
 from serving.observability.multiprocess import shared_by_workers, shared_folder
 from serving.recommender.candidates import SOURCES
+from tests.support import worker_app
+from tests.support.forked import Forked, kill
+from tests.support.waiting import wait_until
 
 
 def samples(text):
@@ -140,25 +140,19 @@ def test_numbers_stay_in_memory_though_feast_is_imported(metrics):
 
 
 @pytest.fixture(scope="module")
-def workers():
+def workers(tmp_path_factory):
     """Two real workers behind one port; yields a way to ask one, whichever takes the connection."""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.worker_app"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    folder = ""
+    log, folder = tmp_path_factory.mktemp("workers") / "log", ""
+    process = Forked(worker_app.main, out=log)
     try:
-        port, folder = process.stdout.readline().split()
+        wait_until(lambda: log.read_text().endswith("\n"), patience_s=60)
+        port, folder = log.read_text().split()
         with httpx.Client(timeout=20, limits=httpx.Limits(max_keepalive_connections=0)) as client:
             yield lambda path: client.get(f"http://127.0.0.1:{port}{path}")
         assert list(Path(folder).glob("counter_worker*.db"))
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill(process)
+        process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

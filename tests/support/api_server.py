@@ -4,14 +4,12 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 
-from tests.support.forked import children_of
+from tests.support.forked import Forked, children_of, command
 
 
 def free_port():
@@ -21,12 +19,8 @@ def free_port():
 
 
 def start_server(workspace):
-    port = free_port()
-    command = [sys.executable, "-c", "from pipelines.commands.cli import main; main()"]
-    command += ["serve", "--home", str(workspace.root), "--port", str(port)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    port, log = free_port(), workspace.root / "api.log"
+    process = Forked(command, "serve", "--home", workspace.root, "--port", port, out=log)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20)
     deadline = time.monotonic() + 90
     while True:
@@ -34,14 +28,14 @@ def start_server(workspace):
             client.get("/healthz")
             return process, client
         except httpx.TransportError:
-            assert process.poll() is None, process.stderr.read()[-3_000:]
+            assert process.poll() is None, log.read_text()[-3_000:]
             assert time.monotonic() < deadline
             time.sleep(0.1)
 
 
 def stop(process):
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    process.wait(timeout=30)
 
 
 def workers_of(process, port):

@@ -83,6 +83,15 @@ def children_of(pid):
     return [int(child) for child in children.read_text().split()] if children.exists() else []
 
 
+def kill(process):
+    """Kill a process and its children, as a crash of the machine does."""
+    pids = children_of(process.pid)
+    process.kill()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def _run(out, environment, function, arguments):
     with open(out, "ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)

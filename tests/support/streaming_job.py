@@ -17,6 +17,7 @@ from pipelines.streaming.status import stream_status
 from serving.event_log.redis_stream import RedisStreamLog
 from serving.online.features import OnlineStoreUnavailable
 from tests.support import forked
+from tests.support.forked import kill
 from tests.support.waiting import wait_until
 
 CRASH_POINTS = (
@@ -96,16 +97,17 @@ def start_api(workspace, port):
 
 
 @contextlib.contextmanager
-def streaming(workspace):
+def streaming(workspace, *, rebuild=False):
     """Run the job in a thread until the body ends; yields a function that waits until it drained.
 
-    An error of the job is raised by that function, or at the end.
+    An error of the job is raised by that function, or at the end. ``rebuild``: with a new
+    checkpoint from the offline tables.
     """
     job, errors = StreamJob(workspace, StreamConfig()), []
 
     def work():
         try:
-            job.run()
+            job.run(rebuild)
         except BaseException as error:
             errors.append(error)
 
@@ -122,15 +124,6 @@ def streaming(workspace):
         job.stop()
         thread.join()
     assert not errors, errors
-
-
-def kill(process):
-    """Kill a process and its children, as a crash of the machine does."""
-    pids = forked.children_of(process.pid)
-    process.kill()
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def kill_started():
@@ -185,7 +178,7 @@ class Feeder:
             while True:
                 try:
                     answer = log.append(events)
-                    assert answer.accepted + answer.duplicates == len(events)
+                    assert answer.accepted + len(answer.duplicates) == len(events)
                     log.append(events[:3])  # the same again
                     break
                 except OnlineStoreUnavailable:

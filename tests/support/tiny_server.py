@@ -1,24 +1,24 @@
 """``serve`` with two workers over a release and a working folder, in a process of its own."""
 
-import os
 import signal
-import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
 
-from feature_repo.workspace import PROJECT_ROOT, Workspace
 from serving.process.server import serve
 from tests.support.api_server import free_port, workers_of
+from tests.support.forked import Forked
+from tests.support.waiting import wait_until
 
 PATIENCE_S = 60.0
 
 
 class TinyServer(NamedTuple):
-    process: subprocess.Popen
+    process: Forked
     port: int
 
     @property
@@ -38,28 +38,20 @@ class TinyServer(NamedTuple):
 def tiny_server(workspace, release, **variables):
     """Serve a release's folder, with these environment variables; SIGTERM must end it with 0."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.support.tiny_server"]
-    command += [str(workspace.root), str(release), str(port)]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT), **variables}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with tempfile.NamedTemporaryFile("r") as log:
+        process = Forked(_serve, workspace, release, port, out=log.name, environment=variables)
         try:
-            assert process.stdout.readline() == "started\n"
+            wait_until(lambda: "started" in log.read() or process.poll() is not None, PATIENCE_S)
+            assert process.poll() is None, Path(log.name).read_text()
             yield TinyServer(process, port)
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE_S) == 0
 
 
-def main():
-    root, release, port = sys.argv[1:]
-
+def _serve(workspace, release, port):
     def started():
         sys.stdout.write("started\n")
         sys.stdout.flush()
 
-    address = ("127.0.0.1", int(port))
-    serve(Workspace(Path(root)), Path(release), address, workers=2, started=started)
-
-
-if __name__ == "__main__":
-    main()
+    serve(workspace, release, ("127.0.0.1", port), workers=2, started=started)

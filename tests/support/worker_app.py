@@ -7,7 +7,6 @@ import os
 import sys
 import time
 
-import feast  # noqa: F401 - as in the real server, where it may come first
 from fastapi import FastAPI, Response
 
 from serving.http.telemetry import TelemetryMiddleware
@@ -46,7 +45,3 @@ def main():
         sys.stdout.flush()
 
     run_workers(create_app, listening, 2, started=started)
-
-
-if __name__ == "__main__":
-    main()
