@@ -1,4 +1,4 @@
-"""Importance, learning curve and compression on the small world, and compressed releases."""
+"""Importance, learning curve and compression on the tiny world, and compressed releases."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from ranking.report import RankerReport
 from ranking.training.distil import student_config
 from serving.releases.manifest import verify_files
 from serving.releases.release import load_release
-from tests.support.small_world import RANKERS, SAMPLE, silent
+from tests.support.small_world import silent
+from tests.support.tiny_world import RANKERS, SAMPLE
 
 
-def test_importance_of_the_served_features(copied: Workspace) -> None:
-    release = load_release(current_release(copied))
-    result = importance(copied, requests=80, repeats=2, k=10, progress=silent)
+def test_importance_of_the_served_features(tiny: Workspace) -> None:
+    release = load_release(current_release(tiny))
+    result = importance(tiny, requests=80, repeats=2, k=10, progress=silent)
     schema = release.recommender.ranker.schema
     assert {one["name"] for one in result["features"]} == {*schema.numeric, *schema.categorical}
     levels = {one["name"]: one["permuted"] for one in result["features"]}
@@ -33,12 +34,12 @@ def test_importance_of_the_served_features(copied: Workspace) -> None:
     assert result["features"][0]["drop"] > 0
     assert set(result["calibration"]) == set(schema.heads)
     show_importance(result, 10)
-    assert read_json(copied.releases / f"importance-{release.id}.json") == result
-    verify_files(current_release(copied))  # the release's own files are what they were
+    assert read_json(tiny.releases / f"importance-{release.id}.json") == result
+    verify_files(current_release(tiny))  # the release's own files are what they were
 
 
 def test_compressed_rankers_are_released_when_asked_for(
-    copied: Workspace, monkeypatch: pytest.MonkeyPatch
+    tiny: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of: list[RankerConfig] = []
     monkeypatch.setattr(
@@ -46,11 +47,11 @@ def test_compressed_rankers_are_released_when_asked_for(
         lambda config: of.append(config) or student_config(config),
     )
     with pytest.raises(MissingStage, match="no ranker 'dcn-int8-static' .* run 'funnel compress'"):
-        make_release(copied, ranker="dcn-int8-static")
-    kept = {path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()}
-    result = compress(copied, SAMPLE, silent)
+        make_release(tiny, ranker="dcn-int8-static")
+    kept = {path.name: path.read_bytes() for path in (tiny.models / "ranking" / "dcn").iterdir()}
+    result = compress(tiny, SAMPLE, silent)
     assert kept == {
-        path.name: path.read_bytes() for path in (copied.models / "ranking" / "dcn").iterdir()
+        path.name: path.read_bytes() for path in (tiny.models / "ranking" / "dcn").iterdir()
     }
     assert of and set(of) == {RANKERS}  # as the originals were trained
     found = result["rankers"]
@@ -61,25 +62,25 @@ def test_compressed_rankers_are_released_when_asked_for(
         assert (name == one["of"]) == (one["speed"] == 1.0)
         if "student" in name:
             assert one["bytes"] < original["bytes"]
-    chosen = current_release(copied)
-    small = make_release(copied, ranker="dcn-int8-static")
+    chosen = current_release(tiny)
+    small = make_release(tiny, ranker="dcn-int8-static")
     assert small != chosen and load_release(small).recommender.ranker.kind == "dcn"
     assert read_json(small / "metrics.json")["ranking"]["released"] == "dcn-int8-static"
-    make_release(copied, ranker="dcn-student")
-    assert BaseRelease.of(copied).rankers == student_config(replace(RANKERS, kinds=("dcn",)))
-    assert make_release(copied) == chosen  # nothing was asked for
-    report = copied.models / "ranking" / "report.json"
+    make_release(tiny, ranker="dcn-student")
+    assert BaseRelease.of(tiny).rankers == student_config(replace(RANKERS, kinds=("dcn",)))
+    assert make_release(tiny) == chosen  # nothing was asked for
+    report = tiny.models / "ranking" / "report.json"
     of_later = read_json(report)
     of_later["kinds"]["dcn"]["version"] = "of another training"
     write_json(report, of_later)
     with pytest.raises(MissingStage, match="no ranker 'dcn-int8-static' of the present training"):
-        make_release(copied, ranker="dcn-int8-static")
+        make_release(tiny, ranker="dcn-int8-static")
 
 
-def test_a_learning_curve_ends_where_the_training_did(copied: Workspace) -> None:
-    result = learning_curve(copied, ("lambdarank",), None, silent)
+def test_a_learning_curve_ends_where_the_training_did(tiny: Workspace) -> None:
+    result = learning_curve(tiny, ("lambdarank",), None, silent)
     [kind] = result["kinds"]
-    trained = RankerReport.load(copied.models / "ranking")
+    trained = RankerReport.load(tiny.models / "ranking")
     assert trained.config == RANKERS != RankerConfig()
     assert result["points"][-1]["ndcg"][kind] == trained.kinds[kind].ndcg
     assert [one["share"] for one in result["points"]] == [0.125, 0.25, 0.5, 1.0]
