@@ -6,15 +6,16 @@ It is replaced as the last step of an ingest, so a run that was killed before ha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from feature_repo.dataset import DatasetSpec, SpecError
-from feature_repo.files import locked, write_json
+from feature_repo.files import LockHeld, locked, write_json
 from feature_repo.hashing import fingerprint
 from feature_repo.workspace import MissingStage, Workspace
+from pipelines import display
 
 LOG_START = "0-0"
 """The log position before every entry of the event log."""
@@ -120,9 +121,18 @@ def manifest_path(workspace: Workspace) -> Path:
 
 @contextmanager
 def ingest_lock(workspace: Workspace) -> Iterator[None]:
-    """Lock the ingested tables against other writers, if there is a working folder."""
+    """Lock the ingested tables against other writers, if there is a working folder.
+
+    Whoever has to wait says for whom.
+    """
     if not workspace.root.is_dir():
         yield
         return
-    with locked(workspace.root / ".ingest.lock"):
+    path = workspace.root / ".ingest.lock"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, blocking=False))
+        except LockHeld as error:
+            display.warning(f"{error.holder} works on the ingested events: waiting until it ends")
+            stack.enter_context(locked(path))
         yield

@@ -74,9 +74,7 @@ def compared(copy, tmp_path_factory):
         rules = folder / "rules.toml"
         rules.write_text('exclude_seen = ["view"]\n', encoding="utf-8")
         release = make_release(workspace, rules)
-        evaluate(
-            workspace, release, silent, 400, baselines=False, ablations=True, against=first
-        )
+        evaluate(workspace, release, silent, 400, baselines=False, ablations=True, against=first)
         yield workspace
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import threading
 import time
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from feature_repo.files import locked, read_json, write_json
 from feature_repo.stage_locks import StageRunning, Written, stage_lock
 from feature_repo.workspace import MissingStage, Workspace
+from pipelines import display
+from pipelines.ingest.manifest import ingest_lock
 from pipelines.operations.batch import run_batch
 from pipelines.training.release import make_release
 from pipelines.training.train import train, train_served
@@ -81,6 +84,24 @@ def test_materialize_too(tmp_path, held):
     first = held(Written.ONLINE)
     with pytest.raises(StageRunning, match=f"process {first.pid} "):
         stages.run_materialize(Workspace(tmp_path))
+
+
+def test_who_waits_for_another_ingest_says_so(tmp_path, held, monkeypatch):
+    said, entered = [], threading.Event()
+    monkeypatch.setattr(display, "warning", said.append)
+    first = held("ingest")
+
+    def enter():
+        with ingest_lock(Workspace(tmp_path)):
+            entered.set()
+
+    second = threading.Thread(target=enter)
+    second.start()
+    wait_until(lambda: bool(said), 60)
+    assert f"process {first.pid} " in said[0] and not entered.is_set()
+    first.kill()
+    second.join(60)
+    assert entered.is_set() and len(said) == 1
 
 
 def test_two_batches_to_one_file(tmp_path):
