@@ -35,27 +35,40 @@ if TYPE_CHECKING:
     from tests.support.small_world import Built
 
 
+SPARK = (
+    "tests/pipelines/test_skew.py",
+    "tests/pipelines/test_stream_job.py",
+    "tests/pipelines/test_erase.py",
+    "tests/pipelines/test_features.py",
+    "tests/pipelines/test_log_adapters.py",
+    "tests/pipelines/test_stream_golden.py",
+    "tests/feature_repo/test_point_in_time_join.py",
+)
+"""Files of which one worker takes all, in this order, so that Java starts and warms up once.
+
+The first two build the worlds, while the other worker tests what needs none.
+"""
+
 TOGETHER = ("tests/ranking", "tests/retrieval")
 """Folders whose files share what a fixture trains: one worker takes all of them."""
 
 LONGEST = (
-    "tests/pipelines/test_stream_job.py",
+    "spark",
     "tests/ranking",
-    "tests/pipelines/test_skew.py",
-    "tests/pipelines/test_erase.py",
-    "tests/pipelines/test_notebooks.py",
     "tests/retrieval",
-    "tests/pipelines/test_kill.py",
+    "tests/pipelines/test_notebooks.py",
     "tests/pipelines/test_tune.py",
-    "tests/pipelines/test_features.py",
     "tests/pipelines/test_warm_start.py",
+    "tests/pipelines/test_kill.py",
 )
 """What takes longest comes first, so that workers end at about the same time."""
 
 
 def _group(nodeid: str) -> str:
-    """Return the file or folder whose tests run in one worker, since they share fixtures."""
+    """Return the name of the tests that run in one worker, since they share what is costly."""
     file = nodeid.partition("::")[0]
+    if file in SPARK:
+        return "spark"
     return next((folder for folder in TOGETHER if file.startswith(f"{folder}/")), file)
 
 
@@ -76,9 +89,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest groups first; within them any order stays."""
+    """Put the longest groups first; within files any order stays."""
     rank = {group: number for number, group in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(_group(item.nodeid), len(rank)))
+    order = {file: number for number, file in enumerate(SPARK)}
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        file = item.nodeid.partition("::")[0]
+        return rank.get(_group(file), len(rank)), order.get(file, 0)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

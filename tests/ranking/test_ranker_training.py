@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from feature_repo.workspace import PROJECT_ROOT, MissingStage
 from ranking.config import KINDS, RankerConfig
 from ranking.report import RankerReport
 from ranking.training.train_rankers import train_rankers
+from tests.support import forked
 from tests.support.planted_rows import CONFIG, Trained, planted, splits
 
 
@@ -39,24 +38,20 @@ def rerun(folder: Path, config: RankerConfig = CONFIG) -> list[str]:
     return [kind for kind, figures in seen.items() if "resumed" not in figures]
 
 
+def killed_training(folder: Path) -> None:
+    """Train, and kill this process in the middle of the second booster."""
+
+    def strike(kind: str, figures: dict[str, float]) -> None:
+        if kind == "lightgbm" and "buy_trees" in figures:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    train_rankers(splits(), folder, CONFIG, strike)
+
+
 def test_killed_run_resumes_to_the_same_bytes(trained: Trained, tmp_path: Path) -> None:
-    """SIGKILL strikes in the middle of the second booster; another process finishes."""
-    code = f"""
-import os, signal
-from pathlib import Path
-from tests.support.planted_rows import CONFIG, splits
-from ranking.training.train_rankers import train_rankers
-
-def strike(kind, figures):
-    if kind == "lightgbm" and "buy_trees" in figures:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-train_rankers(splits(), Path({str(tmp_path)!r}), CONFIG, strike)
-"""
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), here])}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    """Another process finishes what a killed one began."""
+    code, said = forked.run(killed_training, tmp_path, out=tmp_path.with_suffix(".log"))
+    assert code == -signal.SIGKILL, said
     left = {path.name for path in tmp_path.iterdir()}
     assert {"popularity", "logistic", ".staging-lightgbm"} == left
     assert rerun(tmp_path) == ["lightgbm", "lambdarank", "dcn"]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from feature_repo.workspace import PROJECT_ROOT
+from tests.support import forked
 from tests.support.checkerboard import CONFIG, Solved, World, solve
 
 SHORT = replace(CONFIG, epochs=3)
@@ -38,23 +36,20 @@ def test_seed_decides_every_bit(undisturbed: Solved, tmp_path: Path) -> None:
     assert weights(tmp_path / "other") != weights(undisturbed.folder)
 
 
+def killed_training(folder: Path) -> None:
+    """Train, and kill this process in the middle of the second epoch."""
+
+    def strike(text: str, step: int, _steps: int) -> None:
+        if text.startswith("epoch 2") and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    solve(WORLD, folder, SHORT, progress=strike)
+
+
 def test_killed_training_ends_with_the_same_bytes(undisturbed: Solved, tmp_path: Path) -> None:
-    """SIGKILL strikes in the middle of the second epoch; another process finishes."""
-    code = f"""
-import os, signal
-from pathlib import Path
-from tests.support.checkerboard import solve
-from tests.retrieval.test_towers_resume import SHORT, WORLD
-
-def strike(text, step, steps):
-    if text.startswith("epoch 2") and step == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-solve(WORLD, Path({str(tmp_path)!r}), SHORT, progress=strike)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT_ROOT)}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    """Another process finishes what a killed one began."""
+    code, said = forked.run(killed_training, tmp_path, out=tmp_path.with_suffix(".log"))
+    assert code == -signal.SIGKILL, said
     assert (tmp_path / "checkpoint.pt").is_file() and not (tmp_path / "report.json").exists()
     epochs: list[int] = []
     finished = solve(WORLD, tmp_path, SHORT, log=lambda epoch, _: epochs.append(epoch))

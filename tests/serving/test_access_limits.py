@@ -1,19 +1,21 @@
 """How much a caller may send, how often, and what asking costs."""
 
 import asyncio
-import subprocess
+import re
 import sys
 import time
 from datetime import UTC, datetime
 
 import httpx
 import pytest
+import uvicorn
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from serving.http.access import AccessMiddleware, RateLimiter
+from serving.http.access import AccessMiddleware, RateLimiter, load_keys
 from serving.http.body_limit import BodyLimitMiddleware
 from serving.http.keys import Key, KeyRing
 from serving.http.problem_details import ProblemDetailsMiddleware
@@ -26,6 +28,8 @@ from tests.support.access_app import (
     is_problem,
     parts,
 )
+from tests.support.forked import Forked
+from tests.support.waiting import wait_until
 
 
 def test_rate_limits_are_for_each_key(door, new_key):
@@ -116,40 +120,39 @@ def test_a_response_that_has_begun_is_not_answered_twice():
     assert len(sent) <= 11, "nothing came after the part that was too much"
 
 
-SERVER = """
-import sys
-from pathlib import Path
-import uvicorn
-from fastapi import FastAPI
-from serving.http.access import load_keys
-from tests.support.access_app import behind_middleware
-app = behind_middleware(FastAPI(), load_keys("127.0.0.1", Path(sys.argv[1])))
-@app.post("/v1/events")
-def take(body: dict) -> int:
-    return len(body)
-class Server(uvicorn.Server):
-    async def startup(self, sockets=None):
-        await super().startup(sockets)
-        print(self.servers[0].sockets[0].getsockname()[1], flush=True)
-Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="debug")).run()
-"""
+def serve(keys_file):
+    """Serve a route of events behind the real middleware; the first line printed is the port."""
+    app = behind_middleware(FastAPI(), load_keys("127.0.0.1", keys_file))
+
+    @app.post("/v1/events")
+    def take(body: dict) -> int:
+        return len(body)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets=None):
+            await super().startup(sockets)
+            sys.stdout.write(f"port {self.servers[0].sockets[0].getsockname()[1]}\n")
+            sys.stdout.flush()
+
+    Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="debug")).run()
 
 
 @pytest.fixture
-def server(keys_file, new_key):
-    text = new_key("events")
-    command = [sys.executable, "-c", SERVER, str(keys_file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def server(keys_file, new_key, tmp_path):
+    text, log = new_key("events"), tmp_path / "server.log"
+    process = Forked(serve, keys_file, out=log)
     try:
-        port = int(process.stdout.readline())
+        wait_until(lambda: "\nport " in "\n" + log.read_text(), patience_s=60)
+        port = re.search("^port (.*)$", log.read_text(), re.MULTILINE)[1]
         with httpx.Client(
             base_url=f"http://127.0.0.1:{port}", timeout=20, headers=bearer(text)
         ) as client:
             yield client, text
         process.terminate()
-        _, errors = process.communicate(timeout=30)
-        assert text.split("_", 2)[2] not in errors
-        assert "Traceback" not in errors
+        process.wait(30)
+        said = log.read_text()
+        assert text.split("_", 2)[2] not in said
+        assert "Traceback" not in said
     finally:
         process.kill()
         process.wait(30)
