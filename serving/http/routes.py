@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
@@ -48,9 +49,25 @@ def _decoded(name: str) -> str:
     return name
 
 
+def _not_blank(name: str) -> str:
+    if not re.search(_VISIBLE, name):
+        raise ValueError("the id is blank")
+    return name
+
+
+# Python and JSON Schema disagree on what \s is: what one of them leaves out is named.
+_VISIBLE = r"[^\s\x85\x1c-\x1f\ufeff\ufffd]"
+_DECODED = r"[^\ufffd]*"
+
+# Patterns stand in the description only: the validators' errors are sentences.
 ItemId = Annotated[
     str,
-    Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "i0007"}}),
+    Path(
+        min_length=1,
+        max_length=256,
+        json_schema_extra={"pattern": f"^{_DECODED}$"},
+        openapi_examples={"built-in world": {"value": "i0007"}},
+    ),
     AfterValidator(_decoded),
 ]
 NewItemId = Annotated[
@@ -58,14 +75,20 @@ NewItemId = Annotated[
     Path(
         min_length=1,
         max_length=256,
-        pattern=r"\S",
+        json_schema_extra={"pattern": f"^{_DECODED}{_VISIBLE}{_DECODED}$"},
         openapi_examples={"built-in world": {"value": "i0007"}},
     ),
     AfterValidator(_decoded),
+    AfterValidator(_not_blank),
 ]
 UserId = Annotated[
     str,
-    Path(min_length=1, max_length=256, openapi_examples={"built-in world": {"value": "u0042"}}),
+    Path(
+        min_length=1,
+        max_length=256,
+        json_schema_extra={"pattern": f"^{_DECODED}$"},
+        openapi_examples={"built-in world": {"value": "u0042"}},
+    ),
     AfterValidator(_decoded),
 ]
 
