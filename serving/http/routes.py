@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -59,38 +59,25 @@ def _not_blank(name: str) -> str:
 _VISIBLE = r"[^\s\x85\x1c-\x1f\ufeff\ufffd]"
 _DECODED = r"[^\ufffd]*"
 
-# Patterns stand in the description only: the validators' errors are sentences.
-ItemId = Annotated[
-    str,
-    Path(
+
+def _path_id(pattern: str, example: str) -> Any:
+    """Describe an id in a path; its pattern is for readers: the validators say what is wrong."""
+    return Path(
         min_length=1,
         max_length=256,
-        json_schema_extra={"pattern": f"^{_DECODED}$"},
-        openapi_examples={"built-in world": {"value": "i0007"}},
-    ),
-    AfterValidator(_decoded),
-]
+        json_schema_extra={"pattern": f"^{pattern}$"},
+        openapi_examples={"built-in world": {"value": example}},
+    )
+
+
+ItemId = Annotated[str, _path_id(_DECODED, "i0007"), AfterValidator(_decoded)]
 NewItemId = Annotated[
     str,
-    Path(
-        min_length=1,
-        max_length=256,
-        json_schema_extra={"pattern": f"^{_DECODED}{_VISIBLE}{_DECODED}$"},
-        openapi_examples={"built-in world": {"value": "i0007"}},
-    ),
+    _path_id(f"{_DECODED}{_VISIBLE}{_DECODED}", "i0007"),
     AfterValidator(_decoded),
     AfterValidator(_not_blank),
 ]
-UserId = Annotated[
-    str,
-    Path(
-        min_length=1,
-        max_length=256,
-        json_schema_extra={"pattern": f"^{_DECODED}$"},
-        openapi_examples={"built-in world": {"value": "u0042"}},
-    ),
-    AfterValidator(_decoded),
-]
+UserId = Annotated[str, _path_id(_DECODED, "u0042"), AfterValidator(_decoded)]
 
 
 def add_routes(app: FastAPI) -> None:

@@ -38,11 +38,14 @@ class TinyServer(NamedTuple):
 def tiny_server(workspace, release, **variables):
     """Serve a release's folder, with these environment variables; SIGTERM must end it with 0."""
     port = free_port()
-    with tempfile.NamedTemporaryFile("r") as log:
-        process = Forked(_serve, workspace, release, port, out=log.name, environment=variables)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = Forked(_serve, workspace, release, port, out=log, environment=variables)
         try:
-            wait_until(lambda: "started" in log.read() or process.poll() is not None, PATIENCE_S)
-            assert process.poll() is None, Path(log.name).read_text()
+            wait_until(
+                lambda: "started\n" in log.read_text() or process.poll() is not None, PATIENCE_S
+            )
+            assert process.poll() is None, log.read_text()
             yield TinyServer(process, port)
         finally:
             process.send_signal(signal.SIGTERM)
