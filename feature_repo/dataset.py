@@ -46,7 +46,7 @@ class _Strict(BaseModel):
         values: dict[str, Any] = handler(self)
         for name in self.added:
             if values.get(name) == type(self).model_fields[name].default:
-                del values[name]
+                values.pop(name, None)
         return values
 
 
@@ -248,12 +248,19 @@ class Items(Users):
 
 
 class DatasetSpec(_Strict):
-    """A whole ``dataset.toml``."""
+    """A whole ``dataset.toml``.
+
+    ``features`` is the path of a ``features.py`` with feature definitions: in the file relative to
+    its folder, once loaded absolute.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"features"})
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
     events: Events
     users: Users | None = None
     items: Items | None = None
+    features: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
@@ -343,10 +350,14 @@ def load_spec(path: Path) -> DatasetSpec:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     try:
-        return DatasetSpec.model_validate(raw)
+        spec = DatasetSpec.model_validate(raw)
     except ValidationError as error:
         problems = "; ".join(_sentence(problem) for problem in error.errors())
         raise SpecError(f"{path}: {problems}") from None
+    if spec.features is None:
+        return spec
+    # Absolute, because later stages do not know where the dataset.toml lies.
+    return spec.model_copy(update={"features": str((path.parent / spec.features).resolve())})
 
 
 def _sentence(problem: ErrorDetails) -> str:

@@ -17,11 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import AggregateView, Occurrence, units_of
+from feature_repo.aggregates.state import AggregateState
+
+if TYPE_CHECKING:
+    from feature_repo.dataset import DatasetSpec
 
 PANES = 60
 """Panes in a window."""
@@ -39,12 +44,26 @@ MICROS = 1_000_000
 
 
 class Event(NamedTuple):
-    """An event of a key: time in microseconds, id, item, and index of its type in the spec."""
+    """An event of a key: time in microseconds, id, item, index of its type in the spec, value."""
 
     micros: int
     event_id: str
     item: str
     kind: int
+    value: float | None = None
+
+
+class EventKinds(NamedTuple):
+    """The event types in the spec's order: names, and whether each enters the history."""
+
+    names: Sequence[str]
+    positive: Sequence[bool]
+
+    @classmethod
+    def of(cls, spec: DatasetSpec) -> EventKinds:
+        """Return those of a data set."""
+        names = spec.event_types
+        return cls(names, [spec.events.types[name].positive for name in names])
 
 
 Panes = dict[int, list[int]]
@@ -53,15 +72,26 @@ Panes = dict[int, list[int]]
 
 @dataclass
 class Counts:
-    """Counts of a key's events by pane of each window, up to and including a log position."""
+    """Counts of a key's events by pane of each window, up to and including a log position.
+
+    ``aggregates``: the states of the key's declared views.
+    """
 
     panes: list[Panes] = field(default_factory=lambda: [{} for _ in PANE_S])
     position: str = "0-0"
+    aggregates: list[AggregateState] = field(default_factory=list)
 
-    def fold(self, events: Sequence[Event], positive: Sequence[bool]) -> None:
-        """Add events, in any order; types with ``positive[kind]`` enter a user's history."""
+    def fold(self, events: Sequence[Event], kinds: EventKinds) -> None:
+        """Add events, in any order; those of positive types enter a user's history."""
         for event in events:
-            self.add(event.micros, event.kind, len(positive))
+            self.add(event.micros, event.kind, len(kinds.names))
+        if self.aggregates:
+            occurrences = [
+                Occurrence(e.micros, e.event_id, kinds.names[e.kind], units_of(e.value))
+                for e in events
+            ]
+            for state in self.aggregates:
+                state.add(occurrences)
 
     def add(self, micros: int, kind: int, kinds: int) -> None:
         """Count an event; ``kinds`` is the number of event types."""
@@ -85,11 +115,11 @@ class UserFacts(Counts):
     events: list[Event] = field(default_factory=list)
     history: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def fold(self, events: Sequence[Event], positive: Sequence[bool]) -> None:
-        """Add events, in any order; events of types with ``positive[kind]`` enter the history."""
-        super().fold(events, positive)
+    def fold(self, events: Sequence[Event], kinds: EventKinds) -> None:
+        """Add events, in any order; those of positive types enter the history."""
+        super().fold(events, kinds)
         for event in events:
-            if positive[event.kind]:
+            if kinds.positive[event.kind]:
                 latest = (event.micros, event.event_id)
                 if latest > self.history.get(event.item, (-1, "")):
                     self.history[event.item] = latest
@@ -125,7 +155,7 @@ def row_of(facts: Counts, types: Sequence[str], category: Callable[[str], str]) 
 
     """
     if not isinstance(facts, UserFacts):
-        return count_row(facts)
+        return count_row(facts) | aggregate_rows(facts)
     history = sorted(facts.history.items(), key=itemgetter(1))
     return {
         c.HISTORY_ITEMS: [item for item, _ in history],
@@ -135,7 +165,18 @@ def row_of(facts: Counts, types: Sequence[str], category: Callable[[str], str]) 
         c.RECENT_TIMES: [event.micros // MICROS for event in facts.events],
         c.RECENT_CATEGORIES: [category(event.item) for event in facts.events],
         **count_row(facts),
+        **aggregate_rows(facts),
     }
+
+
+def aggregate_rows(facts: Counts) -> dict[str, Any]:
+    """Return the values and states of a key's declared views as of its newest log entry."""
+    arrived = position_key(facts.position)[0] * 1_000 + 999
+    rows: dict[str, Any] = {}
+    for state in facts.aggregates:
+        state.position = facts.position
+        rows |= state.row(arrived)
+    return rows
 
 
 def count_row(facts: Counts) -> dict[str, Any]:
@@ -210,19 +251,28 @@ def dump(facts: Counts) -> str:
         "panes": [list(p.items()) for p in facts.panes],
     }
     if isinstance(facts, UserFacts):
-        value["events"] = list(map(tuple, facts.events))
+        value["events"] = [event[:4] for event in facts.events]
         value["history"] = [(item, *latest) for item, latest in facts.history.items()]
+    if facts.aggregates:
+        value["aggregates"] = {s.view.name: s.sorted_panes() for s in facts.aggregates}
     return orjson.dumps(value).decode()
 
 
-def load(data: str) -> Counts:
-    """Restore facts from their ``dump``: ``UserFacts`` if those were dumped, else ``Counts``."""
+def load(data: str, views: Sequence[AggregateView] = ()) -> Counts:
+    """Restore facts from their ``dump``: ``UserFacts`` if those were dumped, else ``Counts``.
+
+    ``views``: the declared views of the key.
+    """
     value = orjson.loads(data)
+    position = value["position"]
+    stored = value.get("aggregates", {})
+    aggregates = [AggregateState.of(view, stored.get(view.name), position) for view in views]
     panes = [dict(pairs) for pairs in value["panes"]]  # pairs of a pane's number and its counts
     if "events" not in value:
-        return Counts(panes, value["position"])
+        return Counts(panes, position, aggregates)
     history = {item: (micros, event_id) for item, micros, event_id in value["history"]}
-    return UserFacts(panes, value["position"], list(map(Event._make, value["events"])), history)
+    events = [Event(*event) for event in value["events"]]
+    return UserFacts(panes, position, aggregates, events, history)
 
 
 def user_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,10 @@ Which columns the views have follows from the dataset spec: its event types, win
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +23,6 @@ from feast import (
     PushSource,
     RequestSource,
     StreamFeatureView,
-    ValueType,
 )
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
@@ -40,6 +42,7 @@ from feast.types import (
 from feature_repo import columns as c
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind, DatasetSpec
+from feature_repo.declare import item, user
 from feature_repo.facts import PANE_S
 
 Profile = Literal["local", "cluster"]
@@ -124,8 +127,38 @@ def _counts(names: list[str]) -> dict[str, FeastType]:
     return {name: Float64 if name in means else Int64 for name in names}
 
 
-def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list[Any]:
-    """Return every Feast object of a data set, ready for ``FeatureStore.apply``.
+@dataclass(frozen=True)
+class BuiltIn:
+    """The built-in Feast objects of a data set.
+
+    Attributes:
+        objects: entities, sources and views.
+        ranking: the views that the ranking models read.
+        online: the views of users that serving reads.
+        other_services: feature services that no declaration adds to.
+        source: returns the source of an offline table.
+
+    """
+
+    objects: list[Any]
+    ranking: list[Any]
+    online: list[Any]
+    other_services: list[FeatureService]
+    source: Callable[[str], DataSource]
+
+    def services(self, *, ranking: Sequence[Any], online: Sequence[Any]) -> list[FeatureService]:
+        """Return the feature services, two of them with declared views beside the built-in."""
+        # User and item views share names such as events_7d: read ranking_v1 with
+        # full_feature_names=True.
+        return [
+            FeatureService(name="ranking_v1", features=[*self.ranking, *ranking]),
+            FeatureService(name=ONLINE_USERS, features=[*self.online, *online]),
+            *self.other_services,
+        ]
+
+
+def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> BuiltIn:
+    """Return the built-in Feast objects of a data set.
 
     Args:
         spec: the data set.
@@ -133,8 +166,6 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         profile: ``local`` reads the tables with DuckDB, ``cluster`` with Spark.
 
     """
-    user = Entity(name="user", join_keys=[c.USER], value_type=ValueType.STRING)
-    item = Entity(name="item", join_keys=[c.ITEM], value_type=ValueType.STRING)
 
     def view(
         name: str, entity: Entity, schema: dict[str, FeastType], ttl: timedelta
@@ -177,30 +208,6 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
     request = RequestSource(name="request", schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
     request_time = _request_time_view(request, activity)
     sliding = _sliding_views(request, recent, item_recent, tuple(spec.event_types))
-    # User and item views share names such as events_7d: read ranking_v1 with
-    # full_feature_names=True.
-    services = [
-        FeatureService(name="user_tower_v1", features=[*profiles, history]),
-        FeatureService(
-            name="ranking_v1",
-            features=[*profiles, activity, *affinity, *item_profiles, item_activity, request_time],
-        ),
-        # No model reads the recent events themselves: their log position is enough, and cheap.
-        FeatureService(
-            name=ONLINE_USERS,
-            features=[
-                *profiles,
-                history,
-                recent[[c.POSITION]],
-                activity,
-                *affinity,
-                seen,
-                request_time,
-            ],
-        ),
-        FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
-        FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
-    ]
     views = [
         activity,
         item_activity,
@@ -212,7 +219,26 @@ def build(spec: DatasetSpec, features: Path, profile: Profile = "local") -> list
         request_time,
         *sliding,
     ]
-    return [user, item, *(view.stream_source for view in streams.values()), *views, *services]
+    return BuiltIn(
+        objects=[user, item, *(view.stream_source for view in streams.values()), *views],
+        ranking=[*profiles, activity, *affinity, *item_profiles, item_activity, request_time],
+        # No model reads the recent events themselves: their log position is enough, and cheap.
+        online=[
+            *profiles,
+            history,
+            recent[[c.POSITION]],
+            activity,
+            *affinity,
+            seen,
+            request_time,
+        ],
+        other_services=[
+            FeatureService(name="user_tower_v1", features=[*profiles, history]),
+            FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
+            FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
+        ],
+        source=partial(source, features=features, profile=profile),
+    )
 
 
 def _fields(entity: Entity, schema: dict[str, FeastType]) -> list[Field]:

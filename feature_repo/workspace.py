@@ -78,6 +78,12 @@ class Workspace:
         """MLflow's local store."""
         return self.root / "mlflow"
 
+    @property
+    def declarations(self) -> Path | None:
+        """The data set's ``features.py``; None: it has none."""
+        file = self.spec().features
+        return Path(file) if file else None
+
     def spec(self) -> DatasetSpec:
         """Return the spec of the ingested data set.
 

@@ -12,10 +12,11 @@ from feast.repo_config import RepoConfig
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from feature_repo.declared import build
 from feature_repo.settings import SettingsError, read_settings
 from feature_repo.stores.embedded_redis import connect, ensure_running
 from feature_repo.stores.redis_settings import RedisSettings
-from feature_repo.views import Profile, build
+from feature_repo.views import Profile
 from feature_repo.workspace import Workspace
 
 _CONNECT_S = 2.0
@@ -97,5 +98,10 @@ def apply(store: FeatureStore, workspace: Workspace) -> None:
     """Register the views of the ingested data set, as ``feast apply`` does."""
     # The features link is resolved by whoever reads it, so that a new run needs no new apply.
     store.apply(
-        build(workspace.spec(), workspace.root.resolve() / "features" / "current", profile())
+        build(
+            workspace.spec(),
+            workspace.root.resolve() / "features" / "current",
+            profile(),
+            workspace.declarations,
+        )
     )

@@ -10,6 +10,7 @@ every row.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -19,12 +20,16 @@ from typing import Any
 import redis
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import _mmh3, _redis_key
+from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
-from feast.types import Array, FeastType, Int64, String
+from feast.types import Array, FeastType, Float64, Int64, String
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.feast_view import definition_of, feature_types
+from feature_repo.aggregates.state import AggregateState
 from feature_repo.stores.embedded_redis import connect
 from feature_repo.views import STREAMED
 from feature_repo.workspace import default_root
@@ -87,6 +92,48 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
                 progress(len(part))
         if table.name not in STREAMED:
             client.incr(written_key(table.name))
+
+    def online_read(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        entity_keys: list[EntityKey],
+        requested_features: list[str] | None = None,
+    ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
+        """Return rows as Feast does; aggregates of events as of now, not as they were written."""
+        if not getattr(table, "aggregations", None):
+            rows: list[tuple[datetime | None, dict[str, Value] | None]] = super().online_read(
+                config, table, entity_keys, requested_features
+            )
+            return rows
+        view = definition_of(table)
+        wanted = requested_features or [field.name for field in table.features]
+        names = list(dict.fromkeys([*wanted, view.state_column]))
+        micros = time.time_ns() // 1_000
+        stored = super().online_read(config, table, entity_keys, names)
+        return [(at, _as_of(view, row, wanted, micros)) for at, row in stored]
+
+    def _read_features_per_fv(self, config: RepoConfig, grouped_refs: Any, *rest: Any) -> None:
+        """Read views of aggregates one by one, by ``online_read``; all others in one trip."""
+        computed = [pair for pair in grouped_refs if getattr(pair[0], "aggregations", None)]
+        plain = [pair for pair in grouped_refs if pair not in computed]
+        super()._read_features_per_fv(config, plain, *rest)
+        OnlineStore._read_features_per_fv(self, config, computed, *rest)
+
+
+def _as_of(
+    view: AggregateView, row: dict[str, Value] | None, wanted: Sequence[str], micros: int
+) -> dict[str, Value] | None:
+    """Return the wanted features of a stored row of a view as of a time."""
+    state = row[view.state_column].string_val if row else ""
+    if not row or not state:  # materialized from a past range: the values as they were then
+        return row and {name: row[name] for name in wanted}
+    values = AggregateState.load(view, state).row(micros)
+    types = feature_types(view)
+    return {
+        name: Value() if values[name] is None else _ENCODERS[types[name]](values[name])
+        for name in wanted
+    }
 
 
 class EmbeddedRedisOnlineStoreConfig(StreamSafeRedisOnlineStoreConfig):
@@ -153,6 +200,7 @@ def row_key(config: RepoConfig, join_key: str, value: str) -> bytes:
 _ENCODERS: dict[FeastType, Callable[[Any], Value]] = {
     String: lambda value: Value(string_val=value),
     Int64: lambda value: Value(int64_val=value),
+    Float64: lambda value: Value(double_val=value),
     Array(String): lambda value: Value(string_list_val=StringList(val=value)),
     Array(Int64): lambda value: Value(int64_list_val=Int64List(val=value)),
 }
@@ -171,7 +219,8 @@ class RowEncoder:
     def fields(self, row: Mapping[str, Any], timestamp: bytes) -> dict[bytes, bytes]:
         """Return the hash fields of a row; ``timestamp`` is the result of ``encode_timestamp``."""
         fields = {
-            field: encode(row[name]).SerializeToString() for field, name, encode in self._columns
+            field: (encode(row[name]) if row[name] is not None else Value()).SerializeToString()
+            for field, name, encode in self._columns
         }
         return {self._stamp: timestamp, **fields}
 

@@ -125,7 +125,9 @@ class StreamState:
                 unknown = F.lit(None).cast("bigint").alias(EVENT_MICROS)
                 facts.select(KEY, FACTS, unknown).write.mode("overwrite").parquet(str(folder))
             list_files(features)
-            write_json(features / POSITION_FILE, {"position": position})
+            stored = features / POSITION_FILE
+            kept = read_json(stored) if stored.is_file() else {}
+            write_json(stored, {**kept, "position": position})
 
     def _positions(self, features: Path) -> list[str]:
         """Return the log positions at which the table of the state and the checkpoint started."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -25,6 +26,7 @@ from feature_repo import columns as c
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declared import Declared
 from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import write_json
 from pipelines.features.activity import (
@@ -37,6 +39,7 @@ from pipelines.features.activity import (
     user_activity,
 )
 from pipelines.features.affinity import user_affinity
+from pipelines.features.aggregates import aggregate_table
 from pipelines.features.item_lists import user_history, user_seen
 from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, stream_state
 
@@ -57,6 +60,7 @@ def build_features(
     event_files: list[str] | None = None,
     progress: Callable[[str], None] = lambda _message: None,
     log_position: str = "0-0",
+    declared: Declared | None = None,
 ) -> dict[str, int]:
     """Write every offline feature table as a folder of Parquet below ``out``.
 
@@ -68,25 +72,29 @@ def build_features(
         event_files: the event files to read, relative to ``ingest`` or absolute; by default all.
         progress: called with one line for each finished table.
         log_position: the newest entry of the event log among the events.
+        declared: what the data set's ``features.py`` declares.
 
     Returns:
         The number of rows of each table: ``user_activity``, ``item_activity``, ``user_affinity``,
         ``user_history``, ``user_seen``, ``user_profile``, ``item_profile``, as far as ``spec`` has
-        them, ``stream_state``, ``user_recent`` and ``item_recent``.
+        them, ``stream_state``, ``user_recent``, ``item_recent`` and the declared views.
 
     Raises:
         ValueError: there are no events.
 
     """
+    declared = declared or Declared()
     spark.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
     events = read_events(spark, ingest, event_files).persist(StorageLevel.MEMORY_AND_DISK)
     rows = {}
     try:
         span = _span(events)
         tables = _tables(spark, spec, ingest, events=events, span=span)
-        tables[STATE] = lambda: stream_state(events, spec, log_position)
+        tables[STATE] = lambda: stream_state(events, spec, log_position, declared.aggregates)
         tables["user_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=True)
         tables["item_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=False)
+        for view in declared.aggregates:
+            tables[view.name] = partial(aggregate_table, events, view, log_position)
         for name, build in tables.items():
             started = time.monotonic()
             folder = str(out / name)
@@ -95,7 +103,7 @@ def build_features(
             progress(f"{name}: {rows[name]:,} rows in {time.monotonic() - started:.1f} s")
     finally:
         events.unpersist()
-    write_json(out / POSITION_FILE, {"position": log_position})
+    write_json(out / POSITION_FILE, {"position": log_position, "declared": declared.version})
     return rows
 
 

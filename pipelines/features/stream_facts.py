@@ -6,7 +6,7 @@ made from them, by the stream's own code (``feature_repo/facts.py``; workers nee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -18,8 +18,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import MICROS, AggregateView
+from feature_repo.aggregates.state import AggregateState
 from feature_repo.dataset import DatasetSpec
-from feature_repo.facts import PANE_S, Counts, Event, UserFacts, dump, load, row_of
+from feature_repo.facts import PANE_S, Counts, Event, EventKinds, UserFacts, dump, load, row_of
 from pipelines.features.activity import EVENT_MICROS
 
 KEY = "key"
@@ -68,10 +70,12 @@ def main_categories(ingest: Path, spec: DatasetSpec) -> dict[str, str]:
     return {item: value if isinstance(value, str) else value[0] for item, value in pairs if value}
 
 
-def stream_state(events: DataFrame, spec: DatasetSpec, position: str) -> DataFrame:
+def stream_state(
+    events: DataFrame, spec: DatasetSpec, position: str, views: Sequence[AggregateView] = ()
+) -> DataFrame:
     """Return every user's and item's ``key``, ``facts`` (JSON) and time of the last event.
 
-    ``position`` is the newest log entry among the events.
+    ``position`` is the newest log entry among the events; ``views`` are the declared ones.
     """
     kinds = F.array_position(F.array(*map(F.lit, spec.event_types)), F.col(c.TYPE)) - 1
     known = events.where(F.col(c.TYPE).isin(spec.event_types)).withColumn(_KIND, kinds.cast("int"))
@@ -83,22 +87,28 @@ def stream_state(events: DataFrame, spec: DatasetSpec, position: str) -> DataFra
             c.EVENT_ID,
             c.ITEM,
             _KIND,
+            (F.col(c.VALUE).cast("double") / MICROS).alias(c.VALUE),
         )
         # Sorted, so that a rerun gives the same.
         rows = rows.repartition(KEY).sortWithinPartitions(KEY, EVENT_MICROS, c.EVENT_ID)
-        positive = [spec.events.types[kind].positive for kind in spec.event_types]
+        of_key = [view for view in views if view.key == column]
         schema = f"{KEY} string, {FACTS} string, {EVENT_MICROS} bigint"
-        parts.append(rows.mapInArrow(_fold(positive, position), schema))
+        parts.append(rows.mapInArrow(_fold(EventKinds.of(spec), position, of_key), schema))
     return parts[0].unionByName(parts[1])
 
 
-def no_facts(key: str, position: str = "0-0") -> Counts:
-    """Return the facts of a user or item without events, by its key in the state."""
-    return UserFacts(position=position) if key.startswith(USER_KEY) else Counts(position=position)
+def no_facts(key: str, position: str = "0-0", views: Sequence[AggregateView] = ()) -> Counts:
+    """Return the facts of a user or item without events, by its key in the state.
+
+    ``views``: the declared views of the key.
+    """
+    aggregates = [AggregateState(view) for view in views]
+    kind = UserFacts if key.startswith(USER_KEY) else Counts
+    return kind(position=position, aggregates=aggregates)
 
 
 def _fold(
-    positive: list[bool], position: str
+    kinds: EventKinds, position: str, views: Sequence[AggregateView]
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     def fold(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows = (
@@ -109,8 +119,8 @@ def _fold(
         folded: list[dict[str, Any]] = []
         for key, group in groupby(rows, key=itemgetter(0)):
             events = [Event(*row[1:]) for row in group]
-            facts = no_facts(key, position)
-            facts.fold(events, positive)
+            facts = no_facts(key, position, views)
+            facts.fold(events, kinds)
             folded.append(
                 {KEY: key, FACTS: dump(facts), EVENT_MICROS: max(event.micros for event in events)}
             )

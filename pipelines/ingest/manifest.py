@@ -78,7 +78,8 @@ class IngestManifest(BaseModel):
             SpecError: the folder holds a data set of another description.
 
         """
-        version = fingerprint(spec.model_dump_json())
+        # Features may be declared at any time: they change no ingested table.
+        version = fingerprint(spec.model_dump_json(exclude={"features"}))
         if not manifest_path(workspace).is_file():
             return cls(spec=version)
         manifest = cls.read(workspace)

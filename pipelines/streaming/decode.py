@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         ("event_time", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Rows of the source. ``kind`` is the index of the type in the spec; ``event_id``, ``value`` and
+"""Rows of the source. ``kind`` is the index of the type in the spec; ``event_id`` and
 ``request_id`` are set on the user's row only, ``poison`` on that of an unreadable entry."""
 
 SPARK_SCHEMA = from_arrow_schema(SCHEMA)
@@ -99,7 +99,8 @@ def to_batch(
         item = event["item_id"]
         extra = (event.get("value"), event.get("request_id"), None)
         rows.append((user, position, micros, event["event_id"], item, kind, *extra))
-        rows.append((ITEM_KEY + item, position, micros, "", "", kind, None, None, None))
+        value = event.get("value")
+        rows.append((ITEM_KEY + item, position, micros, "", "", kind, value, None, None))
     columns = list(zip(*rows, strict=True)) or [()] * 9
     micros = pa.array(columns[2], pa.int64())
     arrays = [

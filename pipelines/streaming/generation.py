@@ -17,6 +17,7 @@ class Generation(BaseModel):
         number: 1 for the first checkpoint of a working folder, then rising.
         start: the log position after which the checkpoint's stream starts.
         partitions: the number of shuffle partitions, fixed for the checkpoint.
+        declared: the version of the declared aggregates whose states it holds.
 
     """
 
@@ -25,6 +26,7 @@ class Generation(BaseModel):
     number: int = Field(validation_alias="generation", serialization_alias="generation")
     start: str = Field(validation_alias="from", serialization_alias="from")
     partitions: int
+    declared: str = ""
 
     @classmethod
     def read(cls, workspace: Workspace) -> Generation | None:

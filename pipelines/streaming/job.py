@@ -16,7 +16,10 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
+from feature_repo.aggregates.definition import AggregateView
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declared import declared_in
+from feature_repo.facts import EventKinds
 from feature_repo.files import read_json
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import feature_store, redis_url
@@ -68,6 +71,7 @@ class _Stream:
     spec: DatasetSpec
     generation: Generation
     sink: Sink
+    aggregates: tuple[AggregateView, ...]
 
 
 class StreamJob:
@@ -103,10 +107,12 @@ class StreamJob:
                 "no features to start from: run 'funnel features' and 'funnel materialize' first"
             )
         require_whole_tables(self._workspace)
+        declared = declared_in(self._workspace)
+        self._require_tables_of(declared.version)
         lease = Lease(self._client)
         lease.acquire()
         try:
-            generation = self._generation(rebuild)
+            generation = self._generation(rebuild, declared.version)
             sink = Sink(
                 self._workspace,
                 spec,
@@ -115,10 +121,11 @@ class StreamJob:
                 lease=lease,
                 generation=generation.number,
                 categories=main_categories(self._workspace.ingest, spec),
+                aggregates=declared.aggregates,
             )
             spark = stream_session(self._workspace, self._config, self._master)
             try:
-                self._supervise(_Stream(spark, spec, generation, sink), lease)
+                self._supervise(_Stream(spark, spec, generation, sink, declared.aggregates), lease)
             finally:
                 spark.stop()
         finally:
@@ -128,11 +135,23 @@ class StreamJob:
         """Stop after the current batch."""
         self._stop.set()
 
-    def _generation(self, rebuild: bool) -> Generation:
-        """Return the checkpoint's generation; make a new checkpoint if asked or needed."""
+    def _require_tables_of(self, declared: str) -> None:
+        """Refuse offline tables of other declared aggregates than today's."""
+        tables = read_json(self._workspace.features / POSITION_FILE).get("declared", "")
+        if tables != declared:
+            raise MissingStage(
+                f"{self._workspace.declarations or 'features.py'} was changed after the features "
+                "were computed: run 'funnel features' and 'funnel materialize' first"
+            )
+
+    def _generation(self, rebuild: bool, declared: str) -> Generation:
+        """Return the checkpoint's generation; make a new checkpoint if asked or needed.
+
+        It is needed when other aggregates are declared than those whose states it holds.
+        """
         checkpoint = checkpoint_folder(self._workspace)
         last = Generation.read(self._workspace)
-        if checkpoint.is_dir() and last and not rebuild:
+        if checkpoint.is_dir() and last and not rebuild and last.declared == declared:
             return last
 
         start = read_json(self._workspace.features / POSITION_FILE)["position"]
@@ -142,7 +161,10 @@ class StreamJob:
                 "run 'funnel ingest', 'funnel features' and 'funnel materialize' first"
             )
         generation = Generation(
-            number=last.number + 1 if last else 1, start=start, partitions=self._config.partitions
+            number=last.number + 1 if last else 1,
+            start=start,
+            partitions=self._config.partitions,
+            declared=declared,
         )
         shutil.rmtree(checkpoint, ignore_errors=True)
         generation.write(self._workspace)
@@ -198,13 +220,12 @@ class StreamJob:
             start=stream.generation.start,
             max_entries=self._config.max_entries,
         )
-        positive = [spec.events.types[kind].positive for kind in spec.event_types]
         changes = (
             log_entries(stream.spark, self._workspace, log)
             .withWatermark("event_time", f"{self._config.late_s} seconds")
             .groupBy("shard")
             .transformWithStateInPandas(
-                FoldProcessor(positive),
+                FoldProcessor(EventKinds.of(spec), stream.aggregates),
                 OUTPUT,
                 "Update",
                 "None",

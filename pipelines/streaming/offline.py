@@ -202,7 +202,9 @@ def tables_lock(workspace: Workspace, exclusive: bool) -> Iterator[None]:
 
 def carry_over(old: Path, new: Path) -> None:
     """Link the files that the stream appended to old tables into the new ones, if whole."""
-    for table in SCHEMAS:
+    for table in {*SCHEMAS, *(path.parent.name for path in old.glob("*/stream-*.parquet"))}:
+        if table not in SCHEMAS and not (new / table).is_dir():  # it is declared no more
+            continue
         set_torn_aside(list((old / table).glob("stream-*.parquet")))
         for path in (old / table).glob("stream-*.parquet"):
             (new / table).mkdir(parents=True, exist_ok=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 from pyspark.sql.streaming import StatefulProcessor, StatefulProcessorHandle
 
-from feature_repo.facts import Event, dump, load, position_key
-from pipelines.features.stream_facts import FACTS, KEY, USER_KEY, no_facts
+from feature_repo import columns as c
+from feature_repo.aggregates.definition import AggregateView
+from feature_repo.facts import Event, EventKinds, dump, load, position_key
+from pipelines.features.stream_facts import FACTS, ITEM_KEY, KEY, USER_KEY, no_facts
 from pipelines.streaming.decode import POISON_KEY
 from pipelines.streaming.state import StateMap
 
@@ -34,9 +37,13 @@ class FoldProcessor(StatefulProcessor):
     hold the newest position that they include: an entry that comes again changes nothing.
     """
 
-    def __init__(self, positive: list[bool]) -> None:
-        """``positive[kind]`` says whether an event type enters the history."""
-        self._positive = positive
+    def __init__(self, kinds: EventKinds, views: Sequence[AggregateView]) -> None:
+        """``kinds``: the event types; ``views``: the declared views."""
+        self._kinds = kinds
+        self._views = {
+            prefix: [view for view in views if view.key == key]
+            for prefix, key in ((USER_KEY, c.USER), (ITEM_KEY, c.ITEM))
+        }
 
     def init(self, handle: StatefulProcessorHandle) -> None:
         """Open the state."""
@@ -61,11 +68,13 @@ class FoldProcessor(StatefulProcessor):
             yield _output(poison.assign(what="poison", payload=poison["poison"]))
             columns = (
                 frame[name].tolist()
-                for name in ("key", "position", "micros", "event_id", "item", "kind")
+                for name in ("key", "position", "micros", "event_id", "item", "kind", "value")
             )
-            for name, position, *fields in zip(*columns, strict=True):
+            for name, position, micros, event_id, item, kind, value in zip(*columns, strict=True):
                 if name != POISON_KEY:
-                    entry = (position_key(position), position, Event._make(fields))
+                    known = None if value is None or math.isnan(value) else value
+                    event = Event(micros, event_id, item, kind, known)
+                    entry = (position_key(position), position, event)
                     by_key.setdefault(name, []).append(entry)
         names = list(by_key)
         for start in range(0, len(names), _KEYS_PER_CALL):
@@ -77,12 +86,13 @@ class FoldProcessor(StatefulProcessor):
         for (name, entries), stored in zip(
             by_key.items(), self._facts.get(list(by_key)), strict=True
         ):
-            facts = load(stored) if stored else no_facts(name)
+            views = self._views[name[:1]]
+            facts = load(stored, views) if stored else no_facts(name, views=views)
             included = position_key(facts.position)
             new = [entry for entry in entries if entry[0] > included]
             if new:
                 facts.position = max(new)[1]
-                facts.fold([event for _, _, event in new], self._positive)
+                facts.fold([event for _, _, event in new], self._kinds)
                 text = dump(facts)
                 changed.append((name, text))
                 out.append(

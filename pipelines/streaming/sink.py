@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import ChainMap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from feast import FeatureStore
 from pyspark.sql import DataFrame
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.feast_view import feature_types
 from feature_repo.dataset import DatasetSpec
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import DEAD_LETTERS
@@ -25,6 +28,7 @@ from feature_repo.facts import load, position_key, row_of
 from feature_repo.stores.online_store import RowEncoder, encode_timestamp, row_key
 from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
+from pipelines.features.aggregates import arrow_schema
 from pipelines.features.stream_facts import USER_KEY
 from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import (
@@ -54,11 +58,11 @@ redis.call('SET', KEYS[2], ARGV[1])
 return 1
 """
 
-_USER_VIEWS = [
-    RowEncoder("user_history", HISTORY_SCHEMA),
-    RowEncoder("user_recent", USER_RECENT_SCHEMA),
-]
-_ITEM_VIEWS = [RowEncoder("item_recent", ITEM_RECENT_SCHEMA)]
+_VIEWS = {
+    c.USER: {"user_history": HISTORY_SCHEMA, "user_recent": USER_RECENT_SCHEMA},
+    c.ITEM: {"item_recent": ITEM_RECENT_SCHEMA},
+}
+"""The built-in views of users and of items, and their features."""
 
 Row = dict[str, Any]
 
@@ -91,7 +95,9 @@ class Sink:
         lease: Lease,
         generation: int,
         categories: dict[str, str],
+        aggregates: Sequence[AggregateView] = (),
     ) -> None:
+        """``aggregates``: the declared views."""
         self.watermark_micros = 0
         self._workspace = workspace
         self._types = spec.event_types
@@ -100,6 +106,13 @@ class Sink:
         self._lease = lease
         self._generation = generation
         self._categories = categories
+        self._aggregates = aggregates
+        self._schemas = SCHEMAS | {view.name: arrow_schema(view) for view in aggregates}
+        self._encoders = {
+            key: [RowEncoder(name, schema) for name, schema in views.items()]
+            + [RowEncoder(v.name, feature_types(v)) for v in aggregates if v.key == key]
+            for key, views in _VIEWS.items()
+        }
         self._erased = ErasedUsers(workspace, client)
         self._merger: threading.Thread | None = None
 
@@ -129,7 +142,8 @@ class Sink:
         """Return the feature rows of changed facts."""
         rows = []
         for change in changes.select(_FACTS).to_pylist():
-            row = row_of(load(change["payload"]), self._types, self._category)
+            facts = load(change["payload"], [v for v in self._aggregates if v.key == key])
+            row = row_of(facts, self._types, self._category)
             arrived = arrival(row[c.POSITION])
             rows.append({key: change["key"], c.EVENT_TIMESTAMP: arrived, **row})
         return rows
@@ -140,10 +154,10 @@ class Sink:
     def write_online(self, users: list[Row], items: list[Row]) -> None:
         """Write feature rows in Feast's layout; both views of a user change in one step."""
         hashes = []
-        for key, rows, encoders in ((c.USER, users, _USER_VIEWS), (c.ITEM, items, _ITEM_VIEWS)):
+        for key, rows in ((c.USER, users), (c.ITEM, items)):
             for row in rows:
                 moment = encode_timestamp(row[c.EVENT_TIMESTAMP])
-                fields = [encoder.fields(row, moment) for encoder in encoders]
+                fields = [encoder.fields(row, moment) for encoder in self._encoders[key]]
                 hashes.append((row_key(self._config, key, row[key]), dict(ChainMap(*fields))))
         for start in range(0, len(hashes), _ROWS_PER_TRANSACTION):
             self._lease.write(hashes[start : start + _ROWS_PER_TRANSACTION])
@@ -161,9 +175,9 @@ class Sink:
             if self._erased.numbers():
                 users, events = self._without_erased(users, events)
             folder = self._workspace.features.resolve()
-            write_part(folder / "user_history", part, users, SCHEMAS["user_history"])
-            write_part(folder / "user_recent", part, users, SCHEMAS["user_recent"])
-            write_part(folder / "item_recent", part, changes.items, SCHEMAS["item_recent"])
+            for table, schema in self._schemas.items():
+                rows = users if c.USER in schema.names else changes.items
+                write_part(folder / table, part, rows, schema)
             write_part(archive(self._workspace), part, self._archived(events), EVENT_SCHEMA)
 
     def _without_erased(self, users: list[Row], events: pa.Table) -> tuple[list[Row], pa.Table]:
@@ -244,7 +258,7 @@ class Sink:
         """Merge the small files of batches before ``below``."""
         with tables_lock(self._workspace, exclusive=False):
             folder = self._workspace.features.resolve()
-            for table, schema in SCHEMAS.items():
+            for table, schema in self._schemas.items():
                 merge(folder / table, schema, below, self._generation)
             merge(archive(self._workspace), EVENT_SCHEMA, below, self._generation)
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declared import declared_in
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
 from feature_repo.hashing import fingerprint
@@ -109,6 +110,9 @@ def train_retrieval(
     origin = [base.folder.name] if base else []
     # Earlier versions recommended items that only the log knows.
     origin += ["listed"] if ends_unlisted(workspace.spec(), workspace.ingest, events) else []
+    declared = declared_in(workspace)
+    # The codec, which is made here, has the columns of the ranker's rows.
+    origin += [declared.version, *map(str, declared.ranking)] if declared.version else []
     version = fingerprint(
         FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
     )
@@ -208,7 +212,13 @@ def fit_codec(
         categories = base.codec.categories.grown(categories)
         user_attributes = base.codec.user_attributes.grown(user_attributes)
     codec = Codec(
-        spec, Vocabulary(users), Vocabulary(ids), categories, user_attributes, item_attributes
+        spec,
+        Vocabulary(users),
+        Vocabulary(ids),
+        categories,
+        user_attributes,
+        item_attributes,
+        declared_in(workspace).ranking_numeric(c.USER),
     )
 
     activity = _activity_at_end(codec, features, events)

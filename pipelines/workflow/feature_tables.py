@@ -21,6 +21,7 @@ ONE_PARTITION = {"spark.sql.shuffle.partitions": "1", "spark.sql.adaptive.enable
 
 def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
     """Compute the tables and give them their name."""
+    from feature_repo.declared import declared_in
     from pipelines.features.spark import spark_session
     from pipelines.features.spark_job import build_features
     from pipelines.features.whole_tables import list_files
@@ -32,6 +33,7 @@ def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
     )
 
     spec = workspace.spec()
+    declared = declared_in(workspace)
     with display.stage("Features (Spark)") as stage:
         stage("starting Spark", 0, 0)
         require_whole_events(workspace)
@@ -54,6 +56,7 @@ def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
                     event_files=event_files(workspace),
                     progress=say,
                     log_position=log_position(workspace),
+                    declared=declared,
                 )
                 list_files(folder)
                 stage.summary = f"{sum(rows.values()):,} rows in {len(rows)} tables"

@@ -105,10 +105,15 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
 
 
 def _run_features(workspace: Workspace, master: str | None) -> Path:
+    from feature_repo.declared import declared_in
     from pipelines.features.whole_tables import damage_of, set_torn_files_aside
     from pipelines.ingest.ingested import data_version
 
-    version = fingerprint(data_version(workspace), FEATURES_VERSION)
+    # Without declarations the version is that of tables made before there were any.
+    declared = declared_in(workspace).version
+    version = fingerprint(
+        data_version(workspace), FEATURES_VERSION, *([declared] if declared else [])
+    )
     final = workspace.root / "features" / version
     present = workspace.features.resolve() if workspace.features.is_dir() else None
     if present and present.name.partition("-")[0] == version:

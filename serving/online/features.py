@@ -12,14 +12,16 @@ import redis
 from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
+from feature_repo.declared import declared_in
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
+from feature_repo.facts import MICROS
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import RowReader
 from feature_repo.stores.pipelined_reads import PipelinedReads
 from feature_repo.views import ONLINE_USERS, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
-from serving.online.overlay import merge_overlay, parse_overlay
+from serving.online.overlay import compute_aggregates, merge_overlay, parse_overlay
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import Activity, ItemTable, activity_from
 
@@ -193,9 +195,12 @@ class OnlineFeatures:
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
 
         self._users = user_reader(self._store, observe_age)
+        self._aggregates = [
+            view for view in declared_in(workspace).of_key(c.USER) if view.name in self._users.names
+        ]
         self._whole = whole_user_reader(self._store, observe_age)
-        self.row_reader = RowReader(self._store.config, c.USER, self._users.names)
-        self._whole_row = RowReader(self._store.config, c.USER, self._whole.names)
+        self.row_reader = self._row_reader(self._users)
+        self._whole_row = self._row_reader(self._whole)
 
         self._items = activity_reader(self._store, items.codec, observe_age)
         self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
@@ -203,6 +208,13 @@ class OnlineFeatures:
         self._redis = redis_client(workspace, timeout_s)
         self._read = PipelinedReads(self._redis)
         self._many = redis_client(workspace, _TIMEOUT_S)
+
+    def _row_reader(self, reader: FeatureReader) -> RowReader:
+        """Return what reads users' rows: the features of a reader, and the states of aggregates."""
+        states = {
+            view.name: [*reader.names[view.name], view.state_column] for view in self._aggregates
+        }
+        return RowReader(self._store.config, c.USER, reader.names | states)
 
     def with_items(self, items: ItemTable) -> OnlineFeatures:
         """Return the same reads for a release with more items."""
@@ -268,7 +280,9 @@ class OnlineFeatures:
         known = any(value is not None for value in row.values())
 
         stale = reader.expire(columns, {view: [time] for view, time in times.items()}, now)[0]
-        position = merge_overlay(columns, parse_overlay(entries), self._codec.spec, self._category)
+        accepted = parse_overlay(entries)
+        position = merge_overlay(columns, accepted, self._codec.spec, self._category)
+        compute_aggregates(columns, accepted, self._aggregates, round(now * MICROS))
         return UserFeatures(
             columns=columns,
             known=known or bool(entries) or bool(stale),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import AggregateView, Occurrence, units_of
+from feature_repo.aggregates.state import AggregateState
 from feature_repo.dataset import DatasetSpec
 from feature_repo.events.stored import parse_stored
 from feature_repo.facts import MICROS, Counts, count_row, event_micros, panes_of, position_key
@@ -16,13 +18,17 @@ Columns = dict[str, list[Any]]
 
 @dataclass(frozen=True)
 class AcceptedEvent:
-    """An accepted event of a user, with its position in the log and its time in microseconds."""
+    """An accepted event of a user, with its position in the log and its time in microseconds.
+
+    ``value``: None if it has none.
+    """
 
     position: str
     event_id: str
     item: str
     type: str
     micros: int
+    value: float | None = None
 
 
 def parse_overlay(entries: Sequence[bytes]) -> list[AcceptedEvent]:
@@ -33,7 +39,14 @@ def parse_overlay(entries: Sequence[bytes]) -> list[AcceptedEvent]:
         event = parse_stored(payload)
         micros = event_micros(event["timestamp"], position)
         accepted.append(
-            AcceptedEvent(position, event["event_id"], event["item_id"], event["type"], micros)
+            AcceptedEvent(
+                position=position,
+                event_id=event["event_id"],
+                item=event["item_id"],
+                type=event["type"],
+                micros=micros,
+                value=event.get("value"),
+            )
         )
     return accepted
 
@@ -69,6 +82,29 @@ def merge_overlay(
     elif c.POSITION in columns:
         columns[c.POSITION][0] = newest
     return newest
+
+
+def compute_aggregates(
+    columns: Columns,
+    accepted: Sequence[AcceptedEvent],
+    views: Sequence[AggregateView],
+    micros: int,
+) -> None:
+    """Set the features of declared views to their values as of a time, with the overlay's events.
+
+    A view without a stored state has the values of its row, which are missing where there is none
+    and no event was accepted.
+    """
+    for view in views:
+        stored = columns.pop(view.state_column, [None])[0]
+        state = AggregateState.load(view, stored) if stored else AggregateState(view)
+        included = position_key(state.position)
+        new = [event for event in accepted if position_key(event.position) > included]
+        if not stored and not new:
+            continue
+        state.add(Occurrence(e.micros, e.event_id, e.type, units_of(e.value)) for e in new)
+        for name, value in state.values(micros).items():
+            columns[name] = [value]
 
 
 def _merge_history(columns: Columns, events: Sequence[AcceptedEvent]) -> None:

@@ -14,7 +14,10 @@ from ranking.rows import REQUEST_TIME, numeric_names
 
 @dataclass(frozen=True)
 class Codec:
-    """Every vocabulary of a release, and the order of the ranker's columns."""
+    """Every vocabulary of a release, and the order of the ranker's columns.
+
+    ``declared_user``: numeric features of users that a ``features.py`` gave the ranker.
+    """
 
     spec: DatasetSpec
     users: Vocabulary
@@ -22,6 +25,7 @@ class Codec:
     categories: Vocabulary
     user_attributes: AttributeEncoder
     item_attributes: AttributeEncoder
+    declared_user: tuple[str, ...] = ()
 
     @property
     def user_activity(self) -> tuple[str, ...]:
@@ -43,6 +47,7 @@ class Codec:
             c.HISTORY_LENGTH_FEATURE,
             c.HISTORY_GAP_FEATURE,
             *self.user_attributes.numeric,
+            *self.declared_user,
         )
 
     @property
@@ -68,12 +73,13 @@ class Codec:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
         return {
-            "spec": self.spec.model_dump(mode="json"),
+            "spec": self.spec.model_dump(mode="json", exclude={"features"}),
             "users": self.users.values,
             "items": self.items.values,
             "categories": self.categories.values,
             "user_attributes": self.user_attributes.to_dict(),
             "item_attributes": self.item_attributes.to_dict(),
+            **({"declared_user": list(self.declared_user)} if self.declared_user else {}),
             # JSON objects have no order that survives every writer, and attribute codes hang on it.
             "order": {
                 "types": self.spec.event_types,
@@ -93,6 +99,7 @@ class Codec:
             Vocabulary(raw["categories"]),
             _encoder(raw["user_attributes"], order.get("user_attributes", [])),
             _encoder(raw["item_attributes"], order.get("item_attributes", [])),
+            tuple(raw.get("declared_user", ())),
         )
 
 

@@ -90,7 +90,7 @@ class UserReader:
         timing = request_time_features(time, known[:, -2], known[:, -1])
         history_length = (context.history > 0).sum(axis=1)
 
-        # Counts, ages and history, then the numeric attributes: [n, Fu].
+        # Counts, ages, history, numeric attributes, declared features: [n, Fu].
         counts = known.shape[1] - 2
         numeric = np.empty((len(time), self._width), dtype=np.float32)
         numeric[:, :counts] = known[:, :-2]
@@ -100,7 +100,9 @@ class UserReader:
         numeric[:, counts + 3] = np.where(
             history_length > 0, context.ages[:, 0] / SECONDS_PER_DAY, np.nan
         )
-        numeric[:, counts + 4 :] = attributes.numbers
+        attributes_end = counts + 4 + attributes.numbers.shape[1]
+        numeric[:, counts + 4 : attributes_end] = attributes.numbers
+        numeric[:, attributes_end:] = _numbers(columns, self.codec.declared_user, len(time))
 
         # Time of day and week, then the coded attributes: [n, Cu].
         categorical = np.empty((len(time), len(REQUEST_TIME) + len(self._ranked)), dtype=np.int32)
@@ -137,6 +139,8 @@ class UserReader:
 
 def _numbers(columns: Columns, names: Sequence[str], size: int) -> Float64Array:
     """Return numeric columns side by side, float64 ``[size, len(names)]``; NaN where missing."""
+    if not names:
+        return np.empty((size, 0))
     missing = [None] * size
     # None becomes NaN.
     return np.array([columns.get(name, missing) for name in names], dtype=np.float64).T

@@ -12,6 +12,7 @@ from feature_repo.facts import (
     PANE_S,
     Counts,
     Event,
+    EventKinds,
     UserFacts,
     counts_at,
     dump,
@@ -26,7 +27,7 @@ from feature_repo.facts import (
 )
 
 TYPES = ("view", "buy")
-POSITIVE = (False, True)
+KINDS = EventKinds(TYPES, (False, True))
 T0 = 1_700_000_000  # the start of a pane of ten seconds and of none of the longer ones
 
 
@@ -59,7 +60,7 @@ def test_history_keeps_the_newest_positive_event_of_each_item():
     facts = UserFacts()
     facts.fold(
         [happened(3, "a", 1), happened(1, "b", 1), happened(2, "a", 1), happened(9, "seen", 0)],
-        POSITIVE,
+        KINDS,
     )
     row = row_of(facts, TYPES, {"a": "red"}.get)
     assert row[c.HISTORY_ITEMS] == ["b", "a"]
@@ -107,10 +108,10 @@ def test_facts_depend_on_no_order_and_on_no_batches(drawn, shuffle: random.Rando
         happened(T0 + second, item, kind, f"e{number:07d}") for second, item, kind, number in drawn
     ]
     at_once, in_parts = UserFacts(), UserFacts()
-    at_once.fold(sorted(listed), POSITIVE)
+    at_once.fold(sorted(listed), KINDS)
     shuffle.shuffle(listed)
     for part in range(batches):
-        in_parts.fold(listed[part::batches], POSITIVE)
+        in_parts.fold(listed[part::batches], KINDS)
         in_parts = load(dump(in_parts))  # as between two batches of the stream
     assert row_of(in_parts, TYPES, str) == row_of(at_once, TYPES, str)
 
@@ -121,7 +122,7 @@ def test_counts_are_a_plain_count(drawn, later):
     facts = UserFacts()
     facts.fold(
         [happened(T0 + second, item, kind, str(number)) for second, item, kind, number in drawn],
-        POSITIVE,
+        KINDS,
     )
     row = row_of(facts, TYPES, str)
     found = counts_at(T0 + later, panes_of(row, 2), 2)
@@ -132,6 +133,16 @@ def test_counts_are_a_plain_count(drawn, later):
             if (T0 + later) // pane - (T0 + second) // pane < 60
         ]
         assert found[place] == [inside.count(0), inside.count(1)]
+
+
+def test_facts_as_97f4b5b_stored_them_are_read():
+    stored = (
+        '{"position":"1700000000000-0","panes":[[[170000000,[1,0]]],[[28333333,[1,0]]],[]],'
+        '"events":[[1700000000000000,"e1","a",0]],"history":[["a",1700000000000000,"e1"]]}'
+    )
+    facts = load(stored)
+    assert facts.events == [Event(1_700_000_000_000_000, "e1", "a", 0)]
+    assert dump(facts) == stored
 
 
 @pytest.mark.parametrize("name", ["user_sliding", "item_sliding"])

@@ -21,7 +21,7 @@ from prometheus_client import Counter
 
 from feature_repo import columns as c
 from feature_repo.events.log_names import DEAD_LETTERS, LOG
-from feature_repo.facts import Event, UserFacts, dump, event_micros
+from feature_repo.facts import Event, EventKinds, UserFacts, dump, event_micros
 from feature_repo.files import TEMPORARY, read_json
 from feature_repo.hashing import file_hash
 from feature_repo.stores.embedded_redis import release as stop_redis
@@ -449,6 +449,6 @@ def changes(user, position):
     """Return what the stream's fold gives of one event: the event, and the facts of its user."""
     happened = Event(event_micros(time.time(), position), f"e-{user}", "i0001", 0)
     facts = UserFacts(position=position)
-    facts.fold([happened], [True, True, True])
+    facts.fold([happened], EventKinds("abc", [True] * 3))
     event = {"what": "event", "key": f"u{user}", "position": position, **happened._asdict()}
     return [event, {"what": "user", "key": user, "position": position, "payload": dump(facts)}]

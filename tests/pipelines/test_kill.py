@@ -100,6 +100,7 @@ def test_features(tiny):
         pd.testing.assert_frame_equal(actual[name], frame, check_exact=True, obj=name)
 
 
+@pytest.mark.faults
 def test_materialize(built, copied, run):
     def size(workspace):
         log = workspace.redis / "appendonly.aof"

@@ -164,6 +164,7 @@ def test_a_new_checkpoint_starts_after_a_position_even_inside_a_file(log):
     ]
 
 
+@pytest.mark.faults
 def test_kafkas_records_are_the_same_rows(spark):
     at = datetime(2026, 1, 2, 3, 4, 5, 678_000, tzinfo=UTC)
     place = int(at.timestamp() * 1_000)

@@ -66,6 +66,7 @@ def stream_until_drained(workspace):
             signal.signal(number, handler)
 
 
+@pytest.mark.faults
 def test_the_job_continues_from_an_old_checkpoint(stored):
     client = redis_client(stored)
     generation = read_json(stored.root / "stream" / "generation.json")

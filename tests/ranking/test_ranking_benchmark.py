@@ -43,6 +43,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.faults
 def test_from_files_to_figures(folder: Path) -> None:
     done = benchmark(folder)
     assert done.returncode == 0, done.stderr

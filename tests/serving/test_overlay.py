@@ -9,13 +9,13 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.dataset import load_spec
-from feature_repo.facts import Event, UserFacts, row_of
+from feature_repo.facts import Event, EventKinds, UserFacts, row_of
 from pipelines.workflow.data_sets import SPECS
 from serving.online.overlay import merge_overlay, parse_overlay
 
 SPEC = load_spec(SPECS / "synthetic.toml")
 TYPES = SPEC.event_types
-POSITIVE = [SPEC.events.types[kind].positive for kind in TYPES]
+KINDS = EventKinds.of(SPEC)
 T0 = 1_700_000_000
 
 
@@ -31,7 +31,7 @@ def entry(n, event):
 
 def streamed_row(events, position):
     facts = UserFacts(position=position)
-    facts.fold(events, POSITIVE)
+    facts.fold(events, KINDS)
     return {name: [value] for name, value in row_of(facts, TYPES, str.upper).items()}
 
 
@@ -50,7 +50,7 @@ def test_a_row_and_its_overlay_are_the_row_of_all_events(streamed):
 def test_events_of_one_second_are_in_the_order_of_their_moments_and_ids(streamed):
     start = T0 * 1_000_000
     events = [
-        Event(start + micros, event_id, event_id, POSITIVE.index(True))
+        Event(start + micros, event_id, event_id, KINDS.positive.index(True))
         for micros, event_id in [(700, "d"), (100, "c"), (100, "a"), (400, "e"), (400, "b")]
     ]
     columns = streamed_row(

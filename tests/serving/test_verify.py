@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declared import build
 from feature_repo.files import write_json
 from feature_repo.stores.feature_store import feature_store
-from feature_repo.views import build
 from feature_repo.workspace import Workspace
 from ranking.calibration import HeadCalibration
 from retrieval.index import build_index, save_index

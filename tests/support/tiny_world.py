@@ -25,7 +25,7 @@ from pipelines.workflow import stages
 from pipelines.workflow.data_sets import find_spec
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
-from tests.support import forked
+from tests.support import forked, tiny_features
 from tests.support.built_once import built_once
 
 WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0)
@@ -96,7 +96,9 @@ def model_hashes(workspace: Workspace) -> dict[str, str]:
 def _build(root: Path) -> None:
     workspace = Workspace(root)
     generate(root / "raw", WORLD)
-    ingest(find_spec("synthetic"), root / "raw", workspace, shift_to_now=True)
+    declared = {"features": str(Path(tiny_features.__file__).resolve())}
+    spec = find_spec("synthetic").model_copy(update=declared)
+    ingest(spec, root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)
     train_in_a_process(workspace, "from scratch")

@@ -1,0 +1,104 @@
+"""The state of one user's or item's aggregates: what events add to, and values are read from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import orjson
+
+from feature_repo.aggregates.definition import Aggregate, AggregateView, Occurrence, Part
+
+Panes = dict[int, Part]
+"""What is kept of the events of each pane, by the pane's number since the epoch."""
+
+
+@dataclass
+class AggregateState:
+    """The panes of every aggregate of a view, for one key; no order of events changes them.
+
+    ``position`` is the newest entry of the event log that they include.
+    """
+
+    view: AggregateView
+    panes: list[Panes] = field(default_factory=list)
+    position: str = "0-0"
+
+    def __post_init__(self) -> None:
+        if not self.panes:
+            self.panes = [{} for _ in self.view.aggregates]
+
+    def add(self, events: Iterable[Occurrence]) -> None:
+        """Add events, in any order."""
+        for event in events:
+            for aggregate, panes in zip(self.view.aggregates, self.panes, strict=True):
+                if aggregate.counts(event):
+                    _add_to(panes, aggregate, event)
+
+    def values(self, micros: int) -> dict[str, float | int | None]:
+        """Return the features as of a time, microseconds since the epoch."""
+        return {
+            aggregate.name: _value(panes, aggregate, micros)
+            for aggregate, panes in zip(self.view.aggregates, self.panes, strict=True)
+        }
+
+    def row(self, micros: int) -> dict[str, Any]:
+        """Return the features as of a time and the state, as a row of the view has them."""
+        return {**self.values(micros), self.view.state_column: self.dump()}
+
+    def dump(self) -> str:
+        """Return the state as JSON: the log position, and for each aggregate its panes."""
+        return orjson.dumps({"position": self.position, "panes": self.sorted_panes()}).decode()
+
+    def sorted_panes(self) -> list[list[tuple[int, Part]]]:
+        """Return the panes of each aggregate with their numbers, ascending."""
+        return [sorted(panes.items()) for panes in self.panes]
+
+    @classmethod
+    def load(cls, view: AggregateView, text: str) -> AggregateState:
+        """Restore a state from its ``dump``.
+
+        Raises:
+            ValueError: it is not the state of a view with as many aggregates.
+
+        """
+        stored = orjson.loads(text)
+        return cls.of(view, stored["panes"], stored["position"])
+
+    @classmethod
+    def of(
+        cls, view: AggregateView, panes: list[list[tuple[int, Part]]] | None, position: str
+    ) -> AggregateState:
+        """Restore a state from its ``sorted_panes``; None: it has no events.
+
+        Raises:
+            ValueError: it is not the state of a view with as many aggregates.
+
+        """
+        if panes is None:
+            return cls(view, position=position)
+        if len(panes) != len(view.aggregates):
+            raise ValueError(
+                f"{view.name}: a stored state of {len(panes)} aggregates, the definition has "
+                f"{len(view.aggregates)}: run 'funnel features' again"
+            )
+        return cls(view, [dict(pairs) for pairs in panes], position)
+
+
+def _add_to(panes: Panes, aggregate: Aggregate, event: Occurrence) -> None:
+    pane, part = aggregate.pane_of(event.micros), aggregate.part(event)
+    if pane in panes:
+        panes[pane] = aggregate.merge(panes[pane], part)
+    elif pane > max(panes, default=pane) - aggregate.panes:
+        panes[pane] = part
+        # Panes outside the window go at once, so that the state does not depend on the order.
+        for old in [old for old in panes if old <= pane - aggregate.panes]:
+            del panes[old]
+
+
+def _value(panes: Panes, aggregate: Aggregate, micros: int) -> float | int | None:
+    last = aggregate.pane_of(micros)
+    parts = [part for pane, part in panes.items() if last - aggregate.panes < pane <= last]
+    return aggregate.finish(reduce(aggregate.merge, parts) if parts else None)

@@ -1,0 +1,54 @@
+"""What a ``features.py`` imports: the entities, the event log, and the built-in views.
+
+from feature_repo.declare import defaults, events, user
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+from feast import Entity, FileSource, PushSource, ValueType
+
+from feature_repo import columns as c
+
+user = Entity(name="user", join_keys=[c.USER], value_type=ValueType.STRING)
+"""The user: aggregates of this entity are of each user's events."""
+
+item = Entity(name="item", join_keys=[c.ITEM], value_type=ValueType.STRING)
+"""The item: aggregates of this entity are of the events with each item."""
+
+events = PushSource(
+    name="funnel_events",
+    batch_source=FileSource(
+        name="funnel_event_log", path="ingest/events", timestamp_field=c.TIMESTAMP
+    ),
+)
+"""The event log, as the source of aggregates. Its columns are those of ``EVENT_COLUMNS``."""
+
+EVENT_COLUMNS = (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE)
+"""Columns of an event; functions other than ``count`` take ``value``."""
+
+EVENT_TYPES_TAG = "event_types"
+"""Tag of a view whose aggregates are of some event types only: their names, with commas."""
+
+built_in_views: ContextVar[dict[str, list[Any]]] = ContextVar("built_in_views")
+"""The views of each built-in feature service while a ``features.py`` is read."""
+
+
+class Defaults:
+    """The views that each model reads unless a ``features.py`` says otherwise."""
+
+    @property
+    def ranking(self) -> list[Any]:
+        """The views of the ranking models."""
+        try:
+            return list(built_in_views.get()["ranking"])
+        except LookupError:
+            raise RuntimeError(
+                "feature_repo.declare.defaults has its views only while Funnel reads a "
+                "features.py: run 'feast apply' or a funnel command"
+            ) from None
+
+
+defaults = Defaults()
