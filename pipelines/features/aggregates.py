@@ -33,7 +33,7 @@ def arrow_schema(view: AggregateView) -> pa.Schema:
 def aggregate_table(events: DataFrame, view: AggregateView, position: str) -> DataFrame:
     """Return a row of every moment at which a value changes, stamped with that moment.
 
-    Rows from a key's last event on have the state, which a stream or a later read starts from.
+    Rows from a key's last counted event on have the state, from which a stream or a read goes on.
 
     Args:
         events: as ``read_events`` returns them.
@@ -101,18 +101,20 @@ def _history_of(view: AggregateView, events: pa.Table, position: str) -> pa.Tabl
     )
     rows = history(view, occurrences)
 
-    # The state of each key from its last event on.
+    # The state of each key is the same from its last counted event on.
     ids = events[c.EVENT_ID].to_pylist()
     states, last = [], []
     edges = np.flatnonzero(np.diff(key)) + 1
     for start, stop in zip([0, *edges], [*edges, len(key)], strict=True):
-        state = AggregateState(view, position=position)
-        state.add(
+        of_key = [
             Occurrence(int(occurrences.micros[n]), ids[n], occurrences.type[n], units[n])
             for n in range(start, stop)
-        )
+        ]
+        counted = [event for event in of_key if any(a.counts(event) for a in view.aggregates)]
+        state = AggregateState(view, position=position)
+        state.add(counted)
         states.append(state.dump())
-        last.append(occurrences.micros[stop - 1])
+        last.append(counted[-1].micros if counted else 0)
     has_state = rows.micros >= np.array(last)[rows.key]
 
     columns = [names.take(pa.array(rows.key)), pa.array(rows.micros, pa.timestamp("us", tz="UTC"))]

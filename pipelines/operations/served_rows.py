@@ -7,7 +7,7 @@ Serving's own code drops values past their TTL, and merges events that the row l
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +17,13 @@ import pyarrow.compute as pc
 from feast import FeatureStore
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import AggregateView
 from feature_repo.facts import MICROS, position_key
 from feature_repo.stores.offline_store import newest_rows
 from feature_repo.views import STREAMED
 from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
 from serving.online.features import activity_reader, no_features, user_reader
-from serving.online.overlay import AcceptedEvent, Columns, merge_overlay
+from serving.online.overlay import AcceptedEvent, Columns, compute_aggregates, merge_overlay
 from serving.recommender.item_table import ItemTable, activity_from
 from serving.releases.release import Release
 
@@ -38,7 +39,7 @@ class Overlays:
         """Select the events of some users from the archive, which is in the order of the log."""
         self._newest = position_key(archive["position"][-1].as_py()) if len(archive) else (0, 0)
         self._events: dict[str, list[AcceptedEvent]] = {}
-        names = ("position", c.EVENT_ID, c.ITEM, c.TYPE, c.TIMESTAMP, c.USER)
+        names = ("position", c.EVENT_ID, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE, c.USER)
         table = archive.filter(pc.is_in(archive[c.USER], users.combine_chunks())).select(names)
         stamps = table.column_names.index(c.TIMESTAMP)
         table = table.set_column(stamps, c.TIMESTAMP, pc.cast(table[c.TIMESTAMP], pa.int64()))
@@ -63,8 +64,12 @@ class Overlays:
 class ServedUsers:
     """Reads users' features for past requests."""
 
-    def __init__(self, store: FeatureStore, overlays: Overlays) -> None:
+    def __init__(
+        self, store: FeatureStore, overlays: Overlays, aggregates: Sequence[AggregateView]
+    ) -> None:
+        """``aggregates``: the declared views of users."""
         self._reader = user_reader(store)
+        self._aggregates = [view for view in aggregates if view.name in self._reader.views]
         self._overlays = overlays
 
     def read(self, requests: pa.Table, release: Release) -> Iterator[Columns | None]:
@@ -93,15 +98,17 @@ class ServedUsers:
         tables = {
             name: newest_rows(view, pa.table({c.USER: users, "timestamp": times}), "timestamp")
             for name, view in views.items()
-            if name not in STREAMED
+            if name not in STREAMED and name not in {view.name for view in self._aggregates}
         }
         history, recent, _ = STREAMED
         latest = pa.array([_LATEST] * len(requests), _STAMP)
         read = pa.table({c.USER: users, c.POSITION: requests["row_position"], "timestamp": latest})
         tables[recent] = newest_rows(views[recent], read, "timestamp")
-        # Both rows are written in one step: without one of them there was no other.
+        # All streamed rows are written in one step: without one of them there was no other.
         as_of = pa.table({c.USER: users, "timestamp": tables[recent][c.EVENT_TIMESTAMP]})
         tables[history] = newest_rows(views[history], as_of, "timestamp")
+        for view in self._aggregates:
+            tables[view.name] = newest_rows(views[view.name], as_of, "timestamp")
         return tables
 
     def _row(
@@ -113,11 +120,15 @@ class ServedUsers:
             values = table.slice(row, 1)
             columns |= {name: values[name].to_pylist() for name in self._reader.names[view]}
             stamps[view] = _seconds(values)
+        for aggregates in self._aggregates:
+            state = aggregates.state_column
+            columns[state] = tables[aggregates.name].slice(row, 1)[state].to_pylist()
         if columns[c.POSITION] != [request["row_position"]]:
             return None
         self._reader.expire(columns, stamps, request["time"])
         overlay = self._overlays.at(request["user_id"], request["position"], request["time"])
         merge_overlay(columns, overlay, release.codec.spec, release.items.main_category)
+        compute_aggregates(columns, overlay, self._aggregates, round(request["time"] * MICROS))
         return columns
 
 

@@ -5,7 +5,6 @@ The values are counted here from the events, by no code of the product.
 
 import random
 import time
-from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -14,10 +13,12 @@ from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.stores.feature_store import feature_store
+from pipelines.operations.skew import newest_impressions, skew
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
+from serving.online.features import no_features
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
 from tests.support.tiny_world import tiny_world
@@ -68,14 +69,7 @@ def test_training_rows_have_the_values_of_their_time(shop, events):
     rows = bought.sample(60, random_state=1)
     users = rows[c.USER].tolist()
     micros = [moment + rng.choice([-1, 0, 60, 3_000, 90_000]) * 10**6 for moment in rows["micros"]]
-    frame = pd.DataFrame(
-        {c.USER: users, c.EVENT_TIMESTAMP: pd.to_datetime(micros, unit="us", utc=True)}
-    )
-    joined = (
-        feature_store(shop)
-        .get_historical_features(entity_df=frame, features=[f"spend:{name}" for name in NAMES])
-        .to_df()
-    )
+    joined = joined_at(shop, users, micros)
     assert len(joined) == 60
     nonzero = 0
     for (_, row), user, moment in zip(joined.iterrows(), users, micros, strict=True):
@@ -98,63 +92,97 @@ def test_feast_reads_online_what_the_events_say_now(shop, events):
     assert sum(bool(value) for value in read["dearest"]) > 5
 
 
-def test_the_ranker_reads_it_and_requests_have_it(shop, events):
-    release = load_release(current_release(shop))
-    numeric = release.codec.numeric
-    assert [name for name in numeric if name in NAMES] == NAMES
-    engine = Engine(release, shop)
-    try:
-        user = events[c.USER].iloc[0]
-        before = engine.snapshot.online.user(user, time.time()).columns
-        now = time.time()
-        engine.accept([
-            {"event_id": "bought-now", "user_id": user, "item_id": release.codec.items.values[0],
-             "type": "purchase", "timestamp": now, "value": 12.5}
-        ])  # fmt: skip
-        after = engine.snapshot.online.user(user, time.time()).columns
-        assert after["spend_1h"][0] == pytest.approx((before["spend_1h"][0] or 0) + 12.5)
-        assert after["bought_7d"][0] == (before["bought_7d"][0] or 0) + 1
-        later = engine.snapshot.online.user(user, now + 3_700).columns
-        assert later["spend_1h"] == [0.0]
-        answer = engine.recommend(RecommendationRequest(user_id=user, k=5))
-        assert len(answer["items"]) == 5 and not answer["degraded"]
-        rows = release.reader.read(after, np.array([time.time()])).rows.numeric[0]
-        values = dict(zip(release.codec.user_numeric, rows.tolist(), strict=True))
-        assert values["spend_1h"] == pytest.approx(after["spend_1h"][0])
-        unknown = engine.recommend(RecommendationRequest(user_id="nobody", k=5))
-        assert len(unknown["items"]) == 5
-    finally:
-        engine.close()
+def bought(user, number, *, at, value, kind="purchase"):
+    return {"event_id": f"{user}-{number}", "user_id": user, "item_id": "i0001", "type": kind,
+            "timestamp": at, "value": value}  # fmt: skip
 
 
-def test_the_stream_goes_on_from_the_table(shop, events):
+def with_event(events, event):
+    """Return the events with an accepted one."""
+    columns = {c.USER: event["user_id"], c.TYPE: event["type"], c.VALUE: event["value"]}
+    row = pd.DataFrame([columns | {"micros": round(event["timestamp"] * 1e6)}])
+    return pd.concat([events, row], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def engine(shop):
     engine = Engine(load_release(current_release(shop)), shop)
-    try:
-        with streaming(shop) as wait_until_drained:
-            user = events[c.USER].iloc[5]
-            online = engine.snapshot.online
-            before = online.user(user, time.time()).columns
-            now = time.time()
-            engine.accept([
-                {"event_id": f"s{n}", "user_id": user, "item_id": "i0001", "type": kind,
-                 "timestamp": now - n, "value": 3.0}
-                for n, kind in enumerate(["purchase", "view", "purchase"])
-            ])  # fmt: skip
-            overlaid = online.user(user, time.time())
-            wait_until_drained()
-            streamed = online.user(user, time.time())
-        assert streamed.row_position == streamed.position != overlaid.row_position
-        for features in (overlaid, streamed):
-            assert features.columns["spend_1h"][0] == (before["spend_1h"][0] or 0) + 6.0
-            assert features.columns["bought_7d"][0] == (before["bought_7d"][0] or 0) + 2
-        joined = (
-            feature_store(shop)
-            .get_historical_features(
-                entity_df=pd.DataFrame({c.USER: [user], c.EVENT_TIMESTAMP: [datetime.now(UTC)]}),
-                features=[f"spend:{name}" for name in NAMES],
-            )
-            .to_df()
+    yield engine
+    engine.close()
+
+
+def test_the_ranker_has_a_column_of_each(engine):
+    codec = engine.release.codec
+    assert [name for name in codec.numeric if name in NAMES] == NAMES
+    columns = {name: [n + 0.5] for n, name in enumerate(NAMES)}
+    row = no_features("nobody", codec) | columns
+    numeric = engine.release.reader.read(row, np.array([time.time()])).rows.numeric[0]
+    values = dict(zip(codec.user_numeric, numeric.tolist(), strict=True))
+    assert [values[name] for name in NAMES] == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_an_accepted_event_counts_at_once_and_is_forgotten_in_time(engine, events):
+    now = time.time()
+    users = [*sorted(events[c.USER].unique()), "a-new-one"]
+    accepted = [bought(user, 0, at=now, value=n + 0.25) for n, user in enumerate(users)]
+    engine.accept(accepted)
+    online = engine.snapshot.online
+    for user, event in zip(users, accepted, strict=True):
+        for asked in (now, now + 3_700, now + 8 * 86_400):
+            found = online.user(user, asked).columns
+            expected = counted(with_event(events, event), user, round(asked * 1e6))
+            agree({name: found[name][0] for name in NAMES}, expected)
+    answer = engine.recommend(RecommendationRequest(user_id="a-new-one", k=5))
+    assert len(answer["items"]) == 5 and not answer["degraded"]
+
+
+def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
+    engine = Engine(load_release(current_release(shop)), shop)
+    users = [*sorted(events[c.USER].unique())[:20], "another-new-one"]
+    now = time.time()
+    sent = [
+        bought(user, number, at=now - 60 * number, value=3.0, kind=kind)
+        for user in users
+        for number, kind in enumerate(["purchase", "view", "purchase"], start=1)
+    ]
+    online = engine.snapshot.online
+    ask = [RecommendationRequest(user_id=user, k=5) for user in [*users, "nobody"]]
+    with streaming(shop) as wait_until_drained:
+        for request in ask:
+            engine.recommend(request)
+        engine.accept(sent)
+        for request in ask:
+            engine.recommend(request)
+        overlaid = {user: online.user(user, now) for user in users}
+        wait_until_drained()
+        streamed = {user: online.user(user, now) for user in users}
+        for request in ask:
+            engine.recommend(request)
+    for user in users:
+        assert streamed[user].row_position == streamed[user].position
+        for name in NAMES:
+            assert streamed[user].columns[name] == overlaid[user].columns[name], (user, name)
+        assert streamed[user].columns["spend_1h"][0] >= 6.0
+
+    joined = joined_at(shop, users, [time.time_ns() // 1_000] * len(users))
+    for user, spent in zip(users, joined["spend_1h"], strict=True):
+        assert spent == streamed[user].columns["spend_1h"][0]
+
+    engine.close()  # writes the impressions
+    report = skew(shop, newest_impressions(shop, None, None), lambda *_: None)
+    assert report.requests >= 3 * len(ask)
+    assert set(NAMES) <= set(report.features)
+    assert (report.differing, report.row_missing) == (0, 0)
+
+
+def joined_at(shop, users, micros):
+    """Return the features of users as of times, by Feast's historical join."""
+    times = pd.to_datetime(micros, unit="us", utc=True)
+    return (
+        feature_store(shop)
+        .get_historical_features(
+            entity_df=pd.DataFrame({c.USER: users, c.EVENT_TIMESTAMP: times}),
+            features=[f"spend:{name}" for name in NAMES],
         )
-        assert joined["spend_1h"][0] == streamed.columns["spend_1h"][0]
-    finally:
-        engine.close()
+        .to_df()
+    )

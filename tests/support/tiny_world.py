@@ -25,9 +25,10 @@ from pipelines.workflow import stages
 from pipelines.workflow.data_sets import find_spec
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
-from tests.support import forked, tiny_features
+from tests.support import forked
 from tests.support.built_once import built_once
 
+FEATURES = Path(__file__).resolve().with_name("tiny_features.py")
 WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0)
 TOWERS = TowerTrainingConfig(
     epochs=3, batch=128, uniform_negatives=32, patience=3, validation_sample=200
@@ -96,8 +97,7 @@ def model_hashes(workspace: Workspace) -> dict[str, str]:
 def _build(root: Path) -> None:
     workspace = Workspace(root)
     generate(root / "raw", WORLD)
-    declared = {"features": str(Path(tiny_features.__file__).resolve())}
-    spec = find_spec("synthetic").model_copy(update=declared)
+    spec = find_spec("synthetic").model_copy(update={"features": str(FEATURES)})
     ingest(spec, root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)
