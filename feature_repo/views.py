@@ -219,6 +219,9 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
         request_time,
         *sliding,
     ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # Feast's, at every copy of such a view
+        position = recent[[c.POSITION]]
     return BuiltIn(
         objects=[user, item, *(view.stream_source for view in streams.values()), *views],
         ranking=[*profiles, activity, *affinity, *item_profiles, item_activity, request_time],
@@ -226,7 +229,7 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
         online=[
             *profiles,
             history,
-            recent[[c.POSITION]],
+            position,
             activity,
             *affinity,
             seen,

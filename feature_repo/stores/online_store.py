@@ -28,8 +28,8 @@ from feast.types import Array, FeastType, Float64, Int64, String
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.aggregates.definition import AggregateView
-from feature_repo.aggregates.feast_view import definition_of, feature_types
 from feature_repo.aggregates.state import AggregateState
+from feature_repo.declarations.aggregate_views import definition_of, feature_types
 from feature_repo.stores.embedded_redis import connect
 from feature_repo.views import STREAMED
 from feature_repo.workspace import default_root

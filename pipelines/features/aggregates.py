@@ -16,9 +16,9 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView, Occurrence
-from feature_repo.aggregates.history import Occurrences, history
 from feature_repo.aggregates.state import AggregateState
 from pipelines.features.activity import EVENT_MICROS
+from pipelines.features.aggregate_history import Occurrences, history
 
 _ROWS_PER_CALL = 50_000
 

@@ -26,7 +26,7 @@ from feature_repo import columns as c
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import DatasetSpec
-from feature_repo.declared import Declared
+from feature_repo.declarations.declared import Declared
 from feature_repo.events.schema import EVENT_SCHEMA
 from feature_repo.files import write_json
 from pipelines.features.activity import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,14 @@ import pandas as pd
 from feast import FeatureStore
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import MICROS, AggregateView
+from feature_repo.aggregates.state import AggregateState
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declarations.declared import declared_in
 from feature_repo.errors import FunnelError
-from feature_repo.stores.feature_store import feature_store
+from feature_repo.stores.feature_store import feature_store, redis_client
+from feature_repo.stores.online_store import RowReader
+from feature_repo.stores.pipelined_reads import PipelinedReads
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.features.stream_facts import main_categories
@@ -29,6 +34,15 @@ _WINDOWS = {"10m": (10, 600), "1h": (60, 3_600), "24h": (1_440, 86_400)}
 _KEYS_A_READ = 500
 _EXAMPLES = 5
 _MICROS = "_micros"
+_FUNCTIONS: dict[str, Callable[[pd.Series], float]] = {
+    "count": len,
+    "sum": lambda values: float(values.sum()),
+    "mean": lambda values: float(values.mean()),
+    "min": lambda values: float(values.min()),
+    "max": lambda values: float(values.max()),
+    "last": lambda values: float(values.iloc[-1]),
+}
+"""Functions of an aggregate, of the values of its events in order."""
 
 
 @dataclass
@@ -63,6 +77,8 @@ class Recount:
 
 
 def _equal(online: Any, expected: Any) -> bool:
+    if expected is None:
+        return online is None
     if isinstance(expected, float):
         return online is not None and abs(online - expected) <= 1e-9 * max(1.0, abs(expected))
     return bool((online or type(expected)()) == expected)
@@ -73,7 +89,7 @@ def all_events(workspace: Workspace) -> pd.DataFrame:
 
     An archived event that was ingested as well is included once.
     """
-    ingested = read_events(workspace, [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP])
+    ingested = read_events(workspace, [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE])
     streamed = read_archive(workspace, log_position(workspace)).to_pandas()
     ingested = pd.concat([ingested, streamed[list(ingested.columns)]], ignore_index=True)
     return ingested.assign(
@@ -88,6 +104,7 @@ def check(workspace: Workspace, now: float) -> Recount:
     events = all_events(workspace).sort_values([_MICROS, c.EVENT_ID], kind="stable")
     result = Recount(events=len(events))
     categories = main_categories(workspace.ingest, spec)
+    declared = declared_in(workspace)
     for key, service in ((c.USER, "user_streaming_v1"), (c.ITEM, "item_streaming_v1")):
         groups = dict(iter(events.groupby(key, sort=False)))
         counts = _counts(events, key, spec, now)
@@ -100,6 +117,9 @@ def check(workspace: Workspace, now: float) -> Recount:
             if key == c.USER:
                 expected |= expected_user(groups[name], spec, categories, now)
             result.compare(name, row, expected)
+        for view in declared.of_key(key):
+            for name, row in _read_states(workspace, store, view, list(groups), now=now):
+                result.compare(name, row, expected_aggregates(view, groups[name], now))
         setattr(result, "users" if key == c.USER else "items", len(groups))
     return result
 
@@ -115,6 +135,43 @@ def _read(
         columns = store.get_online_features(features=features, entity_rows=rows).to_dict()
         for index, row in enumerate(rows):
             yield str(row[key]), {column: values[index] for column, values in columns.items()}
+
+
+def _read_states(
+    workspace: Workspace, store: FeatureStore, view: AggregateView, names: list[str], *, now: float
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each key's features of a declared view as of ``now``, from its state online."""
+    reader = RowReader(store.config, view.key, {view.name: [view.state_column]})
+    read = PipelinedReads(redis_client(workspace))
+    for start in range(0, len(names), _KEYS_A_READ):
+        part = names[start : start + _KEYS_A_READ]
+        replies = read([("HMGET", reader.key(name), *reader.fields) for name in part])
+        for name, reply in zip(part, replies, strict=True):
+            stored = reader.decode(reply)[0][view.state_column]
+            state = AggregateState.load(view, stored) if stored else AggregateState(view)
+            yield name, state.values(round(now * MICROS))
+
+
+def expected_aggregates(view: AggregateView, events: pd.DataFrame, now: float) -> dict[str, Any]:
+    """Return a key's features of a declared view as of ``now``, from all its events in order."""
+    expected: dict[str, Any] = {}
+    for aggregate in view.aggregates:
+        counted = events
+        if aggregate.types:
+            counted = counted[counted[c.TYPE].isin(aggregate.types)]
+        if aggregate.of_value:
+            counted = counted[counted[c.VALUE].notna()]
+        if aggregate.window is not None:
+            # The window slides by a sixtieth of its length, at least by a minute.
+            pane = max(60_000_000, aggregate.window // 60)
+            panes = -(-aggregate.window // pane)
+            inside = counted[_MICROS] // pane > round(now * MICROS) // pane - panes
+            counted = counted[inside]
+        values = counted[c.VALUE].round(6)
+        of_nothing = {"count": 0, "sum": 0.0}.get(aggregate.function)
+        count = _FUNCTIONS[aggregate.function]
+        expected[aggregate.name] = count(values) if len(values) else of_nothing
+    return expected
 
 
 def expected_user(

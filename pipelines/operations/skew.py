@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
-from feature_repo.declared import declared_in
+from feature_repo.declarations.declared import declared_in
 from feature_repo.errors import FunnelError
 from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace

@@ -20,8 +20,8 @@ from pyspark.sql import DataFrame
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
-from feature_repo.aggregates.feast_view import feature_types
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declarations.aggregate_views import feature_types
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import DEAD_LETTERS
 from feature_repo.facts import load, position_key, row_of

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray
 from feature_repo.dataset import DatasetSpec
-from feature_repo.declared import declared_in
+from feature_repo.declarations.declared import declared_in
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
 from feature_repo.hashing import fingerprint
@@ -112,7 +112,7 @@ def train_retrieval(
     origin += ["listed"] if ends_unlisted(workspace.spec(), workspace.ingest, events) else []
     declared = declared_in(workspace)
     # The codec, which is made here, has the columns of the ranker's rows.
-    origin += [declared.version, *map(str, declared.ranking)] if declared.version else []
+    origin += [declared.version, *map(str, declared.ranking)] if declared.ranking else []
     version = fingerprint(
         FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
     )

@@ -12,7 +12,7 @@ import redis
 from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
-from feature_repo.declared import declared_in
+from feature_repo.declarations.declared import declared_in
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
 from feature_repo.facts import MICROS

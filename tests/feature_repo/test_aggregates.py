@@ -15,8 +15,8 @@ from feature_repo.aggregates.definition import (
     Occurrence,
     units_of,
 )
-from feature_repo.aggregates.history import Occurrences, history
 from feature_repo.aggregates.state import AggregateState
+from pipelines.features.aggregate_history import Occurrences, history
 
 MINUTE, HOUR, DAY = 60 * MICROS, 3_600 * MICROS, 86_400 * MICROS
 T0 = 1_700_000_000 * MICROS

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from feast import FeatureService, StreamFeatureView
 
 from feature_repo.aggregates.definition import MICROS, Aggregate, AggregateView
 from feature_repo.dataset import load_spec
-from feature_repo.declared import BadDefinition, build, read_declared
+from feature_repo.declarations.checks import BadDefinition
+from feature_repo.declarations.declared import build, read_declared
 from pipelines.workflow.data_sets import SPECS
 
 SPEC = load_spec(SPECS / "synthetic.toml")
@@ -139,6 +142,95 @@ def test_another_source_than_the_event_log_is_refused(tmp_path):
     text = text.replace("spend = Stream", f"{clicks}spend = Stream")
     with pytest.raises(BadDefinition, match="its source is 'events' of feature_repo.declare"):
         declared(tmp_path, text)
+
+
+LOYALTY = """
+from feast import FeatureService, FeatureView, FileSource
+
+from feature_repo.declare import defaults, user
+
+loyalty = FeatureView(
+    name="loyalty",
+    entities=[user],
+    source=FileSource(path="loyalty.parquet", timestamp_field="known_from"),
+)
+ranking = FeatureService(name="ranking", features=[*defaults.ranking, loyalty])
+"""
+
+
+def loyalty_table(tmp_path, **changed):
+    """Write a table of two users beside the features.py; a column of None is left out."""
+    columns = {
+        "user_id": pa.array(["u1", "u2"]),
+        "known_from": pa.array([10**15, 2 * 10**15], pa.timestamp("us", tz="UTC")),
+        "points": pa.array([1, None], pa.int64()),
+        "discount": pa.array([0.5, 0.25], pa.float32()),
+    } | changed
+    table = pa.table({name: values for name, values in columns.items() if values is not None})
+    pq.write_table(table, tmp_path / "loyalty.parquet")
+
+
+def test_a_table_of_ones_own_is_read_with_the_columns_that_it_has(tmp_path):
+    loyalty_table(tmp_path, level=pa.array(["gold", "none"]))
+    text = LOYALTY.replace("loyalty]", 'loyalty[["points", "discount"]]]')
+    found = declared(tmp_path, text)
+    assert found.aggregates == () and found.version == ""
+    assert found.ranking_numeric("user_id") == ("points", "discount")
+    (view,) = found.views
+    types = {field.name: str(field.dtype) for field in view.registered.features}
+    assert types == {"points": "Int64", "discount": "Float32", "level": "String"}
+    assert view.registered.batch_source.path == str(tmp_path / "loyalty.parquet")
+    # Without a choice the ranker reads all numbers.
+    assert declared(tmp_path, LOYALTY).ranking_numeric("user_id") == ("points", "discount")
+
+
+TABLES_AMISS = {
+    "no such column of times": (LOYALTY.replace("known_from", "at"), {}, "no column 'at' of times"),
+    "no such file": (LOYALTY.replace("loyalty.parquet", "x.parquet"), {}, "there is no table /"),
+    "times as numbers": (LOYALTY, {"known_from": pa.array([1, 2])}, "is int64, not a timestamp"),
+    "ids as numbers": (LOYALTY, {"user_id": pa.array([1, 2])}, "'user_id' is int64; ids are str"),
+    "no ids": (LOYALTY, {"user_id": None}, "has no column 'user_id', only"),
+    "a column's name": (LOYALTY, {"My Points": pa.array([1, 2])}, "'My Points': a name has small"),
+    "a built-in name": (LOYALTY, {"events_7d": pa.array([1, 2])}, "'events_7d' is taken"),
+    "text for the ranker": (
+        LOYALTY.replace("loyalty]", 'loyalty[["level"]]]'),
+        {"level": pa.array(["gold", "none"])},
+        r"\['level'\] are not numbers, and the ranker reads no others yet",
+    ),
+    "of items": (
+        LOYALTY.replace("user", "item"),
+        {"item_id": pa.array(["i1", "i2"]), "user_id": None},
+        "is of items: no model reads such views yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TABLES_AMISS)
+def test_a_table_that_cannot_be_used_is_one_sentence(tmp_path, case):
+    text, columns, sentence = TABLES_AMISS[case]
+    loyalty_table(tmp_path, **columns)
+    with pytest.raises(BadDefinition, match=sentence) as refused:
+        declared(tmp_path, text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_no_parquet_is_one_sentence(tmp_path):
+    (tmp_path / "loyalty.parquet").write_text("user_id,points")
+    with pytest.raises(BadDefinition, match="loyalty.parquet cannot be read as Parquet: "):
+        declared(tmp_path, LOYALTY)
+
+
+@pytest.mark.parametrize(
+    ("declares", "stored", "sentence"),
+    [("Float64", pa.int64(), "'points' is Int64, declared as Float64"),
+     ("Int64", None, "has no column 'points', only")],
+)  # fmt: skip
+def test_a_declared_column_is_in_the_table_and_of_its_type(tmp_path, declares, stored, sentence):
+    loyalty_table(tmp_path, points=None if stored is None else pa.array([1, 2], stored))
+    schema = f"schema=[Field(name='points', dtype=types.{declares})],\n    source=File"
+    text = LOYALTY.replace("from feast import", "from feast import Field, types,")
+    with pytest.raises(BadDefinition, match=sentence):
+        declared(tmp_path, text.replace("source=File", schema))
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):

@@ -5,31 +5,65 @@ The values are counted here from the events, by no code of the product.
 
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.stores.feature_store import feature_store
+from pipelines.operations.recount import check
 from pipelines.operations.skew import newest_impressions, skew
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.online.features import no_features
+from serving.recommender.users import UserReader
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
-from tests.support.tiny_world import tiny_world
+from tests.support.tiny_world import FEATURES, tiny_world
 
 NAMES = ["spend_1h", "spend_7d", "dearest", "bought_7d"]
 
 
+LOYALTY = """
+from feast import FeatureView, FileSource
+
+loyalty = FeatureView(
+    name="loyalty",
+    entities=[user],
+    ttl=timedelta(days=30),
+    source=FileSource(path="loyalty.parquet", timestamp_field="known_from"),
+)
+"""
+DAY = 86_400
+NOW = int(time.time())
+
+
+def loyalty():
+    """Return points of three users: of yesterday after those of last week, old ones, none."""
+    rows = [("u0001", 7, 10), ("u0001", 1, 20), ("u0002", 40, 30), ("u0003", 2, None)]
+    users, days, points = zip(*rows, strict=True)
+    stamps = pa.array([(NOW - day * DAY) * 1_000_000 for day in days], pa.timestamp("us", tz="UTC"))
+    return pa.table({
+        "user_id": list(users), "known_from": stamps, "points": pa.array(points, pa.int64())
+    })  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def shop(copy, tmp_path_factory):
-    """The tiny world, whose ``features.py`` is tests/support/tiny_features.py, materialized."""
-    with copy(tiny_world(), tmp_path_factory.mktemp("shop") / "w") as workspace:
+    """The tiny world, whose models read ``tiny_features.py``; a table was declared since."""
+    folder = tmp_path_factory.mktemp("shop")
+    (folder / "features.py").write_text(FEATURES.read_text() + LOYALTY)
+    with copy(tiny_world(), folder / "w") as workspace:
+        spec = workspace.spec().model_copy(update={"features": str(folder / "features.py")})
+        (workspace.ingest / "dataset.json").write_text(spec.model_dump_json())
+        pq.write_table(loyalty(), folder / "loyalty.parquet")
         run_materialize(workspace)
         yield workspace
 
@@ -90,6 +124,22 @@ def test_feast_reads_online_what_the_events_say_now(shop, events):
     for n, user in enumerate(users):
         agree({name: read[name][n] for name in NAMES}, counted(events, user, now))
     assert sum(bool(value) for value in read["dearest"]) > 5
+
+
+def test_a_table_of_ones_own_is_joined_and_read_online_within_its_ttl(shop, engine):
+    expected = {"u0001": 20, "u0002": None, "u0003": None, "u0004": None}
+    for user, points in expected.items():
+        found = engine.snapshot.online.user(user, NOW)
+        assert found.columns["points"] == [points]
+        assert ("loyalty" in found.stale) == (user == "u0002")
+    times = [(NOW - days * DAY) * 10**6 for days in (8, 5, 0, 20, 0)]
+    users = ["u0001", "u0001", "u0001", "u0002", "u0002"]
+    joined = joined_at(shop, users, times, ["loyalty:points"])["points"]
+    assert [None if value != value else value for value in joined] == [None, 10, 20, 30, None]
+    codec = replace(engine.release.codec, declared_user=(*NAMES, "points"))
+    row = engine.snapshot.online.user("u0001", NOW).columns
+    numeric = UserReader(codec).read(row, np.array([float(NOW)])).rows.numeric[0]
+    assert dict(zip(codec.user_numeric, numeric, strict=True))["points"] == 20
 
 
 def bought(user, number, *, at, value, kind="purchase"):
@@ -158,6 +208,8 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
         streamed = {user: online.user(user, now) for user in users}
         for request in ask:
             engine.recommend(request)
+    recount = check(shop, time.time())
+    assert (recount.differing, recount.examples) == (0, [])
     for user in users:
         assert streamed[user].row_position == streamed[user].position
         for name in NAMES:
@@ -175,14 +227,14 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
     assert (report.differing, report.row_missing) == (0, 0)
 
 
-def joined_at(shop, users, micros):
+def joined_at(shop, users, micros, features=tuple(f"spend:{name}" for name in NAMES)):
     """Return the features of users as of times, by Feast's historical join."""
     times = pd.to_datetime(micros, unit="us", utc=True)
     return (
         feature_store(shop)
         .get_historical_features(
             entity_df=pd.DataFrame({c.USER: users, c.EVENT_TIMESTAMP: times}),
-            features=[f"spend:{name}" for name in NAMES],
+            features=list(features),
         )
         .to_df()
     )

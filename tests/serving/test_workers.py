@@ -18,8 +18,8 @@ import httpx
 import pytest
 import redis
 
+from feature_repo.stores.embedded_redis import ensure_running, socket_path
 from feature_repo.stores.embedded_redis import release as stop_redis
-from feature_repo.stores.embedded_redis import socket_path
 from feature_repo.workspace import Workspace
 from serving.process.supervisor import Supervisor
 from tests.support.access_app import SAFE, is_problem
@@ -175,6 +175,7 @@ def test_nothing_waits_for_a_redis_that_hangs(tiny: Tiny, tmp_path: Path) -> Non
             for connection in waiting:
                 connection.close()
         assert set(statuses) == {503}
+    ensure_running(workspace.redis)  # the server could not stop what hung: this process does
     stop_redis(workspace.redis)
 
 

@@ -1,0 +1,1 @@
+"""A user's own features: what the ``features.py`` beside a ``dataset.toml`` declares."""

@@ -1,0 +1,77 @@
+"""What every declared view must fulfil, and the error of one that does not."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from feast import Entity, FeatureView
+
+from feature_repo.aggregates.definition import AggregateView
+from feature_repo.declare import item, user
+from feature_repo.errors import FunnelError
+
+ENTITIES = {entity.name: entity for entity in (user, item)}
+"""The entities that features are declared of, by name."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,59}")
+NAME_RULE = "a name has small letters, digits and '_', and begins with a letter"
+
+
+class BadDefinition(FunnelError):
+    """A ``features.py`` cannot be used; the message says where and why."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class DeclaredView:
+    """A view that a ``features.py`` declares, checked.
+
+    Attributes:
+        key: the column of its entity.
+        numeric: the features that a ranker can read.
+        registered: the view as it is registered with Feast.
+        aggregates: what is computed from events; None: it is a table of the user's own.
+
+    """
+
+    key: str
+    numeric: tuple[str, ...]
+    registered: FeatureView
+    aggregates: AggregateView | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the view."""
+        return str(self.registered.name)
+
+    @property
+    def names(self) -> list[str]:
+        """The names that no other view may have: its own, and those of all its columns."""
+        return [self.name, *(field.name for field in self.registered.features)]
+
+
+def entity_of(view: FeatureView) -> Entity:
+    """Return the entity of a view.
+
+    Raises:
+        ValueError: it has none, several, or one that events do not have, or a bad name.
+
+    """
+    if not NAME.fullmatch(view.name):
+        raise ValueError(NAME_RULE)
+    if len(view.entities) != 1 or view.entities[0] not in ENTITIES:
+        raise ValueError(f"its entity is one of {sorted(ENTITIES)}, not {view.entities}")
+    return ENTITIES[view.entities[0]]
+
+
+@contextmanager
+def without_experimental_warnings() -> Iterator[None]:
+    """Silence Feast's warning that stream feature views are experimental."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
