@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
@@ -119,7 +119,7 @@ class ServedUsers:
         for view, table in tables.items():
             values = table.slice(row, 1)
             columns |= {name: values[name].to_pylist() for name in self._reader.names[view]}
-            stamps[view] = _seconds(values)
+            stamps[view] = _seconds(values, self._reader.views[view])
         for aggregates in self._aggregates:
             state = aggregates.state_column
             columns[state] = tables[aggregates.name].slice(row, 1)[state].to_pylist()
@@ -146,7 +146,7 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
     )
     table = newest_rows(view, entities, "timestamp")
     columns = {feature: table[feature].to_pylist() for feature in reader.names[name]}
-    reader.expire(columns, {name: _seconds(table)}, now.timestamp())
+    reader.expire(columns, {name: _seconds(table, view)}, now.timestamp())
     return release.items.with_activity(
         activity_from({feature: [None, *values] for feature, values in columns.items()}, codec)
     )
@@ -156,7 +156,7 @@ def _timestamps(times: Any) -> pa.Array:
     return pa.array(np.round(times * MICROS).astype(np.int64)).cast(_STAMP)
 
 
-def _seconds(rows: pa.Table) -> list[int | None]:
-    """Return rows' times in whole seconds, as serving knows them."""
-    stamps = pc.cast(pc.cast(rows[c.EVENT_TIMESTAMP], _STAMP), pa.int64())
+def _seconds(rows: pa.Table, view: FeatureView) -> list[int | None]:
+    """Return the times of a view's rows in whole seconds, as serving knows them."""
+    stamps = pc.cast(pc.cast(rows[view.batch_source.timestamp_field], _STAMP), pa.int64())
     return [None if micros is None else micros // MICROS for micros in stamps.to_pylist()]
