@@ -252,6 +252,7 @@ def _feature_losses(features: UserFeatures | None, event_types: Sequence[str]) -
     if features is None:
         return ["online_store_unavailable"]
     losses = [f"stale_{view}" for view in features.stale]
+    losses += [f"missing_{name}" for name in features.gone]
     if not features.known:
         losses.append("unknown_user")
     seen = (features.columns.get(c.seen(kind), [None])[0] for kind in event_types)

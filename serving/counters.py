@@ -110,7 +110,7 @@ class CounterReader:
         self._files = files
         self._longest_s = at_least_every_s
         self._redis = redis_client(workspace, timeout_s=1.0)
-        self._state: tuple[str, bytes | None] | None = None
+        self._state: tuple[str | bytes | None, ...] | None = None
         self._read_at = 0.0
         self._online: tuple[str, OnlineFeatures] | None = None
         self._next_try = 0.0
@@ -122,11 +122,12 @@ class CounterReader:
             return False
         try:
             redis_url(self._workspace)  # an embedded server that has died is started again
-            written: bytes | None = self._redis.get(written_key(_VIEW))  # type: ignore[assignment]
-            if written is None:
+            views = dict.fromkeys([_VIEW, *(view for view, _ in release.codec.declared_item)])
+            written: list[bytes | None] = self._redis.mget(map(written_key, views))  # type: ignore[assignment]
+            if written[0] is None:
                 # Nothing was materialized, or Redis was emptied: nothing replaces no counters.
                 return False
-            state = (release.id, written)
+            state = (release.id, *written)
             if state == self._state and time.monotonic() - self._read_at < self._longest_s:
                 return False
             if self._online is None or self._online[0] != release.id:

@@ -16,7 +16,11 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.workspace import PROJECT_ROOT
 
 DOCUMENTS = sorted(
-    [*PROJECT_ROOT.glob("*.md"), *(PROJECT_ROOT / "docs").rglob("*.md")],
+    [
+        *PROJECT_ROOT.glob("*.md"),
+        *(PROJECT_ROOT / "docs").rglob("*.md"),
+        *(PROJECT_ROOT / "examples").rglob("*.md"),
+    ],
     key=lambda path: str(path),
 )
 README = PROJECT_ROOT / "README.md"

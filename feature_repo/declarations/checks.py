@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from feast import Entity, FeatureView
 
+from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.declare import item, user
 from feature_repo.errors import FunnelError
@@ -51,8 +52,13 @@ class DeclaredView:
 
     @property
     def names(self) -> list[str]:
-        """The names that no other view may have: its own, and those of all its columns."""
-        return [self.name, *(field.name for field in self.registered.features)]
+        """The names that no other view may have.
+
+        Its own, those of all its columns, and those that the ranker's rows have for them.
+        """
+        columns = [field.name for field in self.registered.features]
+        in_rows = [f"item_{name}" for name in columns] if self.key == c.ITEM else []
+        return [self.name, *columns, *in_rows]
 
 
 def entity_of(view: FeatureView) -> Entity:

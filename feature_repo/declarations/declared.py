@@ -57,10 +57,10 @@ class Declared:
         """Return the aggregates of users (``user_id``) or of items (``item_id``)."""
         return tuple(view for view in self.aggregates if view.key == key)
 
-    def ranking_numeric(self, key: str) -> tuple[str, ...]:
-        """Return the numeric features of users or items that the ranking models read."""
+    def ranking_numeric(self, key: str) -> tuple[tuple[str, str], ...]:
+        """Return views and names of the numeric features that the ranking models read."""
         own = {view.name for view in self.views if view.key == key}
-        return tuple(name for view, names in self.ranking if view in own for name in names)
+        return tuple((view, name) for view, names in self.ranking if view in own for name in names)
 
 
 def declared_in(workspace: Workspace, profile: Profile = "local") -> Declared:
@@ -178,11 +178,9 @@ def _selected(
         if projection.name not in declared:
             continue
         view = declared[projection.name]
-        if view.key != c.USER:
-            raise ValueError(f"view '{view.name}' is of items: no model reads such views yet")
         wanted = projection.desired_features or [f.name for f in projection.features]
         wanted = wanted or list(view.numeric)
-        unknown = sorted(set(wanted) - set(view.names[1:]))
+        unknown = sorted(set(wanted) - {field.name for field in view.registered.features})
         if unknown:
             raise ValueError(f"view '{view.name}' has no {unknown}")
         other = sorted(set(wanted) - set(view.numeric))

@@ -14,13 +14,18 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 import pyarrow as pa
-from feast import FeatureView, OnDemandFeatureView, RepoConfig
+import pyarrow.compute as pc
+from feast import FeatureView, OnDemandFeatureView, RepoConfig, StreamFeatureView
 from feast.infra.offline_stores import offline_utils
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 
+from feature_repo.aggregates.state import AggregateState
+from feature_repo.declarations.aggregate_views import definition_of
+
 _ORDER = "__entity_row"
+_STAMP = pa.timestamp("us", tz="UTC")
 _TRIES = 5
 
 
@@ -71,6 +76,10 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         return _AsofJob(
             query,
             pa.Table.from_pandas(entities, preserve_index=False),
+            time_column=time_column,
+            aggregates=[
+                _AggregatesOf(view, full_feature_names) for view in _computed(feature_views)
+            ],
             on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
             full_feature_names=full_feature_names,
             metadata=RetrievalMetadata(
@@ -90,12 +99,16 @@ class _AsofJob(RetrievalJob):
         query: str,
         entities: pa.Table,
         *,
+        time_column: str,
+        aggregates: list[_AggregatesOf],
         on_demand: list[OnDemandFeatureView],
         full_feature_names: bool,
         metadata: RetrievalMetadata,
     ) -> None:
         self._query = query
         self._entities = entities
+        self._time_column = time_column
+        self._aggregates = aggregates
         self._on_demand = on_demand
         self._full_feature_names = full_feature_names
         self._metadata = metadata
@@ -117,10 +130,57 @@ class _AsofJob(RetrievalJob):
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         del timeout
-        return _run(self._query, self._entities)
+        rows = _run(self._query, self._entities)
+        for aggregates in self._aggregates:
+            rows = aggregates.as_of(rows, self._time_column)
+        return rows
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
         return self._to_arrow_internal(timeout).to_pandas()
+
+
+class _AggregatesOf:
+    """The aggregates of a view: a joined row with a state has the values as of its entity row.
+
+    Rows before a key's last event have no state, and their values hold until the next row.
+    """
+
+    def __init__(self, view: StreamFeatureView, full_feature_names: bool) -> None:
+        self._definition = definition_of(view)
+        self._prefix = f"{view.projection.name_to_use()}__" if full_feature_names else ""
+
+    def as_of(self, rows: pa.Table, time_column: str) -> pa.Table:
+        """Return the rows with these values, and without the state."""
+        hidden = _state_column(self._definition.name)
+        states = rows[hidden].to_pylist()
+        micros = pc.cast(pc.cast(rows[time_column], _STAMP), pa.int64()).to_pylist()
+        rows = rows.drop_columns([hidden])
+        values = {
+            row: AggregateState.load(self._definition, state).values(micros[row])
+            for row, state in enumerate(states)
+            if state
+        }
+        if not values:
+            return rows
+        for aggregate in self._definition.aggregates:
+            name = f"{self._prefix}{aggregate.name}"
+            if name not in rows.column_names:
+                continue
+            column = rows[name].to_pylist()
+            for row, found in values.items():
+                column[row] = found[aggregate.name]
+            place = rows.column_names.index(name)
+            rows = rows.set_column(place, name, pa.array(column, rows.schema.field(name).type))
+        return rows
+
+
+def _computed(views: list[FeatureView]) -> list[StreamFeatureView]:
+    """Return the views whose values are computed from a state."""
+    return [view for view in views if getattr(view, "aggregations", None)]
+
+
+def _state_column(view: str) -> str:
+    return f"__state_of_{view}"
 
 
 def newest_rows(view: FeatureView, entities: pa.Table, time_column: str) -> pa.Table:
@@ -197,6 +257,9 @@ def _asof_query(
                 value = f"CASE WHEN {known} >= {time} - to_seconds({seconds}) THEN {value} END"
             name = f"{prefix}__{feature}" if full_feature_names else feature
             selected.append(f"{value} AS {_quote(name)}")
+        if _computed([view]):
+            state = f"{table}.{_quote(definition_of(view).state_column)}"
+            selected.append(f"{state} AS {_quote(_state_column(view.name))}")
     return f"SELECT {', '.join(selected)} FROM entities e {' '.join(joins)} ORDER BY e.{_ORDER}"
 
 

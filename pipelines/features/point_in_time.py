@@ -75,8 +75,9 @@ class PointInTime:
         """Yield each day (since the epoch, ascending) and all items' activity at its midnight."""
         items = codec.items.values
         per_call = max(1, _ITEM_ROWS // len(items))
-        names = [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
-        references = [f"item_activity:{name}" for name in names]
+        pairs = [*codec.built_in_activity, *codec.declared_item]
+        names = [name for _, name in pairs]
+        references = [f"{view}:{name}" for view, name in pairs]
         for start in range(0, len(days), per_call):
             chunk = days[start : start + per_call]
             frame = pd.DataFrame(
@@ -89,7 +90,7 @@ class PointInTime:
             )
             table = self._join(frame, references)
             matrix = {
-                name: table[name].to_numpy(zero_copy_only=False).astype(np.float64)
+                name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
                 for name in names
             }
             for index, day in enumerate(chunk):

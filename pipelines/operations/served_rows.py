@@ -7,7 +7,7 @@ Serving's own code drops values past their TTL, and merges events that the row l
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.state import AggregateState
 from feature_repo.facts import MICROS, position_key
 from feature_repo.stores.offline_store import newest_rows
 from feature_repo.views import STREAMED
 from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
-from serving.online.features import activity_reader, no_features, user_reader
+from serving.online.features import FeatureReader, activity_reader, no_features, user_reader
 from serving.online.overlay import AcceptedEvent, Columns, compute_aggregates, merge_overlay
 from serving.recommender.item_table import ItemTable, activity_from
 from serving.releases.release import Release
@@ -64,13 +64,13 @@ class Overlays:
 class ServedUsers:
     """Reads users' features for past requests."""
 
-    def __init__(
-        self, store: FeatureStore, overlays: Overlays, aggregates: Sequence[AggregateView]
-    ) -> None:
-        """``aggregates``: the declared views of users."""
-        self._reader = user_reader(store)
-        self._aggregates = [view for view in aggregates if view.name in self._reader.views]
+    def __init__(self, store: FeatureStore, overlays: Overlays) -> None:
+        self._store = store
         self._overlays = overlays
+
+    def _use(self, reader: FeatureReader) -> None:
+        self._reader = reader
+        self._aggregates = reader.aggregates()
 
     def read(self, requests: pa.Table, release: Release) -> Iterator[Columns | None]:
         """Yield the feature row of each request, None if no offline table has the streamed row.
@@ -80,6 +80,7 @@ class ServedUsers:
             release: the release that answered them.
 
         """
+        self._use(user_reader(self._store, declared=release.codec.declared_user))
         names = ("user_id", "time", "position", "row_position", "degraded")
         for start in range(0, len(requests), _REQUESTS_PER_READ):
             part = requests.slice(start, _REQUESTS_PER_READ)
@@ -138,15 +139,27 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
         return release.items
     codec = release.codec
     reader = activity_reader(store, codec)
-    name, view = next(iter(reader.views.items()))
     now = datetime.fromisoformat(as_of)
     items = codec.items.values
     entities = pa.table(
         {c.ITEM: pa.array(items, pa.string()), "timestamp": pa.array([now] * len(items), _STAMP)}
     )
-    table = newest_rows(view, entities, "timestamp")
-    columns = {feature: table[feature].to_pylist() for feature in reader.names[name]}
-    reader.expire(columns, {name: _seconds(table, view)}, now.timestamp())
+    columns: dict[str, list[Any]] = {name: [None] * len(items) for name in codec.item_activity}
+    stamps: dict[str, list[int | None]] = {}
+    for name, view in reader.views.items():
+        table = newest_rows(view, entities, "timestamp")
+        columns |= {feature: table[feature].to_pylist() for feature in reader.names[name]}
+        stamps[name] = _seconds(table, view)
+    for aggregates in reader.aggregates():
+        states = newest_rows(reader.views[aggregates.name], entities, "timestamp")
+        for row, stored in enumerate(states[aggregates.state_column].to_pylist()):
+            if stored:
+                values = AggregateState.load(aggregates, stored).values(
+                    round(now.timestamp() * MICROS)
+                )
+                for feature, value in values.items():
+                    columns[feature][row] = value
+    reader.expire(columns, stamps, now.timestamp())
     return release.items.with_activity(
         activity_from({feature: [None, *values] for feature, values in columns.items()}, codec)
     )

@@ -17,9 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
-from feature_repo.declarations.declared import declared_in
 from feature_repo.errors import FunnelError
 from feature_repo.progress import Progress
 from feature_repo.workspace import MissingStage, Workspace
@@ -71,7 +69,7 @@ def skew(workspace: Workspace, impressions: pa.Table, progress: Progress) -> Ske
         overlays = Overlays(read_archive(workspace), impressions["user_id"])
         covered = pa.array(map(overlays.covers, impressions["position"].to_pylist()), pa.bool_())
         report.not_streamed_yet = len(impressions) - pc.sum(covered, min_count=0).as_py()
-        users = ServedUsers(store, overlays, declared_in(workspace).of_key(c.USER))
+        users = ServedUsers(store, overlays)
         for name, served in _groups(impressions.filter(covered), "release"):
             if not (workspace.releases / str(name) / MANIFEST).is_file():
                 report.other_releases += len(served)

@@ -33,8 +33,8 @@ SCHEMA = pa.schema(
         ("event_time", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Rows of the source. ``kind`` is the index of the type in the spec; ``event_id`` and
-``request_id`` are set on the user's row only, ``poison`` on that of an unreadable entry."""
+"""Rows of the source. ``kind`` is the index of the type in the spec; ``request_id`` is set on the
+user's row only, ``poison`` on that of an unreadable entry."""
 
 SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 """``SCHEMA`` as Spark's type."""
@@ -97,10 +97,9 @@ def to_batch(
         micros = event_micros(event["timestamp"], position)
         user = USER_KEY + event["user_id"]
         item = event["item_id"]
-        extra = (event.get("value"), event.get("request_id"), None)
-        rows.append((user, position, micros, event["event_id"], item, kind, *extra))
-        value = event.get("value")
-        rows.append((ITEM_KEY + item, position, micros, "", "", kind, value, None, None))
+        of_both = (event["event_id"], item, kind, event.get("value"))
+        rows.append((user, position, micros, *of_both, event.get("request_id"), None))
+        rows.append((ITEM_KEY + item, position, micros, *of_both, None, None))
     columns = list(zip(*rows, strict=True)) or [()] * 9
     micros = pa.array(columns[2], pa.int64())
     arrays = [

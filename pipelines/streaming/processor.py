@@ -62,7 +62,7 @@ class FoldProcessor(StatefulProcessor):
         """Fold a batch's rows; yield the entries, then the changed facts."""
         by_key: dict[str, Entries] = {}
         for frame in rows:
-            events = frame[frame["event_id"] != ""]
+            events = frame[frame["key"].str.startswith(USER_KEY)]  # one row an event
             poison = frame[frame["key"] == POISON_KEY]
             yield _output(events[_EVENT].assign(what="event"))
             yield _output(poison.assign(what="poison", payload=poison["poison"]))

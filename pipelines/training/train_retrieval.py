@@ -199,6 +199,7 @@ def fit_codec(
     depend on them.
     """
     spec = workspace.spec()
+    declared = declared_in(workspace)
     known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
     ids, columns = catalogue_columns(spec, workspace.ingest, events)
     users = sorted(known.loc[known[c.POSITIVE], c.USER].unique())
@@ -218,7 +219,8 @@ def fit_codec(
         categories,
         user_attributes,
         item_attributes,
-        declared_in(workspace).ranking_numeric(c.USER),
+        declared.ranking_numeric(c.USER),
+        declared.ranking_numeric(c.ITEM),
     )
 
     activity = _activity_at_end(codec, features, events)

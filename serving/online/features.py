@@ -12,7 +12,9 @@ import redis
 from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
-from feature_repo.declarations.declared import declared_in
+from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.state import AggregateState
+from feature_repo.declarations.aggregate_views import definition_of
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
 from feature_repo.facts import MICROS
@@ -49,6 +51,7 @@ class UserFeatures:
         position: the newest log entry that the row includes.
         row_position: the newest log entry of the stored row, before the overlay was merged into it.
         stale: the views whose values were past their TTL and count as missing.
+        gone: features that the release reads and that are registered no more.
 
     """
 
@@ -57,6 +60,7 @@ class UserFeatures:
     position: str | None = None
     row_position: str | None = None
     stale: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
 
 class FeatureReader:
@@ -86,6 +90,11 @@ class FeatureReader:
         }
         self.views = {view: views[view] for view, _ in pairs if view in views}
         self.names = {view: [name for owner, name in pairs if owner == view] for view in self.views}
+
+    def aggregates(self) -> list[AggregateView]:
+        """Return the definitions of the views whose values are computed as of a read."""
+        views = self.views.values()
+        return [definition_of(view) for view in views if getattr(view, "aggregations", None)]
 
     def read(
         self, rows: list[dict[str, Any]], now: float
@@ -148,32 +157,51 @@ class FeatureReader:
         return stale
 
 
-def activity_features(codec: Codec) -> list[str]:
-    """Return the names of the features that an item table's ``Activity`` is made of."""
-    return [*codec.item_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
-
-
 def activity_reader(
     store: FeatureStore, codec: Codec, observe_age: ObserveAge = lambda _view, _age: None
 ) -> FeatureReader:
-    """Return the reader of items' activity."""
-    return FeatureReader(
-        store, [f"item_activity:{name}" for name in activity_features(codec)], observe_age
-    )
+    """Return the reader of items' activity and declared features, as far as they are registered."""
+    registered = _registered(store)
+    pairs = [*codec.built_in_activity]
+    pairs += [pair for pair in codec.declared_item if pair in registered]
+    return FeatureReader(store, [f"{view}:{name}" for view, name in pairs], observe_age)
+
+
+def _registered(store: FeatureStore) -> set[tuple[str, str]]:
+    """Return the views of the registry with each of their features."""
+    views = (*store.list_feature_views(), *store.list_stream_feature_views())
+    return {(view.name, field.name) for view in views for field in view.features}
 
 
 def user_reader(
-    store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None
+    store: FeatureStore,
+    observe_age: ObserveAge = lambda _view, _age: None,
+    declared: Sequence[tuple[str, str]] = (),
 ) -> FeatureReader:
-    """Return the reader of the users' features that recommendations are made from."""
-    return FeatureReader(store, store.get_feature_service(ONLINE_USERS), observe_age)
+    """Return the reader of the users' features that recommendations are made from.
+
+    ``declared``: views and features that a release reads beside those of today's service. What is
+    registered no more is left out.
+    """
+    service = store.get_feature_service(ONLINE_USERS)
+    served = [
+        (view.name, f.name) for view in service.feature_view_projections for f in view.features
+    ]
+    registered = _registered(store)
+    added = [pair for pair in declared if pair in registered and pair not in served]
+    if not added:
+        return FeatureReader(store, service, observe_age)
+    return FeatureReader(store, [f"{view}:{name}" for view, name in served + added], observe_age)
 
 
 def whole_user_reader(
-    store: FeatureStore, observe_age: ObserveAge = lambda _view, _age: None
+    store: FeatureStore,
+    observe_age: ObserveAge = lambda _view, _age: None,
+    declared: Sequence[tuple[str, str]] = (),
 ) -> FeatureReader:
     """Return the reader of all user features, also of those that no model reads."""
-    views = user_reader(store).names | {"user_recent": list(USER_RECENT_SCHEMA)}
+    views = user_reader(store, declared=declared).names
+    views |= {"user_recent": list(USER_RECENT_SCHEMA)}
     return FeatureReader(
         store, [f"{view}:{name}" for view, names in views.items() for name in names], observe_age
     )
@@ -194,27 +222,33 @@ class OnlineFeatures:
         self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
 
-        self._users = user_reader(self._store, observe_age)
-        self._aggregates = [
-            view for view in declared_in(workspace).of_key(c.USER) if view.name in self._users.names
-        ]
-        self._whole = whole_user_reader(self._store, observe_age)
-        self.row_reader = self._row_reader(self._users)
-        self._whole_row = self._row_reader(self._whole)
+        declared = items.codec.declared_user
+        self._users = user_reader(self._store, observe_age, declared)
+        self._aggregates = self._users.aggregates()
+        self._whole = whole_user_reader(self._store, observe_age, declared)
+        self.row_reader = self._row_reader(self._users, c.USER)
+        self._whole_row = self._row_reader(self._whole, c.USER)
 
         self._items = activity_reader(self._store, items.codec, observe_age)
-        self._item_row = RowReader(self._store.config, c.ITEM, self._items.names)
+        read = self._users.names | self._items.names
+        self._gone = tuple(
+            name
+            for view, name in (*declared, *items.codec.declared_item)
+            if name not in read.get(view, ())
+        )
+        self._item_aggregates = self._items.aggregates()
+        self._item_row = self._row_reader(self._items, c.ITEM)
 
         self._redis = redis_client(workspace, timeout_s)
         self._read = PipelinedReads(self._redis)
         self._many = redis_client(workspace, _TIMEOUT_S)
 
-    def _row_reader(self, reader: FeatureReader) -> RowReader:
-        """Return what reads users' rows: the features of a reader, and the states of aggregates."""
+    def _row_reader(self, reader: FeatureReader, key: str) -> RowReader:
+        """Return what reads rows: the features of a reader, and the states of its aggregates."""
         states = {
-            view.name: [*reader.names[view.name], view.state_column] for view in self._aggregates
+            view.name: [*reader.names[view.name], view.state_column] for view in reader.aggregates()
         }
-        return RowReader(self._store.config, c.USER, reader.names | states)
+        return RowReader(self._store.config, key, reader.names | states)
 
     def with_items(self, items: ItemTable) -> OnlineFeatures:
         """Return the same reads for a release with more items."""
@@ -289,6 +323,7 @@ class OnlineFeatures:
             position=position,
             row_position=row_position,
             stale=stale,
+            gone=self._gone,
         )
 
     def item_activity(self, now: float) -> Activity:
@@ -306,6 +341,8 @@ class OnlineFeatures:
         columns = {
             name: [None, *(value for part in parts for value in part[name])] for name in parts[0]
         }
+        missing = [None] * (len(ids) + 1)
+        columns |= {name: missing for name in self._codec.item_activity if name not in columns}
         return activity_from(columns, self._codec)
 
     def _activity(self, ids: Sequence[str], now: float) -> dict[str, list[Any]]:
@@ -316,6 +353,11 @@ class OnlineFeatures:
                 rows = [self._item_row.decode(values) for values in pipe.execute()]
             except (redis.RedisError, OSError) as error:
                 raise OnlineStoreUnavailable(str(error)) from error
+        for row, _ in rows:
+            for view in self._item_aggregates:
+                stored = row.pop(view.state_column)
+                if stored:
+                    row |= AggregateState.load(view, stored).values(round(now * MICROS))
         columns = {name: [row[name] for row, _ in rows] for name in rows[0][0]}
         times = {view: [row_times[view] for _, row_times in rows] for view in self._items.views}
         self._items.expire(columns, times, now)

@@ -16,7 +16,8 @@ from ranking.rows import REQUEST_TIME, numeric_names
 class Codec:
     """Every vocabulary of a release, and the order of the ranker's columns.
 
-    ``declared_user``: numeric features of users that a ``features.py`` gave the ranker.
+    ``declared_user`` and ``declared_item``: numeric features that a ``features.py`` gave the
+    ranker, each with the view that it is of.
     """
 
     spec: DatasetSpec
@@ -25,7 +26,8 @@ class Codec:
     categories: Vocabulary
     user_attributes: AttributeEncoder
     item_attributes: AttributeEncoder
-    declared_user: tuple[str, ...] = ()
+    declared_user: tuple[tuple[str, str], ...] = ()
+    declared_item: tuple[tuple[str, str], ...] = ()
 
     @property
     def user_activity(self) -> tuple[str, ...]:
@@ -34,8 +36,16 @@ class Codec:
 
     @property
     def item_activity(self) -> tuple[str, ...]:
-        """Counts and trend of an item, in column order."""
-        return (*c.item_counts(self.spec.event_types, self.spec.has_value), c.TREND)
+        """Counts, trend and declared features of an item, in column order."""
+        declared = (name for _, name in self.declared_item)
+        return (*c.item_counts(self.spec.event_types, self.spec.has_value), c.TREND, *declared)
+
+    @property
+    def built_in_activity(self) -> list[tuple[str, str]]:
+        """View and name of the features of ``item_activity`` that every item table is made of."""
+        names = c.item_counts(self.spec.event_types, self.spec.has_value)
+        names += [c.TREND, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+        return [("item_activity", name) for name in names]
 
     @property
     def user_numeric(self) -> tuple[str, ...]:
@@ -47,7 +57,7 @@ class Codec:
             c.HISTORY_LENGTH_FEATURE,
             c.HISTORY_GAP_FEATURE,
             *self.user_attributes.numeric,
-            *self.declared_user,
+            *(name for _, name in self.declared_user),
         )
 
     @property
@@ -79,7 +89,8 @@ class Codec:
             "categories": self.categories.values,
             "user_attributes": self.user_attributes.to_dict(),
             "item_attributes": self.item_attributes.to_dict(),
-            **({"declared_user": list(self.declared_user)} if self.declared_user else {}),
+            **({"declared_user": self.declared_user} if self.declared_user else {}),
+            **({"declared_item": self.declared_item} if self.declared_item else {}),
             # JSON objects have no order that survives every writer, and attribute codes hang on it.
             "order": {
                 "types": self.spec.event_types,
@@ -99,7 +110,8 @@ class Codec:
             Vocabulary(raw["categories"]),
             _encoder(raw["user_attributes"], order.get("user_attributes", [])),
             _encoder(raw["item_attributes"], order.get("item_attributes", [])),
-            tuple(raw.get("declared_user", ())),
+            tuple((view, name) for view, name in raw.get("declared_user", ())),
+            tuple((view, name) for view, name in raw.get("declared_item", ())),
         )
 
 

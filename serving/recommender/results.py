@@ -29,7 +29,11 @@ Degradation = Literal[
     "stale_user_affinity",
     "stale_user_seen",
 ]
-"""Every word that ``degraded`` may hold."""
+"""Every word that ``degraded`` may hold, but for those of declared features.
+
+``stale_<view>`` where a declared view's values were past its TTL, ``missing_<feature>`` where a
+release reads a feature that is registered no more.
+"""
 
 
 @dataclass

@@ -43,6 +43,7 @@ class UserReader:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
+        self._declared = [name for _, name in codec.declared_user]
         self._width = len(codec.user_numeric)
         self._ranked = ranked_columns(codec.user_attributes)
 
@@ -102,7 +103,7 @@ class UserReader:
         )
         attributes_end = counts + 4 + attributes.numbers.shape[1]
         numeric[:, counts + 4 : attributes_end] = attributes.numbers
-        numeric[:, attributes_end:] = _numbers(columns, self.codec.declared_user, len(time))
+        numeric[:, attributes_end:] = _numbers(columns, self._declared, len(time))
 
         # Time of day and week, then the coded attributes: [n, Cu].
         categorical = np.empty((len(time), len(REQUEST_TIME) + len(self._ranked)), dtype=np.int32)

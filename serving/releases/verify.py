@@ -15,7 +15,7 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from ranking.calibration import HeadCalibration, Method
 from ranking.data import spaced_rows
-from serving.online.features import activity_features, user_reader
+from serving.online.features import user_reader
 from serving.recommender.codec import Codec
 from serving.releases.manifest import BadRelease
 from serving.releases.release import Release, load_release, refusing
@@ -77,7 +77,7 @@ def features_read(codec: Codec) -> dict[Entity, list[str]]:
     user = [c.HISTORY_ITEMS, c.HISTORY_TIMES, c.POSITION, *codec.user_activity, c.FIRST_EVENT_AT]
     user += [c.LAST_EVENT_AT, *map(c.seen, codec.spec.event_types), *codec.user_attributes.kinds]
     user += [c.CATEGORIES, c.CATEGORY_SHARES] if codec.spec.category else []
-    return {"user": user, "item": activity_features(codec)}
+    return {"user": user, "item": [name for _, name in codec.built_in_activity]}
 
 
 def _missing_features(codec: Codec, registered: FeatureNames) -> str | None:

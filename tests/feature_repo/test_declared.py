@@ -58,7 +58,10 @@ def test_an_aggregate_of_events_is_declared_once(tmp_path):
             ),
         ),
     )
-    assert found.ranking_numeric("user_id") == ("spend_1h", "purchases")
+    assert found.ranking_numeric("user_id") == (
+        ("spend", "spend_1h"),
+        ("spend", "purchases"),
+    )
     assert found.ranking_numeric("item_id") == ()
 
 
@@ -87,7 +90,7 @@ def test_what_is_declared_is_registered_beside_the_built_in_views(tmp_path):
 
 def test_a_service_may_read_a_part_of_a_view(tmp_path):
     text = SPEND.replace("defaults.ranking, spend]", 'defaults.ranking, spend[["purchases"]]]')
-    assert declared(tmp_path, text).ranking_numeric("user_id") == ("purchases",)
+    assert declared(tmp_path, text).ranking_numeric("user_id") == (("spend", "purchases"),)
 
 
 def test_a_view_that_no_service_names_is_computed_and_read_by_no_model(tmp_path):
@@ -175,13 +178,17 @@ def test_a_table_of_ones_own_is_read_with_the_columns_that_it_has(tmp_path):
     text = LOYALTY.replace("loyalty]", 'loyalty[["points", "discount"]]]')
     found = declared(tmp_path, text)
     assert found.aggregates == () and found.version == ""
-    assert found.ranking_numeric("user_id") == ("points", "discount")
+    both = (("loyalty", "points"), ("loyalty", "discount"))
+    assert found.ranking_numeric("user_id") == both
     (view,) = found.views
     types = {field.name: str(field.dtype) for field in view.registered.features}
     assert types == {"points": "Int64", "discount": "Float32", "level": "String"}
     assert view.registered.batch_source.path == str(tmp_path / "loyalty.parquet")
+    loyalty_table(tmp_path, item_id=pa.array(["i1", "i2"]), user_id=None)
+    assert declared(tmp_path, LOYALTY.replace("user", "item")).ranking_numeric("item_id") == both
+    loyalty_table(tmp_path)
     # Without a choice the ranker reads all numbers.
-    assert declared(tmp_path, LOYALTY).ranking_numeric("user_id") == ("points", "discount")
+    assert declared(tmp_path, LOYALTY).ranking_numeric("user_id") == both
 
 
 TABLES_AMISS = {
@@ -196,11 +203,6 @@ TABLES_AMISS = {
         LOYALTY.replace("loyalty]", 'loyalty[["level"]]]'),
         {"level": pa.array(["gold", "none"])},
         r"\['level'\] are not numbers, and the ranker reads no others yet",
-    ),
-    "of items": (
-        LOYALTY.replace("user", "item"),
-        {"item_id": pa.array(["i1", "i2"]), "user_id": None},
-        "is of items: no model reads such views yet",
     ),
 }
 

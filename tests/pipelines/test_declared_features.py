@@ -4,6 +4,7 @@ The values are counted here from the events, by no code of the product.
 """
 
 import random
+import shutil
 import time
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.stores.feature_store import feature_store
+from pipelines.features.point_in_time import PointInTime
 from pipelines.operations.recount import check
 from pipelines.operations.skew import newest_impressions, skew
 from pipelines.streaming.offline import read_archive
@@ -27,14 +29,12 @@ from serving.online.features import no_features
 from serving.recommender.users import UserReader
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
-from tests.support.tiny_world import FEATURES, tiny_world
+from tests.support.tiny_world import tiny_world
 
 NAMES = ["spend_1h", "spend_7d", "dearest", "bought_7d"]
 
 
 LOYALTY = """
-from feast import FeatureView, FileSource
-
 loyalty = FeatureView(
     name="loyalty",
     entities=[user],
@@ -58,10 +58,12 @@ def loyalty():
 
 @pytest.fixture(scope="module")
 def shop(copy, tmp_path_factory):
-    """The tiny world, whose models read ``tiny_features.py``; a table was declared since."""
+    """The tiny world, trained with the example's ``features.py``; a table was declared since."""
     folder = tmp_path_factory.mktemp("shop")
-    (folder / "features.py").write_text(FEATURES.read_text() + LOYALTY)
     with copy(tiny_world(), folder / "w") as workspace:
+        declared = workspace.declarations
+        (folder / "features.py").write_text(declared.read_text() + LOYALTY)
+        shutil.copy(declared.with_name("margins.parquet"), folder)
         spec = workspace.spec().model_copy(update={"features": str(folder / "features.py")})
         (workspace.ingest / "dataset.json").write_text(spec.model_dump_json())
         pq.write_table(loyalty(), folder / "loyalty.parquet")
@@ -72,7 +74,7 @@ def shop(copy, tmp_path_factory):
 @pytest.fixture
 def events(shop):
     """What the features include: the ingested events, and those that a test had streamed."""
-    names = [c.USER, c.TYPE, c.TIMESTAMP, c.VALUE]
+    names = [c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE]
     tables = [pd.read_parquet(shop.ingest / "events"), read_archive(shop).to_pandas()]
     table = pd.concat([table[names] for table in tables if len(table)], ignore_index=True)
     return table.assign(micros=table[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64"))
@@ -103,7 +105,7 @@ def agree(found, expected):
 
 def test_training_rows_have_the_values_of_their_time(shop, events):
     rng = random.Random(1)
-    # What was streamed since has rows of its own times only, until 'funnel features' runs again.
+    # From its acceptance on an event is known: streamed ones were accepted now.
     before = events["micros"] < (NOW - 3 * DAY) * 10**6
     rows = events[(events[c.TYPE] == "purchase") & before].sample(60, random_state=1)
     users = rows[c.USER].tolist()
@@ -141,10 +143,74 @@ def test_a_table_of_ones_own_is_joined_and_read_online_within_its_ttl(shop, engi
     users = ["u0001", "u0001", "u0001", "u0002", "u0002"]
     joined = joined_at(shop, users, times, ["loyalty:points"])["points"]
     assert [None if value != value else value for value in joined] == [None, 10, 20, 30, None]
-    codec = replace(engine.release.codec, declared_user=(*NAMES, "points"))
+    codec = replace(engine.release.codec, declared_user=(("loyalty", "points"),))
     row = engine.snapshot.online.user("u0001", NOW).columns
     numeric = UserReader(codec).read(row, np.array([float(NOW)])).rows.numeric[0]
     assert dict(zip(codec.user_numeric, numeric, strict=True))["points"] == 20
+
+
+def test_items_have_the_newest_row_of_their_table_that_is_known(shop, engine):
+    """A week ago 7 less than their number; tomorrow's row is not known yet; the last have none."""
+    codec = engine.release.codec
+    assert codec.item_numeric.index("margin") < len(codec.item_activity)
+    assert "item_margin" in codec.numeric
+    now = time.time()
+    served = engine.snapshot.online.item_activity(now)
+    then = dict(PointInTime(shop).item_activity(codec, np.array([now // DAY - 30], dtype=np.int64)))
+    (past,) = then.values()
+    trained = engine.release.items
+    column = codec.item_activity.index("margin")
+    for code, name in enumerate(codec.items.values, start=1):
+        number = int(name[1:])
+        known = number <= 70
+        for values, days in ((served, -7), (trained.activity, -7), (past, -100)):
+            found = values.counts[code, column]
+            assert found == pytest.approx(number / 100 + days) if known else np.isnan(found), name
+
+
+def test_aggregates_of_items_are_as_of_the_read(engine, events):
+    codec = engine.release.codec
+    now = time.time()
+    served = engine.snapshot.online.item_activity(now).counts
+    paid, last = (codec.item_activity.index(name) for name in ("paid_7d", "last_paid"))
+    pane = 7 * DAY * 1_000_000 // 60
+    purchases = events[events[c.TYPE] == "purchase"].sort_values("micros")
+    for code, item in enumerate(codec.items.values, start=1):
+        mine = purchases[purchases[c.ITEM] == item]
+        week = mine[mine["micros"] // pane > round(now * 1e6) // pane - 60]
+        for values, column, expected in (
+            (week[c.VALUE], paid, week[c.VALUE].mean()),
+            (mine[c.VALUE], last, mine[c.VALUE].iloc[-1] if len(mine) else np.nan),
+        ):
+            found = served[code, column]
+            assert found == pytest.approx(expected, rel=1e-6) if len(values) else np.isnan(found)
+    assert np.isfinite(served[:, last]).sum() > 20
+
+
+def test_a_release_is_served_when_its_views_are_declared_no_more(shop, copy, tmp_path):
+    with copy(shop, tmp_path / "w") as workspace:
+        spec = workspace.spec().model_copy(update={"features": None})
+        (workspace.ingest / "dataset.json").write_text(spec.model_dump_json())
+        run_materialize(workspace)
+        request = RecommendationRequest(user_id="u0001", k=5)
+        # Feast keeps what is not applied any more: the values are still in the online store.
+        assert degraded(workspace, request) == []
+        store = feature_store(workspace)
+        store.delete_feature_view("spend")
+        store.delete_feature_view("bought")
+        store.delete_feature_view("margins")
+        gone = [*NAMES, "paid_7d", "last_paid", "margin"]
+        assert degraded(workspace, request) == [f"missing_{name}" for name in gone]
+
+
+def degraded(workspace, request):
+    engine = Engine(load_release(current_release(workspace)), workspace)
+    try:
+        answer = engine.recommend(request)
+    finally:
+        engine.close()
+    assert len(answer["items"]) == request.k
+    return answer["degraded"]
 
 
 def bought(user, number, *, at, value, kind="purchase"):
@@ -221,14 +287,19 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
             assert streamed[user].columns[name] == overlaid[user].columns[name], (user, name)
         assert streamed[user].columns["spend_1h"][0] >= 6.0
 
+    # The historical join has them, and forgets them later, though no row says so.
     joined = joined_at(shop, users, [time.time_ns() // 1_000] * len(users))
     for user, spent in zip(users, joined["spend_1h"], strict=True):
         assert spent == streamed[user].columns["spend_1h"][0]
+    later = joined_at(shop, users, [(NOW + 2 * DAY) * 10**6] * len(users))
+    assert set(later["spend_1h"]) == {0.0}
+    assert list(later["dearest"]) == [streamed[user].columns["dearest"][0] for user in users]
 
     engine.close()  # writes the impressions
     report = skew(shop, newest_impressions(shop, None, None), lambda *_: None)
     assert report.requests >= 3 * len(ask)
-    assert set(NAMES) <= set(report.features)
+    items = {"item_margin", "item_paid_7d", "item_last_paid"}
+    assert {*NAMES, *items} <= set(report.features)
     assert (report.differing, report.row_missing) == (0, 0)
 
 

@@ -44,7 +44,8 @@ def _version() -> str:
         f"{datetime.now(UTC):%Y-%m-%d} {sys.version} {os.environ.get('OMP_NUM_THREADS')}".encode()
     )
     worlds = ROOT / "tests" / "support"
-    files = [ROOT / "constraints.txt", worlds / "small_world.py", worlds / "tiny_world.py"]
+    files = [ROOT / "constraints.txt", worlds / "small_world.py"]
+    files += [worlds / "tiny_world.py", ROOT / "examples" / "features" / "features.py"]
     for package in SOURCES:
         files += sorted(path for path in (ROOT / package).rglob("*") if path.is_file())
     for path in files:

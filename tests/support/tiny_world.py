@@ -7,10 +7,15 @@ it to the byte: a process that was told to use fewer threads rounds otherwise.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from feature_repo.hashing import file_hash
 from feature_repo.stores.feature_store import apply, feature_store
@@ -26,9 +31,9 @@ from pipelines.workflow.data_sets import find_spec
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
 from tests.support import forked
-from tests.support.built_once import built_once
+from tests.support.built_once import ROOT, built_once
 
-FEATURES = Path(__file__).resolve().with_name("tiny_features.py")
+FEATURES = ROOT / "examples" / "features" / "features.py"
 WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0)
 TOWERS = TowerTrainingConfig(
     epochs=3, batch=128, uniform_negatives=32, patience=3, validation_sample=200
@@ -94,10 +99,30 @@ def model_hashes(workspace: Workspace) -> dict[str, str]:
     return {str(path.relative_to(workspace.models)): file_hash(path) for path in paths}
 
 
+def _declare(folder: Path) -> None:
+    """Write the world's ``features.py``, and the table of margins that it reads."""
+    shutil.copy(FEATURES, folder / "features.py")
+    pq.write_table(margins(), folder / "margins.parquet")
+
+
+def margins() -> pa.Table:
+    """Return the margin of most items: of 100 days ago, of last week, and of tomorrow."""
+    day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    rows = [
+        (f"i{number:04d}", day + timedelta(days=days), number / 100 + days)
+        for number in range(1, 71)
+        for days in (-100, -7, 1)
+    ]
+    items, times, values = (list(column) for column in zip(*rows, strict=True))
+    stamps = pa.array(times, pa.timestamp("us", tz="UTC"))
+    return pa.table({"item_id": items, "known_from": stamps, "margin": values})
+
+
 def _build(root: Path) -> None:
     workspace = Workspace(root)
     generate(root / "raw", WORLD)
-    spec = find_spec("synthetic").model_copy(update={"features": str(FEATURES)})
+    declared = built_once("declared", _declare) / "features.py"
+    spec = find_spec("synthetic").model_copy(update={"features": str(declared)})
     ingest(spec, root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)
