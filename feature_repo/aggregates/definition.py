@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
+from zlib import crc32
 
 MICROS = 1_000_000
 _LEAST_PANE = 60 * MICROS
@@ -119,6 +121,11 @@ class AggregateView:
     name: str
     key: str
     aggregates: tuple[Aggregate, ...]
+
+    @cached_property
+    def version(self) -> str:
+        """A short hash of the definition, which stored states carry."""
+        return f"{crc32(repr(self).encode()):08x}"
 
     @property
     def state_column(self) -> str:

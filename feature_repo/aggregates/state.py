@@ -49,42 +49,42 @@ class AggregateState:
         return {**self.values(micros), self.view.state_column: self.dump()}
 
     def dump(self) -> str:
-        """Return the state as JSON: the log position, and for each aggregate its panes."""
-        return orjson.dumps({"position": self.position, "panes": self.sorted_panes()}).decode()
+        """Return the state as JSON: the log position, the definition's hash, and all panes."""
+        return orjson.dumps(
+            {"position": self.position, "of": self.view.version, "panes": self.sorted_panes()}
+        ).decode()
 
     def sorted_panes(self) -> list[list[tuple[int, Part]]]:
         """Return the panes of each aggregate with their numbers, ascending."""
         return [sorted(panes.items()) for panes in self.panes]
 
     @classmethod
-    def load(cls, view: AggregateView, text: str) -> AggregateState:
-        """Restore a state from its ``dump``.
-
-        Raises:
-            ValueError: it is not the state of a view with as many aggregates.
-
-        """
+    def load(cls, view: AggregateView, text: str | None) -> AggregateState | None:
+        """Restore a state from its ``dump``; None: there is none, or of another definition."""
+        if not text:
+            return None
         stored = orjson.loads(text)
+        if stored["of"] != view.version:
+            return None
         return cls.of(view, stored["panes"], stored["position"])
 
     @classmethod
     def of(
         cls, view: AggregateView, panes: list[list[tuple[int, Part]]] | None, position: str
     ) -> AggregateState:
-        """Restore a state from its ``sorted_panes``; None: it has no events.
+        """Restore a state from its ``sorted_panes``; None: it has no events."""
+        return cls(view, [dict(pairs) for pairs in panes or []], position)
 
-        Raises:
-            ValueError: it is not the state of a view with as many aggregates.
 
-        """
-        if panes is None:
-            return cls(view, position=position)
-        if len(panes) != len(view.aggregates):
-            raise ValueError(
-                f"{view.name}: a stored state of {len(panes)} aggregates, the definition has "
-                f"{len(view.aggregates)}: run 'funnel features' again"
-            )
-        return cls(view, [dict(pairs) for pairs in panes], position)
+def values_of(view: AggregateView, text: str | None, micros: int) -> dict[str, Any]:
+    """Return the features of a stored state as of a time.
+
+    They are all missing if it is of another definition; without a state there are none to return.
+    """
+    state = AggregateState.load(view, text)
+    if state:
+        return state.values(micros)
+    return {aggregate.name: None for aggregate in view.aggregates} if text else {}
 
 
 def _add_to(panes: Panes, aggregate: Aggregate, event: Occurrence) -> None:

@@ -39,6 +39,8 @@ def declared_aggregates(
     entity = entity_of(view)
     if view.stream_source != events:
         raise ValueError("its source is 'events' of feature_repo.declare")
+    if view.ttl:
+        raise ValueError("its values have no ttl: a time window forgets by itself")
     if not view.aggregations:
         raise ValueError("it has no aggregations")
     unknown = sorted(set(event_types(view)) - set(spec.event_types))

@@ -21,7 +21,7 @@ from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineS
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
 
-from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.state import values_of
 from feature_repo.declarations.aggregate_views import definition_of
 
 _ORDER = "__entity_row"
@@ -156,9 +156,9 @@ class _AggregatesOf:
         micros = pc.cast(pc.cast(rows[time_column], _STAMP), pa.int64()).to_pylist()
         rows = rows.drop_columns([hidden])
         values = {
-            row: AggregateState.load(self._definition, state).values(micros[row])
-            for row, state in enumerate(states)
-            if state
+            row: values_of(self._definition, stored, micros[row])
+            for row, stored in enumerate(states)
+            if stored
         }
         if not values:
             return rows

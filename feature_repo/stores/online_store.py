@@ -28,7 +28,7 @@ from feast.types import Array, FeastType, Float64, Int64, String
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo.aggregates.definition import AggregateView
-from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.state import values_of
 from feature_repo.declarations.aggregate_views import definition_of, feature_types
 from feature_repo.stores.embedded_redis import connect
 from feature_repo.views import STREAMED
@@ -125,10 +125,10 @@ def _as_of(
     view: AggregateView, row: dict[str, Value] | None, wanted: Sequence[str], micros: int
 ) -> dict[str, Value] | None:
     """Return the wanted features of a stored row of a view as of a time."""
-    state = row[view.state_column].string_val if row else ""
-    if not row or not state:  # materialized from a past range: the values as they were then
+    stored = row[view.state_column].string_val if row else ""
+    if not row or not stored:  # materialized from a past range: the values as they were then
         return row and {name: row[name] for name in wanted}
-    values = AggregateState.load(view, state).row(micros)
+    values = {view.state_column: stored, **values_of(view, stored, micros)}
     types = feature_types(view)
     return {
         name: Value() if values[name] is None else _ENCODERS[types[name]](values[name])

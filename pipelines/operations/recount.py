@@ -148,7 +148,7 @@ def _read_states(
         replies = read([("HMGET", reader.key(name), *reader.fields) for name in part])
         for name, reply in zip(part, replies, strict=True):
             stored = reader.decode(reply)[0][view.state_column]
-            state = AggregateState.load(view, stored) if stored else AggregateState(view)
+            state = AggregateState.load(view, stored) or AggregateState(view)
             yield name, state.values(round(now * MICROS))
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
 
 from feature_repo import columns as c
-from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.state import values_of
 from feature_repo.facts import MICROS, position_key
 from feature_repo.stores.offline_store import newest_rows
 from feature_repo.views import STREAMED
@@ -153,12 +153,9 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
     for aggregates in reader.aggregates():
         states = newest_rows(reader.views[aggregates.name], entities, "timestamp")
         for row, stored in enumerate(states[aggregates.state_column].to_pylist()):
-            if stored:
-                values = AggregateState.load(aggregates, stored).values(
-                    round(now.timestamp() * MICROS)
-                )
-                for feature, value in values.items():
-                    columns[feature][row] = value
+            values = values_of(aggregates, stored, round(now.timestamp() * MICROS))
+            for feature, value in values.items():
+                columns[feature][row] = value
     reader.expire(columns, stamps, now.timestamp())
     return release.items.with_activity(
         activity_from({feature: [None, *values] for feature, values in columns.items()}, codec)

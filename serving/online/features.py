@@ -13,7 +13,7 @@ from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
-from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.state import values_of
 from feature_repo.declarations.aggregate_views import definition_of
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
@@ -355,9 +355,7 @@ class OnlineFeatures:
                 raise OnlineStoreUnavailable(str(error)) from error
         for row, _ in rows:
             for view in self._item_aggregates:
-                stored = row.pop(view.state_column)
-                if stored:
-                    row |= AggregateState.load(view, stored).values(round(now * MICROS))
+                row |= values_of(view, row.pop(view.state_column), round(now * MICROS))
         columns = {name: [row[name] for row, _ in rows] for name in rows[0][0]}
         times = {view: [row_times[view] for _, row_times in rows] for view in self._items.views}
         self._items.expire(columns, times, now)

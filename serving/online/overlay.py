@@ -93,11 +93,14 @@ def compute_aggregates(
     """Set the features of declared views to their values as of a time, with the overlay's events.
 
     A view without a stored state has the values of its row, which are missing where there is none
-    and no event was accepted.
+    and no event was accepted. Those of a state of another definition are missing.
     """
     for view in views:
         stored = columns.pop(view.state_column, [None])[0]
         state = AggregateState.load(view, stored) if stored else AggregateState(view)
+        if state is None:
+            columns.update({aggregate.name: [None] for aggregate in view.aggregates})
+            continue
         included = position_key(state.position)
         new = [event for event in accepted if position_key(event.position) > included]
         if not stored and not new:

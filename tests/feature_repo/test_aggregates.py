@@ -1,7 +1,7 @@
 """Aggregates of events: as a history, as a state, and counted by hand they are the same."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from feature_repo.aggregates.definition import (
     Occurrence,
     units_of,
 )
-from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.state import AggregateState, values_of
 from pipelines.features.aggregate_history import Occurrences, history
 
 MINUTE, HOUR, DAY = 60 * MICROS, 3_600 * MICROS, 86_400 * MICROS
@@ -144,11 +144,18 @@ def test_the_state_keeps_no_more_panes_than_the_window_has():
     assert 50 < len(state.panes[0]) <= 60
 
 
-def test_a_state_of_another_definition_is_refused():
-    one = AggregateView("v", "user_id", (Aggregate("n", "count"),))
-    two = AggregateView("v", "user_id", (Aggregate("n", "count"), Aggregate("m", "sum")))
-    with pytest.raises(ValueError, match="v: a stored state of 1 aggregates.*funnel features"):
-        AggregateState.load(two, AggregateState(one).dump())
+@pytest.mark.parametrize(
+    "changed", [{"window": 2 * HOUR}, {"types": ("a",)}, {"function": "max"}, {"name": "m"}]
+)
+def test_a_state_of_another_definition_is_none(changed):
+    aggregate = Aggregate("n", "count", window=HOUR)
+    view = AggregateView("v", "user_id", (aggregate,))
+    stored = AggregateState(view, position="7-0").dump()
+    assert AggregateState.load(view, stored).position == "7-0"
+    other = replace(view, aggregates=(replace(aggregate, **changed),))
+    assert AggregateState.load(other, stored) is None
+    assert values_of(other, stored, T0) == {other.aggregates[0].name: None}
+    assert values_of(other, None, T0) == {} and values_of(view, stored, T0) == {"n": 0}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ WRONG = {
     "no such name": ("source=events", "source=clicks", "NameError: name 'clicks'"),
     "bad syntax": ("entities=[user]", "entities=[user", "SyntaxError"),
     "no such feature": ("spend]", 'spend[["spent"]]]', r"view 'spend' has no \['spent'\]"),
+    "a ttl": ("entities=[user]", "entities=[user], ttl=timedelta(1)", "its values have no ttl"),
     "nothing aggregated": ("aggregations=[", "aggregations=[][:0] and [", "it has no aggregations"),
 }  # fmt: skip
 
