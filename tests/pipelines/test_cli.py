@@ -269,6 +269,9 @@ def test_feast_on_its_own_command_line(copied, tmp_path):
     )
     assert done.returncode == 0, done.stdout[-1_500:] + done.stderr[-1_500:]
     for arguments in (
+        ["plan"],
+        ["data-sources", "list"],
+        ["features", "list"],
         ["materialize", "2015-01-01T00:00:00", now],
         ["materialize-incremental", now],
     ):
