@@ -8,12 +8,18 @@ from urllib.parse import urlparse
 import pyarrow as pa
 from feast import FeatureView, Field, FileSource
 from feast.type_map import pa_to_feast_value_type
-from feast.types import Bool, Float32, Float64, Int32, Int64, String, from_value_type
+from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String, from_value_type
 from pyarrow.dataset import dataset
 
 from feature_repo.declarations.checks import NAME, NAME_RULE, DeclaredView, entity_of
 
 _NUMERIC = {Bool, Float32, Float64, Int32, Int64}
+_HOLDS = {
+    Float64: (Float32, Int32, Int64),
+    Float32: (Float64, Int32, Int64),
+    Int64: (Int32,),
+}
+"""Declared types, and the stored types that they may hold."""
 
 
 def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
@@ -47,19 +53,22 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
     if not (pa.types.is_string(key) or pa.types.is_large_string(key)):
         raise ValueError(f"{path}: '{entity.join_key}' is {key}; ids are strings")
 
-    not_features = {entity.join_key, stamp, given.created_timestamp_column}
-    stored = {
-        name: from_value_type(pa_to_feast_value_type(str(columns.field(name).type)))
+    created = given.created_timestamp_column
+    if created and created not in columns.names:
+        raise ValueError(f"{path} has no column '{created}', only {columns.names}")
+    not_features = {entity.join_key, stamp, created}
+    fields = [field for field in view.schema if field.name not in not_features]
+    for field in fields:
+        if field.name not in columns.names:
+            raise ValueError(f"{path} has no column '{field.name}', only {columns.names}")
+        stored = _feast_type(path, columns.field(field.name))
+        if field.dtype != stored and stored not in _HOLDS.get(field.dtype, ()):
+            raise ValueError(f"{path}: '{field.name}' is {stored}, declared as {field.dtype}")
+    fields = fields or [
+        Field(name=name, dtype=_feast_type(path, columns.field(name)))
         for name in columns.names
         if name not in not_features
-    }
-    declared = {field.name: field for field in view.schema if field.name not in not_features}
-    for name, field in declared.items():
-        if name not in stored:
-            raise ValueError(f"{path} has no column '{name}', only {columns.names}")
-        if field.dtype != stored[name]:
-            raise ValueError(f"{path}: '{name}' is {stored[name]}, declared as {field.dtype}")
-    fields = list(declared.values()) or [Field(name=n, dtype=kind) for n, kind in stored.items()]
+    ]
     bad = [field.name for field in fields if not NAME.fullmatch(field.name)]
     if bad:
         raise ValueError(f"'{bad[0]}': {NAME_RULE}")
@@ -73,7 +82,7 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
             name=given.name if given.name != given.path else f"{view.name}_source",
             path=path,
             timestamp_field=stamp,
-            created_timestamp_column=given.created_timestamp_column,
+            created_timestamp_column=created,
             file_format=given.file_format,
         ),
         online=view.online,
@@ -83,6 +92,23 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
     )
     numeric = tuple(field.name for field in fields if field.dtype in _NUMERIC)
     return DeclaredView(entity.join_key, numeric, registered)
+
+
+def _feast_type(path: str, column: pa.Field) -> FeastType:
+    """Return the type that Feast has for a column of a file.
+
+    Raises:
+        ValueError: it has none.
+
+    """
+    plain = str(column.type).replace("large_", "")  # text and lists with longer offsets
+    try:
+        return from_value_type(pa_to_feast_value_type(plain))
+    except (KeyError, ValueError):
+        raise ValueError(
+            f"{path}: '{column.name}' is {column.type}, which Feast does not store: "
+            "cast it, or name the other columns in a schema"
+        ) from None
 
 
 def _columns(path: str) -> pa.Schema:

@@ -275,4 +275,13 @@ def _asof_join(table: str, view: FeatureView, keys: dict[str, str], time: str) -
         path += "/*.parquet"
     known = f"{table}.{_quote(source.timestamp_field)}"
     conditions.append(f"{time} >= {known}")
-    return f"ASOF LEFT JOIN read_parquet('{path}') {table} ON {' AND '.join(conditions)}"
+    rows = f"read_parquet('{path}')"
+    if source.created_timestamp_column:
+        # Of rows of one time the one that was made last counts.
+        of_one_time = ", ".join(map(_quote, [*keys, source.timestamp_field]))
+        created = _quote(source.created_timestamp_column)
+        rows = (
+            f"(SELECT * FROM {rows} QUALIFY row_number() OVER "
+            f"(PARTITION BY {of_one_time} ORDER BY {created} DESC NULLS LAST) = 1)"
+        )
+    return f"ASOF LEFT JOIN {rows} {table} ON {' AND '.join(conditions)}"

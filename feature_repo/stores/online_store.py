@@ -66,7 +66,8 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
         replace = client.register_script(_REPLACE)
         version = config.entity_key_serialization_version
         for start in range(0, len(data), _ROWS_A_CALL):
-            part = data[start : start + _ROWS_A_CALL]
+            # A table of somebody else's may have rows without an id: nobody can ask for them.
+            part = [row for row in data[start : start + _ROWS_A_CALL] if _has_key(row[0])]
             newest = {
                 _redis_key(config.project, row[0], version): row for row in sorted(part, key=_time)
             }
@@ -89,7 +90,7 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
                     )
                 write.execute()
             if progress:
-                progress(len(part))
+                progress(len(data[start : start + _ROWS_A_CALL]))
         if table.name not in STREAMED:
             client.incr(written_key(table.name))
 
@@ -154,6 +155,10 @@ class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
             folder = Path(online_store_config.folder or default_root() / "redis")
             self._client = connect(folder, online_store_config.timeout_s)
         return self._client
+
+
+def _has_key(entity: EntityKey) -> bool:
+    return all(value.WhichOneof("val") not in (None, "null_val") for value in entity.entity_values)
 
 
 def _time(row: tuple[EntityKey, dict[str, Value], datetime, datetime | None]) -> datetime:

@@ -197,6 +197,17 @@ TABLES_AMISS = {
     "no such file": (LOYALTY.replace("loyalty.parquet", "x.parquet"), {}, "there is no table /"),
     "times as numbers": (LOYALTY, {"known_from": pa.array([1, 2])}, "is int64, not a timestamp"),
     "ids as numbers": (LOYALTY, {"user_id": pa.array([1, 2])}, "'user_id' is int64; ids are str"),
+    "money": (
+        LOYALTY,
+        {"spent": pa.array([1, 2], pa.decimal128(10, 2))},
+        "which Feast does not store: cast it, or name the other columns in a schema",
+    ),
+    "days": (LOYALTY, {"since": pa.array([1, 2], pa.date32())}, "'since' is date32.day., which Fe"),
+    "no such column of making": (
+        LOYALTY.replace('"known_from"', '"known_from", created_timestamp_column="made"'),
+        {},
+        "has no column 'made', only",
+    ),
     "no ids": (LOYALTY, {"user_id": None}, "has no column 'user_id', only"),
     "a column's name": (LOYALTY, {"My Points": pa.array([1, 2])}, "'My Points': a name has small"),
     "a built-in name": (LOYALTY, {"events_7d": pa.array([1, 2])}, "'events_7d' is taken"),
@@ -217,6 +228,25 @@ def test_a_table_that_cannot_be_used_is_one_sentence(tmp_path, case):
     assert "\n" not in str(refused.value)
 
 
+WIDER = {
+    "Float64": pa.array([1, 2], pa.int64()),
+    "Float32": pa.array([1, 2], pa.float64()),
+    "Int64": pa.array([1, 2], pa.int16()),
+    "String": pa.array(["1", "2"], pa.large_string()),
+    "Array(types.Int64)": pa.array([[1], [2]], pa.large_list(pa.int64())),
+}
+
+
+@pytest.mark.parametrize("declares", WIDER)
+def test_a_declared_type_may_be_wider_than_the_stored_one(tmp_path, declares):
+    loyalty_table(tmp_path, points=WIDER[declares])
+    schema = f"schema=[Field(name='points', dtype=types.{declares})],\n    source=File"
+    text = LOYALTY.replace("from feast import", "from feast import Field, types,")
+    text = text.replace("*defaults.ranking, loyalty", "*defaults.ranking")
+    (view,) = declared(tmp_path, text.replace("source=File", schema)).views
+    assert [field.name for field in view.registered.features] == ["points"]
+
+
 def test_a_file_that_is_no_parquet_is_one_sentence(tmp_path):
     (tmp_path / "loyalty.parquet").write_text("user_id,points")
     with pytest.raises(BadDefinition, match="loyalty.parquet cannot be read as Parquet: "):
@@ -225,7 +255,9 @@ def test_a_file_that_is_no_parquet_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize(
     ("declares", "stored", "sentence"),
-    [("Float64", pa.int64(), "'points' is Int64, declared as Float64"),
+    [("Int64", pa.float64(), "'points' is Float64, declared as Int64"),
+     ("Bool", pa.int64(), "'points' is Int64, declared as Bool"),
+     ("String", pa.decimal128(10, 2), r"'points' is decimal128\(10, 2\), which Feast does not st"),
      ("Int64", None, "has no column 'points', only")],
 )  # fmt: skip
 def test_a_declared_column_is_in_the_table_and_of_its_type(tmp_path, declares, stored, sentence):

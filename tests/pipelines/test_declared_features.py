@@ -39,7 +39,9 @@ loyalty = FeatureView(
     name="loyalty",
     entities=[user],
     ttl=timedelta(days=30),
-    source=FileSource(path="loyalty.parquet", timestamp_field="known_from"),
+    source=FileSource(
+        path="loyalty.parquet", timestamp_field="known_from", created_timestamp_column="made"
+    ),
 )
 """
 DAY = 86_400
@@ -47,12 +49,19 @@ NOW = int(time.time())
 
 
 def loyalty():
-    """Return points of three users: of yesterday after those of last week, old ones, none."""
-    rows = [("u0001", 7, 10), ("u0001", 1, 20), ("u0002", 40, 30), ("u0003", 2, None)]
-    users, days, points = zip(*rows, strict=True)
+    """Return points of users: yesterday's after last week's, old ones, none, and of the future.
+
+    Of two rows of one time that counts which was made later.
+    """
+    rows = [
+        ("u0001", 7, 11, 5), ("u0001", 7, 10, 9), ("u0001", 1, 20, 9), ("u0001", 1, 21, 5),
+        ("u0002", 40, 30, 1), ("u0003", 2, None, 1), ("u0004", -3, 40, 1), (None, 1, 50, 1),
+    ]  # fmt: skip
+    users, days, points, made = zip(*rows, strict=True)
     stamps = pa.array([(NOW - day * DAY) * 1_000_000 for day in days], pa.timestamp("us", tz="UTC"))
     return pa.table({
-        "user_id": list(users), "known_from": stamps, "points": pa.array(points, pa.int64())
+        "user_id": list(users), "known_from": stamps, "points": pa.array(points, pa.int64()),
+        "made": pa.array(made, pa.int64()),
     })  # fmt: skip
 
 
