@@ -56,9 +56,11 @@ def loyalty():
     rows = [
         ("u0001", 7, 11, 5), ("u0001", 7, 10, 9), ("u0001", 1, 20, 9), ("u0001", 1, 21, 5),
         ("u0002", 40, 30, 1), ("u0003", 2, None, 1), ("u0004", -3, 40, 1), (None, 1, 50, 1),
+        ("u0004", None, 60, 1),
     ]  # fmt: skip
     users, days, points, made = zip(*rows, strict=True)
-    stamps = pa.array([(NOW - day * DAY) * 1_000_000 for day in days], pa.timestamp("us", tz="UTC"))
+    micros = [None if day is None else (NOW - day * DAY) * 1_000_000 for day in days]
+    stamps = pa.array(micros, pa.timestamp("us", tz="UTC"))
     return pa.table({
         "user_id": list(users), "known_from": stamps, "points": pa.array(points, pa.int64()),
         "made": pa.array(made, pa.int64()),
