@@ -27,12 +27,14 @@ from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
 from feast.types import Array, FeastType, Float64, Int64, String
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.state import values_of
 from feature_repo.declarations.aggregate_views import definition_of, feature_types
+from feature_repo.erased import ErasedUsers
 from feature_repo.stores.embedded_redis import connect
 from feature_repo.views import STREAMED
-from feature_repo.workspace import default_root
+from feature_repo.workspace import Workspace, default_root
 
 _ROWS_A_CALL = 1_000
 
@@ -45,6 +47,10 @@ return 1
 """
 
 
+_WrittenRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
+"""A row as Feast gives it to a store: entity, values, time, time of making."""
+
+
 class StreamSafeRedisOnlineStoreConfig(RedisOnlineStoreConfig):
     """The options of Feast's Redis store."""
 
@@ -52,13 +58,37 @@ class StreamSafeRedisOnlineStoreConfig(RedisOnlineStoreConfig):
 
 
 class StreamSafeRedisOnlineStore(RedisOnlineStore):
-    """Feast's Redis store, but materialization leaves rows that are newer than its own."""
+    """Feast's Redis store, but materialization leaves rows that are newer than its own.
+
+    Nor does it write rows of erased users, which a table that somebody else keeps may still have.
+    """
+
+    _erased: ErasedUsers | None = None
+
+    def _workspace(self, config: RepoConfig) -> Workspace:  # noqa: ARG002 - the embedded store's
+        """Return the working folder whose list of erased users counts."""
+        return Workspace(default_root())
+
+    def _writable(
+        self, config: RepoConfig, client: redis.Redis, rows: Sequence[_WrittenRow]
+    ) -> list[_WrittenRow]:
+        """Return the rows that have an id, without those of erased users."""
+        if self._erased is None:
+            self._erased = ErasedUsers(self._workspace(config), client)
+        with_key = [row for row in rows if _has_key(row[0])]
+        users = {row[0].entity_values[0].string_val for row in with_key if _is_of_user(row[0])}
+        erased = self._erased.among(users)
+        return [
+            row
+            for row in with_key
+            if not (_is_of_user(row[0]) and row[0].entity_values[0].string_val in erased)
+        ]
 
     def online_write_batch(
         self,
         config: RepoConfig,
         table: FeatureView,
-        data: list[tuple[EntityKey, dict[str, Value], datetime, datetime | None]],
+        data: list[_WrittenRow],
         progress: Callable[[int], Any] | None,
     ) -> None:
         """Write the rows that are not older than what is stored."""
@@ -66,8 +96,7 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
         replace = client.register_script(_REPLACE)
         version = config.entity_key_serialization_version
         for start in range(0, len(data), _ROWS_A_CALL):
-            # A table of somebody else's may have rows without an id: nobody can ask for them.
-            part = [row for row in data[start : start + _ROWS_A_CALL] if _has_key(row[0])]
+            part = self._writable(config, client, data[start : start + _ROWS_A_CALL])
             newest = {
                 _redis_key(config.project, row[0], version): row for row in sorted(part, key=_time)
             }
@@ -150,6 +179,10 @@ class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
 
     _client: redis.Redis | None = None
 
+    def _workspace(self, config: RepoConfig) -> Workspace:
+        folder = config.online_store.folder
+        return Workspace(Path(folder).parent) if folder else super()._workspace(config)
+
     def _get_client(self, online_store_config: EmbeddedRedisOnlineStoreConfig) -> redis.Redis:
         if not self._client:
             folder = Path(online_store_config.folder or default_root() / "redis")
@@ -157,11 +190,15 @@ class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
         return self._client
 
 
+def _is_of_user(entity: EntityKey) -> bool:
+    return list(entity.join_keys) == [c.USER]
+
+
 def _has_key(entity: EntityKey) -> bool:
     return all(value.WhichOneof("val") not in (None, "null_val") for value in entity.entity_values)
 
 
-def _time(row: tuple[EntityKey, dict[str, Value], datetime, datetime | None]) -> datetime:
+def _time(row: _WrittenRow) -> datetime:
     return row[2]
 
 

@@ -16,6 +16,7 @@ import pytest
 from feast import FeatureStore
 
 from feature_repo import columns as c
+from feature_repo.erased import ErasedUsers
 from feature_repo.stores.feature_store import feature_store
 from pipelines.features.point_in_time import PointInTime
 from pipelines.operations.recount import check
@@ -25,7 +26,7 @@ from pipelines.training.release_pointer import current_release
 from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
-from serving.online.features import no_features
+from serving.online.features import OnlineFeatures, no_features
 from serving.recommender.users import UserReader
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
@@ -158,6 +159,16 @@ def test_a_table_of_ones_own_is_joined_and_read_online_within_its_ttl(shop, engi
     row = engine.snapshot.online.user("u0001", NOW).columns
     numeric = UserReader(codec).read(row, np.array([float(NOW)])).rows.numeric[0]
     assert dict(zip(codec.user_numeric, numeric, strict=True))["points"] == 20
+
+
+def test_a_table_of_ones_own_does_not_bring_an_erased_user_back(shop, copy, tmp_path):
+    with copy(shop, tmp_path / "w") as workspace:
+        ErasedUsers(workspace).add("u0001")
+        run_materialize(workspace)
+        release = load_release(current_release(workspace))
+        online = OnlineFeatures(workspace, release.items)
+        assert online.user("u0001", NOW).known is False
+        assert online.user("u0002", NOW).known is True
 
 
 def test_items_have_the_newest_row_of_their_table_that_is_known(shop, engine):
