@@ -14,7 +14,7 @@ from typing import Any
 from feast import FeatureService, FeatureView, StreamFeatureView
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.definition import MICROS, AggregateView
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.aggregate_views import declared_aggregates
 from feature_repo.declarations.checks import (
@@ -28,6 +28,8 @@ from feature_repo.hashing import fingerprint
 from feature_repo.own_names import taken
 from feature_repo.views import BuiltIn, Profile, built_in
 from feature_repo.workspace import Workspace
+
+_DAY = 86_400 * MICROS
 
 
 @dataclass(frozen=True)
@@ -188,5 +190,22 @@ def _selected(
             raise ValueError(
                 f"view '{view.name}': {other} are not numbers, and the ranker reads no others yet"
             )
+        short = _short_windows(view, wanted)
+        if short:
+            raise ValueError(
+                f"view '{view.name}': the windows of {short} are shorter than a day; rankers learn "
+                "items' aggregates as of midnight, so these would mean something else when served"
+            )
         selected.append((view.name, tuple(wanted)))
     return tuple(selected)
+
+
+def _short_windows(view: DeclaredView, names: Sequence[str]) -> list[str]:
+    """Return which of a view's features are of items, and of windows shorter than a day."""
+    if view.aggregates is None or view.key != c.ITEM:
+        return []
+    return [
+        aggregate.name
+        for aggregate in view.aggregates.aggregates
+        if aggregate.name in names and aggregate.window is not None and aggregate.window < _DAY
+    ]

@@ -120,6 +120,9 @@ WRONG = {
     "an attribute": ('"purchases"', '"price"', "the name 'price' is taken"),
     "a name with blanks": ('"purchases"', '"my purchases"', "small letters, digits and '_'"),
     "no entity": ("entities=[user]", "entities=[]", "its entity is one of"),
+    "an hour of an item": (
+        "entities=[user]", "entities=[item]", r"windows of \['spend_1h'\] are shorter than a day"
+    ),
     "two entities": ("entities=[user]", "entities=[user, item]", "its entity is one of"),
     "no such name": ("source=events", "source=clicks", "NameError: name 'clicks'"),
     "bad syntax": ("entities=[user]", "entities=[user", "SyntaxError"),
