@@ -22,6 +22,7 @@ from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.helpers import _mmh3, _redis_key
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
 from feast.types import Array, FeastType, Float64, Int64, String
@@ -64,6 +65,14 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
     """
 
     _erased: ErasedUsers | None = None
+
+    @property
+    def async_supported(self) -> SupportedAsyncMethods:
+        """Return that there is no asynchronous access, so ``feast serve`` takes the methods below.
+
+        Feast's asynchronous ones know neither the embedded server nor what these methods add.
+        """
+        return SupportedAsyncMethods(read=False, write=False)
 
     def _workspace(self, config: RepoConfig) -> Workspace:  # noqa: ARG002 - the embedded store's
         """Return the working folder whose list of erased users counts."""

@@ -1,5 +1,6 @@
 """The command line as a person meets it, and Feast's own."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 import typer
@@ -22,8 +24,10 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from pipelines.commands.cli import app
 from pipelines.workflow.data_sets import known_specs
+from tests.support.api_server import free_port
 from tests.support.command_line import funnel
-from tests.support.forked import Forked
+from tests.support.forked import Forked, kill
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
@@ -248,6 +252,34 @@ def feast_command(folder, *arguments):
     cli()
 
 
+def feast_serves(folder, environment, rows):
+    """Return a feature of some users as ``feast serve`` answers."""
+    port, out = free_port(), folder.parent / "serve.log"
+    arguments = ("serve", "--host", "127.0.0.1", "--port", str(port))
+    server = Forked(feast_command, folder, *arguments, out=out, environment=environment)
+    query = {
+        "features": ["user_activity:events_all"],
+        "entities": {c.USER: [row[c.USER] for row in rows]},
+    }
+
+    def asked():
+        assert server.poll() is None, out.read_text()[-1_500:]
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.post(
+                f"http://127.0.0.1:{port}/get-online-features", json=query, timeout=20
+            )
+        return None
+
+    try:
+        wait_until(asked, 60)
+        answer = asked()
+    finally:
+        kill(server)
+    assert answer.status_code == 200, answer.text
+    names = answer.json()["metadata"]["feature_names"]
+    return answer.json()["results"][names.index("events_all")]["values"]
+
+
 def test_feast_on_its_own_command_line(copied, tmp_path):
     """From a project folder with `work/current`, on a store that nothing was written to yet."""
     shutil.copytree(
@@ -286,4 +318,6 @@ def test_feast_on_its_own_command_line(copied, tmp_path):
         features=["user_activity:events_all"], entity_rows=rows
     ).to_dict()
     assert any(answer["events_all"])
+    served = feast_serves(tmp_path / "feature_repo", environment, rows)
+    assert served == answer["events_all"]
     stop_redis(copied.redis)
