@@ -9,7 +9,7 @@ independent of the order of events.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -103,12 +103,18 @@ class Aggregate:
         """Return what is kept of the events of two parts."""
         return _FUNCTIONS[self.function].merge(part, other)
 
-    def finish(self, part: Part | None) -> float | int | None:
-        """Return the value of a part; None: of no event.
+    def value(self, parts: Sequence[Part]) -> float | int | None:
+        """Return the value of the events of some parts.
 
         Nothing counts 0 and sums to 0; a mean, extreme or last value of nothing is missing.
         """
-        return _FUNCTIONS[self.function].finish(part)
+        return _FUNCTIONS[self.function].value(parts)
+
+    def value_at(self, panes: Iterable[tuple[int, Part]], micros: int) -> float | int | None:
+        """Return the value of the window as of a time, from panes by their numbers."""
+        last = self.pane_of(micros)
+        first = last - self.panes
+        return self.value([part for pane, part in panes if first < pane <= last])
 
 
 @dataclass(frozen=True)
@@ -136,32 +142,36 @@ class AggregateView:
 class _Function(NamedTuple):
     part: Callable[[Occurrence], Part]
     merge: Callable[[Part, Part], Part]
-    finish: Callable[[Part | None], float | int | None]
+    value: Callable[[Sequence[Part]], float | int | None]
 
 
 def _add(part: Part, other: Part) -> Part:
     return [mine + theirs for mine, theirs in zip(part, other, strict=True)]
 
 
-def _of_value(choose: Callable[[Part, Part], Part]) -> _Function:
-    """Return a function that keeps one of the values."""
+def _total(parts: Sequence[Part]) -> int:
+    """Return the sum of the first value of each part."""
+    return sum([part[0] for part in parts])
+
+
+def _mean(parts: Sequence[Part]) -> float | None:
+    count = sum([part[1] for part in parts])
+    return _total(parts) / (count * MICROS) if count else None
+
+
+def _of_value(choose: Callable[..., Part]) -> _Function:
+    """Return a function that keeps the least or greatest part, which ends in a value."""
     return _Function(
         lambda event: [event.units],
         choose,
-        lambda part: None if part is None else part[-1] / MICROS,
+        lambda parts: choose(parts)[-1] / MICROS if parts else None,
     )
 
 
 _FUNCTIONS: dict[Function, _Function] = {
-    "count": _Function(lambda _: [1], _add, lambda part: part[0] if part else 0),
-    "sum": _Function(
-        lambda event: [event.units], _add, lambda part: part[0] / MICROS if part else 0.0
-    ),
-    "mean": _Function(
-        lambda event: [event.units, 1],
-        _add,
-        lambda part: part[0] / (part[1] * MICROS) if part else None,
-    ),
+    "count": _Function(lambda _: [1], _add, _total),
+    "sum": _Function(lambda event: [event.units], _add, lambda parts: _total(parts) / MICROS),
+    "mean": _Function(lambda event: [event.units, 1], _add, _mean),
     "min": _of_value(min),
     "max": _of_value(max),
     "last": _of_value(max)._replace(part=lambda e: [e.micros, e.event_id, e.units]),

@@ -8,7 +8,7 @@ from typing import Any
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView, Occurrence, units_of
-from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.state import AggregateState, values_of
 from feature_repo.dataset import DatasetSpec
 from feature_repo.events.stored import parse_stored
 from feature_repo.facts import MICROS, Counts, count_row, event_micros, panes_of, position_key
@@ -73,7 +73,7 @@ def merge_overlay(
         if seen and name in columns:
             columns[name][0] = [*(columns[name][0] or ()), *seen]
     position: str | None = columns[c.POSITION][0] if c.POSITION in columns else None
-    fresh = [event for event in known if position_key(event.position) > position_key(position)]
+    fresh = _not_included(known, position or "0-0")
     if not fresh:
         return position
     newest = max((event.position for event in fresh), key=position_key)
@@ -97,17 +97,22 @@ def compute_aggregates(
     """
     for view in views:
         stored = columns.pop(view.state_column, [None])[0]
-        state = AggregateState.load(view, stored) if stored else AggregateState(view)
-        if state is None:
-            columns.update({aggregate.name: [None] for aggregate in view.aggregates})
-            continue
-        included = position_key(state.position)
-        new = [event for event in accepted if position_key(event.position) > included]
-        if not stored and not new:
-            continue
-        state.add(Occurrence(e.micros, e.event_id, e.type, units_of(e.value)) for e in new)
-        for name, value in state.values(micros).items():
-            columns[name] = [value]
+        state = None
+        if accepted:
+            state = AggregateState.load(view, stored) if stored else AggregateState(view)
+        new = _not_included(accepted, state.position) if state else []
+        if state and new:
+            state.add(Occurrence(e.micros, e.event_id, e.type, units_of(e.value)) for e in new)
+            values = state.values(micros)
+        else:
+            values = values_of(view, stored, micros)
+        columns.update({name: [value] for name, value in values.items()})
+
+
+def _not_included(accepted: Sequence[AcceptedEvent], position: str) -> list[AcceptedEvent]:
+    """Return the accepted events after a log position."""
+    included = position_key(position)
+    return [event for event in accepted if position_key(event.position) > included]
 
 
 def _merge_history(columns: Columns, events: Sequence[AcceptedEvent]) -> None:
