@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 import yaml
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
 from feast.repo_config import RepoConfig
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -94,14 +94,21 @@ def redis_url(workspace: Workspace) -> str:
     return RedisSettings.from_environment().url()
 
 
-def apply(store: FeatureStore, workspace: Workspace) -> None:
-    """Register the views of the ingested data set, as ``feast apply`` does."""
+def apply(store: FeatureStore, workspace: Workspace) -> list[str]:
+    """Register the views of the ingested data set, as ``feast apply`` does.
+
+    Views that are declared no more stay registered, since a release may read them.
+
+    Returns:
+        the names of the views that are declared and have an online store.
+
+    """
     # The features link is resolved by whoever reads it, so that a new run needs no new apply.
-    store.apply(
-        build(
-            workspace.spec(),
-            workspace.root.resolve() / "features" / "current",
-            profile(),
-            workspace.declarations,
-        )
+    objects = build(
+        workspace.spec(),
+        workspace.root.resolve() / "features" / "current",
+        profile(),
+        workspace.declarations,
     )
+    store.apply(objects)
+    return [view.name for view in objects if isinstance(view, FeatureView) and view.online]

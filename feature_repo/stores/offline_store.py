@@ -9,7 +9,9 @@ holds against Spark's join and against brute force.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
 import duckdb
 import pandas as pd
@@ -181,6 +183,12 @@ def _computed(views: list[FeatureView]) -> list[StreamFeatureView]:
 
 def _state_column(view: str) -> str:
     return f"__state_of_{view}"
+
+
+def has_table(view: FeatureView) -> bool:
+    """Return whether a view's table is there; that of a view declared no more may be gone."""
+    path = Path(view.batch_source.path)
+    return path.is_file() or any(path.glob("*.parquet")) or bool(urlparse(str(path)).scheme)
 
 
 def newest_rows(view: FeatureView, entities: pa.Table, time_column: str) -> pa.Table:

@@ -19,7 +19,7 @@ from feast import FeatureStore, FeatureView
 from feature_repo import columns as c
 from feature_repo.aggregates.state import values_of
 from feature_repo.facts import MICROS, position_key
-from feature_repo.stores.offline_store import newest_rows
+from feature_repo.stores.offline_store import has_table, newest_rows
 from feature_repo.views import STREAMED
 from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
 from serving.online.features import FeatureReader, activity_reader, no_features, user_reader
@@ -95,11 +95,12 @@ class ServedUsers:
         """Return the newest row of each view that each request could read, in request order."""
         users = requests["user_id"]
         views = self._reader.views
+        aggregates = [view.name for view in self._aggregates]
         times = _timestamps(requests["time"].to_numpy())
         tables = {
             name: newest_rows(view, pa.table({c.USER: users, "timestamp": times}), "timestamp")
             for name, view in views.items()
-            if name not in STREAMED and name not in {view.name for view in self._aggregates}
+            if name not in STREAMED and name not in aggregates and has_table(view)
         }
         history, recent, _ = STREAMED
         latest = pa.array([_LATEST] * len(requests), _STAMP)
@@ -108,14 +109,17 @@ class ServedUsers:
         # All streamed rows are written in one step: without one of them there was no other.
         as_of = pa.table({c.USER: users, "timestamp": tables[recent][c.EVENT_TIMESTAMP]})
         tables[history] = newest_rows(views[history], as_of, "timestamp")
-        for view in self._aggregates:
-            tables[view.name] = newest_rows(views[view.name], as_of, "timestamp")
+        for name in aggregates:
+            if has_table(views[name]):
+                tables[name] = newest_rows(views[name], as_of, "timestamp")
         return tables
 
     def _row(
         self, tables: dict[str, pa.Table], row: int, request: dict[str, Any], release: Release
     ) -> Columns | None:
-        columns: Columns = {c.USER: [request["user_id"]]}
+        # A view that is declared no more may have lost its table: its values are missing.
+        names = (name for view in self._reader.names.values() for name in view)
+        columns: Columns = {c.USER: [request["user_id"]], **{name: [None] for name in names}}
         stamps: dict[str, list[int | None]] = {}
         for view, table in tables.items():
             values = table.slice(row, 1)
@@ -123,9 +127,11 @@ class ServedUsers:
             stamps[view] = _seconds(values, self._reader.views[view])
         for aggregates in self._aggregates:
             state = aggregates.state_column
-            columns[state] = tables[aggregates.name].slice(row, 1)[state].to_pylist()
+            if aggregates.name in tables:
+                columns[state] = tables[aggregates.name].slice(row, 1)[state].to_pylist()
         if columns[c.POSITION] != [request["row_position"]]:
             return None
+        stamps |= {view: [None] for view in self._reader.views if view not in stamps}
         self._reader.expire(columns, stamps, request["time"])
         overlay = self._overlays.at(request["user_id"], request["position"], request["time"])
         merge_overlay(columns, overlay, release.codec.spec, release.items.main_category)
@@ -147,10 +153,15 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
     columns: dict[str, list[Any]] = {name: [None] * len(items) for name in codec.item_activity}
     stamps: dict[str, list[int | None]] = {}
     for name, view in reader.views.items():
+        if not has_table(view):
+            stamps[name] = [None] * len(items)
+            continue
         table = newest_rows(view, entities, "timestamp")
         columns |= {feature: table[feature].to_pylist() for feature in reader.names[name]}
         stamps[name] = _seconds(table, view)
     for aggregates in reader.aggregates():
+        if not has_table(reader.views[aggregates.name]):
+            continue
         states = newest_rows(reader.views[aggregates.name], entities, "timestamp")
         for row, stored in enumerate(states[aggregates.state_column].to_pylist()):
             values = values_of(aggregates, stored, round(now.timestamp() * MICROS))

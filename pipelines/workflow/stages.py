@@ -153,10 +153,10 @@ def run_materialize(workspace: Workspace) -> None:
     ):
         warnings.simplefilter("ignore")  # Feast's own deprecations
         store = feature_store(workspace)
-        apply(store, workspace)
+        views = apply(store, workspace)
         now = datetime.now(UTC)
         with _muted():
-            store.materialize(start_date=now - NEVER_STALE, end_date=now)
+            store.materialize(start_date=now - NEVER_STALE, end_date=now, feature_views=views)
 
 
 def _muted() -> Any:

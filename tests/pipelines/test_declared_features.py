@@ -19,6 +19,7 @@ from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
 from feature_repo.stores.feature_store import feature_store
 from pipelines.features.point_in_time import PointInTime
+from pipelines.features.whole_tables import list_files
 from pipelines.operations.recount import check
 from pipelines.operations.skew import newest_impressions, skew
 from pipelines.streaming.offline import read_archive
@@ -213,10 +214,14 @@ def test_a_release_is_served_when_its_views_are_declared_no_more(shop, copy, tmp
     with copy(shop, tmp_path / "w") as workspace:
         spec = workspace.spec().model_copy(update={"features": None})
         (workspace.ingest / "dataset.json").write_text(spec.model_dump_json())
+        for name in ("spend", "bought"):  # as 'funnel features' leaves it
+            shutil.rmtree(workspace.features / name)
+        list_files(workspace.features.resolve())
         run_materialize(workspace)
         request = RecommendationRequest(user_id="u0001", k=5)
         # Feast keeps what is not applied any more: the values are still in the online store.
         assert degraded(workspace, request) == []
+        skew(workspace, newest_impressions(workspace, None, None), lambda *_: None)
         store = feature_store(workspace)
         store.delete_feature_view("spend")
         store.delete_feature_view("bought")

@@ -25,7 +25,6 @@ from pipelines.streaming.job import StreamConfig, StreamJob
 from pipelines.streaming.lease import JobRunning
 from pipelines.streaming.sink import DEAD_LETTERS
 from pipelines.streaming.status import stream_status
-from pipelines.workflow.data_sets import find_spec
 from pipelines.workflow.stages import run_features, run_materialize
 from serving.event_log.redis_stream import RedisStreamLog
 from tests.support.forked import kill
@@ -223,7 +222,7 @@ def test_an_emptied_redis_comes_back_by_the_documented_commands(workspace):
     redis_client(workspace).flushall()
     assert check(workspace, time.time()).differing > 0
 
-    ingest(find_spec("synthetic"), workspace.root / "raw", workspace, shift_to_now=True)
+    ingest(workspace.spec(), workspace.root / "raw", workspace, shift_to_now=True)
     for stage in (run_features, run_materialize):
         stage(workspace)
     with streaming(workspace, rebuild=True) as wait_until_drained:
