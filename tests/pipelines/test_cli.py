@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from pipelines.commands.cli import app
 from pipelines.workflow.data_sets import known_specs
 from tests.support.api_server import free_port
 from tests.support.command_line import funnel
-from tests.support.forked import Forked, kill
+from tests.support.forked import Forked
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -274,7 +275,8 @@ def feast_serves(folder, environment, rows):
         wait_until(asked, 60)
         answer = asked()
     finally:
-        kill(server)
+        server.send_signal(signal.SIGTERM)  # its workers end with it, and let Redis go
+        server.wait(60)
     assert answer.status_code == 200, answer.text
     names = answer.json()["metadata"]["feature_names"]
     return answer.json()["results"][names.index("events_all")]["values"]
