@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import MICROS as MICROS
 from feature_repo.aggregates.definition import AggregateView, Occurrence, units_of
 from feature_repo.aggregates.state import AggregateState
 
@@ -39,8 +40,6 @@ HALF_LIFE_PANES = 15
 
 SESSION_GAP_S = 1_800
 """A pause of more than half an hour ends a session (the convention of web analytics)."""
-
-MICROS = 1_000_000
 
 
 class Event(NamedTuple):
