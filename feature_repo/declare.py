@@ -6,7 +6,7 @@ from feature_repo.declare import defaults, events, user
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from feast import Entity, FileSource, PushSource, ValueType
 
@@ -32,18 +32,48 @@ EVENT_COLUMNS = (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE)
 EVENT_TYPES_TAG = "event_types"
 """Tag of a view whose aggregates are of some event types only: their names, with commas."""
 
-built_in_views: ContextVar[dict[str, list[Any]]] = ContextVar("built_in_views")
-"""The views of each built-in feature service while a ``features.py`` is read."""
+
+class BuiltInViews(NamedTuple):
+    """The built-in views of a data set.
+
+    Attributes:
+        ranking: those that the ranking models read.
+        by_name: all of them.
+
+    """
+
+    ranking: list[Any]
+    by_name: dict[str, Any]
+
+
+built_in_views: ContextVar[BuiltInViews] = ContextVar("built_in_views")
+"""The built-in views while a ``features.py`` is read."""
 
 
 class Defaults:
-    """The views that each model reads unless a ``features.py`` says otherwise."""
+    """The built-in views: those that each model reads unless a ``features.py`` says otherwise."""
 
     @property
     def ranking(self) -> list[Any]:
         """The views of the ranking models."""
+        return list(self._views.ranking)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a built-in view, such as ``defaults["item_profile"]``.
+
+        Raises:
+            LookupError: the data set has no such view.
+
+        """
+        views = self._views.by_name
+        if name not in views:
+            raise LookupError(f"there is no built-in view '{name}', only {sorted(views)}")
+        return views[name]
+
+    @property
+    def _views(self) -> BuiltInViews:
         try:
-            return list(built_in_views.get()["ranking"])
+            return built_in_views.get()
         except LookupError:
             raise RuntimeError(
                 "feature_repo.declare.defaults has its views only while Funnel reads a "

@@ -53,6 +53,9 @@ NEVER_STALE = timedelta(days=18_250)
 SNAPSHOT_TTL = timedelta(days=90)
 """TTL of daily aggregates; the Spark job repeats an unchanged row every 84 days."""
 
+REQUEST_SOURCE = "request"
+"""The request source of the built-in on-demand views."""
+
 ONLINE_USERS = "online_user_v1"
 """The feature service of users that serving reads."""
 
@@ -205,7 +208,7 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
         c.CATEGORY_SHARES: Array(Float32),
     }
     affinity = [view("user_affinity", user, affinity_schema, SNAPSHOT_TTL)] if spec.category else []
-    request = RequestSource(name="request", schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
+    request = RequestSource(name=REQUEST_SOURCE, schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
     request_time = _request_time_view(request, activity)
     sliding = _sliding_views(request, recent, item_recent, tuple(spec.event_types))
     views = [

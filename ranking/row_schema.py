@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
+from ranking.rows import PAIR_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class RowSchema:
         heads: the T event types that are predicted.
         head_weights: how much one event of each type adds to the score; may be negative.
         relevant: whether an event of each type makes the item relevant; empty: every type does.
+        pair_columns: how many of the first numeric columns are of user and item together.
 
     Raises:
         ValueError: the parts disagree, a name occurs twice, or there is no numeric column or head.
@@ -37,6 +39,7 @@ class RowSchema:
     heads: tuple[str, ...]
     head_weights: tuple[float, ...]
     relevant: tuple[bool, ...] = ()
+    pair_columns: int = PAIR_COLUMNS
 
     def __post_init__(self) -> None:
         names = self.numeric + self.categorical
@@ -102,6 +105,8 @@ class RowSchema:
         """Return JSON-like values; releases store ``relevant`` as ``wanted``."""
         values = asdict(self)
         values["wanted"] = values.pop("relevant")
+        if self.pair_columns == PAIR_COLUMNS:
+            del values["pair_columns"]
         return values
 
     @classmethod
@@ -120,4 +125,5 @@ class RowSchema:
             heads=tuple(values["heads"]),
             head_weights=tuple(float(weight) for weight in values["head_weights"]),
             relevant=tuple(bool(relevant) for relevant in values.get("wanted", ())),
+            pair_columns=int(values.get("pair_columns", PAIR_COLUMNS)),
         )

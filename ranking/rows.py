@@ -20,6 +20,9 @@ CROSS = c.PAIR_FEATURES
 ITEM_AGES = c.ITEM_AGES
 """Days since an item's first and last event, at the moment of the request."""
 
+PAIR_COLUMNS = len(CROSS) + len(ITEM_AGES)
+"""Number of the columns of a pair, without on-demand features."""
+
 REQUEST_TIME = {"hour_of_day": 24, "day_of_week": 7}
 """Categorical features of the request's time, with their cardinalities."""
 
@@ -50,24 +53,27 @@ class ItemRows:
     last_event_at: Float64Array
 
 
-def numeric_names(user: tuple[str, ...], item: tuple[str, ...]) -> tuple[str, ...]:
+def numeric_names(
+    on_demand: tuple[str, ...], user: tuple[str, ...], item: tuple[str, ...]
+) -> tuple[str, ...]:
     """Return the names of the numeric columns in the order in which rows are built."""
-    return (*CROSS, *ITEM_AGES, *user, *(f"item_{name}" for name in item))
+    return (*CROSS, *ITEM_AGES, *on_demand, *user, *(f"item_{name}" for name in item))
 
 
 @dataclass(frozen=True)
 class PairRows:
     """One request's user beside ``n`` items, before they are joined to rows.
 
-    ``pair`` float32 ``[n, P]``: ``CROSS``, then ``ITEM_AGES`` (NaN: missing); ``user_numeric``
-    float32 ``[Fu]``; ``user_categorical`` int32 ``[Cu]``; ``item`` int32 ``[n]``, the items' rows
-    in the catalogue.
+    ``pair`` float32 ``[n, P]``: ``CROSS``, ``ITEM_AGES``, then on-demand features (NaN: missing);
+    ``user_numeric`` float32 ``[Fu]``; ``user_categorical`` int32 ``[Cu]``; ``item`` int32 ``[n]``,
+    the items' rows in the catalogue; ``missing``: on-demand features that could not be computed.
     """
 
     pair: Float32Array
     user_numeric: Float32Array
     user_categorical: Int32Array
     item: Int32Array
+    missing: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.item)

@@ -6,15 +6,24 @@ The file is the operator's trusted code: reading it runs it.
 from __future__ import annotations
 
 import runpy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from feast import FeatureService, FeatureView, StreamFeatureView
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    RequestSource,
+    StreamFeatureView,
+)
+from feast.types import FeastType, UnixTimestamp
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import MICROS, AggregateView
+from feature_repo.aggregates.definition import AggregateView
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.aggregate_views import declared_aggregates
 from feature_repo.declarations.checks import (
@@ -22,14 +31,19 @@ from feature_repo.declarations.checks import (
     DeclaredView,
     without_experimental_warnings,
 )
+from feature_repo.declarations.on_demand_views import (
+    DeclaredOnDemand,
+    Source,
+    declared_on_demand,
+)
+from feature_repo.declarations.ranking_service import selected_features
 from feature_repo.declarations.tables import declared_table
-from feature_repo.declare import built_in_views
+from feature_repo.declare import BuiltInViews, built_in_views
 from feature_repo.hashing import fingerprint
+from feature_repo.on_demand.view import OnDemandView
 from feature_repo.own_names import taken
-from feature_repo.views import BuiltIn, Profile, built_in
+from feature_repo.views import REQUEST_SOURCE, BuiltIn, Profile, built_in
 from feature_repo.workspace import Workspace
-
-_DAY = 86_400 * MICROS
 
 
 @dataclass(frozen=True)
@@ -37,12 +51,14 @@ class Declared:
     """What a ``features.py`` adds to the built-in features.
 
     Attributes:
-        views: the declared views.
+        views: the declared views of users and of items.
+        on_demand: the declared views of on-demand features.
         ranking: for each view, the features that the ranking models read.
 
     """
 
     views: tuple[DeclaredView, ...] = ()
+    on_demand: tuple[DeclaredOnDemand, ...] = ()
     ranking: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
@@ -63,6 +79,24 @@ class Declared:
         """Return views and names of the numeric features that the ranking models read."""
         own = {view.name for view in self.views if view.key == key}
         return tuple((view, name) for view, names in self.ranking if view in own for name in names)
+
+    @property
+    def ranking_on_demand(self) -> tuple[OnDemandView, ...]:
+        """The on-demand views that the ranking models read."""
+        read = dict(self.ranking)
+        return tuple(
+            replace(view.definition, features=read[view.definition.name])
+            for view in self.on_demand
+            if view.definition.name in read
+        )
+
+    @property
+    def user_inputs(self) -> tuple[tuple[str, str], ...]:
+        """Views and names of the user features that on-demand views read."""
+        inputs = (given for view in self.ranking_on_demand for given in view.inputs)
+        return tuple(
+            dict.fromkeys((given.view, given.name) for given in inputs if given.owner == "user")
+        )
 
 
 def declared_in(workspace: Workspace, profile: Profile = "local") -> Declared:
@@ -105,49 +139,139 @@ def build(
     own = built_in(spec, features, profile)
     declared = _read(declarations, spec, own) if declarations else Declared()
     views = {view.name: view.registered for view in declared.views}
+    views |= {view.definition.name: view.registered for view in declared.on_demand}
     with without_experimental_warnings():
         ranking = [views[name][list(names)] for name, names in declared.ranking]
         online = [
-            view.registered[list(view.numeric)]
+            view.registered[names]
             for view in declared.views
-            if view.key == c.USER and view.numeric
+            if view.key == c.USER and (names := _served(view, declared))
         ]
     return [*own.objects, *views.values(), *own.services(ranking=ranking, online=online)]
 
 
+def _served(view: DeclaredView, declared: Declared) -> list[str]:
+    """Return the features of a user view that requests read: numbers, and on-demand inputs."""
+    inputs = [name for owner, name in declared.user_inputs if owner == view.name]
+    return list(dict.fromkeys([*view.numeric, *inputs]))
+
+
 def _read(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
-    views: list[DeclaredView] = []
     names = {declared.name for declared in own.objects}
     names |= {*taken(spec.event_types), *spec.user_attributes, *spec.item_attributes}
     found = _run(file, own)
+    views: list[DeclaredView] = []
     for view in found:
-        if isinstance(view, FeatureService):
+        if not isinstance(view, FeatureView):
             continue
-        try:
+        with _refusing(file, f"view '{view.name}'"):
             declared = (
                 declared_aggregates(view, spec, own.source(view.name))
                 if isinstance(view, StreamFeatureView)
                 else declared_table(view, file.parent)
             )
-            for name in declared.names:
-                if name in names:
-                    raise ValueError(f"the name '{name}' is taken; choose another")
-                names.add(name)
-        except ValueError as error:
-            raise BadDefinition(f"{file}: view '{view.name}': {error}") from None
+            _take(names, declared.names)
         views.append(declared)
 
+    sources = _built_in_sources(own) | {view.name: _source(view) for view in views}
+    on_demand: list[DeclaredOnDemand] = []
+    context: dict[str, FeastType] = {}
+    for view in found:
+        if isinstance(view, OnDemandFeatureView):
+            with _refusing(file, f"view '{view.name}'"):
+                _take(names, list(dict.fromkeys([view.name, *(f.name for f in view.features)])))
+                for source in view.source_request_sources.values():
+                    _take_fields(names, context, source)
+                on_demand.append(declared_on_demand(view, sources))
+
     services = [o for o in found if isinstance(o, FeatureService) and o.name == "ranking"]
+    with _refusing(file, "service 'ranking'"):
+        ranking = selected_features(services[0], views, on_demand) if services else ()
+    return Declared(tuple(views), tuple(on_demand), ranking)
+
+
+@contextmanager
+def _refusing(file: Path, what: str) -> Iterator[None]:
+    """Turn a ``ValueError`` into the error of a file that cannot be used."""
     try:
-        ranking = _selected(services[0], views) if services else ()
+        yield
     except ValueError as error:
-        raise BadDefinition(f"{file}: service 'ranking': {error}") from None
-    return Declared(tuple(views), ranking)
+        raise BadDefinition(f"{file}: {what}: {error}") from None
 
 
-def _run(file: Path, own: BuiltIn) -> list[FeatureView | FeatureService]:
+def _take(names: set[str], wanted: Sequence[str]) -> None:
+    """Add names to those that are taken.
+
+    Raises:
+        ValueError: one of them is.
+
+    """
+    for name in wanted:
+        if name in names:
+            raise ValueError(f"the name '{name}' is taken; choose another")
+        names.add(name)
+
+
+def _take_fields(names: set[str], context: dict[str, FeastType], source: RequestSource) -> None:
+    """Add a request's fields to ``context``; several views may read one field.
+
+    Raises:
+        ValueError: a name is taken, or a field has two types.
+
+    """
+    if source.name == REQUEST_SOURCE:
+        raise ValueError(f"the name '{source.name}' is taken; choose another")
+    for field in source.schema:
+        if context.setdefault(field.name, field.dtype) != field.dtype:
+            raise ValueError(
+                f"'{field.name}' is {field.dtype}, and {context[field.name]} elsewhere"
+            )
+        if field.name in names:
+            raise ValueError(f"the name '{field.name}' is taken; choose another")
+
+
+_READ_ON_DEMAND = (
+    "user_profile",
+    "user_activity",
+    "user_affinity",
+    "item_profile",
+    "item_activity",
+)
+"""Built-in views that on-demand views may read, where the data set has them."""
+
+
+def _built_in_sources(own: BuiltIn) -> dict[str, Source]:
+    """Return the built-in views that on-demand views may read."""
+    views = {view.name: view for view in own.objects if isinstance(view, FeatureView)}
+    of_item = {c.FIRST_EVENT_AT, c.LAST_EVENT_AT}  # a server has them as ages
+    sources = {}
+    for name in _READ_ON_DEMAND:
+        if name not in views:
+            continue
+        key = c.ITEM if name.startswith("item_") else c.USER
+        hidden = of_item if key == c.ITEM else set()
+        readable = tuple(
+            field.name
+            for field in views[name].features
+            if field.dtype != UnixTimestamp and field.name not in hidden
+        )
+        sources[name] = Source(views[name], key, readable)
+    return sources
+
+
+def _source(view: DeclaredView) -> Source:
+    """Return a declared view as a source: its columns of users, its numbers of items."""
+    if view.aggregates or view.key == c.ITEM:
+        return Source(view.registered, view.key, view.numeric)
+    fields = view.registered.features
+    readable = tuple(field.name for field in fields if field.dtype != UnixTimestamp)
+    return Source(view.registered, view.key, readable)
+
+
+def _run(file: Path, own: BuiltIn) -> list[Any]:
     """Return the Feast objects that a file declares, each once, without the built-in ones."""
-    token = built_in_views.set({"ranking": own.ranking})
+    views = {o.name: o for o in own.objects if not isinstance(o, Entity)}
+    token = built_in_views.set(BuiltInViews(own.ranking, views))
     try:
         with without_experimental_warnings():
             scope = runpy.run_path(str(file), run_name="features")
@@ -159,53 +283,7 @@ def _run(file: Path, own: BuiltIn) -> list[FeatureView | FeatureService]:
         raise BadDefinition(f"{file}: {type(error).__name__}: {error}") from error
     finally:
         built_in_views.reset(token)
-    built = {id(declared) for declared in own.ranking}
-    kinds = (FeatureView, FeatureService)
+    built = {id(declared) for declared in (*own.ranking, *own.objects)}
+    kinds = (FeatureView, OnDemandFeatureView, FeatureService)
     found = {id(o): o for o in scope.values() if isinstance(o, kinds) and id(o) not in built}
     return list(found.values())
-
-
-def _selected(
-    service: FeatureService, views: Sequence[DeclaredView]
-) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Return the features of declared views that a service reads.
-
-    Raises:
-        ValueError: no ranker can read one of them.
-
-    """
-    declared = {view.name: view for view in views}
-    selected = []
-    for projection in service.feature_view_projections:
-        if projection.name not in declared:
-            continue
-        view = declared[projection.name]
-        wanted = projection.desired_features or [f.name for f in projection.features]
-        wanted = wanted or list(view.numeric)
-        unknown = sorted(set(wanted) - {field.name for field in view.registered.features})
-        if unknown:
-            raise ValueError(f"view '{view.name}' has no {unknown}")
-        other = sorted(set(wanted) - set(view.numeric))
-        if other:
-            raise ValueError(
-                f"view '{view.name}': {other} are not numbers, and the ranker reads no others yet"
-            )
-        short = _short_windows(view, wanted)
-        if short:
-            raise ValueError(
-                f"view '{view.name}': the windows of {short} are shorter than a day; rankers learn "
-                "items' aggregates as of midnight, so these would mean something else when served"
-            )
-        selected.append((view.name, tuple(wanted)))
-    return tuple(selected)
-
-
-def _short_windows(view: DeclaredView, names: Sequence[str]) -> list[str]:
-    """Return which of a view's features are of items, and of windows shorter than a day."""
-    if view.aggregates is None or view.key != c.ITEM:
-        return []
-    return [
-        aggregate.name
-        for aggregate in view.aggregates.aggregates
-        if aggregate.name in names and aggregate.window is not None and aggregate.window < _DAY
-    ]

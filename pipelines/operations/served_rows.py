@@ -80,7 +80,7 @@ class ServedUsers:
             release: the release that answered them.
 
         """
-        self._use(user_reader(self._store, declared=release.codec.declared_user))
+        self._use(user_reader(self._store, declared=release.codec.user_reads))
         names = ("user_id", "time", "position", "row_position", "degraded")
         for start in range(0, len(requests), _REQUESTS_PER_READ):
             part = requests.slice(start, _REQUESTS_PER_READ)

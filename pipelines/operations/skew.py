@@ -96,7 +96,7 @@ def _groups(impressions: pa.Table, column: str) -> Iterator[tuple[str | None, pa
 
 
 def _rows(requests: pa.Table) -> Iterator[dict[str, Any]]:
-    names = ["request_id", "time", "filters", "item_ids", "numeric", "categorical"]
+    names = ["request_id", "time", "filters", "degraded", "item_ids", "numeric", "categorical"]
     for batch in requests.select(names).to_batches(max_chunksize=_ROWS_PER_BATCH):
         yield from batch.to_pylist()
 
@@ -125,12 +125,21 @@ def _compare(
 
     # Differences of numeric [n, F] and categorical features [n, C].
     parts = []
+    failed = [
+        number
+        for number, name in enumerate(codec.numeric)
+        if f"missing_{name}" in request["degraded"]
+    ]
     for name, values, tolerance in (
-        ("numeric", numeric, TOLERANCE),
-        ("categorical", categorical, 0.0),
+        ("numeric", numeric[rows].astype(np.float64), TOLERANCE),
+        ("categorical", categorical[rows].astype(np.float64), 0.0),
     ):
         logged = np.array(request[name][:ranked], dtype=np.float64).reshape(ranked, values.shape[1])
-        parts.append(difference(logged[retrieved], values[rows].astype(np.float64), tolerance))
+        logged = logged[retrieved]
+        if name == "numeric":  # the answer said that these could not be computed
+            absent = np.isnan(logged[:, failed])
+            values[:, failed] = np.where(absent, np.nan, values[:, failed])
+        parts.append(difference(logged, values, tolerance))
 
     report.add(
         request["request_id"],

@@ -12,6 +12,7 @@ from feature_repo.progress import Progress
 from feature_repo.workspace import Workspace
 from pipelines.display import table
 from pipelines.training.config import SampleConfig
+from pipelines.training.ranking_sets import row_schema
 from pipelines.training.train_ranking import trained_sets
 from ranking.config import RankerConfig
 from ranking.data import RankingData
@@ -53,7 +54,12 @@ def compress(
     folder = workspace.models / "ranking"
     report = RankerReport.load(folder)
     rows = _Rows(sets.train(), sets.calibrate(), sets.selection())
-    pairs, items = one_request(rows.selection, CANDIDATES, _item_columns(sets.retrieval.items.rows))
+    pairs, items = one_request(
+        rows.selection,
+        CANDIDATES,
+        _item_columns(sets.retrieval.items.rows),
+        row_schema(sets.retrieval.codec).pair_columns,
+    )
 
     figures: dict[str, Any] = {}
     for kind in dict.fromkeys((report.best, *({"dcn"} & set(report.kinds)))):

@@ -28,6 +28,7 @@ from pipelines.training.past_requests import (
 from pipelines.training.split import Split, epoch_seconds, too_few_events
 from ranking.data import RankingData
 from ranking.row_schema import RowSchema
+from ranking.rows import PAIR_COLUMNS
 from serving.recommender.candidates import Candidates
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, Filters, RequestRules
@@ -49,6 +50,7 @@ def row_schema(codec: Codec) -> RowSchema:
         heads=tuple(types),
         relevant=tuple(kind.positive for kind in types.values()),
         head_weights=tuple(kind.weight for kind in types.values()),
+        pair_columns=PAIR_COLUMNS + len(codec.on_demand_features),
     )
 
 
@@ -109,7 +111,7 @@ class RankingSets:
         self.time = epoch_seconds(events[c.TIMESTAMP])
         self.first_contact = ~events.duplicated([c.USER, c.ITEM]).to_numpy()
         self.interactions = InteractionHistory(events, retrieval.codec)
-        self.hydrator = Hydrator(retrieval.vectors)
+        self.hydrator = Hydrator(retrieval.vectors, retrieval.codec)
         self.filters = Filters(FilterRules(), retrieval.items)
 
     def train(self) -> RankingData:

@@ -113,6 +113,7 @@ def train_retrieval(
     declared = declared_in(workspace)
     # The codec, which is made here, has the columns of the ranker's rows.
     origin += [declared.version, *map(str, declared.ranking)] if declared.ranking else []
+    origin += map(str, declared.ranking_on_demand)
     version = fingerprint(
         FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
     )
@@ -221,6 +222,7 @@ def fit_codec(
         item_attributes,
         declared.ranking_numeric(c.USER),
         declared.ranking_numeric(c.ITEM),
+        declared.ranking_on_demand,
     )
 
     activity = _activity_at_end(codec, features, events)

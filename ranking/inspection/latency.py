@@ -9,13 +9,16 @@ import numpy as np
 
 from ranking.data import RankingData
 from ranking.models.scorer import CalibratedRanker
-from ranking.rows import CROSS, ITEM_AGES, ItemRows, PairRows
+from ranking.rows import PAIR_COLUMNS, ItemRows, PairRows
 
 _WARM_UP = 5
 
 
 def one_request(
-    data: RankingData, size: int, item_columns: tuple[int, int]
+    data: RankingData,
+    size: int,
+    item_columns: tuple[int, int],
+    pair_columns: int = PAIR_COLUMNS,
 ) -> tuple[PairRows, ItemRows]:
     """Split joined rows into one request of ``size`` candidates, as a server has before it ranks.
 
@@ -24,18 +27,18 @@ def one_request(
         size: number of candidates.
         item_columns: number of the last numeric and of the last categorical columns that are the
             item's.
+        pair_columns: number of the first numeric columns that are of user and item together.
 
     """
     rows = np.resize(np.flatnonzero(data.request == data.request[0]), size)
     numeric, categorical = data.numeric[rows], data.categorical[rows]
 
     # Numeric columns: pair, user, item; categorical ones: user, item.
-    pair_end = len(CROSS) + len(ITEM_AGES)
     item_start = numeric.shape[1] - item_columns[0]
     item_codes = categorical.shape[1] - item_columns[1]
     pairs = PairRows(
-        pair=numeric[:, :pair_end].copy(),
-        user_numeric=numeric[0, pair_end:item_start],
+        pair=numeric[:, :pair_columns].copy(),
+        user_numeric=numeric[0, pair_columns:item_start],
         user_categorical=categorical[0, :item_codes],
         item=np.arange(size, dtype=np.int32),
     )

@@ -15,7 +15,7 @@ from feature_repo.files import read_json, write_json
 from ranking.models.base import Contributions, PairScorer, largest, save_description
 from ranking.models.onnx import onnx_session
 from ranking.row_schema import RowSchema
-from ranking.rows import CROSS, ITEM_AGES, ItemRows, PairRows
+from ranking.rows import ItemRows, PairRows
 from ranking.sigmoid import sigmoid
 from ranking.transform import RowTransform
 
@@ -80,7 +80,8 @@ class DcnRanker:
         """
         if len(items.numeric) > _MOST_PREPARED:
             return lambda pairs: self.predict(*pairs.join(items))
-        first, last = len(CROSS) + len(ITEM_AGES), len(self.schema.numeric) - items.numeric.shape[1]
+        first = self.schema.pair_columns
+        last = len(self.schema.numeric) - items.numeric.shape[1]
         spans = (slice(first), slice(first, last), slice(last, None))
         of_pair, of_user, of_item = (self.transform.part(span) for span in spans)
         widths = [len(part.median) for part in (of_pair, of_user, of_item)]

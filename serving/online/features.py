@@ -222,7 +222,7 @@ class OnlineFeatures:
         self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
 
-        declared = items.codec.declared_user
+        declared = items.codec.user_reads
         self._users = user_reader(self._store, observe_age, declared)
         self._aggregates = self._users.aggregates()
         self._whole = whole_user_reader(self._store, observe_age, declared)

@@ -8,6 +8,7 @@ from typing import Any
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
+from feature_repo.on_demand.view import OnDemandView, Owner
 from feature_repo.request_time import OUTPUTS
 from ranking.rows import REQUEST_TIME, numeric_names
 
@@ -17,7 +18,7 @@ class Codec:
     """Every vocabulary of a release, and the order of the ranker's columns.
 
     ``declared_user`` and ``declared_item``: numeric features that a ``features.py`` gave the
-    ranker, each with the view that it is of.
+    ranker, each with the view that it is of. ``on_demand``: what is computed in the request.
     """
 
     spec: DatasetSpec
@@ -28,6 +29,7 @@ class Codec:
     item_attributes: AttributeEncoder
     declared_user: tuple[tuple[str, str], ...] = ()
     declared_item: tuple[tuple[str, str], ...] = ()
+    on_demand: tuple[OnDemandView, ...] = ()
 
     @property
     def user_activity(self) -> tuple[str, ...]:
@@ -66,9 +68,29 @@ class Codec:
         return (*self.item_activity, *self.item_attributes.numeric)
 
     @property
+    def on_demand_features(self) -> tuple[str, ...]:
+        """Features of a user and a candidate that are computed in the request, in column order."""
+        return tuple(name for view in self.on_demand for name in view.features)
+
+    @property
+    def user_reads(self) -> tuple[tuple[str, str], ...]:
+        """View and name of what is read of users: declared features, and on-demand inputs."""
+        return tuple(dict.fromkeys([*self.declared_user, *self._inputs("user")]))
+
+    @property
+    def user_inputs(self) -> tuple[str, ...]:
+        """Names of the values of a user and of a request that on-demand functions take."""
+        inputs = [*self._inputs("user"), *self._inputs("request")]
+        return tuple(dict.fromkeys(name for _, name in inputs))
+
+    def _inputs(self, owner: Owner) -> list[tuple[str, str]]:
+        inputs = (given for view in self.on_demand for given in view.inputs)
+        return [(given.view, given.name) for given in inputs if given.owner == owner]
+
+    @property
     def numeric(self) -> tuple[str, ...]:
         """Numeric columns of the ranker's rows."""
-        return numeric_names(self.user_numeric, self.item_numeric)
+        return numeric_names(self.on_demand_features, self.user_numeric, self.item_numeric)
 
     @property
     def categorical(self) -> dict[str, int]:
@@ -91,6 +113,7 @@ class Codec:
             "item_attributes": self.item_attributes.to_dict(),
             **({"declared_user": self.declared_user} if self.declared_user else {}),
             **({"declared_item": self.declared_item} if self.declared_item else {}),
+            **({"on_demand": [v.to_dict() for v in self.on_demand]} if self.on_demand else {}),
             # JSON objects have no order that survives every writer, and attribute codes hang on it.
             "order": {
                 "types": self.spec.event_types,
@@ -112,6 +135,7 @@ class Codec:
             _encoder(raw["item_attributes"], order.get("item_attributes", [])),
             tuple((view, name) for view, name in raw.get("declared_user", ())),
             tuple((view, name) for view, name in raw.get("declared_item", ())),
+            tuple(OnDemandView.from_dict(view) for view in raw.get("on_demand", ())),
         )
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.request_time import SECONDS_PER_DAY
 from ranking.compiled import compiled, dot
-from ranking.rows import CROSS, ITEM_AGES, PairRows
+from ranking.rows import PAIR_COLUMNS, PairRows
 from serving.recommender.candidates import RECENT, Candidates
+from serving.recommender.codec import Codec
+from serving.recommender.deadline import NEVER, Deadline
 from serving.recommender.item_table import ItemTable
+from serving.recommender.on_demand import OnDemandFeatures, Pairs
 from serving.recommender.users import UserBatch
 
 _NEWEST = 5
@@ -22,9 +27,10 @@ _CACHE_LINE = 16
 class Hydrator:
     """Builds the ranker's inputs of candidates, for training sets and for serving."""
 
-    def __init__(self, vectors: Float32Array) -> None:
+    def __init__(self, vectors: Float32Array, codec: Codec) -> None:
         """``vectors``: unit item vectors, float32 ``[N, D]``."""
         self._vectors = vectors
+        self._on_demand = OnDemandFeatures(codec)
 
     def hydrate(
         self, users: UserBatch, vectors: Float32Array, candidates: Candidates, items: ItemTable
@@ -45,13 +51,36 @@ class Hydrator:
         return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
 
     def pairs(
-        self, users: UserBatch, vectors: Float32Array, candidates: Candidates, items: ItemTable
+        self,
+        users: UserBatch,
+        vectors: Float32Array,
+        candidates: Candidates,
+        items: ItemTable,
+        *,
+        deadline: Deadline = NEVER,
     ) -> list[PairRows]:
-        """Return each request's user beside its candidates; arguments as of ``hydrate``."""
-        return [
+        """Return each request's user beside its candidates; arguments as of ``hydrate``.
+
+        ``deadline``: of the requests; an on-demand function that makes them late is left out.
+        """
+        pairs = [
             self._pairs_of_one(users, row, vectors[row], candidates=candidates, items=items)
             for row in range(len(users))
         ]
+        if not self._on_demand.width:
+            return pairs
+        return [
+            self._with_on_demand(pair, Pairs(users, row, pair.item, items), deadline)
+            for row, pair in enumerate(pairs)
+        ]
+
+    def _with_on_demand(self, rows: PairRows, pairs: Pairs, deadline: Deadline) -> PairRows:
+        """Return a user's pairs with the features that are computed of both."""
+        first = rows.pair.shape[1]
+        pair = np.empty((len(rows), first + self._on_demand.width), dtype=np.float32)
+        pair[:, :first] = rows.pair
+        missing = self._on_demand.write(pair[:, first:], pairs, deadline)
+        return replace(rows, pair=pair, missing=missing)
 
     def _pairs_of_one(
         self,
@@ -68,7 +97,7 @@ class Hydrator:
         recent = users.context.history[row, :RECENT]
 
         # Columns as in CROSS and ITEM_AGES, float32 [n, P].
-        pair = np.empty((len(codes), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
+        pair = np.empty((len(codes), PAIR_COLUMNS), dtype=np.float32)
         pair[:, 1] = candidates.tower_rank[rows]
         pair[:, 2:4] = candidates.similar[rows]
         _write_cosines(pair, codes, vector, self._vectors, self._vectors[recent[recent > 0]])

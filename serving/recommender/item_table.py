@@ -76,6 +76,17 @@ class RawColumn(Sequence[Any]):
             return self.values[code - self._start].as_py()
         return self._before[code] if self._before is not None else None
 
+    def take(self, codes: Int32Array) -> npt.NDArray[Any]:
+        """Return the values of items, objects ``[n]``; None: missing."""
+        own = codes >= self._start
+        values = np.full(len(codes), None, dtype=object)
+        given = self.values.take(pa.array(codes[own] - self._start)).to_pylist()
+        for row, value in zip(np.flatnonzero(own), given, strict=True):
+            values[row] = value  # one by one: NumPy would make an axis of lists
+        if self._before is not None and not own.all():
+            values[~own] = self._before.take(codes[~own])
+        return values
+
     def between(self, least: float | None, most: float | None) -> BoolArray:
         """Return which values of a numeric attribute are in a range, bool ``[N]``; missing: none.
 

@@ -55,7 +55,7 @@ class Recommender:
         self.tower = tower
         self.vectors = np.asarray(vectors)  # a view without the costs of np.memmap's indexing
         self.retriever = retriever
-        self.hydrator = Hydrator(self.vectors)
+        self.hydrator = Hydrator(self.vectors, items.codec)
         self.ranker = ranker
         self.rules = rules
         self.filters = Filters(rules, items)
@@ -115,7 +115,7 @@ class Recommender:
             candidates = self._retrieve(users, vectors, requests, items)
 
         with timer("rank"):
-            pairs = self.hydrator.pairs(users, vectors, candidates, items)
+            pairs = self.hydrator.pairs(users, vectors, candidates, items, deadline=deadline)
             ranked = self._rank(candidates, pairs, items, deadline)
 
         with timer("filter"):
@@ -264,6 +264,7 @@ class Recommender:
 
         if ranked.degradation:
             result.degraded.append(ranked.degradation)
+        result.degraded += [f"missing_{name}" for name in ranked.pairs[row].missing]
         if not users.context.history[row].any():
             result.degraded.append("no_history")
         return result

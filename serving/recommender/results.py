@@ -32,7 +32,7 @@ Degradation = Literal[
 """Every word that ``degraded`` may hold, but for those of declared features.
 
 ``stale_<view>`` where a declared view's values were past its TTL, ``missing_<feature>`` where a
-release reads a feature that is registered no more.
+release reads a feature that is registered no more, or the function of an on-demand feature failed.
 """
 
 
@@ -49,7 +49,7 @@ class Recommendation:
     items: Int32Array
     scores: Float32Array
     sources: list[list[str]]
-    degraded: list[Degradation]
+    degraded: list[Degradation | str]
     removed: dict[str, int] = field(default_factory=dict)
     rows: Int64Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,15 @@ class UserBatch:
     """``B`` requests' users: the towers' view, the ranker's view, and what the filters need.
 
     ``category_shares`` float32 ``[B, K]``, each user's share of positive events by category;
-    ``seen[b]``: codes of the items that the user has interacted with, by event type.
+    ``seen[b]``: codes of the items that the user has interacted with, by event type; ``inputs``:
+    what on-demand functions take of the users and their requests, by name, one value per request.
     """
 
     context: UserContext
     rows: UserRows
     category_shares: Float32Array
     seen: list[dict[str, Int32Array]]
+    inputs: Columns = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.context)
@@ -44,6 +46,7 @@ class UserReader:
         self.codec = codec
         self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
         self._declared = [name for _, name in codec.declared_user]
+        self._inputs = codec.user_inputs
         self._width = len(codec.user_numeric)
         self._ranked = ranked_columns(codec.user_attributes)
 
@@ -82,7 +85,14 @@ class UserReader:
         attributes = self.codec.user_attributes.encode(columns, len(time))
         context = self._context(columns, time, attributes)
         rows = self._rows(columns, context, attributes)
-        return UserBatch(context, rows, self._shares(columns, len(time)), self._seen(columns))
+        missing = [None] * len(time)
+        return UserBatch(
+            context,
+            rows,
+            self._shares(columns, len(time)),
+            self._seen(columns),
+            {name: columns.get(name, missing) for name in self._inputs},
+        )
 
     def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:
         """Return the ranker's view; columns as in ``Codec.user_numeric`` and ``categorical``."""

@@ -12,7 +12,7 @@ from feature_repo.arrays import Float32Array
 from feature_repo.dataset import AttributeKind
 from feature_repo.encoding import AttributeEncoder
 from ranking.data import spaced_rows
-from ranking.rows import CROSS, ITEM_AGES, PairRows
+from ranking.rows import PairRows
 from serving.recommender.codec import Codec
 from serving.recommender.filters import RequestRules
 from serving.recommender.results import Ranked, Recommendation
@@ -128,7 +128,7 @@ def _bad_scores(release: Release, users: UserBatch, ranked: Ranked) -> str | Non
     items = release.items
     ranker = release.recommender.ranker
     sample = (spaced_rows(len(items) - 1, _SCORED) + 1).astype(np.int32)
-    pair = np.zeros((len(sample), len(CROSS) + len(ITEM_AGES)), dtype=np.float32)
+    pair = np.zeros((len(sample), ranker.schema.pair_columns), dtype=np.float32)
     rows = PairRows(pair, users.rows.numeric[-1], users.rows.categorical[-1], sample).join(
         items.rows
     )

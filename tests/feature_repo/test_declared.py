@@ -1,7 +1,10 @@
 """A user's ``features.py``: what it declares, and one sentence for whatever cannot be used."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +14,7 @@ from feature_repo.aggregates.definition import MICROS, Aggregate, AggregateView
 from feature_repo.dataset import load_spec
 from feature_repo.declarations.checks import BadDefinition
 from feature_repo.declarations.declared import build, read_declared
+from feature_repo.on_demand.view import OnDemandView
 from pipelines.workflow.data_sets import SPECS
 
 SPEC = load_spec(SPECS / "synthetic.toml")
@@ -281,3 +285,138 @@ def test_the_defaults_need_a_data_set():
 
     with pytest.raises(RuntimeError, match="only while Funnel reads a features.py"):
         _ = defaults.ranking
+
+
+ON_DEMAND = (
+    SPEND.replace(
+        "from feast.aggregation",
+        "from feast import Field, RequestSource\n"
+        "from feast.on_demand_feature_view import on_demand_feature_view\n"
+        "from feast.types import Array, Float64, Int64, String\n"
+        "from numpy import log1p\nimport pandas as pd\n\n"
+        "from feast.aggregation",
+    )
+    + """
+page = RequestSource(name="visit", schema=[Field(name="page", dtype=String)])
+RATE = 2.0
+
+@on_demand_feature_view(
+    sources=[spend, defaults["item_profile"][["price"]], page],
+    schema=[Field(name="afford", dtype=Float64), Field(name="at_home", dtype=Float64)],
+)
+def wallet(inputs: pd.DataFrame) -> pd.DataFrame:
+    out = pd.DataFrame()  # a comment stays
+    out["afford"] = log1p(inputs["spend_1h"]) - inputs["item_profile__price"]
+    out["at_home"] = (inputs["page"] == "home").astype(float)
+    return out
+
+ranking = FeatureService(name="ranking", features=[*defaults.ranking, wallet[["at_home"]]])
+"""
+)
+
+
+def test_a_feature_of_the_moment_is_declared_as_in_feast(tmp_path):
+    found = declared(tmp_path, ON_DEMAND)
+    (view,) = found.ranking_on_demand
+    assert (view.name, view.features, view.mode) == ("wallet", ("at_home",), "pandas")
+    assert [(i.owner, i.view, i.name) for i in view.inputs] == [
+        ("user", "spend", "spend_1h"),
+        ("user", "spend", "purchases"),
+        ("item", "item_profile", "price"),
+        ("request", "visit", "page"),
+    ]
+    assert view.function.imports == (("log1p", "numpy:log1p"), ("pd", "pandas"))
+    assert view.function.source.startswith("def wallet(") and "# a comment" in view.function.source
+    assert found.user_inputs == (("spend", "spend_1h"), ("spend", "purchases"))
+    assert found.ranking == (("wallet", ("at_home",)),)
+
+
+def test_a_function_goes_with_a_release_as_text_and_computes_the_same(tmp_path):
+    (view,) = declared(tmp_path, ON_DEMAND).ranking_on_demand
+    (tmp_path / "features.py").unlink()
+    loaded = OnDemandView.from_dict(json.loads(json.dumps(view.to_dict())))
+    assert loaded == view
+    values = [
+        np.array([1.0, np.nan]),
+        np.array([0.0, 0.0]),
+        np.array([2.0, 3.0]),
+        np.array(["home", None], dtype=object),
+    ]
+    assert loaded.compute(values, 2).tolist() == [[1.0], [0.0]]
+    both = replace(loaded, features=("afford", "at_home")).compute(values, 2)
+    assert both[0, 0] == pytest.approx(np.log1p(1.0) - 2.0)
+    assert np.isnan(both[1, 0]) and both[1, 1] == 0.0
+
+
+def test_a_function_may_take_and_return_lists(tmp_path):
+    text = ON_DEMAND[: ON_DEMAND.index("@on_demand")] + PYTHON
+    (view,) = declared(tmp_path, text).ranking_on_demand
+    values = [np.array([3.0, np.nan]), np.array([1.0, 1.0])]
+    found = view.compute(values, 2)
+    assert found[0, 0] == 2.0 and np.isnan(found[1, 0])
+
+
+PYTHON = """
+@on_demand_feature_view(
+    sources=[spend], schema=[Field(name="change", dtype=Float64)], mode="python"
+)
+def change(inputs):
+    pairs = zip(inputs["spend_1h"], inputs["purchases"])
+    return {"change": [None if a is None or b is None else a - b for a, b in pairs]}
+
+ranking = FeatureService(name="ranking", features=[change])
+"""
+
+BAD_FUNCTIONS = {
+    "a value of the file": ("log1p(inputs", "RATE * log1p(inputs", "reads 'RATE' of the file"),
+    "a function of the file": ("RATE = 2.0", "def twice(x): return x", ""),
+    "an unknown name": ("log1p(inputs", "log2p(inputs", "uses 'log2p', which is not defined"),
+    "a misspelt column": ('inputs["page"]', 'inputs["pages"]', "fails on sample .*'pages'"),
+    "it raises": (
+        "    out = pd",
+        "    raise OSError(5)\n    out = pd",
+        "fails on sample .*OSError",
+    ),
+    "another length": ("return out", "return out[:1]", "shape .1,. for 3 rows"),
+    "no such feature": ('out["at_home"] =', 'out["at_hom"] =', "fails on sample .*at_home"),
+    "text": ('name="at_home", dtype=Float64', 'name="at_home", dtype=String', "numbers only"),
+    "another type": ('name="at_home", dtype=Float64', 'name="at_home", dtype=Int64', "fails on"),
+    "a taken name": ('name="afford"', 'name="events_7d"', "name 'events_7d' is taken"),
+    "of no view": ('defaults["item_profile"][["price"]]', 'defaults["item_recent"]', "not one of"),
+    "unknown built-in": ('"item_profile"][', '"item_profil"][', "no built-in view 'item_profil'"),
+    "a field that others have": (
+        'Field(name="page"',
+        'Field(name="spend_1h"',
+        "'spend_1h' is taken",
+    ),
+    "singleton": ("    sources=[spend,", "    singleton=True, sources=[spend,", "singleton"),
+    "stored": ("    sources=[spend,", "    write_to_online_store=True, sources=[spend,", "."),
+    "a closure": (
+        "@on_demand_feature_view(\n    sources=[spend, def",
+        "def make(rate):\n  def inner(inputs):\n    return inputs * rate\n  return inner\n"
+        "inner = on_demand_feature_view(sources=[spend], "
+        "schema=[Field(name='x1', dtype=Float64)])(make(2))\n"
+        "@on_demand_feature_view(\n    sources=[spend, def",
+        r"reads \['rate'\] of the function around it",
+    ),
+    "a lambda": (
+        "@on_demand_feature_view(\n    sources=[spend, def",
+        "short = on_demand_feature_view(name='short', sources=[spend], "
+        "schema=[Field(name='x1', dtype=Float64)])(lambda inputs: inputs)\n"
+        "@on_demand_feature_view(\n    sources=[spend, def",
+        "defined with 'def'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FUNCTIONS)
+def test_a_function_that_cannot_be_used_is_refused_in_a_sentence(name, tmp_path):
+    old, new, message = BAD_FUNCTIONS[name]
+    text = ON_DEMAND.replace(old, new)
+    assert text != ON_DEMAND
+    if not message:
+        declared(tmp_path, text)
+        return
+    with pytest.raises(BadDefinition, match=message) as refused:
+        declared(tmp_path, text)
+    assert "\n" not in str(refused.value).strip()

@@ -17,6 +17,7 @@ from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
+from feature_repo.on_demand.function import FunctionText
 from feature_repo.stores.feature_store import feature_store
 from pipelines.features.point_in_time import PointInTime
 from pipelines.features.whole_tables import list_files
@@ -28,6 +29,9 @@ from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
 from serving.engine import Engine
 from serving.online.features import OnlineFeatures, no_features
+from serving.recommender.deadline import Deadline
+from serving.recommender.filters import RequestRules
+from serving.recommender.hydrate import Hydrator
 from serving.recommender.users import UserReader
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
@@ -269,6 +273,86 @@ def test_the_ranker_has_a_column_of_each(engine):
     assert [values[name] for name in NAMES] == [0.5, 1.5, 2.5, 3.5]
 
 
+def test_a_feature_of_the_moment_is_computed_of_the_candidates_of_a_request(engine, events):
+    user = events[events[c.TYPE] == "purchase"][c.USER].iloc[0]
+    now = time.time()
+    found = engine.snapshot.online.user(user, now)
+    batch = engine.release.reader.read(found.columns, np.array([now]))
+    _, ranked, _ = engine.release.recommender.recommend_ranked(
+        batch, [RequestRules(5)], engine.items
+    )
+    names = engine.release.codec.numeric
+    rows, _ = ranked.pairs[0].join(engine.items.rows)
+    columns = dict(zip(names, rows.T, strict=True))
+    prices = columns["item_last_paid"] / np.float32(found.columns["dearest"][0])
+    assert np.isfinite(prices).sum() > 20
+    np.testing.assert_allclose(columns["price_to_dearest"], prices, rtol=1e-6)
+    assert ranked.pairs[0].missing == ()
+
+    # Feast's own read runs the same function.
+    item = engine.release.codec.items.values[
+        int(ranked.candidates.item[np.isfinite(prices)][0]) - 1
+    ]
+    read = (
+        feature_store(engine.workspace)
+        .get_online_features(
+            features=["affordable:price_to_dearest", "spend:dearest", "bought:last_paid"],
+            entity_rows=[{c.USER: user, c.ITEM: item}],
+        )
+        .to_dict()
+    )
+    assert read["price_to_dearest"] == pytest.approx(
+        [read["last_paid"][0] / read["dearest"][0]], rel=1e-6
+    )
+
+
+FAILING = {
+    "raises": "raise OSError('away')",
+    "another length": "return inputs[:1].rename(columns={'last_paid': 'price_to_dearest'})",
+    "another name": "return inputs",
+    "not a number": "return inputs.assign(price_to_dearest=float('nan'))",
+    "infinite": "return inputs.assign(price_to_dearest=float('inf'))",
+    "no such module": "import nothing_of_this_name",
+}
+
+
+@pytest.mark.parametrize("body", FAILING.values(), ids=FAILING)
+def test_a_function_that_fails_costs_its_feature_and_not_the_answer(shop, body):
+    engine = with_function(shop, f"def affordable(inputs):\n    {body}\n")
+    answer = engine.recommend(RecommendationRequest(user_id="u0001", k=5))
+    engine.close()
+    assert len(answer["items"]) == 5
+    assert answer["degraded"] == ["missing_price_to_dearest"]
+    assert counted_as(engine, "missing_price_to_dearest") == 1
+
+
+def test_a_function_that_makes_requests_late_pauses(shop):
+    slow = "import time\n    time.sleep(0.3)\n    return inputs.assign(price_to_dearest=1.0)"
+    engine = with_function(shop, f"def affordable(inputs):\n    {slow}\n")
+    request = RecommendationRequest(user_id="u0001", k=5)
+    answers = [engine.recommend(request, Deadline(0.15))["degraded"] for _ in range(3)]
+    engine.close()
+    assert answers == [["ranker_skipped"], *[["missing_price_to_dearest"]] * 2]
+
+
+def with_function(shop, text):
+    """Return an engine whose release has another function; it reads items' last prices."""
+    engine = Engine(load_release(current_release(shop)), shop, log_impressions=False)
+    release = engine.release
+    (view,) = release.codec.on_demand
+    view = replace(view, inputs=view.inputs[1:], function=FunctionText("affordable", text))
+    codec = replace(release.codec, on_demand=(view,))
+    release.recommender.hydrator = Hydrator(release.recommender.vectors, codec)
+    known = engine.items.activity.counts[:, codec.item_activity.index("last_paid")]
+    assert np.isfinite(known).any()
+    return engine
+
+
+def counted_as(engine, word):
+    value = engine.metrics.registry.get_sample_value("funnel_degraded_total", {"reason": word})
+    return int(value or 0)
+
+
 def test_an_accepted_event_counts_at_once_and_is_forgotten_in_time(engine, events):
     now = time.time()
     users = [*sorted(events[c.USER].unique()), "a-new-one"]
@@ -326,7 +410,7 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
     report = skew(shop, newest_impressions(shop, None, None), lambda *_: None)
     assert report.requests >= 3 * len(ask)
     items = {"item_margin", "item_paid_7d", "item_last_paid"}
-    assert {*NAMES, *items} <= set(report.features)
+    assert {*NAMES, *items, "price_to_dearest"} <= set(report.features)
     assert (report.differing, report.row_missing) == (0, 0)
 
 

@@ -1,0 +1,84 @@
+"""The feature service of the ranking models: which declared features they read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from feast import FeatureService
+
+from feature_repo import columns as c
+from feature_repo.aggregates.definition import MICROS
+from feature_repo.declarations.checks import DeclaredView
+from feature_repo.declarations.on_demand_views import DeclaredOnDemand
+
+_DAY = 86_400 * MICROS
+
+
+def selected_features(
+    service: FeatureService, views: Sequence[DeclaredView], on_demand: Sequence[DeclaredOnDemand]
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the features of declared views that a service reads.
+
+    The ranker also reads the item features that its on-demand views are computed from, since its
+    rows are where a server keeps them.
+
+    Raises:
+        ValueError: no ranker can read one of them.
+
+    """
+    declared = {view.name: view for view in views}
+    computed = {view.definition.name: view.definition for view in on_demand}
+    selected: dict[str, list[str]] = {}
+    for projection in service.feature_view_projections:
+        name = projection.name
+        wanted = projection.desired_features or [f.name for f in projection.features]
+        if name in declared:
+            selected[name] = _checked(declared[name], wanted or list(declared[name].numeric))
+        elif name in computed:
+            given_features = computed[name].features
+            unknown = sorted(set(wanted) - set(given_features))
+            if unknown:
+                raise ValueError(f"view '{name}' has no {unknown}")
+            selected[name] = list(wanted or given_features)
+    for name in [name for name in selected if name in computed]:
+        for given in computed[name].inputs:
+            if given.owner == "item" and given.view in declared:
+                features = selected.setdefault(given.view, [])
+                if given.name not in features:
+                    features += _checked(declared[given.view], [given.name])
+    return tuple((name, tuple(features)) for name, features in selected.items())
+
+
+def _checked(view: DeclaredView, wanted: Sequence[str]) -> list[str]:
+    """Return features of a view that the ranker can read.
+
+    Raises:
+        ValueError: it cannot read one of them.
+
+    """
+    unknown = sorted(set(wanted) - {field.name for field in view.registered.features})
+    if unknown:
+        raise ValueError(f"view '{view.name}' has no {unknown}")
+    other = sorted(set(wanted) - set(view.numeric))
+    if other:
+        raise ValueError(
+            f"view '{view.name}': {other} are not numbers, and the ranker reads no others yet"
+        )
+    short = _short_windows(view, wanted)
+    if short:
+        raise ValueError(
+            f"view '{view.name}': the windows of {short} are shorter than a day; rankers learn "
+            "items' aggregates as of midnight, so these would mean something else when served"
+        )
+    return list(wanted)
+
+
+def _short_windows(view: DeclaredView, names: Sequence[str]) -> list[str]:
+    """Return which of a view's features are of items, and of windows shorter than a day."""
+    if view.aggregates is None or view.key != c.ITEM:
+        return []
+    return [
+        aggregate.name
+        for aggregate in view.aggregates.aggregates
+        if aggregate.name in names and aggregate.window is not None and aggregate.window < _DAY
+    ]
