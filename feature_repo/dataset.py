@@ -24,9 +24,10 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from feature_repo.errors import FunnelError
-from feature_repo.own_names import as_name, ranker_clashes, taken
+from feature_repo.own_names import EVENT_NAMES, as_name, ranker_clashes, taken
 
 AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]
+ContextKind = Literal["categorical", "numeric", "text"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)]
 
 
@@ -155,7 +156,13 @@ class EventType(_Strict):
 
 
 class Events(Table):
-    """The event log: who did what to which item, when."""
+    """The event log: who did what to which item, when.
+
+    ``context``: further columns, which say where an event happened, such as its page or device.
+    ``rename`` has the file's column of those that are called otherwise there.
+    """
+
+    added: ClassVar[frozenset[str]] = Table.added | {"context", "rename"}
 
     user: str
     item: str
@@ -166,6 +173,19 @@ class Events(Table):
     id: str | None = None
     rename_types: dict[str, Name] = {}
     types: dict[Name, EventType] = {"interaction": EventType(positive=True)}
+    context: dict[Name, ContextKind] = {}
+    rename: dict[Name, str] = {}
+
+    def source_column(self, field: str) -> str:
+        """Return the column of the file that holds a field of the context."""
+        return self.rename.get(field, field)
+
+    @model_validator(mode="after")
+    def _context_exists(self) -> Self:
+        unknown = set(self.rename) - set(self.context)
+        if unknown:
+            raise ValueError(f"[events.rename]: {sorted(unknown)} not among [events.context]")
+        return self
 
     @model_validator(mode="after")
     def _types_make_sense(self) -> Self:
@@ -264,8 +284,15 @@ class DatasetSpec(_Strict):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
-        used = {*self.user_attributes, *self.item_attributes} & taken(self.event_types)
+        attributes = {*self.user_attributes, *self.item_attributes}
+        used = attributes & taken(self.event_types)
         used |= set(self._ranker_clashes())
+        in_context = {*self.context} & (taken(self.event_types) | attributes | EVENT_NAMES)
+        if in_context:
+            raise ValueError(
+                f"[events.context] {sorted(in_context)}: another column has the name; choose "
+                "another, with [events.rename]"
+            )
         if used:
             raise ValueError(
                 f"attribute {sorted(used)}: the name is Funnel's own; choose another, with rename"
@@ -307,6 +334,11 @@ class DatasetSpec(_Strict):
     def has_value(self) -> bool:
         """Whether events carry a number."""
         return self.events.value is not None
+
+    @property
+    def context(self) -> dict[str, ContextKind]:
+        """Fields of the context of an event or a request, and their kinds."""
+        return dict(self.events.context)
 
     @property
     def user_attributes(self) -> dict[str, AttributeKind]:

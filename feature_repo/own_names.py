@@ -9,6 +9,9 @@ from feature_repo import columns as c
 from feature_repo.facts import PANE_S
 from feature_repo.request_time import OUTPUTS
 
+EVENT_NAMES = {c.EVENT_ID, c.TYPE, c.TIMESTAMP, c.VALUE, c.WEIGHT, c.POSITIVE, c.MONTH}
+"""Columns of ingested events, besides those of users and items."""
+
 
 def taken(event_types: list[str]) -> set[str]:
     """Return the names of columns and features that every data set with these event types has."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Int32Array
+from feature_repo.events.stored import encode
 from serving.api.schemas import (
     Explanation,
     RecommendationItem,
@@ -238,6 +239,7 @@ def impression_of(
         row_position=features.row_position if features else None,
         items_as_of=snapshot.items_as_of,
         filters=filters_to_log(request.filters),
+        context=encode(request.context) if request.context else None,
         added=snapshot.items.added,
         item_ids=[item["item_id"] for item in response["items"]],
         scores=result.scores,

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from feature_repo.arrays import Float32Array
+from feature_repo.dataset import ContextKind
+from feature_repo.events.context import checked_context
 from feature_repo.settings import Settings, read_settings
 from feature_repo.workspace import Workspace
 from retrieval.index import recall_against
@@ -265,6 +267,7 @@ class Engine:
 
         Raises:
             UnknownAttribute: a filter names an attribute that items do not have.
+            BadContext: the context does not fit the data set.
 
         """
         deadline = deadline or Deadline(self.settings.deadline_ms / 1_000)
@@ -283,6 +286,7 @@ class Engine:
 
         Raises:
             UnknownAttribute: a filter names an attribute that items do not have.
+            BadContext: the context does not fit the data set.
             Unwanted: ``stop`` said so between two batches.
 
         """
@@ -301,6 +305,8 @@ class Engine:
         requests = self.erasure.anonymous(requests)
         for request in requests:
             snapshot.release.recommender.filters.check(request.filters, snapshot.items)
+        fields = snapshot.release.codec.spec.context
+        requests = [_with_checked_context(request, fields) for request in requests]
 
         answers = self._answers(snapshot, requests, deadline)
         for request, answer in zip(requests, answers, strict=True):
@@ -427,6 +433,15 @@ def _batches(
     yield part
 
 
+def _with_checked_context(
+    request: RecommendationRequest, fields: dict[str, ContextKind]
+) -> RecommendationRequest:
+    if not request.context:
+        return request
+    checked = checked_context(request.context, fields)
+    return request.model_copy(update={"context": checked})
+
+
 def _user_batch(
     snapshot: ServingSnapshot,
     requests: Sequence[RecommendationRequest],
@@ -436,7 +451,8 @@ def _user_batch(
     """Return the users of some requests as arrays; without features nothing is known of a user."""
     codec = snapshot.release.codec
     columns = [
-        of_user.columns if of_user else no_features(request.user_id, codec)
+        (of_user.columns if of_user else no_features(request.user_id, codec))
+        | {name: [value] for name, value in request.context.items()}
         for of_user, request in zip(features, requests, strict=True)
     ]
     return snapshot.release.reader.read(concat_rows(columns), np.full(len(requests), now))

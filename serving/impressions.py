@@ -51,6 +51,7 @@ IMPRESSION_SCHEMA = pa.schema(
         ("row_position", pa.string()),
         ("items_as_of", pa.string()),
         ("filters", pa.string()),
+        ("context", pa.string()),
         ("added", pa.int32()),
         ("item_ids", pa.list_(pa.string())),
         ("scores", pa.list_(pa.float32())),
@@ -99,6 +100,7 @@ class Impression:
         items_as_of: when the server read item counts from the online store (ISO
             8601, UTC, microseconds); None: it could not, and the counts are the release's own.
         filters: the request's filters as JSON, None: it had none.
+        context: the request's context, likewise.
         added: how many items the server had that came after the release.
 
     """
@@ -119,6 +121,7 @@ class Impression:
     row_position: str | None = None
     items_as_of: str | None = None
     filters: str | None = None
+    context: str | None = None
     added: int = 0
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast
 from prometheus_client import Counter
 
 from feature_repo.dataset import DatasetSpec
+from feature_repo.events.context import checked_context
 from feature_repo.events.stored import StoredEvent
 from serving.api.problems import printable
 from serving.api.schemas import Event, EventReceipt, RejectedEvent
@@ -108,8 +109,10 @@ class Intake:
             raise ValueError("timestamp is more than 7 days ago")
         if timestamp > now + _CLOCK_SKEW_S:
             raise ValueError("timestamp is more than 5 minutes in the future")
-        checked = event.model_dump(exclude_none=True) | {"type": kind, "timestamp": timestamp}
-        return cast(StoredEvent, checked)
+        checked = event.model_dump(exclude_none=True, exclude={"context"})
+        checked |= {"type": kind, "timestamp": timestamp}
+        context = checked_context(event.context or {}, self._spec.context)
+        return cast(StoredEvent, checked | ({"context": context} if context else {}))
 
 
 def _reason(error: ValueError) -> str:

@@ -3,10 +3,10 @@
 from datetime import timedelta
 
 import pandas as pd
-from feast import FeatureService, FeatureView, Field, FileSource, StreamFeatureView
+from feast import FeatureService, FeatureView, Field, FileSource, RequestSource, StreamFeatureView
 from feast.aggregation import Aggregation
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float64
+from feast.types import Float64, String
 
 from feature_repo.declare import defaults, events, item, user
 
@@ -25,17 +25,16 @@ bought = StreamFeatureView(name="bought", entities=[item], **PURCHASES, aggregat
 ])  # fmt: skip
 margins = FeatureView(name="margins", entities=[item],
     source=FileSource(path="margins.parquet", timestamp_field="known_from"))  # fmt: skip
+visit = RequestSource(name="visit", schema=[Field(name="page", dtype=String)])
 
 
-@on_demand_feature_view(
-    sources=[spend[["dearest"]], bought[["last_paid"]]],
-    schema=[Field(name="price_to_dearest", dtype=Float64)],
-)
-def affordable(inputs: pd.DataFrame) -> pd.DataFrame:
-    """Return an item's last price by the most that the user ever paid."""
-    return pd.DataFrame({"price_to_dearest": inputs["last_paid"] / inputs["dearest"]})
+@on_demand_feature_view(sources=[spend[["dearest"]], bought[["last_paid"]], visit],
+    schema=[Field(name=name, dtype=Float64) for name in ("price_ratio", "on_deals")])  # fmt: skip
+def dear(inputs: pd.DataFrame) -> pd.DataFrame:
+    """Return an item's last price by the dearest purchase of the user, and that on one page."""
+    ratio = inputs["last_paid"] / inputs["dearest"]
+    on_deals = ratio * (inputs["page"] == "deals")
+    return pd.DataFrame({"price_ratio": ratio, "on_deals": on_deals})
 
 
-ranking = FeatureService(
-    name="ranking", features=[*defaults.ranking, spend, bought, margins, affordable]
-)
+ranking = FeatureService(name="ranking", features=[*defaults.ranking, spend, bought, margins, dear])

@@ -9,11 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from feast import Entity, FeatureView
+from feast.types import Bool, Float32, Float64, Int32, Int64
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.declare import item, user
 from feature_repo.errors import FunnelError
+
+NUMERIC = {Bool, Float32, Float64, Int32, Int64}
+"""Types of features that are numbers."""
 
 ENTITIES = {entity.name: entity for entity in (user, item)}
 """The entities that features are declared of, by name."""

@@ -20,13 +20,14 @@ from feast import (
     RequestSource,
     StreamFeatureView,
 )
-from feast.types import FeastType, UnixTimestamp
+from feast.types import UnixTimestamp
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.aggregate_views import declared_aggregates
 from feature_repo.declarations.checks import (
+    NUMERIC,
     BadDefinition,
     DeclaredView,
     without_experimental_warnings,
@@ -41,7 +42,7 @@ from feature_repo.declarations.tables import declared_table
 from feature_repo.declare import BuiltInViews, built_in_views
 from feature_repo.hashing import fingerprint
 from feature_repo.on_demand.view import OnDemandView
-from feature_repo.own_names import taken
+from feature_repo.own_names import EVENT_NAMES, taken
 from feature_repo.views import REQUEST_SOURCE, BuiltIn, Profile, built_in
 from feature_repo.workspace import Workspace
 
@@ -159,6 +160,7 @@ def _served(view: DeclaredView, declared: Declared) -> list[str]:
 def _read(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
     names = {declared.name for declared in own.objects}
     names |= {*taken(spec.event_types), *spec.user_attributes, *spec.item_attributes}
+    names |= {*EVENT_NAMES, *spec.context}
     found = _run(file, own)
     views: list[DeclaredView] = []
     for view in found:
@@ -175,13 +177,12 @@ def _read(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
 
     sources = _built_in_sources(own) | {view.name: _source(view) for view in views}
     on_demand: list[DeclaredOnDemand] = []
-    context: dict[str, FeastType] = {}
     for view in found:
         if isinstance(view, OnDemandFeatureView):
             with _refusing(file, f"view '{view.name}'"):
                 _take(names, list(dict.fromkeys([view.name, *(f.name for f in view.features)])))
                 for source in view.source_request_sources.values():
-                    _take_fields(names, context, source)
+                    _check_fields(source, spec)
                 on_demand.append(declared_on_demand(view, sources))
 
     services = [o for o in found if isinstance(o, FeatureService) and o.name == "ranking"]
@@ -212,22 +213,24 @@ def _take(names: set[str], wanted: Sequence[str]) -> None:
         names.add(name)
 
 
-def _take_fields(names: set[str], context: dict[str, FeastType], source: RequestSource) -> None:
-    """Add a request's fields to ``context``; several views may read one field.
+def _check_fields(source: RequestSource, spec: DatasetSpec) -> None:
+    """Check that requests and past events have a request source's fields.
 
     Raises:
-        ValueError: a name is taken, or a field has two types.
+        ValueError: they lack one, or have it as another type.
 
     """
     if source.name == REQUEST_SOURCE:
         raise ValueError(f"the name '{source.name}' is taken; choose another")
     for field in source.schema:
-        if context.setdefault(field.name, field.dtype) != field.dtype:
+        kind = "numeric" if field.name == c.REQUEST_TIME else spec.context.get(field.name)
+        if kind is None:
             raise ValueError(
-                f"'{field.name}' is {field.dtype}, and {context[field.name]} elsewhere"
+                f"'{field.name}' of a request is not declared: add it to [events.context] of "
+                f"dataset.toml, which has {sorted(spec.context)}"
             )
-        if field.name in names:
-            raise ValueError(f"the name '{field.name}' is taken; choose another")
+        if (kind == "numeric") != (field.dtype in NUMERIC):
+            raise ValueError(f"'{field.name}' is {field.dtype}, and {kind} in dataset.toml")
 
 
 _READ_ON_DEMAND = (

@@ -8,14 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 from feast import FeatureView, OnDemandFeatureView
-from feast.types import Bool, Float32, Float64, Int32, Int64
 
 from feature_repo import columns as c
-from feature_repo.declarations.checks import NAME, NAME_RULE, without_experimental_warnings
+from feature_repo.declarations.checks import NAME, NAME_RULE, NUMERIC, without_experimental_warnings
 from feature_repo.on_demand.function import function_text
 from feature_repo.on_demand.view import Input, Mode, OnDemandError, OnDemandView, Owner, Values
 
-_NUMERIC = {Bool, Float32, Float64, Int32, Int64}
 _OWNERS: dict[str, Owner] = {c.USER: "user", c.ITEM: "item"}
 _SAMPLES = 3
 
@@ -75,7 +73,7 @@ def declared_on_demand(
     for name, kind in fields.items():
         if not NAME.fullmatch(name):
             raise ValueError(f"'{name}': {NAME_RULE}")
-        if kind not in _NUMERIC:
+        if kind not in NUMERIC:
             raise ValueError(f"'{name}' is {kind}, and the ranker reads numbers only")
 
     inputs: list[Input] = []
@@ -144,7 +142,7 @@ def _registered(
 
 def _sample(kind: Any) -> Values:
     """Return values of a type as a request may have them, the last one missing: ``[n]``."""
-    if kind in _NUMERIC:
+    if kind in NUMERIC:
         return np.array([1.0] * (_SAMPLES - 1) + [np.nan])
     value: Any = ["a"] if str(kind).startswith("Array") else "a"
     values = np.empty(_SAMPLES, dtype=object)

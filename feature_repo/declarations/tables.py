@@ -8,12 +8,11 @@ from urllib.parse import urlparse
 import pyarrow as pa
 from feast import FeatureView, Field, FileSource
 from feast.type_map import pa_to_feast_value_type
-from feast.types import Bool, FeastType, Float32, Float64, Int32, Int64, String, from_value_type
+from feast.types import FeastType, Float32, Float64, Int32, Int64, String, from_value_type
 from pyarrow.dataset import dataset
 
-from feature_repo.declarations.checks import NAME, NAME_RULE, DeclaredView, entity_of
+from feature_repo.declarations.checks import NAME, NAME_RULE, NUMERIC, DeclaredView, entity_of
 
-_NUMERIC = {Bool, Float32, Float64, Int32, Int64}
 _HOLDS = {
     Float64: (Float32, Int32, Int64),
     Float32: (Float64, Int32, Int64),
@@ -36,7 +35,7 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
     entity = entity_of(view)
     if not isinstance(view.batch_source, FileSource):  # SparkSource: Spark knows its columns
         fields = [field for field in view.schema if field.name != entity.join_key]
-        numeric = tuple(field.name for field in fields if field.dtype in _NUMERIC)
+        numeric = tuple(field.name for field in fields if field.dtype in NUMERIC)
         return DeclaredView(entity.join_key, numeric, view)
 
     given = view.batch_source
@@ -90,7 +89,7 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
         description=view.description,
         owner=view.owner,
     )
-    numeric = tuple(field.name for field in fields if field.dtype in _NUMERIC)
+    numeric = tuple(field.name for field in fields if field.dtype in NUMERIC)
     return DeclaredView(entity.join_key, numeric, registered)
 
 

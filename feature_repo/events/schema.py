@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
 
 from feature_repo import columns as c
+from feature_repo.attribute_types import ATTRIBUTE_TYPES
+from feature_repo.dataset import ContextKind
 
 EVENT_SCHEMA = pa.schema(
     [
@@ -18,4 +22,10 @@ EVENT_SCHEMA = pa.schema(
         (c.POSITIVE, pa.bool_()),
     ]
 )
-"""Arrow schema of the ingested events; Spark's follows from it."""
+"""Arrow schema of the ingested events without their context; Spark's follows from it."""
+
+
+def event_schema(context: Mapping[str, ContextKind]) -> pa.Schema:
+    """Return the schema of the ingested events of a data set with these fields of context."""
+    fields = [pa.field(name, ATTRIBUTE_TYPES[kind]) for name, kind in context.items()]
+    return pa.schema([*EVENT_SCHEMA, *fields])

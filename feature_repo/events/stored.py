@@ -20,6 +20,7 @@ class StoredEvent(TypedDict):
     timestamp: float
     value: NotRequired[float]
     request_id: NotRequired[str]
+    context: NotRequired[dict[str, str | float]]
 
 
 def encode(event: Any) -> str:

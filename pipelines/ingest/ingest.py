@@ -35,7 +35,7 @@ from pipelines.ingest.quarantine import quarantined
 from pipelines.ingest.readers import find_files
 from pipelines.ingest.reading import KEYS, FileReader, check_all_headers, relative_name
 from pipelines.ingest.report import IngestReport
-from pipelines.ingest.streamed import usable_events
+from pipelines.ingest.streamed import context_columns, usable_events
 from pipelines.ingest.tables import (
     remove_leftovers,
     write_entities,
@@ -232,6 +232,7 @@ class _IngestRun:
         """
         columns = [name for name in EVENT_SCHEMA.names if name in streamed.column_names]
         events = streamed.select(columns).to_pandas()
+        events = events.assign(**context_columns(streamed, self._spec))
         events = events[~events[c.EVENT_ID].isin(known)]
         events = events[events[c.TYPE].isin(self._spec.event_types)]
         erased = events[c.USER].isin(self._erased.among(events[c.USER].unique()))

@@ -9,7 +9,13 @@ import pandas as pd
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from pipelines.ingest import schemas
-from pipelines.ingest.cells import as_numbers, as_texts, without_null_words
+from pipelines.ingest.cells import (
+    as_numbers,
+    as_texts,
+    number_cells,
+    text_cells,
+    without_null_words,
+)
 from pipelines.ingest.identity import KnownEvents, identify
 from pipelines.ingest.ids import TableKeys, read_ids, repaired
 from pipelines.ingest.quarantine import bad_rows
@@ -31,16 +37,36 @@ def event_columns(spec: DatasetSpec) -> list[str]:
     """Return the columns of the event files that the spec names, each once."""
     e = spec.events
     return list(
-        dict.fromkeys(name for name in (e.user, e.item, e.timestamp, e.type, e.value, e.id) if name)
+        dict.fromkeys(
+            name
+            for name in (
+                e.user,
+                e.item,
+                e.timestamp,
+                e.type,
+                e.value,
+                e.id,
+                *map(e.source_column, e.context),
+            )
+            if name
+        )
     )
 
 
 def optional_columns(spec: DatasetSpec) -> frozenset[str]:
-    """Return the columns that some of the event files may lack: a value that decides nothing."""
+    """Return the columns that some of the event files may lack.
+
+    They are the context, and a value that decides nothing.
+    """
     e = spec.events
-    others = {e.user, e.item, e.timestamp, e.type, e.id}
+    needed = {e.user, e.item, e.timestamp, e.type, e.id}
+    optional = set(map(e.source_column, e.context))
     decides = any(kind.min_value is not None for kind in e.types.values())
-    return frozenset() if e.value is None or decides else frozenset({e.value}) - others
+    if decides:
+        needed.add(e.value)
+    elif e.value:
+        optional.add(e.value)
+    return frozenset(optional - needed)
 
 
 def parse_events(
@@ -112,6 +138,14 @@ def _typed_events(
         notes.append(
             f"{e.timestamp}: numbers such as {timestamp.dropna().iloc[0]} are read as days"
         )
+    for name, kind in e.context.items():
+        column = rows[e.source_column(name)]
+        numeric = kind == "numeric"
+        cells = number_cells(column, name, raw.decimal) if numeric else text_cells(column, name)
+        frame[name] = cells.values if numeric else without_null_words(cells.values)
+        bad = cells.problems[cells.problems != ""]
+        if numeric and len(bad):
+            notes.append(f"{len(bad):,} cells left empty: {bad.iloc[0]}")
     frame[c.TYPE], respelt = _types(spec, rows, frame[c.VALUE])
     if e.id:
         frame[c.EVENT_ID] = read_ids(rows[e.id])

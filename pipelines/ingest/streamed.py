@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import orjson
 import pandas as pd
+import pyarrow as pa
 
 from feature_repo import columns as c
 from feature_repo.cell_values import BOUND, MAX_NUMBER, stands_for_nothing
+from feature_repo.dataset import DatasetSpec
+from feature_repo.events.context import usable_context
 from pipelines.ingest.report import IngestReport
+
+
+def context_columns(streamed: pa.Table, spec: DatasetSpec) -> dict[str, list[Any]]:
+    """Return the columns of the context of archived events, None where a field is missing."""
+    contexts = [
+        usable_context(orjson.loads(text or "{}"), spec.context)
+        for text in streamed["context"].to_pylist()
+    ]
+    return {name: [context.get(name) for context in contexts] for name in spec.context}
 
 
 def usable_events(events: pd.DataFrame, report: IngestReport) -> pd.DataFrame:

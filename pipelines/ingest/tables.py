@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from feature_repo import columns as c
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import DatasetSpec, Users
-from feature_repo.events.schema import EVENT_SCHEMA
+from feature_repo.events.schema import event_schema
 from feature_repo.files import TEMPORARY, write_atomically
 from pipelines.ingest.manifest import IngestManifest
 from pipelines.ingest.quarantine import QUARANTINE_COLUMNS
@@ -36,7 +36,7 @@ def write_events(
     events[c.TIMESTAMP] += pd.Timedelta(seconds=shift_s)
     events[c.WEIGHT] = events[c.TYPE].map(weights).astype("float64")
     events[c.POSITIVE] = events[c.TYPE].isin(spec.positive_types)
-    table = pa.Table.from_pandas(events, EVENT_SCHEMA, preserve_index=False)
+    table = pa.Table.from_pandas(events, event_schema(spec.context), preserve_index=False)
     table = table.sort_by([(c.TIMESTAMP, "ascending"), (c.EVENT_ID, "ascending")])
 
     # The rows of one month follow each other: cut where the month changes.

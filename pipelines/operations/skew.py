@@ -96,7 +96,8 @@ def _groups(impressions: pa.Table, column: str) -> Iterator[tuple[str | None, pa
 
 
 def _rows(requests: pa.Table) -> Iterator[dict[str, Any]]:
-    names = ["request_id", "time", "filters", "degraded", "item_ids", "numeric", "categorical"]
+    names = ["request_id", "time", "filters", "context", "degraded"]
+    names += ["item_ids", "numeric", "categorical"]
     for batch in requests.select(names).to_batches(max_chunksize=_ROWS_PER_BATCH):
         yield from batch.to_pylist()
 
@@ -109,9 +110,10 @@ def _compare(
         report.miss(request["request_id"])
         return
     codec = served_by.release.codec
+    context: dict[str, Any] = json.loads(request["context"] or "{}")
     candidates, numeric, categorical = recompute(
         served_by.release,
-        columns,
+        columns | {name: [value] for name, value in context.items()},
         served_by.items,
         time=request["time"],
         filters=logged_filters(request["filters"]),

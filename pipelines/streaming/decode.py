@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from feature_repo.cell_values import BOUND, MAX_NUMBER, stands_for_nothing
-from feature_repo.events.stored import StoredEvent, parse_stored
+from feature_repo.events.stored import StoredEvent, encode, parse_stored
 from feature_repo.facts import event_micros
 from pipelines.features.stream_facts import ITEM_KEY, USER_KEY
 
@@ -29,12 +29,13 @@ SCHEMA = pa.schema(
         ("kind", pa.int32()),
         ("value", pa.float64()),
         ("request_id", pa.string()),
+        ("context", pa.string()),
         ("poison", pa.string()),
         ("event_time", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Rows of the source. ``kind`` is the index of the type in the spec; ``request_id`` is set on the
-user's row only, ``poison`` on that of an unreadable entry."""
+"""Rows of the source. ``kind`` is the index of the type in the spec; ``request_id`` and ``context``
+(JSON) are set on the user's row only, ``poison`` on that of an unreadable entry."""
 
 SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 """``SCHEMA`` as Spark's type."""
@@ -75,6 +76,12 @@ def checked_event(payload: str, types: Sequence[str]) -> StoredEvent:
     return event
 
 
+def context_text(event: StoredEvent) -> str | None:
+    """Return an event's context as JSON; None: it has none."""
+    context = event.get("context")
+    return encode(context) if context and isinstance(context, dict) else None
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -91,16 +98,18 @@ def to_batch(
         try:
             event = checked_event(payload, types)
         except PoisonError as error:
-            rows.append((POISON_KEY, position, 0, "", "", 0, None, None, f"{error}\n{payload}"))
+            reason = f"{error}\n{payload}"
+            rows.append((POISON_KEY, position, 0, "", "", 0, None, None, None, reason))
             continue
         kind = types.index(event["type"])
         micros = event_micros(event["timestamp"], position)
         user = USER_KEY + event["user_id"]
         item = event["item_id"]
         of_both = (event["event_id"], item, kind, event.get("value"))
-        rows.append((user, position, micros, *of_both, event.get("request_id"), None))
-        rows.append((ITEM_KEY + item, position, micros, *of_both, None, None))
-    columns = list(zip(*rows, strict=True)) or [()] * 9
+        of_user = (event.get("request_id"), context_text(event))
+        rows.append((user, position, micros, *of_both, *of_user, None))
+        rows.append((ITEM_KEY + item, position, micros, *of_both, None, None, None))
+    columns = list(zip(*rows, strict=True)) or [()] * 10
     micros = pa.array(columns[2], pa.int64())
     arrays = [
         pa.array([shards[crc32(key.encode()) % len(shards)] for key in columns[0]], pa.int32()),

@@ -54,9 +54,10 @@ EVENT_SCHEMA = pa.schema(
         (c.VALUE, pa.float64()),
         ("request_id", pa.string()),
         ("accepted_at", pa.timestamp("us", tz="UTC")),
+        ("context", pa.string()),
     ]
 )
-"""The archive of accepted events."""
+"""The archive of accepted events; their context is JSON."""
 
 _NAME = re.compile(r"stream-(\d+)-(\d+)-(\d+)\.parquet")
 

@@ -18,11 +18,11 @@ from pipelines.streaming.state import StateMap
 
 OUTPUT = (
     "what string, key string, position string, micros long, event_id string, item string, "
-    "kind int, value double, request_id string, payload string"
+    "kind int, value double, request_id string, context string, payload string"
 )
 """``what``: event, user or item (``payload``: facts as JSON), or poison (reason and entry)."""
 
-_EVENT = ["key", "position", "micros", "event_id", "item", "kind", "value", "request_id"]
+_EVENT = ["key", "position", "micros", "event_id", "item", "kind", "value", "request_id", "context"]
 _COLUMNS = ["what", *_EVENT, "payload"]
 _KEYS_PER_CALL = 1_000
 

@@ -25,7 +25,7 @@ from feature_repo.facts import MICROS, event_micros, position_key
 from feature_repo.parquet_files import files_set_aside, original_name, read_whole, set_torn_aside
 from feature_repo.stores.feature_store import redis_client
 from feature_repo.workspace import Workspace
-from pipelines.streaming.decode import PoisonError, checked_event
+from pipelines.streaming.decode import PoisonError, checked_event, context_text
 from pipelines.streaming.generation import Generation
 from pipelines.streaming.offline import (
     EVENT_SCHEMA,
@@ -181,6 +181,7 @@ def _archive_rows(workspace: Workspace, entries: list[Entry]) -> pa.Table:
                 ),
                 c.VALUE: event.get("value"),
                 "request_id": event.get("request_id"),
+                "context": context_text(event),
                 "accepted_at": arrival(position),
             }
         )

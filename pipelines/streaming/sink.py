@@ -193,7 +193,8 @@ class Sink:
     def _archived(self, events: pa.Table) -> pa.Table:
         """Return a batch's events as rows of ``EVENT_SCHEMA``."""
         columns = {
-            **{name: events[name] for name in ("position", "event_id", "value", "request_id")},
+            **{name: events[name] for name in ("position", "event_id", "value")},
+            **{name: events[name] for name in ("request_id", "context")},
             c.USER: pc.utf8_slice_codeunits(events["key"], 1),
             c.ITEM: events["item"],
             c.TYPE: pa.array(self._types).take(events["kind"]),

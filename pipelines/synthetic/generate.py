@@ -76,6 +76,7 @@ BRANDS = [
 AGE_GROUPS = ["18-24", "25-34", "35-44", "45-54", "55+"]
 COUNTRIES = ["US", "DE", "FR", "BR", "IN", "JP", "GB", "PL"]
 DEVICES = ["mobile", "desktop", "tablet"]
+PAGES = ["home", "search", "deals", "mail"]
 HOURLY_TRAFFIC = [3, 2, 1, 1, 1, 2, 4, 6, 7, 6, 5, 5, 7, 6, 5, 5, 6, 7, 9, 11, 12, 12, 9, 6]
 EVENT_TYPES = ["view", "like", "purchase"]
 
@@ -87,12 +88,16 @@ SESSION_STARTS_APART_S = 2 * 3600.0
 
 
 class Events(NamedTuple):
-    """The event log as columns of length E, sorted by time: indices, and epoch seconds."""
+    """The event log as columns of length E, sorted by time: indices, and epoch seconds.
+
+    ``page`` is an index of ``PAGES``, the page where the session began.
+    """
 
     user: Int64Array
     item: Int64Array
     kind: Int64Array
     time: Int64Array
+    page: Int64Array
 
 
 def generate(folder: Path, config: WorldConfig, name: str = "synthetic") -> World:
@@ -117,7 +122,8 @@ def generate(folder: Path, config: WorldConfig, name: str = "synthetic") -> Worl
     world.save(folder / "truth.npz")
     _write_users(folder / "users.csv", world)
     _write_items(folder / "items.csv", world)
-    _write_events(folder / "events.csv", world, simulate(world, config))
+    events = simulate(world, config)
+    _write_events(folder / "events.csv", world, events, pages=config.deals is not None)
     spec = SPEC.read_text(encoding="utf-8").replace('name = "synthetic"', f'name = "{name}"')
     write_atomically(folder / "dataset.toml", spec)
     write_atomically(marker, settings)
@@ -131,7 +137,8 @@ def holds_another_world(folder: Path, config: WorldConfig) -> bool:
 
 
 def _settings(config: WorldConfig) -> str:
-    return json.dumps({"version": VERSION, **asdict(config)}, indent=1)
+    settings = {name: value for name, value in asdict(config).items() if value is not None}
+    return json.dumps({"version": VERSION, **settings}, indent=1)
 
 
 def make_world(config: WorldConfig) -> World:
@@ -231,7 +238,8 @@ def _titles(theme: Int64Array, member: BoolArray, rng: np.random.Generator) -> n
 def simulate(world: World, config: WorldConfig) -> Events:
     """Let the users live: sessions, in them views, after some of these a like or a purchase."""
     user, start = _sessions(world, config)
-    item, affinity = _choose(world, config, user, start)
+    page = config.rng("pages").integers(len(PAGES), size=len(user))
+    item, affinity = _choose(world, config, user, start, page=page)
     rng = config.rng("events")
     gaps = np.clip(rng.lognormal(np.log(100), 0.8, item.shape), 5, SESSION_GAP_S).astype(np.int64)
     gaps[:, 0] = 0
@@ -249,7 +257,9 @@ def simulate(world: World, config: WorldConfig) -> Events:
     ):
         row, rank = np.nonzero(occurs & (item >= 0))
         columns.append(
-            np.stack([user[row], item[row, rank], np.full(len(row), kind), time[row, rank]])
+            np.stack(
+                [user[row], item[row, rank], np.full(len(row), kind), time[row, rank], page[row]]
+            )
         )
     log = np.concatenate(columns, axis=1)
     log = log[:, (log[3] < END) & (log[3] < world.available_until[log[1]])]
@@ -276,13 +286,21 @@ def _sessions(world: World, config: WorldConfig) -> tuple[Int64Array, Float64Arr
 
 
 def _choose(
-    world: World, config: WorldConfig, user: Int64Array, start: Float64Array
+    world: World,
+    config: WorldConfig,
+    user: Int64Array,
+    start: Float64Array,
+    *,
+    page: Int64Array,
 ) -> tuple[Int64Array, Float64Array]:
     """Return the items that each session views, in order, and their affinities.
 
     Both are [S, MAX_VIEWS]; items are -1 after the last view.
     """
     rng = config.rng("choices")
+    price = np.log(world.prices)
+    dear = (price - price.mean()) / max(price.std(), 1e-9)
+    deals = PAGES.index("deals")
     length = np.minimum(rng.geometric(1 / MEAN_VIEWS, len(user)), MAX_VIEWS)
     chosen, liking = np.full((len(user), MAX_VIEWS), -1), np.zeros((len(user), MAX_VIEWS))
     seen = np.zeros((config.users, config.items), np.uint8)
@@ -294,6 +312,7 @@ def _choose(
         keys = (
             affinity + world.appeal(when) + world.intent_pull.T[intent] - REPEAT_PENALTY[seen[who]]
         )
+        keys -= (config.deals or 0.0) * np.outer(page[rows] == deals, dear)
         keys -= np.log(rng.standard_exponential(keys.shape))
         top = np.argpartition(-keys, MAX_VIEWS - 1, axis=1)[:, :MAX_VIEWS]
         top = np.take_along_axis(top, np.argsort(-np.take_along_axis(keys, top, 1), axis=1), 1)
@@ -335,7 +354,7 @@ def _write_items(path: Path, world: World) -> None:
     )
 
 
-def _write_events(path: Path, world: World, events: Events) -> None:
+def _write_events(path: Path, world: World, events: Events, *, pages: bool) -> None:
     names = np.array(EVENT_TYPES)[events.kind]
     values = [
         f"{p:.2f}" if k == 2 else ""
@@ -343,8 +362,11 @@ def _write_events(path: Path, world: World, events: Events) -> None:
     ]
     users, items = np.array(world.user_ids)[events.user], np.array(world.item_ids)[events.item]
     header = ["event_id", "user_id", "item_id", "event_type", "timestamp", "value"]
-    ids = _ids("e", len(values))
-    _write_csv(path, header, zip(ids, users, items, names, _iso(events.time), values, strict=True))
+    columns = [_ids("e", len(values)), users, items, names, _iso(events.time), values]
+    if pages:
+        header.append("page")
+        columns.append(np.array(PAGES)[events.page])
+    _write_csv(path, header, zip(*columns, strict=True))
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[str]]) -> None:

@@ -49,7 +49,8 @@ class WorldConfig:
     ``events_per_user`` is a mean over all users, met approximately. Strengths scale log-utilities:
     ``taste`` by the match of user and item, ``intent`` by the match of session and item,
     ``popularity`` is the Zipf exponent, ``rhythm`` the swing with the hour of the day; ``drift`` is
-    a week's step of the taste (whose norm is about one).
+    a week's step of the taste (whose norm is about one). ``deals``: by how much a dear item loses
+    on the page of deals; None: events have no page.
 
     Raises:
         ValueError: a size is too small to make a world of.
@@ -67,6 +68,7 @@ class WorldConfig:
     popularity: float = 0.8
     rhythm: float = 0.6
     drift: float = 0.12
+    deals: float | None = None
 
     def __post_init__(self) -> None:
         if (
@@ -91,7 +93,7 @@ class WorldConfig:
 FULL = WorldConfig()
 """The world of all published figures of the built-in data: its files are frozen, byte for byte."""
 
-SMALL = WorldConfig(users=700, items=500, days=60, events_per_user=60.0)
+SMALL = WorldConfig(users=700, items=500, days=60, events_per_user=60.0, deals=0.0)
 """The world of the demo: small enough to be trained in a minute."""
 
 BUILT_IN = {"synthetic": SMALL, "synthetic-full": FULL}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ class Requests:
         item: item codes, int32 ``[n]``.
         type: event types ``[n]``.
         time: epoch seconds, float64 ``[n]``.
+        context: the events' fields of context by name, objects ``[n]``; None: missing.
 
     """
 
@@ -38,12 +39,14 @@ class Requests:
     item: Int32Array
     type: npt.NDArray[Any]
     time: Float64Array
+    context: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user)
 
     def __getitem__(self, rows: Any) -> Requests:
-        return Requests(self.user[rows], self.item[rows], self.type[rows], self.time[rows])
+        context = {name: values[rows] for name, values in self.context.items()}
+        return Requests(self.user[rows], self.item[rows], self.type[rows], self.time[rows], context)
 
 
 def requests_from(events: pd.DataFrame, codec: Codec) -> Requests:
@@ -53,6 +56,10 @@ def requests_from(events: pd.DataFrame, codec: Codec) -> Requests:
         codec.items.encode(events[c.ITEM].tolist()),
         events[c.TYPE].to_numpy(dtype=object),
         epoch_seconds(events[c.TIMESTAMP]),
+        {
+            name: events[name].astype(object).where(events[name].notna(), None).to_numpy()
+            for name in codec.spec.context
+        },
     )
 
 
@@ -140,6 +147,9 @@ def replay_columns(
             end = min(stop, start + BATCH, end_of_day)
             part = slice(start - rows.start, end - rows.start)
             columns_part = {name: values[part] for name, values in columns.items()}
+            columns_part |= {
+                name: values[start:end].tolist() for name, values in requests.context.items()
+            }
             yield np.arange(start, end), columns_part, tables.of(int(days[start]))
             start = end
 

@@ -53,6 +53,10 @@ EntityId = Annotated[Id, AfterValidator(known_id)]
 """The id of a user or item, as files are read: no blank, and no word such as ``undefined``."""
 
 
+Context = dict[str, str | float | None]
+"""Fields of a context by name; null is as if it were not there."""
+
+
 def _example(**fields: Any) -> ConfigDict:
     """Return the configuration of a model with an example, which works on the built-in world."""
     return ConfigDict(json_schema_extra={"examples": [fields]})
@@ -74,6 +78,11 @@ class RecommendationRequest(_Strict):
     )
     filters: dict[str, AttributeRule] = Field(
         default={}, max_length=20, description="Conditions on attributes of items, by name."
+    )
+    context: Context = Field(
+        default={},
+        max_length=50,
+        description="Where the request comes from: fields of the data set's context, by name.",
     )
     explain: bool = Field(
         default=False, description="Explain each item's score; this takes several times as long."
@@ -275,6 +284,11 @@ class Event(_Strict):
     )
     request_id: Id | None = Field(
         default=None, description="`request_id` of the recommendation that led to the event."
+    )
+    context: Context | None = Field(
+        default=None,
+        max_length=50,
+        description="Where it happened: fields of the data set's context, by name.",
     )
 
 

@@ -11,6 +11,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from feature_repo.cell_values import MAX_NUMBER
+from feature_repo.events.context import MAX_TEXT
 from serving.api.problems import MEDIA_TYPE, Problem
 from serving.api.schemas import Event, ItemUpdate, RecommendationBatchRequest, RecommendationRequest
 from serving.http.access import needs_key, required_scope
@@ -121,8 +123,14 @@ def _problem_schema() -> dict[str, Any]:
     }
 
 
+_NUMBER_OR_NULL = {
+    "anyOf": [{"type": "number", "minimum": -MAX_NUMBER, "maximum": MAX_NUMBER}, {"type": "null"}]
+}
+_TEXT_OR_NULL = {"anyOf": [{"type": "string", "maxLength": MAX_TEXT}, {"type": "null"}]}
+
+
 def _name_attributes(schemas: dict[str, Any], release: Release) -> None:
-    """Say which attributes items have, which conditions each takes, and which types events have."""
+    """Say what the data set has: items' attributes and conditions on them, types and context."""
     kinds = release.codec.spec.item_attributes
     words = {"type": "array", "items": {"type": "string"}, "maxItems": 1_000}
     bound = {"type": "number"}
@@ -134,11 +142,16 @@ def _name_attributes(schemas: dict[str, Any], release: Release) -> None:
         if kind != "text"
     }
     attributes = {name: values(kind).json_schema() for name, kind in kinds.items()}
+    context = {
+        name: _NUMBER_OR_NULL if kind == "numeric" else _TEXT_OR_NULL
+        for name, kind in release.codec.spec.context.items()
+    }
     named = {
         "ValueCondition": ("One of `in` and none of `not_in`.", {"in": words, "not_in": words}),
         "RangeCondition": ("Between `min` and `max`, both included.", {"min": bound, "max": bound}),
         "ItemFilters": ("Conditions on attributes of items; all must hold.", conditions),
         "ItemAttributes": ("Attributes of an item.", attributes),
+        "Context": ("Where an event happens or a request comes from.", context),
     }
     for name, (description, properties) in named.items():
         schemas[name] = {
@@ -150,6 +163,8 @@ def _name_attributes(schemas: dict[str, Any], release: Release) -> None:
         }
     for model, field, name in (
         ("RecommendationRequest", "filters", "ItemFilters"),
+        ("RecommendationRequest", "context", "Context"),
+        ("Event", "context", "Context"),
         ("ItemUpdate", "attributes", "ItemAttributes"),
     ):
         schemas[model]["properties"][field] = {"$ref": _REF.format(model=name)}

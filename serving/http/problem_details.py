@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from feature_repo.events.context import BadContext
 from serving.answers import UnknownItem
 from serving.api.problems import MEDIA_TYPE, printable, problem_body
 from serving.engine import Unwanted
@@ -100,6 +101,8 @@ def problem_response(error: Exception) -> ProblemResponse:
             return ProblemResponse(error.status_code, title, detail, error.headers)
         case UnknownAttribute():
             return ProblemResponse(422, "the filters cannot be applied", str(error))
+        case BadContext():
+            return ProblemResponse(422, "the context does not fit the data set", str(error))
         case UnknownItem():
             return ProblemResponse(404, "no such item", f"this release has no item '{error}'")
         case BadItem():

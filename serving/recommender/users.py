@@ -85,13 +85,14 @@ class UserReader:
         attributes = self.codec.user_attributes.encode(columns, len(time))
         context = self._context(columns, time, attributes)
         rows = self._rows(columns, context, attributes)
+        given = {c.REQUEST_TIME: time.tolist(), **columns}
         missing = [None] * len(time)
         return UserBatch(
             context,
             rows,
             self._shares(columns, len(time)),
             self._seen(columns),
-            {name: columns.get(name, missing) for name in self._inputs},
+            {name: given.get(name, missing) for name in self._inputs},
         )
 
     def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:

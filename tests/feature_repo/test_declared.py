@@ -17,7 +17,9 @@ from feature_repo.declarations.declared import build, read_declared
 from feature_repo.on_demand.view import OnDemandView
 from pipelines.workflow.data_sets import SPECS
 
-SPEC = load_spec(SPECS / "synthetic.toml")
+PLAIN = load_spec(SPECS / "synthetic.toml")
+CONTEXT = {"page": "categorical", "speed": "numeric"}
+SPEC = PLAIN.model_copy(update={"events": PLAIN.events.model_copy(update={"context": CONTEXT})})
 TABLES = Path("/nowhere/features")
 
 SPEND = """
@@ -384,11 +386,9 @@ BAD_FUNCTIONS = {
     "a taken name": ('name="afford"', 'name="events_7d"', "name 'events_7d' is taken"),
     "of no view": ('defaults["item_profile"][["price"]]', 'defaults["item_recent"]', "not one of"),
     "unknown built-in": ('"item_profile"][', '"item_profil"][', "no built-in view 'item_profil'"),
-    "a field that others have": (
-        'Field(name="page"',
-        'Field(name="spend_1h"',
-        "'spend_1h' is taken",
-    ),
+    "a field that no event has": ('Field(name="page"', 'Field(name="city"', "not declared: add it"),
+    "a field of another type": ('Field(name="page"', 'Field(name="speed"', "and numeric in"),
+    "a name of the context": ('name="afford"', 'name="speed"', "name 'speed' is taken"),
     "singleton": ("    sources=[spend,", "    singleton=True, sources=[spend,", "singleton"),
     "stored": ("    sources=[spend,", "    write_to_online_store=True, sources=[spend,", "."),
     "a closure": (

@@ -3,7 +3,9 @@
 The values are counted here from the events, by no code of the product.
 """
 
+import itertools
 import random
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -11,19 +13,24 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.erased import ErasedUsers
+from feature_repo.events.context import BadContext
 from feature_repo.on_demand.function import FunctionText
 from feature_repo.stores.feature_store import feature_store
 from pipelines.features.point_in_time import PointInTime
 from pipelines.features.whole_tables import list_files
+from pipelines.ingest.ingested import read_events
 from pipelines.operations.recount import check
 from pipelines.operations.skew import newest_impressions, skew
 from pipelines.streaming.offline import read_archive
+from pipelines.synthetic.generate import PAGES
+from pipelines.training.past_requests import InteractionHistory, replay, requests_from
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
@@ -273,66 +280,99 @@ def test_the_ranker_has_a_column_of_each(engine):
     assert [values[name] for name in NAMES] == [0.5, 1.5, 2.5, 3.5]
 
 
+def ranked(engine, user, page):
+    """Return the ranker's columns of a user's candidates on a page, and their item codes."""
+    now = time.time()
+    columns = engine.snapshot.online.user(user, now).columns | {"page": [page]}
+    batch = engine.release.reader.read(columns, np.array([now]))
+    recommender = engine.release.recommender
+    _, found, _ = recommender.recommend_ranked(batch, [RequestRules(5)], engine.items)
+    assert found.pairs[0].missing == ()
+    rows, _ = found.pairs[0].join(engine.items.rows)
+    columns |= dict(zip(engine.release.codec.numeric, rows.T, strict=True))
+    return columns, found.candidates.item
+
+
 def test_a_feature_of_the_moment_is_computed_of_the_candidates_of_a_request(engine, events):
     user = events[events[c.TYPE] == "purchase"][c.USER].iloc[0]
-    now = time.time()
-    found = engine.snapshot.online.user(user, now)
-    batch = engine.release.reader.read(found.columns, np.array([now]))
-    _, ranked, _ = engine.release.recommender.recommend_ranked(
-        batch, [RequestRules(5)], engine.items
-    )
-    names = engine.release.codec.numeric
-    rows, _ = ranked.pairs[0].join(engine.items.rows)
-    columns = dict(zip(names, rows.T, strict=True))
-    prices = columns["item_last_paid"] / np.float32(found.columns["dearest"][0])
-    assert np.isfinite(prices).sum() > 20
-    np.testing.assert_allclose(columns["price_to_dearest"], prices, rtol=1e-6)
-    assert ranked.pairs[0].missing == ()
+    for page, on_deals in (("deals", 1.0), ("home", 0.0), (None, 0.0)):
+        columns, codes = ranked(engine, user, page)
+        ratio = columns["item_last_paid"] / np.float32(columns["dearest"][0])
+        assert np.isfinite(ratio).sum() > 20
+        np.testing.assert_allclose(columns["price_ratio"], ratio, rtol=1e-6)
+        np.testing.assert_allclose(columns["on_deals"], ratio * on_deals, rtol=1e-6)
 
-    # Feast's own read runs the same function.
-    item = engine.release.codec.items.values[
-        int(ranked.candidates.item[np.isfinite(prices)][0]) - 1
-    ]
-    read = (
-        feature_store(engine.workspace)
-        .get_online_features(
-            features=["affordable:price_to_dearest", "spend:dearest", "bought:last_paid"],
-            entity_rows=[{c.USER: user, c.ITEM: item}],
-        )
-        .to_dict()
-    )
-    assert read["price_to_dearest"] == pytest.approx(
-        [read["last_paid"][0] / read["dearest"][0]], rel=1e-6
-    )
+        # Feast's own read runs the same function.
+        code = codes[np.isfinite(ratio)][0]
+        row = {c.USER: user, c.ITEM: engine.release.codec.items.values[code - 1], "page": page}
+        store = feature_store(engine.workspace)
+        read = store.get_online_features(
+            features=["dear:price_ratio", "dear:on_deals"], entity_rows=[row]
+        ).to_dict()
+        expected = ratio[codes == code][0]
+        assert read["price_ratio"] == pytest.approx([expected], rel=1e-6)
+        assert read["on_deals"] == pytest.approx([expected * on_deals], rel=1e-6)
+
+
+def test_past_requests_have_the_context_of_their_events(shop):
+    release = load_release(current_release(shop))
+    events = read_events(shop).tail(300)
+    requests = requests_from(events, release.codec)[100:200]
+    found = []
+    interactions = InteractionHistory(read_events(shop), release.codec)
+    for rows, users, _ in replay(
+        requests,
+        features=PointInTime(shop),
+        codec=release.codec,
+        items=release.items,
+        interactions=interactions,
+    ):
+        found += list(zip(rows, users.inputs["page"], strict=True))
+    assert [page for _, page in sorted(found)] == events["page"].tolist()[100:200]
+    assert {page for _, page in found} == set(PAGES)
+
+
+def test_a_context_that_does_not_fit_is_refused(engine):
+    for context, problem in (
+        ({"pages": "home"}, "context.pages: there is no such field, only .'page'."),
+        ({"page": 5}, "context.page: 5.0 is not text"),
+    ):
+        with pytest.raises(BadContext, match=problem):
+            engine.recommend(RecommendationRequest(user_id="u0001", context=context))
+        event = bought("u0001", "with-context", at=time.time(), value=1.0) | {"context": context}
+        (refused,) = engine.accept([event]).rejected
+        assert re.search(problem, refused.reason)
 
 
 FAILING = {
     "raises": "raise OSError('away')",
-    "another length": "return inputs[:1].rename(columns={'last_paid': 'price_to_dearest'})",
+    "another length": "return inputs[:1].assign(price_ratio=1.0, on_deals=1.0)",
     "another name": "return inputs",
-    "not a number": "return inputs.assign(price_to_dearest=float('nan'))",
-    "infinite": "return inputs.assign(price_to_dearest=float('inf'))",
+    "not a number": "return inputs.assign(price_ratio=float('nan'), on_deals=float('nan'))",
+    "infinite": "return inputs.assign(price_ratio=float('inf'), on_deals=-float('inf'))",
     "no such module": "import nothing_of_this_name",
 }
 
 
 @pytest.mark.parametrize("body", FAILING.values(), ids=FAILING)
 def test_a_function_that_fails_costs_its_feature_and_not_the_answer(shop, body):
-    engine = with_function(shop, f"def affordable(inputs):\n    {body}\n")
+    engine = with_function(shop, f"def dear(inputs):\n    {body}\n")
     answer = engine.recommend(RecommendationRequest(user_id="u0001", k=5))
     engine.close()
     assert len(answer["items"]) == 5
-    assert answer["degraded"] == ["missing_price_to_dearest"]
-    assert counted_as(engine, "missing_price_to_dearest") == 1
+    assert answer["degraded"] == ["missing_price_ratio", "missing_on_deals"]
+    assert counted_as(engine, "missing_price_ratio") == 1
 
 
 def test_a_function_that_makes_requests_late_pauses(shop):
-    slow = "import time\n    time.sleep(0.3)\n    return inputs.assign(price_to_dearest=1.0)"
-    engine = with_function(shop, f"def affordable(inputs):\n    {slow}\n")
+    slow = (
+        "import time\n    time.sleep(0.3)\n    return inputs.assign(price_ratio=1.0, on_deals=1.0)"
+    )
+    engine = with_function(shop, f"def dear(inputs):\n    {slow}\n")
     request = RecommendationRequest(user_id="u0001", k=5)
     answers = [engine.recommend(request, Deadline(0.15))["degraded"] for _ in range(3)]
     engine.close()
-    assert answers == [["ranker_skipped"], *[["missing_price_to_dearest"]] * 2]
+    assert answers == [["ranker_skipped"], *[["missing_price_ratio", "missing_on_deals"]] * 2]
 
 
 def with_function(shop, text):
@@ -340,7 +380,7 @@ def with_function(shop, text):
     engine = Engine(load_release(current_release(shop)), shop, log_impressions=False)
     release = engine.release
     (view,) = release.codec.on_demand
-    view = replace(view, inputs=view.inputs[1:], function=FunctionText("affordable", text))
+    view = replace(view, inputs=view.inputs[1:2], function=FunctionText("dear", text))
     codec = replace(release.codec, on_demand=(view,))
     release.recommender.hydrator = Hydrator(release.recommender.vectors, codec)
     known = engine.items.activity.counts[:, codec.item_activity.index("last_paid")]
@@ -374,11 +414,16 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
     now = time.time()
     sent = [
         bought(user, number, at=now - 60 * number, value=3.0, kind=kind)
+        | {"context": {"page": " mail "}}
         for user in users
         for number, kind in enumerate(["purchase", "view", "purchase"], start=1)
     ]
     online = engine.snapshot.online
-    ask = [RecommendationRequest(user_id=user, k=5) for user in [*users, "nobody"]]
+    pages = itertools.cycle(["deals", "home", None])
+    ask = [
+        RecommendationRequest(user_id=user, k=5, context={"page": page})
+        for user, page in zip([*users, "nobody"], pages, strict=False)
+    ]
     with streaming(shop) as wait_until_drained:
         for request in ask:
             engine.recommend(request)
@@ -398,6 +443,12 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
             assert streamed[user].columns[name] == overlaid[user].columns[name], (user, name)
         assert streamed[user].columns["spend_1h"][0] >= 6.0
 
+    # The next ingest has their context.
+    archive = read_archive(shop)
+    names = [event["event_id"] for event in sent]
+    mine = archive.filter(pc.is_in(archive[c.EVENT_ID], pa.array(names)))
+    assert mine["context"].to_pylist() == ['{"page":"mail"}'] * len(sent)
+
     # The historical join has them, and forgets them later, though no row says so.
     joined = joined_at(shop, users, [time.time_ns() // 1_000] * len(users))
     for user, spent in zip(users, joined["spend_1h"], strict=True):
@@ -410,7 +461,7 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
     report = skew(shop, newest_impressions(shop, None, None), lambda *_: None)
     assert report.requests >= 3 * len(ask)
     items = {"item_margin", "item_paid_7d", "item_last_paid"}
-    assert {*NAMES, *items, "price_to_dearest"} <= set(report.features)
+    assert {*NAMES, *items, "price_ratio", "on_deals"} <= set(report.features)
     assert (report.differing, report.row_missing) == (0, 0)
 
 

@@ -18,6 +18,7 @@ from feature_repo.hashing import file_hash
 from pipelines.synthetic import generate as synthetic
 from pipelines.synthetic.generate import (
     FILES,
+    PAGES,
     generate,
     holds_another_world,
     make_world,
@@ -91,6 +92,7 @@ FROZEN_SETTINGS = {
     "popularity": 0.8,
     "rhythm": 0.6,
     "drift": 0.12,
+    "deals": None,
 }
 """Settings of `synthetic-full`: all published figures of the built-in world are of it."""
 
@@ -112,6 +114,24 @@ FROZEN_FULL = {
 def test_the_world_of_the_published_figures_is_frozen(folder: Path) -> None:
     assert dataclasses.asdict(BUILT_IN["synthetic-full"]) == FROZEN_SETTINGS
     assert {name: file_hash(folder / name) for name in FROZEN_SMALL} == FROZEN_SMALL
+
+
+def test_a_page_that_says_nothing_is_a_column_beside_the_same_events(
+    folder: Path, tmp_path: Path
+) -> None:
+    generate(tmp_path, dataclasses.replace(SMALL, deals=0.0))
+    rows = read(tmp_path / "events.csv")
+    assert {row.pop("page") for row in rows} == set(PAGES)
+    assert rows == read(folder / "events.csv")
+
+
+def test_dear_items_lose_on_the_page_of_deals(tmp_path: Path) -> None:
+    generate(tmp_path, dataclasses.replace(SMALL, deals=2.0))
+    price = {row["item_id"]: float(row["price"]) for row in read(tmp_path / "items.csv")}
+    viewed: dict[bool, list[float]] = {True: [], False: []}
+    for row in read(tmp_path / "events.csv"):
+        viewed[row["page"] == "deals"].append(price[row["item_id"]])
+    assert np.median(viewed[True]) < 0.7 * np.median(viewed[False])
 
 
 @pytest.mark.faults  # ten seconds of a processor; the small one above is of the same code

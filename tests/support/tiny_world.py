@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_repo.dataset import load_spec
 from feature_repo.hashing import file_hash
 from feature_repo.stores.feature_store import apply, feature_store
 from feature_repo.workspace import Workspace
@@ -27,14 +28,13 @@ from pipelines.training.release import make_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.warm_start import WarmStartConfig
 from pipelines.workflow import stages
-from pipelines.workflow.data_sets import find_spec
 from ranking.config import DcnConfig, RankerConfig, TreeConfig
 from retrieval.towers.config import TowerTrainingConfig
 from tests.support import forked
 from tests.support.built_once import ROOT, built_once
 
 FEATURES = ROOT / "examples" / "features" / "features.py"
-WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0)
+WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0, deals=1.0)
 TOWERS = TowerTrainingConfig(
     epochs=3, batch=128, uniform_negatives=32, patience=3, validation_sample=200
 )
@@ -122,7 +122,8 @@ def _build(root: Path) -> None:
     workspace = Workspace(root)
     generate(root / "raw", WORLD)
     declared = built_once("declared", _declare) / "features.py"
-    spec = find_spec("synthetic").model_copy(update={"features": str(declared)})
+    spec = load_spec(FEATURES.with_name("dataset.toml"))
+    spec = spec.model_copy(update={"name": "synthetic", "features": str(declared)})
     ingest(spec, root / "raw", workspace, shift_to_now=True)
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)
