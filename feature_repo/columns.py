@@ -61,6 +61,12 @@ PAIR_FEATURES = (
 )
 """A ranker's numeric features of a user-item pair."""
 
+
+def similarities(vector: str) -> tuple[str, str, str]:
+    """Return the features of a pair that a vector of items gives: cosines with recent items."""
+    return f"{vector}_last", f"{vector}_recent", f"{vector}_best"
+
+
 ITEM_AGES = ("item_age_days", "item_recency_days")
 """Days since an item's first and last event, at the moment of the request."""
 

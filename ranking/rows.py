@@ -54,17 +54,20 @@ class ItemRows:
 
 
 def numeric_names(
-    on_demand: tuple[str, ...], user: tuple[str, ...], item: tuple[str, ...]
+    pair: tuple[str, ...], user: tuple[str, ...], item: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Return the names of the numeric columns in the order in which rows are built."""
-    return (*CROSS, *ITEM_AGES, *on_demand, *user, *(f"item_{name}" for name in item))
+    """Return the names of the numeric columns in the order in which rows are built.
+
+    ``pair``: declared features of user and item together.
+    """
+    return (*CROSS, *ITEM_AGES, *pair, *user, *(f"item_{name}" for name in item))
 
 
 @dataclass(frozen=True)
 class PairRows:
     """One request's user beside ``n`` items, before they are joined to rows.
 
-    ``pair`` float32 ``[n, P]``: ``CROSS``, ``ITEM_AGES``, then on-demand features (NaN: missing);
+    ``pair`` float32 ``[n, P]``: ``CROSS``, ``ITEM_AGES``, then declared features (NaN: missing);
     ``user_numeric`` float32 ``[Fu]``; ``user_categorical`` int32 ``[Cu]``; ``item`` int32 ``[n]``,
     the items' rows in the catalogue; ``missing``: on-demand features that could not be computed.
     """

@@ -65,6 +65,8 @@ class CounterFiles:
             for column in (activity.first_event_at, activity.last_event_at)
         ]
         np.save(folder / "times.npy", np.stack(times))
+        for number, vectors in enumerate(activity.vectors):
+            np.save(folder / f"vectors-{number}.npy", with_spare(vectors, rows=spare))
 
         write_json(
             self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of}
@@ -90,13 +92,16 @@ class CounterFiles:
             if current["release"] != release.id:
                 return None
             folder = self._folder / current["folder"]
-            numeric, times = (
-                map_rows(folder / f"{name}.npy").view(np.ndarray) for name in ("numeric", "times")
+            names = [f"vectors-{number}" for number in range(len(release.codec.vectors))]
+            numeric, times, *vectors = (
+                map_rows(folder / f"{name}.npy").view(np.ndarray)
+                for name in ("numeric", "times", *names)
             )
         except (OSError, ValueError, KeyError):
             return None
         counts = len(release.codec.item_activity)
-        return Activity(numeric[:, :counts], times[0], times[1], numeric), current["as_of"]
+        activity = Activity(numeric[:, :counts], times[0], times[1], numeric, tuple(vectors))
+        return activity, current["as_of"]
 
 
 class CounterReader:
@@ -122,7 +127,7 @@ class CounterReader:
             return False
         try:
             redis_url(self._workspace)  # an embedded server that has died is started again
-            views = dict.fromkeys([_VIEW, *(view for view, _ in release.codec.declared_item)])
+            views = dict.fromkeys([_VIEW, *(view for view, _ in release.codec.item_reads)])
             written: list[bytes | None] = self._redis.mget(map(written_key, views))  # type: ignore[assignment]
             if written[0] is None:
                 # Nothing was materialized, or Redis was emptied: nothing replaces no counters.

@@ -23,7 +23,7 @@ bought = StreamFeatureView(name="bought", entities=[item], **PURCHASES, aggregat
     Aggregation(column="value", function="mean", time_window=WEEK, name="paid_7d"),
     Aggregation(column="value", function="last", name="last_paid"),
 ])  # fmt: skip
-margins = FeatureView(name="margins", entities=[item],
+margins = FeatureView(name="margins", entities=[item],  # a number and a vector of each item
     source=FileSource(path="margins.parquet", timestamp_field="known_from"))  # fmt: skip
 visit = RequestSource(name="visit", schema=[Field(name="page", dtype=String)])
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from feast import Entity, FeatureView
-from feast.types import Bool, Float32, Float64, Int32, Int64
+from feast.types import Array, Bool, Float32, Float64, Int32, Int64
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
@@ -18,6 +18,9 @@ from feature_repo.errors import FunnelError
 
 NUMERIC = {Bool, Float32, Float64, Int32, Int64}
 """Types of features that are numbers."""
+
+VECTORS = {Array(Float32), Array(Float64)}
+"""Types of features that are vectors."""
 
 ENTITIES = {entity.name: entity for entity in (user, item)}
 """The entities that features are declared of, by name."""
@@ -38,9 +41,10 @@ class DeclaredView:
 
     Attributes:
         key: the column of its entity.
-        numeric: the features that a ranker can read.
+        numeric: the features that are numbers, which a ranker can read.
         registered: the view as it is registered with Feast.
         aggregates: what is computed from events; None: it is a table of the user's own.
+        vectors: the features of items that are vectors, each with its length.
 
     """
 
@@ -48,6 +52,7 @@ class DeclaredView:
     numeric: tuple[str, ...]
     registered: FeatureView
     aggregates: AggregateView | None = None
+    vectors: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,6 +67,7 @@ class DeclaredView:
         """
         columns = [field.name for field in self.registered.features]
         in_rows = [f"item_{name}" for name in columns] if self.key == c.ITEM else []
+        in_rows += [of_item for name in self.vectors for of_item in c.similarities(name)]
         return [self.name, *columns, *in_rows]
 
 

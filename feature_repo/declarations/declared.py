@@ -78,8 +78,24 @@ class Declared:
 
     def ranking_numeric(self, key: str) -> tuple[tuple[str, str], ...]:
         """Return views and names of the numeric features that the ranking models read."""
-        own = {view.name for view in self.views if view.key == key}
-        return tuple((view, name) for view, names in self.ranking if view in own for name in names)
+        own = {view.name: view.numeric for view in self.views if view.key == key}
+        return tuple(
+            (view, name)
+            for view, names in self.ranking
+            for name in names
+            if name in own.get(view, ())
+        )
+
+    @property
+    def ranking_vectors(self) -> tuple[tuple[str, str, int], ...]:
+        """Views, names and lengths of the vectors of items that the ranking models read."""
+        own = {view.name: view.vectors for view in self.views}
+        return tuple(
+            (view, name, own[view][name])
+            for view, names in self.ranking
+            for name in names
+            if name in own.get(view, {})
+        )
 
     @property
     def ranking_on_demand(self) -> tuple[OnDemandView, ...]:

@@ -33,7 +33,8 @@ def selected_features(
         name = projection.name
         wanted = projection.desired_features or [f.name for f in projection.features]
         if name in declared:
-            selected[name] = _checked(declared[name], wanted or list(declared[name].numeric))
+            every = [*declared[name].numeric, *declared[name].vectors]
+            selected[name] = _checked(declared[name], wanted or every)
         elif name in computed:
             given_features = computed[name].features
             unknown = sorted(set(wanted) - set(given_features))
@@ -59,10 +60,11 @@ def _checked(view: DeclaredView, wanted: Sequence[str]) -> list[str]:
     unknown = sorted(set(wanted) - {field.name for field in view.registered.features})
     if unknown:
         raise ValueError(f"view '{view.name}' has no {unknown}")
-    other = sorted(set(wanted) - set(view.numeric))
+    other = sorted(set(wanted) - set(view.numeric) - set(view.vectors))
     if other:
         raise ValueError(
-            f"view '{view.name}': {other} are not numbers, and the ranker reads no others yet"
+            f"view '{view.name}': {other} are neither numbers nor vectors of items, and the ranker "
+            "reads nothing else yet"
         )
     short = _short_windows(view, wanted)
     if short:

@@ -6,12 +6,21 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pyarrow as pa
-from feast import FeatureView, Field, FileSource
+import pyarrow.dataset as ds
+from feast import Entity, FeatureView, Field, FileSource
 from feast.type_map import pa_to_feast_value_type
 from feast.types import FeastType, Float32, Float64, Int32, Int64, String, from_value_type
 from pyarrow.dataset import dataset
 
-from feature_repo.declarations.checks import NAME, NAME_RULE, NUMERIC, DeclaredView, entity_of
+from feature_repo import columns as c
+from feature_repo.declarations.checks import (
+    NAME,
+    NAME_RULE,
+    NUMERIC,
+    VECTORS,
+    DeclaredView,
+    entity_of,
+)
 
 _HOLDS = {
     Float64: (Float32, Int32, Int64),
@@ -36,7 +45,10 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
     if not isinstance(view.batch_source, FileSource):  # SparkSource: Spark knows its columns
         fields = [field for field in view.schema if field.name != entity.join_key]
         numeric = tuple(field.name for field in fields if field.dtype in NUMERIC)
-        return DeclaredView(entity.join_key, numeric, view)
+        lengths = {
+            f.name: f.vector_length for f in fields if f.dtype in VECTORS and f.vector_length
+        }
+        return DeclaredView(entity.join_key, numeric, view, vectors=_of_items(entity, lengths))
 
     given = view.batch_source
     path = given.path if urlparse(given.path).netloc else str((folder / given.path).resolve())
@@ -90,7 +102,25 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
         owner=view.owner,
     )
     numeric = tuple(field.name for field in fields if field.dtype in NUMERIC)
-    return DeclaredView(entity.join_key, numeric, registered)
+    lengths = {
+        field.name: field.vector_length or _length(path, field.name)
+        for field in fields
+        if field.dtype in VECTORS
+    }
+    vectors = _of_items(entity, lengths)
+    return DeclaredView(entity.join_key, numeric, registered, vectors=vectors)
+
+
+def _of_items(entity: Entity, lengths: dict[str, int]) -> dict[str, int]:
+    """Return the vectors that a model can read, those of items, with their lengths."""
+    return {n: length for n, length in lengths.items() if length and entity.join_key == c.ITEM}
+
+
+def _length(path: str, column: str) -> int:
+    """Return the length of the first vector of a column; 0: it has none."""
+    known = ds.field(column).is_valid()
+    rows = dataset(path, format="parquet").scanner(columns=[column], filter=known).head(1)
+    return len(rows[column][0]) if len(rows) else 0
 
 
 def _feast_type(path: str, column: pa.Field) -> FeastType:

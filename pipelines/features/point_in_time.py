@@ -75,8 +75,9 @@ class PointInTime:
         """Yield each day (since the epoch, ascending) and all items' activity at its midnight."""
         items = codec.items.values
         per_call = max(1, _ITEM_ROWS // len(items))
-        pairs = [*codec.built_in_activity, *codec.declared_item]
-        names = [name for _, name in pairs]
+        pairs = [*codec.built_in_activity, *codec.item_reads]
+        vectors = [name for _, name, _ in codec.vectors]
+        names = [name for _, name in pairs if name not in vectors]
         references = [f"{view}:{name}" for view, name in pairs]
         for start in range(0, len(days), per_call):
             chunk = days[start : start + per_call]
@@ -95,10 +96,13 @@ class PointInTime:
             }
             for index, day in enumerate(chunk):
                 rows = slice(index * len(items), (index + 1) * len(items))
-                columns = {
+                columns: dict[str, Any] = {
                     name: np.concatenate([[np.nan], values[rows]])
                     for name, values in matrix.items()
                 }
+                for name in vectors:
+                    of_day = table[name].slice(rows.start, len(items))
+                    columns[name] = [None, *of_day.to_pylist()]
                 yield int(day), activity_from(columns, codec)
 
     def _references(self, service: str) -> list[str]:

@@ -150,7 +150,8 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
     entities = pa.table(
         {c.ITEM: pa.array(items, pa.string()), "timestamp": pa.array([now] * len(items), _STAMP)}
     )
-    columns: dict[str, list[Any]] = {name: [None] * len(items) for name in codec.item_activity}
+    names = [*codec.item_activity, *(name for _, name, _ in codec.vectors)]
+    columns: dict[str, list[Any]] = {name: [None] * len(items) for name in names}
     stamps: dict[str, list[int | None]] = {}
     for name, view in reader.views.items():
         if not has_table(view):

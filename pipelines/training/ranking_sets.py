@@ -50,7 +50,7 @@ def row_schema(codec: Codec) -> RowSchema:
         heads=tuple(types),
         relevant=tuple(kind.positive for kind in types.values()),
         head_weights=tuple(kind.weight for kind in types.values()),
-        pair_columns=PAIR_COLUMNS + len(codec.on_demand_features),
+        pair_columns=PAIR_COLUMNS + len(codec.pair_features),
     )
 
 

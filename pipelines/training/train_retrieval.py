@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +223,15 @@ def fit_codec(
         declared.ranking_numeric(c.USER),
         declared.ranking_numeric(c.ITEM),
         declared.ranking_on_demand,
+        declared.ranking_vectors,
     )
 
     activity = _activity_at_end(codec, features, events)
     columns |= {name: activity.counts[1:, n].tolist() for n, name in enumerate(codec.item_activity)}
     columns[c.FIRST_EVENT_AT] = activity.first_event_at[1:].tolist()
     columns[c.LAST_EVENT_AT] = activity.last_event_at[1:].tolist()
-    return codec, build_items(codec, columns)
+    items = build_items(codec, columns)
+    return codec, items.with_activity(replace(items.activity, vectors=activity.vectors))
 
 
 def _fit_items(

@@ -163,7 +163,7 @@ def activity_reader(
     """Return the reader of items' activity and declared features, as far as they are registered."""
     registered = _registered(store)
     pairs = [*codec.built_in_activity]
-    pairs += [pair for pair in codec.declared_item if pair in registered]
+    pairs += [pair for pair in codec.item_reads if pair in registered]
     return FeatureReader(store, [f"{view}:{name}" for view, name in pairs], observe_age)
 
 
@@ -233,7 +233,7 @@ class OnlineFeatures:
         read = self._users.names | self._items.names
         self._gone = tuple(
             name
-            for view, name in (*declared, *items.codec.declared_item)
+            for view, name in (*declared, *items.codec.item_reads)
             if name not in read.get(view, ())
         )
         self._item_aggregates = self._items.aggregates()

@@ -19,6 +19,7 @@ class Codec:
 
     ``declared_user`` and ``declared_item``: numeric features that a ``features.py`` gave the
     ranker, each with the view that it is of. ``on_demand``: what is computed in the request.
+    ``vectors``: view, name and length of vectors of items.
     """
 
     spec: DatasetSpec
@@ -30,6 +31,7 @@ class Codec:
     declared_user: tuple[tuple[str, str], ...] = ()
     declared_item: tuple[tuple[str, str], ...] = ()
     on_demand: tuple[OnDemandView, ...] = ()
+    vectors: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def user_activity(self) -> tuple[str, ...]:
@@ -68,6 +70,20 @@ class Codec:
         return (*self.item_activity, *self.item_attributes.numeric)
 
     @property
+    def item_reads(self) -> tuple[tuple[str, str], ...]:
+        """View and name of what is read of items beside the built-in features."""
+        return (*self.declared_item, *((view, name) for view, name, _ in self.vectors))
+
+    @property
+    def pair_features(self) -> tuple[str, ...]:
+        """Declared features of a user and a candidate, in column order.
+
+        They are the similarities by each vector, then what on-demand views compute.
+        """
+        of_vectors = (name for _, vector, _ in self.vectors for name in c.similarities(vector))
+        return (*of_vectors, *self.on_demand_features)
+
+    @property
     def on_demand_features(self) -> tuple[str, ...]:
         """Features of a user and a candidate that are computed in the request, in column order."""
         return tuple(name for view in self.on_demand for name in view.features)
@@ -90,7 +106,7 @@ class Codec:
     @property
     def numeric(self) -> tuple[str, ...]:
         """Numeric columns of the ranker's rows."""
-        return numeric_names(self.on_demand_features, self.user_numeric, self.item_numeric)
+        return numeric_names(self.pair_features, self.user_numeric, self.item_numeric)
 
     @property
     def categorical(self) -> dict[str, int]:
@@ -114,6 +130,7 @@ class Codec:
             **({"declared_user": self.declared_user} if self.declared_user else {}),
             **({"declared_item": self.declared_item} if self.declared_item else {}),
             **({"on_demand": [v.to_dict() for v in self.on_demand]} if self.on_demand else {}),
+            **({"vectors": self.vectors} if self.vectors else {}),
             # JSON objects have no order that survives every writer, and attribute codes hang on it.
             "order": {
                 "types": self.spec.event_types,
@@ -136,6 +153,7 @@ class Codec:
             tuple((view, name) for view, name in raw.get("declared_user", ())),
             tuple((view, name) for view, name in raw.get("declared_item", ())),
             tuple(OnDemandView.from_dict(view) for view in raw.get("on_demand", ())),
+            tuple((view, name, size) for view, name, size in raw.get("vectors", ())),
         )
 
 

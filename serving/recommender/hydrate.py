@@ -30,6 +30,7 @@ class Hydrator:
     def __init__(self, vectors: Float32Array, codec: Codec) -> None:
         """``vectors``: unit item vectors, float32 ``[N, D]``."""
         self._vectors = vectors
+        self._declared_vectors = len(codec.vectors)
         self._on_demand = OnDemandFeatures(codec)
 
     def hydrate(
@@ -97,7 +98,8 @@ class Hydrator:
         recent = users.context.history[row, :RECENT]
 
         # Columns as in CROSS and ITEM_AGES, float32 [n, P].
-        pair = np.empty((len(codes), PAIR_COLUMNS), dtype=np.float32)
+        columns = PAIR_COLUMNS + 3 * self._declared_vectors
+        pair = np.empty((len(codes), columns), dtype=np.float32)
         pair[:, 1] = candidates.tower_rank[rows]
         pair[:, 2:4] = candidates.similar[rows]
         _write_cosines(pair, codes, vector, self._vectors, self._vectors[recent[recent > 0]])
@@ -110,6 +112,10 @@ class Hydrator:
             items.rows.last_event_at,
             float(users.context.time[row]),
         )
+        for number, declared in enumerate(items.activity.vectors):
+            first = PAIR_COLUMNS + 3 * number
+            known = recent[declared[recent].any(axis=1)]
+            _write_similarities(pair, first, codes, declared, declared[known])
         return PairRows(pair, users.rows.numeric[row], users.rows.categorical[row], codes)
 
 
@@ -144,20 +150,52 @@ def _write_cosines(  # noqa: PLR0917
     for row in range(len(codes)):
         vector = vectors[codes[row]]
         pair[row, 0] = dot(vector, user)
-        pair[row, 4:7] = np.nan
+        _write_similarity(pair, row, 4, vector, recent)
 
-        # Cosines with the newest item, with the newest five (mean) and with the nearest of all.
-        total = best = np.float32(0.0)
-        for number in range(len(recent)):
-            cosine = dot(vector, recent[number])
-            if number == 0:
-                pair[row, 4] = cosine
-            if number < _NEWEST:
-                total += cosine
-            best = cosine if number == 0 else max(best, cosine)
-        if len(recent):
-            pair[row, 5] = total / np.float32(min(len(recent), _NEWEST))
-            pair[row, 6] = best
+
+@compiled
+def _write_similarities(  # noqa: PLR0917
+    pair: Float32Array,
+    first: int,
+    codes: Int32Array,
+    vectors: Float32Array,
+    recent: Float32Array,
+) -> None:
+    """Write items' cosines with recent items by vectors that are 0 where missing.
+
+    Args:
+        pair: float32 ``[n, P]``, columns ``first`` to ``first + 2`` are written.
+        first: the first column.
+        codes: int32 ``[n]``, the items.
+        vectors: float32 ``[N, D]``, the vectors of all items.
+        recent: float32 ``[R, D]``, those of the recent items that have one, newest first.
+
+    """
+    for row in range(len(codes)):
+        vector = vectors[codes[row]]
+        if np.any(vector):
+            _write_similarity(pair, row, first, vector, recent)
+        else:
+            pair[row, first : first + 3] = np.nan
+
+
+@compiled
+def _write_similarity(  # noqa: PLR0917
+    pair: Float32Array, row: int, first: int, vector: Float32Array, recent: Float32Array
+) -> None:
+    """Write a vector's cosines with the newest item, the newest five (mean) and the nearest."""
+    pair[row, first : first + 3] = np.nan
+    total = best = np.float32(0.0)
+    for number in range(len(recent)):
+        cosine = dot(vector, recent[number])
+        if number == 0:
+            pair[row, first] = cosine
+        if number < _NEWEST:
+            total += cosine
+        best = cosine if number == 0 else max(best, cosine)
+    if len(recent):
+        pair[row, first + 1] = total / np.float32(min(len(recent), _NEWEST))
+        pair[row, first + 2] = best
 
 
 @compiled

@@ -31,13 +31,15 @@ class Activity:
 
     ``counts`` float32 ``[N, F]``; event times float64 ``[N]``, epoch seconds, NaN: none.
     ``numeric`` float32 ``[N, F + M]`` holds the counts with the numeric attributes beside them,
-    where they lie so in memory (in a file that processes share); None: they do not.
+    where they lie so in memory (in a file that processes share); None: they do not. ``vectors``
+    has a float32 ``[N, D]`` for each of the codec's vectors: unit vectors, 0 where missing.
     """
 
     counts: Float32Array
     first_event_at: Float64Array
     last_event_at: Float64Array
     numeric: Float32Array | None = None
+    vectors: tuple[Float32Array, ...] = ()
 
     def head(self, size: int) -> Activity:
         """Return the first ``size`` rows as views; missing rows are added without counts."""
@@ -45,7 +47,11 @@ class Activity:
         if missing <= 0:
             numeric = None if self.numeric is None else self.numeric[:size]
             return Activity(
-                self.counts[:size], self.first_event_at[:size], self.last_event_at[:size], numeric
+                self.counts[:size],
+                self.first_event_at[:size],
+                self.last_event_at[:size],
+                numeric,
+                tuple(vectors[:size] for vectors in self.vectors),
             )
         counts = np.full((missing, self.counts.shape[1]), np.nan, dtype=np.float32)
         never = np.full(missing, np.nan)
@@ -53,6 +59,10 @@ class Activity:
             np.concatenate([self.counts, counts]),
             np.concatenate([self.first_event_at, never]),
             np.concatenate([self.last_event_at, never]),
+            vectors=tuple(
+                np.concatenate([vectors, np.zeros((missing, vectors.shape[1]), np.float32)])
+                for vectors in self.vectors
+            ),
         )
 
 
@@ -306,7 +316,32 @@ def activity_from(
         return np.array([np.nan if v is None else v for v in columns[name]], dtype=np.float64)
 
     counts = np.stack([numbers(name) for name in codec.item_activity], axis=1).astype(np.float32)
-    return Activity(counts, numbers(c.FIRST_EVENT_AT), numbers(c.LAST_EVENT_AT))
+    missing = [None] * len(counts)
+    return Activity(
+        counts,
+        numbers(c.FIRST_EVENT_AT),
+        numbers(c.LAST_EVENT_AT),
+        vectors=tuple(
+            unit_vectors(columns.get(name, missing), size) for _, name, size in codec.vectors
+        ),
+    )
+
+
+def unit_vectors(values: Sequence[Any] | npt.NDArray[Any], size: int) -> Float32Array:
+    """Return vectors of length one, float32 ``[N, size]``; 0 where one is missing.
+
+    One of another length, without a length or not finite counts as missing.
+    """
+    out = np.zeros((len(values), size), dtype=np.float32)
+    rows = [row for row, value in enumerate(values) if value is not None and len(value) == size]
+    if not rows:
+        return out
+    given = np.array([values[row] for row in rows], dtype=np.float64)
+    lengths = np.linalg.norm(given, axis=1, keepdims=True)
+    usable = np.isfinite(lengths) & (lengths > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        out[rows] = np.where(usable, given / lengths, 0.0)
+    return out
 
 
 def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable:

@@ -7,6 +7,7 @@ one array as before.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def save_items(table: ItemTable, folder: Path) -> None:
     ``items.arrow`` has one row per item: its id and its attributes as given. The arrays have a row
     for item 0 too: ``codes``, ``first`` and ``categories`` int32, ``numeric`` float32 (counts, then
     the attributes' numbers), ``times`` float64 ``[4, N]``: available from and until (infinite:
-    always), first and last event (NaN: none). Spare rows are of items that can never be had.
+    always), first and last event (NaN: none); ``vectors-<number>`` float32 ``[N, D]`` for each of
+    the codec's vectors. Spare rows are of items that can never be had.
     """
     raw = pa.table(
         {
@@ -73,6 +75,8 @@ def save_items(table: ItemTable, folder: Path) -> None:
     }
     for name in _ARRAYS:
         np.save(_file(folder, name), arrays[name])
+    for number, vectors in enumerate(activity.vectors):
+        np.save(_file(folder, f"vectors-{number}"), with_spare(vectors))
 
 
 def load_items(folder: Path, codec: Codec) -> ItemTable:
@@ -103,8 +107,16 @@ def load_items(folder: Path, codec: Codec) -> ItemTable:
         *codec.spec.item_attributes,
     ]:
         raise ValueError(f"{ATTRIBUTES} does not fit the codec")
+    vectors = tuple(
+        map_rows(_file(folder, f"vectors-{number}")).view(np.ndarray)
+        for number in range(len(codec.vectors))
+    )
+    for array, (_, name, length) in zip(vectors, codec.vectors, strict=True):
+        if array.shape != (size, length):
+            raise ValueError(f"the vectors '{name}' have shape {array.shape}, not {(size, length)}")
     columns = {name: RawColumn(raw[name].combine_chunks()) for name in codec.spec.item_attributes}
-    return _table(codec, columns, arrays, counts)
+    table = _table(codec, columns, arrays, counts)
+    return replace(table, activity=replace(table.activity, vectors=vectors))
 
 
 def _table(

@@ -223,7 +223,7 @@ TABLES_AMISS = {
     "text for the ranker": (
         LOYALTY.replace("loyalty]", 'loyalty[["level"]]]'),
         {"level": pa.array(["gold", "none"])},
-        r"\['level'\] are not numbers, and the ranker reads no others yet",
+        r"\['level'\] are neither numbers nor vectors of items",
     ),
 }
 

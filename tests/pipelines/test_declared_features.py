@@ -42,7 +42,7 @@ from serving.recommender.hydrate import Hydrator
 from serving.recommender.users import UserReader
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
-from tests.support.tiny_world import tiny_world
+from tests.support.tiny_world import tiny_world, vector
 
 NAMES = ["spend_1h", "spend_7d", "dearest", "bought_7d"]
 
@@ -202,6 +202,33 @@ def test_items_have_the_newest_row_of_their_table_that_is_known(shop, engine):
             assert found == pytest.approx(number / 100 + days) if known else np.isnan(found), name
 
 
+def test_vectors_of_items_give_cosines_with_the_newest_items_of_the_history(engine, events):
+    def unit(number):
+        given = vector(number, -7)
+        if number > 70 or given is None or len(given) != 3 or not any(given):
+            return None
+        return np.array(given) / np.linalg.norm(given)
+
+    user = events[c.USER].mode().iloc[0]
+    columns, codes = ranked(engine, user, None)
+    names = engine.release.codec.items.values
+    history = [int(name[1:]) for name in reversed(columns[c.HISTORY_ITEMS][0][-10:])]
+    recent = [unit(number) for number in history if unit(number) is not None]
+    assert len(recent) > 5
+    found = np.stack([columns[name] for name in c.similarities("title_vector")], axis=1)
+    missing = 0
+    for row, code in enumerate(codes.tolist()):
+        mine = unit(int(names[code - 1][1:]))
+        if mine is None:
+            missing += 1
+            assert np.isnan(found[row]).all()
+            continue
+        cosines = [mine @ other for other in recent]
+        expected = [cosines[0], np.mean(cosines[:5]), max(cosines)]
+        assert found[row] == pytest.approx(expected, abs=1e-6)
+    assert missing >= 13  # those of 71 to 80, 5, 6 and 7
+
+
 def test_aggregates_of_items_are_as_of_the_read(engine, events):
     codec = engine.release.codec
     now = time.time()
@@ -237,7 +264,7 @@ def test_a_release_is_served_when_its_views_are_declared_no_more(shop, copy, tmp
         store.delete_feature_view("spend")
         store.delete_feature_view("bought")
         store.delete_feature_view("margins")
-        gone = [*NAMES, "paid_7d", "last_paid", "margin"]
+        gone = [*NAMES, "paid_7d", "last_paid", "margin", "title_vector"]
         assert degraded(workspace, request) == [f"missing_{name}" for name in gone]
 
 
@@ -306,10 +333,9 @@ def test_a_feature_of_the_moment_is_computed_of_the_candidates_of_a_request(engi
         code = codes[np.isfinite(ratio)][0]
         row = {c.USER: user, c.ITEM: engine.release.codec.items.values[code - 1], "page": page}
         store = feature_store(engine.workspace)
-        read = store.get_online_features(
-            features=["dear:price_ratio", "dear:on_deals"], entity_rows=[row]
-        ).to_dict()
-        expected = ratio[codes == code][0]
+        names = ["dear:price_ratio", "dear:on_deals", "bought:last_paid", "spend:dearest"]
+        read = store.get_online_features(features=names, entity_rows=[row]).to_dict()
+        expected = read["last_paid"][0] / read["dearest"][0]  # without events just accepted
         assert read["price_ratio"] == pytest.approx([expected], rel=1e-6)
         assert read["on_deals"] == pytest.approx([expected * on_deals], rel=1e-6)
 
@@ -461,7 +487,9 @@ def test_the_stream_goes_on_from_the_table_and_nothing_skews(shop, events):
     report = skew(shop, newest_impressions(shop, None, None), lambda *_: None)
     assert report.requests >= 3 * len(ask)
     items = {"item_margin", "item_paid_7d", "item_last_paid"}
-    assert {*NAMES, *items, "price_ratio", "on_deals"} <= set(report.features)
+    assert {*NAMES, *items, "price_ratio", "on_deals", *c.similarities("title_vector")} <= set(
+        report.features
+    )
     assert (report.differing, report.row_missing) == (0, 0)
 
 

@@ -106,16 +106,26 @@ def _declare(folder: Path) -> None:
 
 
 def margins() -> pa.Table:
-    """Return the margin of most items: of 100 days ago, of last week, and of tomorrow."""
+    """Return margin and vector of most items: of 100 days ago, of last week, and of tomorrow."""
     day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     rows = [
-        (f"i{number:04d}", day + timedelta(days=days), number / 100 + days)
+        (f"i{number:04d}", day + timedelta(days=days), number / 100 + days, vector(number, days))
         for number in range(1, 71)
         for days in (-100, -7, 1)
     ]
-    items, times, values = (list(column) for column in zip(*rows, strict=True))
+    items, times, values, vectors = (list(column) for column in zip(*rows, strict=True))
     stamps = pa.array(times, pa.timestamp("us", tz="UTC"))
-    return pa.table({"item_id": items, "known_from": stamps, "margin": values})
+    lists = pa.array(vectors, pa.list_(pa.float32()))
+    return pa.table(
+        {"item_id": items, "known_from": stamps, "margin": values, "title_vector": lists}
+    )
+
+
+def vector(number: int, days: int) -> list[float] | None:
+    """Return the vector of an item's title; some have none, of another length, or of length 0."""
+    return {5: None, 6: [1.0], 7: [0.0, 0.0, 0.0]}.get(
+        number, [float(number % 7), float(-days), 2.0]
+    )
 
 
 def _build(root: Path) -> None:
