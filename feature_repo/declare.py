@@ -37,12 +37,12 @@ class BuiltInViews(NamedTuple):
     """The built-in views of a data set.
 
     Attributes:
-        ranking: those that the ranking models read.
+        by_service: those that each model reads.
         by_name: all of them.
 
     """
 
-    ranking: list[Any]
+    by_service: dict[str, list[Any]]
     by_name: dict[str, Any]
 
 
@@ -56,7 +56,17 @@ class Defaults:
     @property
     def ranking(self) -> list[Any]:
         """The views of the ranking models."""
-        return list(self._views.ranking)
+        return list(self._views.by_service["ranking"])
+
+    @property
+    def user_tower(self) -> list[Any]:
+        """The views of the user tower."""
+        return list(self._views.by_service["user_tower"])
+
+    @property
+    def item_tower(self) -> list[Any]:
+        """The views of the item tower."""
+        return list(self._views.by_service["item_tower"])
 
     def __getitem__(self, name: str) -> Any:
         """Return a built-in view, such as ``defaults["item_profile"]``.

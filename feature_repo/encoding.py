@@ -156,7 +156,7 @@ class AttributeEncoder:
         vocabularies, moments = {}, {}
         for name, kind in kinds.items():
             if kind == "numeric":
-                moments[name] = _mean_and_deviation(_signed_log(_floats(columns[name])))
+                moments[name] = moments_of(columns[name])
             else:
                 values = (part for value in columns[name] for part in parts(kind, value))
                 vocabularies[name] = Vocabulary.fit(values, _LEAST_COUNT[kind])
@@ -199,10 +199,8 @@ class AttributeEncoder:
         """Return numbers as standardised signed logs, 0 where missing: an input of the towers."""
         if not self.numeric:
             return numbers
-        mean = np.array([self.moments[name][0] for name in self.numeric])
-        spread = np.array([self.moments[name][1] for name in self.numeric])
-        scaled = np.clip((_signed_log(numbers) - mean) / spread, -5.0, 5.0)
-        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+        mean, spread = zip(*(self.moments[name] for name in self.numeric), strict=True)
+        return standardised(numbers, mean, spread)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -219,6 +217,22 @@ class AttributeEncoder:
         return cls(
             raw["kinds"], vocabularies, {name: (m, s) for name, (m, s) in raw["moments"].items()}
         )
+
+
+def moments_of(values: Sequence[Any]) -> tuple[float, float]:
+    """Return mean and deviation of the signed log1p of numbers; missing ones do not count."""
+    return _mean_and_deviation(_signed_log(_floats(values)))
+
+
+def standardised(
+    numbers: npt.NDArray[Any], mean: Sequence[float], spread: Sequence[float]
+) -> Float32Array:
+    """Return signed logs of numbers ``[n, M]``, standardised and clipped; 0 where missing.
+
+    ``mean`` and ``spread``: M values each, as ``moments_of`` returns them.
+    """
+    scaled = np.clip((_signed_log(numbers) - np.array(mean)) / np.array(spread), -5.0, 5.0)
+    return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
 
 
 def parts(kind: AttributeKind, value: Any) -> list[str]:

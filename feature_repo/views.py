@@ -56,6 +56,9 @@ SNAPSHOT_TTL = timedelta(days=90)
 REQUEST_SOURCE = "request"
 """The request source of the built-in on-demand views."""
 
+TOWER_USERS = "user_tower_v1"
+"""The feature service of the user tower."""
+
 ONLINE_USERS = "online_user_v1"
 """The feature service of users that serving reads."""
 
@@ -138,6 +141,7 @@ class BuiltIn:
         objects: entities, sources and views.
         ranking: the views that the ranking models read.
         online: the views of users that serving reads.
+        user_tower: the views that the user tower reads.
         other_services: feature services that no declaration adds to.
         source: returns the source of an offline table.
 
@@ -146,16 +150,20 @@ class BuiltIn:
     objects: list[Any]
     ranking: list[Any]
     online: list[Any]
+    user_tower: list[Any]
     other_services: list[FeatureService]
     source: Callable[[str], DataSource]
 
-    def services(self, *, ranking: Sequence[Any], online: Sequence[Any]) -> list[FeatureService]:
-        """Return the feature services, two of them with declared views beside the built-in."""
+    def services(
+        self, *, ranking: Sequence[Any], online: Sequence[Any], user_tower: Sequence[Any]
+    ) -> list[FeatureService]:
+        """Return the feature services, three of them with declared views beside the built-in."""
         # User and item views share names such as events_7d: read ranking_v1 with
         # full_feature_names=True.
         return [
             FeatureService(name="ranking_v1", features=[*self.ranking, *ranking]),
             FeatureService(name=ONLINE_USERS, features=[*self.online, *online]),
+            FeatureService(name=TOWER_USERS, features=[*self.user_tower, *user_tower]),
             *self.other_services,
         ]
 
@@ -238,8 +246,8 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
             seen,
             request_time,
         ],
+        user_tower=[*profiles, history],
         other_services=[
-            FeatureService(name="user_tower_v1", features=[*profiles, history]),
             FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
             FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
         ],

@@ -10,17 +10,15 @@ from feast.types import Float64, String
 
 from feature_repo.declare import defaults, events, item, user
 
-HOUR, WEEK = timedelta(hours=1), timedelta(days=7)
 PURCHASES = {"source": events, "timestamp_field": "timestamp", "tags": {"event_types": "purchase"}}
 
 spend = StreamFeatureView(name="spend", entities=[user], **PURCHASES, aggregations=[
-    Aggregation(column="value", function="sum", time_window=HOUR, name="spend_1h"),
-    Aggregation(column="value", function="sum", time_window=WEEK, name="spend_7d"),
+    Aggregation(column="value", function="sum", time_window=timedelta(hours=1), name="spend_1h"),
     Aggregation(column="value", function="max", name="dearest"),
-    Aggregation(column="event_id", function="count", time_window=WEEK, name="bought_7d"),
+    Aggregation(function="count", time_window=timedelta(days=7), name="bought_7d", column="value"),
 ])  # fmt: skip
 bought = StreamFeatureView(name="bought", entities=[item], **PURCHASES, aggregations=[
-    Aggregation(column="value", function="mean", time_window=WEEK, name="paid_7d"),
+    Aggregation(column="value", function="mean", time_window=timedelta(days=7), name="paid_7d"),
     Aggregation(column="value", function="last", name="last_paid"),
 ])  # fmt: skip
 margins = FeatureView(name="margins", entities=[item],  # a number and a vector of each item
@@ -37,4 +35,6 @@ def dear(inputs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"price_ratio": ratio, "on_deals": on_deals})
 
 
+user_tower = FeatureService(name="user_tower", features=[*defaults.user_tower, spend])
+item_tower = FeatureService(name="item_tower", features=[*defaults.item_tower, margins])
 ranking = FeatureService(name="ranking", features=[*defaults.ranking, spend, bought, margins, dear])

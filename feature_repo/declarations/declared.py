@@ -37,7 +37,7 @@ from feature_repo.declarations.on_demand_views import (
     Source,
     declared_on_demand,
 )
-from feature_repo.declarations.ranking_service import selected_features
+from feature_repo.declarations.services import selected_features, tower_features
 from feature_repo.declarations.tables import declared_table
 from feature_repo.declare import BuiltInViews, built_in_views
 from feature_repo.hashing import fingerprint
@@ -55,12 +55,16 @@ class Declared:
         views: the declared views of users and of items.
         on_demand: the declared views of on-demand features.
         ranking: for each view, the features that the ranking models read.
+        user_tower: views and names of the numbers that the user tower reads.
+        item_tower: views, names and lengths (1: a number) of what the item tower reads.
 
     """
 
     views: tuple[DeclaredView, ...] = ()
     on_demand: tuple[DeclaredOnDemand, ...] = ()
     ranking: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    user_tower: tuple[tuple[str, str], ...] = ()
+    item_tower: tuple[tuple[str, str, int], ...] = ()
 
     @property
     def aggregates(self) -> tuple[AggregateView, ...]:
@@ -164,7 +168,12 @@ def build(
             for view in declared.views
             if view.key == c.USER and (names := _served(view, declared))
         ]
-    return [*own.objects, *views.values(), *own.services(ranking=ranking, online=online)]
+        tower: dict[str, list[str]] = {}
+        for name, feature in declared.user_tower:
+            tower.setdefault(name, []).append(feature)
+        user_tower = [views[name][names] for name, names in tower.items()]
+    services = own.services(ranking=ranking, online=online, user_tower=user_tower)
+    return [*own.objects, *views.values(), *services]
 
 
 def _served(view: DeclaredView, declared: Declared) -> list[str]:
@@ -201,10 +210,23 @@ def _read(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
                     _check_fields(source, spec)
                 on_demand.append(declared_on_demand(view, sources))
 
-    services = [o for o in found if isinstance(o, FeatureService) and o.name == "ranking"]
+    services = {o.name: o for o in found if isinstance(o, FeatureService)}
     with _refusing(file, "service 'ranking'"):
-        ranking = selected_features(services[0], views, on_demand) if services else ()
-    return Declared(tuple(views), tuple(on_demand), ranking)
+        service = services.pop("ranking", None)
+        ranking = selected_features(service, views, on_demand) if service else ()
+    with _refusing(file, "service 'user_tower'"):
+        service = services.pop("user_tower", None)
+        user_tower = tower_features(service, views, c.USER) if service else ()
+    with _refusing(file, "service 'item_tower'"):
+        service = services.pop("item_tower", None)
+        item_tower = tower_features(service, views, c.ITEM) if service else ()
+    return Declared(
+        tuple(views),
+        tuple(on_demand),
+        ranking,
+        tuple((view, name) for view, name, _ in user_tower),
+        item_tower,
+    )
 
 
 @contextmanager
@@ -290,7 +312,9 @@ def _source(view: DeclaredView) -> Source:
 def _run(file: Path, own: BuiltIn) -> list[Any]:
     """Return the Feast objects that a file declares, each once, without the built-in ones."""
     views = {o.name: o for o in own.objects if not isinstance(o, Entity)}
-    token = built_in_views.set(BuiltInViews(own.ranking, views))
+    item_tower = [views[name] for name in ("item_profile",) if name in views]
+    services = {"ranking": own.ranking, "user_tower": own.user_tower, "item_tower": item_tower}
+    token = built_in_views.set(BuiltInViews(services, views))
     try:
         with without_experimental_warnings():
             scope = runpy.run_path(str(file), run_name="features")

@@ -7,7 +7,7 @@ predicts nor another of the same moment.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,15 +81,7 @@ class PointInTime:
         references = [f"{view}:{name}" for view, name in pairs]
         for start in range(0, len(days), per_call):
             chunk = days[start : start + per_call]
-            frame = pd.DataFrame(
-                {
-                    c.ITEM: np.tile(np.array(items, dtype=object), len(chunk)),
-                    c.EVENT_TIMESTAMP: pd.to_datetime(
-                        np.repeat(chunk * DAY_S, len(items)), unit="s", utc=True
-                    ),
-                }
-            )
-            table = self._join(frame, references)
+            table = self._join(_items_at(items, chunk), references)
             matrix = {
                 name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
                 for name in names
@@ -104,6 +96,18 @@ class PointInTime:
                     of_day = table[name].slice(rows.start, len(items))
                     columns[name] = [None, *of_day.to_pylist()]
                 yield int(day), activity_from(columns, codec)
+
+    def items(self, items: Sequence[str], pairs: Sequence[tuple[str, str]], day: int) -> pa.Table:
+        """Return features of items at a midnight, a row each in their order.
+
+        Args:
+            items: ids.
+            pairs: views and names of the features.
+            day: since the epoch.
+
+        """
+        frame = _items_at(items, np.array([day], dtype=np.int64))
+        return self._join(frame, [f"{view}:{name}" for view, name in pairs])
 
     def _references(self, service: str) -> list[str]:
         feature_service = self.store.get_feature_service(service)
@@ -127,6 +131,13 @@ class PointInTime:
                 f"the point-in-time join returned {len(joined)} rows for {len(frame)}"
             )
         return joined.sort_by(_ROW).drop_columns([_ROW])
+
+
+def _items_at(items: Sequence[str], days: Int64Array) -> pd.DataFrame:
+    """Return the entity rows of all items at each day's midnight."""
+    times = pd.to_datetime(np.repeat(days * DAY_S, len(items)), unit="s", utc=True)
+    ids = np.tile(np.array(items, dtype=object), len(days))
+    return pd.DataFrame({c.ITEM: ids, c.EVENT_TIMESTAMP: times})
 
 
 def just_before(times: Float64Array) -> pd.Series:

@@ -13,15 +13,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from feature_repo import columns as c
-from feature_repo.arrays import BoolArray
+from feature_repo.arrays import BoolArray, Float32Array
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.declared import declared_in
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
 from feature_repo.hashing import fingerprint
 from feature_repo.progress import Progress
+from feature_repo.views import TOWER_USERS
 from feature_repo.workspace import Workspace
 from pipelines.features.point_in_time import (
     DAY_S,
@@ -34,6 +36,11 @@ from pipelines.training.config import RetrievalConfig
 from pipelines.training.past_requests import requests_from
 from pipelines.training.reports import RetrievalReport, TowersReport
 from pipelines.training.split import Split, epoch_seconds
+from pipelines.training.tower_features import (
+    fit_item_features,
+    fit_user_features,
+    item_features,
+)
 from pipelines.training.warm_start import BaseRelease
 from retrieval.covisitation import similar_items
 from retrieval.index import IndexReport, build_index, save_index
@@ -65,6 +72,8 @@ class TowerData:
         validation: examples from there to ``split.calibrate``.
         has_positive: bool ``[N]``, which items had a positive event before ``split.ranker``; the
             others have no id embedding.
+        item_features: declared inputs of the item tower while it learns, float32 ``[N, W]``.
+        final_item_features: the same as of the test part, for the vectors of the release.
 
     """
 
@@ -73,6 +82,8 @@ class TowerData:
     training: Examples
     validation: Examples
     has_positive: BoolArray
+    item_features: Float32Array
+    final_item_features: Float32Array
 
 
 def train_retrieval(
@@ -114,6 +125,8 @@ def train_retrieval(
     # The codec, which is made here, has the columns of the ranker's rows.
     origin += [declared.version, *map(str, declared.ranking)] if declared.ranking else []
     origin += map(str, declared.ranking_on_demand)
+    if declared.user_tower or declared.item_tower:
+        origin += [str(declared.user_tower), str(declared.item_tower)]
     version = fingerprint(
         FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
     )
@@ -183,6 +196,10 @@ def tower_data(
         training=examples(codec, features, learned),
         validation=examples(codec, features, events[validation]),
         has_positive=has_positive,
+        item_features=item_features(codec.item_tower, features, codec.items.values, split.ranker),
+        final_item_features=item_features(
+            codec.item_tower, features, codec.items.values, split.test
+        ),
     )
 
 
@@ -224,7 +241,11 @@ def fit_codec(
         declared.ranking_numeric(c.ITEM),
         declared.ranking_on_demand,
         declared.ranking_vectors,
+        fit_user_features(declared, features, known[known[c.POSITIVE]]),
+        fit_item_features(declared, features, ids, split.ranker),
     )
+    if base:
+        codec = base.with_moments(codec)
 
     activity = _activity_at_end(codec, features, events)
     columns |= {name: activity.counts[1:, n].tolist() for n, name in enumerate(codec.item_activity)}
@@ -280,7 +301,7 @@ def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examp
     reader = UserReader(codec)
     contexts = [
         reader.context(columns, requests.time[rows])
-        for rows, columns in features.users("user_tower_v1", requests.user, requests.time)
+        for rows, columns in features.users(TOWER_USERS, requests.user, requests.time)
     ]
     # The square root keeps a rare purchase from drowning a hundred views.
     weight = np.sqrt(positive[c.WEIGHT].to_numpy(dtype=np.float32))
@@ -296,18 +317,25 @@ def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]
         user_attributes=codec.user_attributes.table_size,
         item_attributes=codec.item_attributes.table_size,
         user_attribute_width=codec.user_attributes.width,
-        user_numbers=len(codec.user_attributes.numeric),
-        item_numbers=len(codec.item_attributes.numeric),
+        user_numbers=len(codec.user_attributes.numeric) + len(codec.user_tower),
+        item_numbers=len(codec.item_attributes.numeric) + data.item_features.shape[1],
         **asdict(shape),
     )
     codes = torch.from_numpy(items.encoded.codes.astype(np.int64))
-    numbers = torch.from_numpy(codec.item_attributes.standardise(items.encoded.numbers))
+    numbers = _item_numbers(data, data.item_features)
     return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(data.has_positive))
+
+
+def _item_numbers(data: TowerData, features: Float32Array) -> Tensor:
+    """Return the item tower's numeric inputs, float32 ``[N, M + W]``."""
+    attributes = data.codec.item_attributes.standardise(data.items.encoded.numbers)
+    return torch.from_numpy(np.concatenate([attributes, features], axis=1))
 
 
 def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame) -> IndexReport:
     """Write towers, vectors, index, similar items, catalogue and codes; report the index."""
     codec = data.codec
+    towers.items.item_numbers = _item_numbers(data, data.final_item_features)
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")
     export_item_tower(towers, folder / "item_tower.onnx")

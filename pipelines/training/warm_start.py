@@ -129,6 +129,22 @@ class BaseRelease:
             learned_until=Split.from_dict(manifest.split).ranker,
         )
 
+    def with_moments(self, codec: Codec) -> Codec:
+        """Return a codec whose declared features of the towers are standardised as the release's.
+
+        Raises:
+            SpecError: the towers of the release read other features.
+
+        """
+        for mine, new in ((self.codec.user_tower, codec.user_tower),
+                          (self.codec.item_tower, codec.item_tower)):  # fmt: skip
+            if [feature[:3] for feature in mine] != [feature[:3] for feature in new]:
+                raise SpecError(
+                    f"the towers of release {self.folder.name} read other features than "
+                    "features.py declares: run 'funnel train' without --warm-start"
+                )
+        return replace(codec, user_tower=self.codec.user_tower, item_tower=self.codec.item_tower)
+
     def examples(self, known: pd.DataFrame, split: Split, seed: int) -> pd.DataFrame:
         """Return the events to learn from: the new ones, and a sample of as many older ones.
 

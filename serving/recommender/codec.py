@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from feature_repo import columns as c
+from feature_repo.arrays import Float32Array
 from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.on_demand.view import OnDemandView, Owner
 from feature_repo.request_time import OUTPUTS
 from ranking.rows import REQUEST_TIME, numeric_names
+
+
+class TowerFeature(NamedTuple):
+    """A declared feature that a tower reads.
+
+    Attributes:
+        view: its feature view.
+        name: its name.
+        size: length of a vector; 1: a number.
+        mean: of a number's signed log1p in training.
+        spread: its deviation.
+
+    """
+
+    view: str
+    name: str
+    size: int = 1
+    mean: float = 0.0
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +41,8 @@ class Codec:
 
     ``declared_user`` and ``declared_item``: numeric features that a ``features.py`` gave the
     ranker, each with the view that it is of. ``on_demand``: what is computed in the request.
-    ``vectors``: view, name and length of vectors of items.
+    ``vectors``: view, name and length of vectors of items. ``user_tower`` and ``item_tower``:
+    declared features that the towers read.
     """
 
     spec: DatasetSpec
@@ -32,6 +55,8 @@ class Codec:
     declared_item: tuple[tuple[str, str], ...] = ()
     on_demand: tuple[OnDemandView, ...] = ()
     vectors: tuple[tuple[str, str, int], ...] = ()
+    user_tower: tuple[TowerFeature, ...] = ()
+    item_tower: tuple[TowerFeature, ...] = ()
 
     @property
     def user_activity(self) -> tuple[str, ...]:
@@ -91,7 +116,22 @@ class Codec:
     @property
     def user_reads(self) -> tuple[tuple[str, str], ...]:
         """View and name of what is read of users: declared features, and on-demand inputs."""
-        return tuple(dict.fromkeys([*self.declared_user, *self._inputs("user")]))
+        of_tower = [(feature.view, feature.name) for feature in self.user_tower]
+        return tuple(dict.fromkeys([*self.declared_user, *of_tower, *self._inputs("user")]))
+
+    def item_tower_numbers(self, numbers: Float32Array) -> Float32Array:
+        """Return the item tower's numeric inputs of items of which nothing declared is known.
+
+        Args:
+            numbers: numeric attributes as given, float32 ``[n, M]``.
+
+        Returns:
+            float32 ``[n, M + W]``: standardised, then 0 for each declared input.
+
+        """
+        width = sum(feature.size for feature in self.item_tower)
+        unknown = np.zeros((len(numbers), width), dtype=np.float32)
+        return np.concatenate([self.item_attributes.standardise(numbers), unknown], axis=1)
 
     @property
     def user_inputs(self) -> tuple[str, ...]:
@@ -131,6 +171,8 @@ class Codec:
             **({"declared_item": self.declared_item} if self.declared_item else {}),
             **({"on_demand": [v.to_dict() for v in self.on_demand]} if self.on_demand else {}),
             **({"vectors": self.vectors} if self.vectors else {}),
+            **({"user_tower": self.user_tower} if self.user_tower else {}),
+            **({"item_tower": self.item_tower} if self.item_tower else {}),
             # JSON objects have no order that survives every writer, and attribute codes hang on it.
             "order": {
                 "types": self.spec.event_types,
@@ -154,6 +196,8 @@ class Codec:
             tuple((view, name) for view, name in raw.get("declared_item", ())),
             tuple(OnDemandView.from_dict(view) for view in raw.get("on_demand", ())),
             tuple((view, name, size) for view, name, size in raw.get("vectors", ())),
+            tuple(TowerFeature(*feature) for feature in raw.get("user_tower", ())),
+            tuple(TowerFeature(*feature) for feature in raw.get("item_tower", ())),
         )
 
 

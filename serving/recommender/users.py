@@ -10,7 +10,7 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
-from feature_repo.encoding import Encoded
+from feature_repo.encoding import Encoded, standardised
 from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
 from ranking.rows import REQUEST_TIME, UserRows
 from retrieval.towers.context import UserContext
@@ -71,10 +71,15 @@ class UserReader:
             ages[row, : len(codes)] = (
                 time[row] - np.asarray(times[-c.HISTORY_LENGTH :], dtype=np.float64)[::-1]
             )
+        numbers = codec.user_attributes.standardise(attributes.numbers)
+        if codec.user_tower:
+            _, names, _, mean, spread = zip(*codec.user_tower, strict=True)
+            declared = standardised(_numbers(columns, names, size), mean, spread)
+            numbers = np.concatenate([numbers, declared], axis=1)
         return UserContext(
             codec.users.encode(columns[c.USER]),
             attributes.codes,
-            codec.user_attributes.standardise(attributes.numbers),
+            numbers,
             history,
             np.maximum(ages, 0.0),
             time,

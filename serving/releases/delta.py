@@ -191,7 +191,7 @@ class Delta:
         encoded = table.encoded[1:]
 
         # Vectors [n, D]: raw and of unit length.
-        numbers = whole.codec.item_attributes.standardise(encoded.numbers)
+        numbers = whole.codec.item_tower_numbers(encoded.numbers)
         arrays.raw[codes] = self.tower(encoded.codes, numbers)
         arrays.vectors[codes] = _unit(arrays.raw[codes])
 

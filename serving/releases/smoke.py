@@ -97,7 +97,7 @@ def _bad_item_tower(release: Release) -> str | None:
     encoder = release.codec.item_attributes
     encoded = items.encoded[spaced_rows(len(items), _SCORED)]
     codes = encoded.codes.copy()
-    numbers = encoder.standardise(encoded.numbers)
+    numbers = release.codec.item_tower_numbers(encoded.numbers)
     codes[-1] = encoder.table_size - 1
     raw = release.retrieval.delta.tower(codes, numbers)
     if raw.shape != (len(codes), release.retrieval.vectors.shape[1]) or not np.isfinite(raw).all():

@@ -420,3 +420,27 @@ def test_a_function_that_cannot_be_used_is_refused_in_a_sentence(name, tmp_path)
     with pytest.raises(BadDefinition, match=message) as refused:
         declared(tmp_path, text)
     assert "\n" not in str(refused.value).strip()
+
+
+def test_each_tower_reads_what_its_service_names(tmp_path):
+    text = SPEND + (
+        'user_tower = FeatureService(name="user_tower", features=[*defaults.user_tower, spend])\n'
+    )
+    found = declared(tmp_path, text)
+    assert found.user_tower == (("spend", "spend_1h"), ("spend", "purchases"))
+    assert found.item_tower == ()
+    services = {
+        o.name: [f"{p.name}:{f.name}" for p in o.feature_view_projections for f in p.features]
+        for o in build(SPEC, TABLES, declarations=tmp_path / "features.py")
+        if isinstance(o, FeatureService)
+    }
+    assert services["user_tower_v1"][-2:] == ["spend:spend_1h", "spend:purchases"]
+    swapped = text.replace(
+        'name="user_tower", features=[*defaults.user_tower',
+        'name="item_tower", features=[*defaults.item_tower',
+    )
+    with pytest.raises(BadDefinition, match="service 'item_tower': view 'spend' is not of its"):
+        declared(tmp_path, swapped)
+    computed = ON_DEMAND + 'tower = FeatureService(name="user_tower", features=[wallet])\n'
+    with pytest.raises(BadDefinition, match="service 'user_tower': .*tables and aggregates only"):
+        declared(tmp_path, computed)

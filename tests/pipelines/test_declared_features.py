@@ -44,7 +44,7 @@ from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
 from tests.support.tiny_world import tiny_world, vector
 
-NAMES = ["spend_1h", "spend_7d", "dearest", "bought_7d"]
+NAMES = ["spend_1h", "dearest", "bought_7d"]
 
 
 LOYALTY = """
@@ -115,7 +115,6 @@ def counted(events, user, micros):
 
     return {
         "spend_1h": round(within(3_600)[c.VALUE].sum(), 6),
-        "spend_7d": round(within(7 * 86_400)[c.VALUE].sum(), 6),
         "dearest": past[c.VALUE].max() if len(past) else None,
         "bought_7d": len(within(7 * 86_400)),
     }
@@ -304,7 +303,31 @@ def test_the_ranker_has_a_column_of_each(engine):
     row = no_features("nobody", codec) | columns
     numeric = engine.release.reader.read(row, np.array([time.time()])).rows.numeric[0]
     values = dict(zip(codec.user_numeric, numeric.tolist(), strict=True))
-    assert [values[name] for name in NAMES] == [0.5, 1.5, 2.5, 3.5]
+    assert [values[name] for name in NAMES] == [0.5, 1.5, 2.5]
+
+
+def test_the_towers_read_what_their_services_name(engine, events):
+    codec = engine.release.codec
+    assert [feature.name for feature in codec.user_tower] == NAMES
+    assert [(f.name, f.size) for f in codec.item_tower] == [("margin", 1), ("title_vector", 3)]
+    user = events[c.USER].mode().iloc[0]
+    now = time.time()
+    columns = engine.snapshot.online.user(user, now).columns
+    reader, tower = engine.release.reader, engine.release.recommender.tower
+    vectors = [
+        tower(reader.context(columns | {"dearest": [dearest]}, np.array([now])))[0]
+        for dearest in (None, 1.0, 300.0)
+    ]
+    assert np.abs(vectors[1] - vectors[2]).max() > 1e-4
+    numbers = reader.context(columns | {"dearest": [None]}, np.array([now])).numbers[0]
+    assert numbers[-2] == 0.0 and np.isfinite(numbers).all()
+
+    # An item's vector is not that of another one which differs in declared features only.
+    unknown = engine.items.encoded[1:3]
+    given = codec.item_tower_numbers(unknown.numbers)
+    raw = engine.release.retrieval.delta.tower(unknown.codes, given)
+    given[:, -4:] = 1.0
+    assert np.abs(engine.release.retrieval.delta.tower(unknown.codes, given) - raw).max() > 1e-4
 
 
 def ranked(engine, user, page):

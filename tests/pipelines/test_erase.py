@@ -303,7 +303,7 @@ def test_the_user_is_nowhere_and_stays_away(lived, tmp_path):
     again = takes(lived).accept(events([USER, "u0018"], "live"))
     assert (again.accepted, again.duplicates, len(again.rejected)) == (0, 4, 4)
     with (original / "events.csv").open("a") as file:
-        file.write("new,u0018,i0001,view,2024-03-02T00:00:00Z,\n")
+        file.write("new,u0018,i0001,view,2024-03-02T00:00:00Z,,home\n")
     report = ingest(lived.spec(), original, lived, shift_to_now=True)
     # One new event, and those of the others that the stream had processed.
     assert (report.events, report.users) == (1 + 16, WORLD.users - 1)
@@ -439,7 +439,9 @@ def test_a_batch_in_hand_brings_nobody_back(tiny):
 COLUMNS = [
     *(
         (name, pa.string())
-        for name in ("what", "key", "position", "event_id", "item", "request_id", "payload")
+        for name in (
+            "what", "key", "position", "event_id", "item", "request_id", "context", "payload"
+        )
     ),
     ("micros", pa.int64()), ("kind", pa.int32()), ("value", pa.float64()),
 ]  # fmt: skip

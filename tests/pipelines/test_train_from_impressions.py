@@ -207,7 +207,10 @@ def write_events(workspace, events, batch=0, accepted=0.0):
     """Write events as the streaming job leaves them."""
     positions = [f"{int((START + accepted) * 1_000)}-{n}" for n in range(len(events))]
     frame = events.assign(
-        position=positions, value=None, accepted_at=[arrival(p) for p in positions]
+        position=positions,
+        value=None,
+        context=None,
+        accepted_at=[arrival(p) for p in positions],
     )
     table = pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
     write_part(archive(workspace), Part(1, batch, batch), table, EVENT_SCHEMA)

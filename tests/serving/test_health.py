@@ -81,8 +81,10 @@ def finish_batch(workspace, lease, batch):
         "kind": [0] * len(entries),
         "value": [None] * len(entries),
         "request_id": [None] * len(entries),
+        "context": [None] * len(entries),
     }
-    types = {"value": EVENT_SCHEMA.field("value").type, "request_id": pa.string()}
+    types = {"value": EVENT_SCHEMA.field("value").type}
+    types |= dict.fromkeys(("request_id", "context"), pa.string())
     arrays = {name: pa.array(values, types.get(name)) for name, values in columns.items()}
     table = pa.table({**arrays, "payload": pa.array([None] * len(entries), pa.string())})
     sink = Sink(

@@ -34,7 +34,7 @@ from tests.support import forked
 from tests.support.built_once import ROOT, built_once
 
 FEATURES = ROOT / "examples" / "features" / "features.py"
-WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0, deals=1.0)
+WORLD = WorldConfig(users=60, items=80, days=40, seed=11, events_per_user=40.0, deals=0.0)
 TOWERS = TowerTrainingConfig(
     epochs=3, batch=128, uniform_negatives=32, patience=3, validation_sample=200
 )

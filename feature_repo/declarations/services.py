@@ -1,4 +1,4 @@
-"""The feature service of the ranking models: which declared features they read."""
+"""The feature services of the models: which declared features each of them reads."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from feature_repo.declarations.checks import DeclaredView
 from feature_repo.declarations.on_demand_views import DeclaredOnDemand
 
 _DAY = 86_400 * MICROS
+_BUILT_IN = {c.USER: ("user_profile", "user_history"), c.ITEM: ("item_profile",)}
+"""The built-in views that the towers read."""
 
 
 def selected_features(
@@ -50,8 +52,39 @@ def selected_features(
     return tuple((name, tuple(features)) for name, features in selected.items())
 
 
+def tower_features(
+    service: FeatureService, views: Sequence[DeclaredView], key: str
+) -> tuple[tuple[str, str, int], ...]:
+    """Return views, names and lengths (1: a number) of the declared features that a tower reads.
+
+    Args:
+        service: the tower's.
+        views: the declared views.
+        key: the column of the tower's entity.
+
+    Raises:
+        ValueError: the tower cannot read one of them.
+
+    """
+    declared = {view.name: view for view in views}
+    selected = []
+    for projection in service.feature_view_projections:
+        view = declared.get(projection.name)
+        if view is None:
+            if projection.name in _BUILT_IN[key]:
+                continue
+            raise ValueError(f"view '{projection.name}': towers read tables and aggregates only")
+        if view.key != key:
+            raise ValueError(f"view '{view.name}' is not of its entity '{key}'")
+        every = [*view.numeric, *view.vectors]
+        wanted = projection.desired_features or [f.name for f in projection.features] or every
+        checked = _checked(view, wanted)
+        selected += [(view.name, name, view.vectors.get(name, 1)) for name in checked]
+    return tuple(selected)
+
+
 def _checked(view: DeclaredView, wanted: Sequence[str]) -> list[str]:
-    """Return features of a view that the ranker can read.
+    """Return features of a view that a model can read.
 
     Raises:
         ValueError: it cannot read one of them.
@@ -63,13 +96,13 @@ def _checked(view: DeclaredView, wanted: Sequence[str]) -> list[str]:
     other = sorted(set(wanted) - set(view.numeric) - set(view.vectors))
     if other:
         raise ValueError(
-            f"view '{view.name}': {other} are neither numbers nor vectors of items, and the ranker "
-            "reads nothing else yet"
+            f"view '{view.name}': {other} are neither numbers nor vectors of items, and models "
+            "read nothing else yet"
         )
     short = _short_windows(view, wanted)
     if short:
         raise ValueError(
-            f"view '{view.name}': the windows of {short} are shorter than a day; rankers learn "
+            f"view '{view.name}': the windows of {short} are shorter than a day; models learn "
             "items' aggregates as of midnight, so these would mean something else when served"
         )
     return list(wanted)
