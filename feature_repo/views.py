@@ -157,11 +157,15 @@ class BuiltIn:
     def services(
         self, *, ranking: Sequence[Any], online: Sequence[Any], user_tower: Sequence[Any]
     ) -> list[FeatureService]:
-        """Return the feature services, three of them with declared views beside the built-in."""
+        """Return the feature services.
+
+        ``ranking`` is all that it reads; ``online`` and ``user_tower`` are read beside the
+        built-in views.
+        """
         # User and item views share names such as events_7d: read ranking_v1 with
         # full_feature_names=True.
         return [
-            FeatureService(name="ranking_v1", features=[*self.ranking, *ranking]),
+            FeatureService(name="ranking_v1", features=list(ranking)),
             FeatureService(name=ONLINE_USERS, features=[*self.online, *online]),
             FeatureService(name=TOWER_USERS, features=[*self.user_tower, *user_tower]),
             *self.other_services,

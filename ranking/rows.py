@@ -53,16 +53,6 @@ class ItemRows:
     last_event_at: Float64Array
 
 
-def numeric_names(
-    pair: tuple[str, ...], user: tuple[str, ...], item: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Return the names of the numeric columns in the order in which rows are built.
-
-    ``pair``: declared features of user and item together.
-    """
-    return (*CROSS, *ITEM_AGES, *pair, *user, *(f"item_{name}" for name in item))
-
-
 @dataclass(frozen=True)
 class PairRows:
     """One request's user beside ``n`` items, before they are joined to rows.

@@ -167,7 +167,12 @@ def _explain(snapshot: ServingSnapshot, answer: Answer) -> list[Explanation]:
         top = release.recommender.ranker.explain(numeric, categorical, _TOP_FEATURES)
         explanations.append(
             {
-                "sources": {s: _finite(numeric[names.index(_SOURCE_FEATURES[s])]) for s in sources},
+                "sources": {
+                    source: _finite(numeric[names.index(_SOURCE_FEATURES[source])])
+                    if _SOURCE_FEATURES[source] in names
+                    else None
+                    for source in sources
+                },
                 "rank_score": _finite(score),
                 "probabilities": dict(zip(heads, map(_finite, of_heads), strict=True)),
                 "features": [

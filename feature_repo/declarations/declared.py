@@ -37,7 +37,12 @@ from feature_repo.declarations.on_demand_views import (
     Source,
     declared_on_demand,
 )
-from feature_repo.declarations.services import selected_features, tower_features
+from feature_repo.declarations.services import (
+    left_out_features,
+    ranker_column,
+    selected_features,
+    tower_features,
+)
 from feature_repo.declarations.tables import declared_table
 from feature_repo.declare import BuiltInViews, built_in_views
 from feature_repo.hashing import fingerprint
@@ -57,6 +62,7 @@ class Declared:
         ranking: for each view, the features that the ranking models read.
         user_tower: views and names of the numbers that the user tower reads.
         item_tower: views, names and lengths (1: a number) of what the item tower reads.
+        left_out: built-in views and features that the ranking models do not read.
 
     """
 
@@ -65,6 +71,11 @@ class Declared:
     ranking: tuple[tuple[str, tuple[str, ...]], ...] = ()
     user_tower: tuple[tuple[str, str], ...] = ()
     item_tower: tuple[tuple[str, str, int], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+
+    def left_out_columns(self, spec: DatasetSpec) -> frozenset[str]:
+        """Return the columns of a ranker's rows that it does not read."""
+        return frozenset(ranker_column(view, name, spec) for view, name in self.left_out)
 
     @property
     def aggregates(self) -> tuple[AggregateView, ...]:
@@ -161,7 +172,15 @@ def build(
     declared = _read(declarations, spec, own) if declarations else Declared()
     views = {view.name: view.registered for view in declared.views}
     views |= {view.definition.name: view.registered for view in declared.on_demand}
+    left_out = set(declared.left_out)
     with without_experimental_warnings():
+        built_in_ranking = []
+        for view in own.ranking:
+            kept = [f.name for f in view.features if (view.name, f.name) not in left_out]
+            if len(kept) == len(view.features):
+                built_in_ranking.append(view)
+            elif kept:
+                built_in_ranking.append(view[kept])
         ranking = [views[name][list(names)] for name, names in declared.ranking]
         online = [
             view.registered[names]
@@ -172,7 +191,9 @@ def build(
         for name, feature in declared.user_tower:
             tower.setdefault(name, []).append(feature)
         user_tower = [views[name][names] for name, names in tower.items()]
-    services = own.services(ranking=ranking, online=online, user_tower=user_tower)
+    services = own.services(
+        ranking=[*built_in_ranking, *ranking], online=online, user_tower=user_tower
+    )
     return [*own.objects, *views.values(), *services]
 
 
@@ -214,6 +235,7 @@ def _read(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
     with _refusing(file, "service 'ranking'"):
         service = services.pop("ranking", None)
         ranking = selected_features(service, views, on_demand) if service else ()
+        left_out = left_out_features(service, own.ranking) if service else ()
     with _refusing(file, "service 'user_tower'"):
         service = services.pop("user_tower", None)
         user_tower = tower_features(service, views, c.USER) if service else ()
@@ -226,6 +248,7 @@ def _read(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
         ranking,
         tuple((view, name) for view, name, _ in user_tower),
         item_tower,
+        left_out,
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from feast import FeatureService
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import MICROS
+from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import DeclaredView
 from feature_repo.declarations.on_demand_views import DeclaredOnDemand
 
@@ -50,6 +52,31 @@ def selected_features(
                 if given.name not in features:
                     features += _checked(declared[given.view], [given.name])
     return tuple((name, tuple(features)) for name, features in selected.items())
+
+
+def left_out_features(
+    service: FeatureService, built_in: Sequence[Any]
+) -> tuple[tuple[str, str], ...]:
+    """Return the built-in views and features that a service of the ranking models does not name."""
+    named: dict[str, set[str]] = {}
+    for projection in service.feature_view_projections:
+        named.setdefault(projection.name, set()).update(f.name for f in projection.features)
+    return tuple(
+        (view.name, field.name)
+        for view in built_in
+        for field in view.features
+        if field.name not in named.get(view.name, ())
+    )
+
+
+def ranker_column(view: str, feature: str, spec: DatasetSpec) -> str:
+    """Return the name that a feature of a built-in view has in the ranker's rows."""
+    if view == "user_affinity":
+        return c.PAIR_FEATURES[-1]
+    if view.startswith("item_"):
+        return f"item_{feature}"
+    categorical = spec.user_attributes.get(feature, "numeric") != "numeric"
+    return f"user_{feature}" if view == "user_profile" and categorical else feature
 
 
 def tower_features(

@@ -28,7 +28,6 @@ from pipelines.training.past_requests import (
 from pipelines.training.split import Split, epoch_seconds, too_few_events
 from ranking.data import RankingData
 from ranking.row_schema import RowSchema
-from ranking.rows import PAIR_COLUMNS
 from serving.recommender.candidates import Candidates
 from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, Filters, RequestRules
@@ -50,7 +49,7 @@ def row_schema(codec: Codec) -> RowSchema:
         heads=tuple(types),
         relevant=tuple(kind.positive for kind in types.values()),
         head_weights=tuple(kind.weight for kind in types.values()),
-        pair_columns=PAIR_COLUMNS + len(codec.pair_features),
+        pair_columns=codec.pair_width,
     )
 
 

@@ -125,8 +125,8 @@ def train_retrieval(
     # The codec, which is made here, has the columns of the ranker's rows.
     origin += [declared.version, *map(str, declared.ranking)] if declared.ranking else []
     origin += map(str, declared.ranking_on_demand)
-    if declared.user_tower or declared.item_tower:
-        origin += [str(declared.user_tower), str(declared.item_tower)]
+    for part in (declared.user_tower, declared.item_tower, declared.left_out):
+        origin += [str(part)] if part else []
     version = fingerprint(
         FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
     )
@@ -243,6 +243,7 @@ def fit_codec(
         declared.ranking_vectors,
         fit_user_features(declared, features, known[known[c.POSITIVE]]),
         fit_item_features(declared, features, ids, split.ranker),
+        declared.left_out_columns(spec),
     )
     if base:
         codec = base.with_moments(codec)

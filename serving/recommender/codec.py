@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.on_demand.view import OnDemandView, Owner
 from feature_repo.request_time import OUTPUTS
-from ranking.rows import REQUEST_TIME, numeric_names
+from ranking.rows import CROSS, ITEM_AGES, REQUEST_TIME
 
 
 class TowerFeature(NamedTuple):
@@ -42,7 +43,7 @@ class Codec:
     ``declared_user`` and ``declared_item``: numeric features that a ``features.py`` gave the
     ranker, each with the view that it is of. ``on_demand``: what is computed in the request.
     ``vectors``: view, name and length of vectors of items. ``user_tower`` and ``item_tower``:
-    declared features that the towers read.
+    declared features that the towers read. ``left_out``: columns that the ranker does not read.
     """
 
     spec: DatasetSpec
@@ -57,6 +58,15 @@ class Codec:
     vectors: tuple[tuple[str, str, int], ...] = ()
     user_tower: tuple[TowerFeature, ...] = ()
     item_tower: tuple[TowerFeature, ...] = ()
+    left_out: frozenset[str] = frozenset()
+
+    def kept(self, names: Sequence[str]) -> slice | list[int]:
+        """Return which of some columns the ranker reads, as an index; a slice copies nothing."""
+        kept = [number for number, name in enumerate(names) if name not in self.left_out]
+        return slice(None) if len(kept) == len(names) else kept
+
+    def _read(self, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in self.left_out)
 
     @property
     def user_activity(self) -> tuple[str, ...]:
@@ -79,6 +89,11 @@ class Codec:
     @property
     def user_numeric(self) -> tuple[str, ...]:
         """Numeric ranking features of a user, in column order."""
+        return self._read(self.all_user_numeric)
+
+    @property
+    def all_user_numeric(self) -> tuple[str, ...]:
+        """The same with those that the ranker does not read."""
         ages = tuple(name for name in OUTPUTS if name.startswith("user_"))
         return (
             *self.user_activity,
@@ -90,9 +105,20 @@ class Codec:
         )
 
     @property
-    def item_numeric(self) -> tuple[str, ...]:
-        """Numeric ranking features of an item, in column order."""
-        return (*self.item_activity, *self.item_attributes.numeric)
+    def all_item_numeric(self) -> tuple[str, ...]:
+        """Numeric columns of an item, with those that the ranker does not read."""
+        names = (*self.item_activity, *self.item_attributes.numeric)
+        return tuple(f"item_{name}" for name in names)
+
+    @property
+    def all_pair_numeric(self) -> tuple[str, ...]:
+        """Numeric columns of user and item together, with those that the ranker does not read."""
+        return (*CROSS, *ITEM_AGES, *self.pair_features)
+
+    @property
+    def pair_width(self) -> int:
+        """The number of the ranker's columns of user and item together."""
+        return len(self._read(self.all_pair_numeric))
 
     @property
     def item_reads(self) -> tuple[tuple[str, str], ...]:
@@ -146,17 +172,24 @@ class Codec:
     @property
     def numeric(self) -> tuple[str, ...]:
         """Numeric columns of the ranker's rows."""
-        return numeric_names(self.pair_features, self.user_numeric, self.item_numeric)
+        names = (*self.all_pair_numeric, *self.all_user_numeric, *self.all_item_numeric)
+        return self._read(names)
 
     @property
     def categorical(self) -> dict[str, int]:
         """Categorical columns of the ranker's rows and their cardinalities."""
-        columns = dict(REQUEST_TIME)
-        for owner, encoder in (("user", self.user_attributes), ("item", self.item_attributes)):
-            columns |= {
-                f"{owner}_{name}": len(encoder.vocabularies[name]) for name in ranked(encoder)
-            }
-        return columns
+        columns = self.all_user_categorical | self.all_item_categorical
+        return {name: columns[name] for name in self._read(list(columns))}
+
+    @property
+    def all_user_categorical(self) -> dict[str, int]:
+        """Categorical columns of a user, with those that the ranker does not read."""
+        return REQUEST_TIME | _cardinalities("user", self.user_attributes)
+
+    @property
+    def all_item_categorical(self) -> dict[str, int]:
+        """Categorical columns of an item, with those that the ranker does not read."""
+        return _cardinalities("item", self.item_attributes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -173,6 +206,7 @@ class Codec:
             **({"vectors": self.vectors} if self.vectors else {}),
             **({"user_tower": self.user_tower} if self.user_tower else {}),
             **({"item_tower": self.item_tower} if self.item_tower else {}),
+            **({"left_out": sorted(self.left_out)} if self.left_out else {}),
             # JSON objects have no order that survives every writer, and attribute codes hang on it.
             "order": {
                 "types": self.spec.event_types,
@@ -198,6 +232,7 @@ class Codec:
             tuple((view, name, size) for view, name, size in raw.get("vectors", ())),
             tuple(TowerFeature(*feature) for feature in raw.get("user_tower", ())),
             tuple(TowerFeature(*feature) for feature in raw.get("item_tower", ())),
+            frozenset(raw.get("left_out", ())),
         )
 
 
@@ -225,6 +260,10 @@ def _encoder(raw: dict[str, Any], order: list[str]) -> AttributeEncoder:
 
 def _in_order(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: values[name] for name in names} | values
+
+
+def _cardinalities(owner: str, encoder: AttributeEncoder) -> dict[str, int]:
+    return {f"{owner}_{name}": len(encoder.vocabularies[name]) for name in ranked(encoder)}
 
 
 def ranked(encoder: AttributeEncoder) -> list[str]:

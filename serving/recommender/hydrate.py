@@ -31,6 +31,8 @@ class Hydrator:
         """``vectors``: unit item vectors, float32 ``[N, D]``."""
         self._vectors = vectors
         self._declared_vectors = len(codec.vectors)
+        built = len(codec.all_pair_numeric) - len(codec.on_demand_features)
+        self._kept = codec.kept(codec.all_pair_numeric[:built])
         self._on_demand = OnDemandFeatures(codec)
 
     def hydrate(
@@ -116,7 +118,9 @@ class Hydrator:
             first = PAIR_COLUMNS + 3 * number
             known = recent[declared[recent].any(axis=1)]
             _write_similarities(pair, first, codes, declared, declared[known])
-        return PairRows(pair, users.rows.numeric[row], users.rows.categorical[row], codes)
+        return PairRows(
+            pair[:, self._kept], users.rows.numeric[row], users.rows.categorical[row], codes
+        )
 
 
 # Numba calls take positional arguments only, hence the long lists below.

@@ -252,7 +252,7 @@ class ItemTable:
     def categorical(self) -> Int32Array:
         """The codes that the ranker sees, int32 ``[N, C]``."""
         codes: Int32Array = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
-        return codes
+        return codes[:, self.codec.kept(list(self.codec.all_item_categorical))]
 
     @cached_property
     def rows(self) -> ItemRows:
@@ -262,8 +262,12 @@ class ItemTable:
             numeric = np.concatenate(
                 [self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32
             )
+        kept = self.codec.kept(self.codec.all_item_numeric)
         return ItemRows(
-            numeric, self.categorical, self.activity.first_event_at, self.activity.last_event_at
+            numeric[:, kept],
+            self.categorical,
+            self.activity.first_event_at,
+            self.activity.last_event_at,
         )
 
     def available(self, time: float, codes: Int32Array | None = None) -> BoolArray:

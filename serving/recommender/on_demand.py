@@ -113,9 +113,12 @@ def _reader(given: Input, codec: Codec) -> _Read:
     name = given.name
     if given.owner != "item":
         return lambda pairs: _repeated(pairs.users.inputs[name][pairs.row], len(pairs.codes))
-    if name in codec.item_numeric:
-        column = codec.item_numeric.index(name)
-        return lambda pairs: pairs.items.rows.numeric[pairs.codes, column].astype(np.float64)
+    if name in codec.item_activity:
+        count = codec.item_activity.index(name)
+        return lambda pairs: pairs.items.activity.counts[pairs.codes, count].astype(np.float64)
+    if name in codec.item_attributes.numeric:
+        number = codec.item_attributes.numeric.index(name)
+        return lambda pairs: pairs.items.encoded.numbers[pairs.codes, number].astype(np.float64)
     return lambda pairs: pairs.items.raw[name].take(pairs.codes)
 
 

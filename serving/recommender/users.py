@@ -47,7 +47,9 @@ class UserReader:
         self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
         self._declared = [name for _, name in codec.declared_user]
         self._inputs = codec.user_inputs
-        self._width = len(codec.user_numeric)
+        self._width = len(codec.all_user_numeric)
+        self._numeric = codec.kept(codec.all_user_numeric)
+        self._categorical = codec.kept(list(codec.all_user_categorical))
         self._ranked = ranked_columns(codec.user_attributes)
 
     def context(self, columns: Columns, time: Float64Array) -> UserContext:
@@ -126,7 +128,7 @@ class UserReader:
         categorical[:, 0] = timing["hour_of_day"]
         categorical[:, 1] = timing["day_of_week"]
         categorical[:, 2:] = attributes.first[:, self._ranked]
-        return UserRows(numeric, categorical, time)
+        return UserRows(numeric[:, self._numeric], categorical[:, self._categorical], time)
 
     def _shares(self, columns: Columns, size: int) -> Float32Array:
         """Return each user's share of events by category, float32 ``[size, K]``."""

@@ -63,7 +63,10 @@ def save_items(table: ItemTable, folder: Path) -> None:
         "codes": with_spare(table.encoded.codes),
         "first": with_spare(table.encoded.first),
         "categories": with_spare(table.categories),
-        "numeric": with_spare(table.rows.numeric, np.nan),
+        "numeric": with_spare(
+            np.concatenate([activity.counts, table.encoded.numbers], axis=1, dtype=np.float32),
+            np.nan,
+        ),
         "times": np.stack(
             [
                 with_spare(table.available_from, np.inf),

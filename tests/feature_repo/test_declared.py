@@ -444,3 +444,31 @@ def test_each_tower_reads_what_its_service_names(tmp_path):
     computed = ON_DEMAND + 'tower = FeatureService(name="user_tower", features=[wallet])\n'
     with pytest.raises(BadDefinition, match="service 'user_tower': .*tables and aggregates only"):
         declared(tmp_path, computed)
+
+
+def test_a_built_in_view_or_feature_is_left_out_by_not_naming_it(tmp_path):
+    text = SPEND.replace(
+        "*defaults.ranking, spend]",
+        "*[v for v in defaults.ranking if v.name not in ('user_affinity', 'item_profile',"
+        " 'user_profile')], defaults['item_profile'][['price', 'brand']], spend]",
+    )
+    found = declared(tmp_path, text)
+    columns = found.left_out_columns(SPEC)
+    assert columns >= {"category_share", "user_country", "item_genre", "item_title"}
+    assert not columns & {"item_price", "item_brand", "events_7d", "hour_of_day", "item_trend"}
+    (service,) = [
+        o
+        for o in build(SPEC, TABLES, declarations=tmp_path / "features.py")
+        if o.name == "ranking_v1"
+    ]
+    read = {p.name: [f.name for f in p.features] for p in service.feature_view_projections}
+    assert sorted(read["item_profile"]) == ["brand", "price"]
+    assert read["spend"] == ["spend_1h", "purchases"]
+    assert "user_affinity" not in read and "user_activity" in read
+    assert declared(tmp_path, SPEND).left_out == ()
+    assert (
+        declared(
+            tmp_path, SPEND.replace("ranking =", "other =").replace('"ranking"', '"o"')
+        ).left_out
+        == ()
+    )

@@ -5,6 +5,7 @@ Full lists whatever is missing or broken, and a word that says so.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ from ranking.models.scorer import CalibratedRanker
 from ranking.training.train_rankers import RankerSets, train_rankers
 from retrieval.index import build_index
 from serving.recommender.candidates import CandidateQuota, Retriever
+from serving.recommender.codec import Codec
 from serving.recommender.filters import FilterRules, RequestRules
+from serving.recommender.hydrate import Hydrator
 from serving.recommender.recommender import Recommender
 from serving.recommender.results import Recommendation
-from serving.recommender.users import UserBatch
+from serving.recommender.users import UserBatch, UserReader
 from tests.support.tiny_release import ITEMS, NOW, QUOTA, Tiny, random_rows
 
 K = 10
@@ -188,6 +191,30 @@ def test_batch_is_its_single_requests(tiny: Tiny) -> None:
             both.degraded,
             both.removed,
         )
+
+
+def test_columns_that_the_ranker_does_not_read_are_in_no_row(tiny: Tiny) -> None:
+    names = [*tiny.codec.numeric, *tiny.codec.categorical]
+    items = [name for name in names if name.startswith("item_")]
+    out = {"category_share", "age", "user_plan", "day_of_week", "item_genre", *items[3::4]}
+    assert out < set(names)
+    codec = replace(tiny.codec, left_out=frozenset(out))
+    assert Codec.from_dict(json.loads(json.dumps(codec.to_dict()))).left_out == out
+    assert [*codec.numeric, *codec.categorical] == [n for n in names if n not in out]
+
+    found = []
+    for one in (tiny.codec, codec):
+        release = replace(tiny.release, reader=UserReader(one))
+        users = replace(tiny, release=release).clickers()
+        _, ranked, vectors = tiny.release.recommender.recommend_ranked(
+            tiny.clickers(), [RequestRules(K)] * 6, tiny.items
+        )
+        hydrator = Hydrator(np.asarray(tiny.release.retrieval.vectors), one)
+        table = replace(tiny.items, codec=one)
+        rows = hydrator.hydrate(users, vectors, ranked.candidates, table)
+        found.append(np.concatenate(rows, axis=1))
+    kept = [number for number, name in enumerate(names) if name not in out]
+    np.testing.assert_array_equal(found[1], found[0][:, kept])
 
 
 def test_hydrated_rows_are_what_their_names_say(tiny: Tiny) -> None:
