@@ -138,8 +138,7 @@ def _name_attributes(schemas: dict[str, Any], release: Release) -> None:
         name: {
             "$ref": _REF.format(model="RangeCondition" if kind == "numeric" else "ValueCondition")
         }
-        for name, kind in kinds.items()
-        if kind != "text"
+        for name, kind in release.codec.filterable.items()
     }
     attributes = {name: values(kind).json_schema() for name, kind in kinds.items()}
     context = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array
-from feature_repo.dataset import DatasetSpec
+from feature_repo.dataset import AttributeKind, DatasetSpec
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.on_demand.view import OnDemandView, Owner
 from feature_repo.request_time import OUTPUTS
@@ -124,6 +124,13 @@ class Codec:
     def item_reads(self) -> tuple[tuple[str, str], ...]:
         """View and name of what is read of items beside the built-in features."""
         return (*self.declared_item, *((view, name) for view, name, _ in self.vectors))
+
+    @property
+    def filterable(self) -> dict[str, AttributeKind]:
+        """Kinds of what items can be filtered by: attributes but free text, declared numbers."""
+        kinds = {n: kind for n, kind in self.spec.item_attributes.items() if kind != "text"}
+        declared: dict[str, AttributeKind] = {name: "numeric" for _, name in self.declared_item}
+        return kinds | declared
 
     @property
     def pair_features(self) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from feature_repo.arrays import BoolArray, Int32Array
+from feature_repo.arrays import BoolArray, Float32Array, Int32Array
 from feature_repo.dataset import SpecError
 from serving.recommender.candidates import ItemFilter
 from serving.recommender.fallback import fillers
@@ -118,13 +118,12 @@ class Filters:
 
     def check(self, filters: dict[str, AttributeRule], items: ItemTable) -> None:
         """Raise ``UnknownAttribute`` if a request's filters cannot be applied to these items."""
-        kinds = items.codec.spec.item_attributes
+        kinds = items.codec.filterable if filters else {}
         for name, rule in filters.items():
             kind = kinds.get(name)
-            if kind is None or kind == "text":
-                usable = sorted(n for n, k in kinds.items() if k != "text")
+            if kind is None:
                 raise UnknownAttribute(
-                    f"items have no attribute '{name}' to filter by; they have {usable}"
+                    f"items have no attribute '{name}' to filter by; they have {sorted(kinds)}"
                 )
             by_range = rule.at_least is not None or rule.at_most is not None
             by_value = rule.any_of is not None or rule.none_of is not None
@@ -238,16 +237,15 @@ class Filters:
         return np.logical_and.reduce(masks)
 
     def _satisfies(self, items: ItemTable, name: str, rule: AttributeRule) -> BoolArray:
-        column = items.raw[name]
-        if items.codec.spec.item_attributes[name] == "numeric":
-            # Without a bound every item fits, also one that has no value.
-            bounded = rule.at_least is not None or rule.at_most is not None
-            return (
-                column.between(rule.at_least, rule.at_most)
-                if bounded
-                else np.ones(len(items), dtype=np.bool_)
-            )
         fits = np.ones(len(items), dtype=np.bool_)
+        if items.codec.filterable[name] == "numeric":
+            # Without a bound every item fits, also one that has no value.
+            if rule.at_least is None and rule.at_most is None:
+                return fits
+            if name not in items.raw:
+                return _between(items.count_or_nan(name), rule.at_least, rule.at_most)
+            return items.raw[name].between(rule.at_least, rule.at_most)
+        column = items.raw[name]
         if rule.any_of is not None:
             fits[:] = False
             for value in rule.any_of:
@@ -255,6 +253,16 @@ class Filters:
         for value in rule.none_of or ():
             fits[column.having(value)] = False
         return fits
+
+
+def _between(values: Float32Array, least: float | None, most: float | None) -> BoolArray:
+    """Return which values ``[N]`` are in a range, in their own precision; missing: none."""
+    fits = ~np.isnan(values)
+    if least is not None:
+        fits &= values >= np.float32(least)
+    if most is not None:
+        fits &= values <= np.float32(most)
+    return fits
 
 
 def allowed_by(removals: Mapping[Reason, BoolArray]) -> BoolArray:

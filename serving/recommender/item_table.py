@@ -302,12 +302,16 @@ class ItemTable:
         code = self.categories[self.codec.items.code(item_id), 0]
         return self.codec.categories.values[code - 1] if code else ""
 
+    def count_or_nan(self, name: str) -> Float32Array:
+        """Return one activity column, float32 ``[N]``; NaN: nothing is known."""
+        return self.activity.counts[:, self.codec.item_activity.index(name)]
+
     def count(self, name: str, codes: Int32Array | None = None) -> Float32Array:
         """Return one activity column, float32 ``[n]``, 0 where nothing is known.
 
         ``codes``: int32 ``[n]``, the items in question; None: all ``N``.
         """
-        column = self.activity.counts[:, self.codec.item_activity.index(name)]
+        column = self.count_or_nan(name)
         return np.nan_to_num(column if codes is None else column[codes], nan=0.0)
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from pipelines.training.past_requests import InteractionHistory, replay, request
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
+from serving.counters import CounterFiles, CounterReader
 from serving.engine import Engine
 from serving.online.features import OnlineFeatures, no_features
 from serving.recommender.deadline import Deadline
@@ -42,7 +44,7 @@ from serving.recommender.hydrate import Hydrator
 from serving.recommender.users import UserReader
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
-from tests.support.tiny_world import tiny_world, vector
+from tests.support.tiny_world import margins, tiny_world, vector
 
 NAMES = ["spend_1h", "dearest", "bought_7d"]
 
@@ -185,7 +187,7 @@ def test_a_table_of_ones_own_does_not_bring_an_erased_user_back(shop, copy, tmp_
 def test_items_have_the_newest_row_of_their_table_that_is_known(shop, engine):
     """A week ago 7 less than their number; tomorrow's row is not known yet; the last have none."""
     codec = engine.release.codec
-    assert codec.item_numeric.index("margin") < len(codec.item_activity)
+    assert codec.all_item_numeric.index("item_margin") < len(codec.item_activity)
     assert "item_margin" in codec.numeric
     now = time.time()
     served = engine.snapshot.online.item_activity(now)
@@ -199,6 +201,39 @@ def test_items_have_the_newest_row_of_their_table_that_is_known(shop, engine):
         for values, days in ((served, -7), (trained.activity, -7), (past, -100)):
             found = values.counts[code, column]
             assert found == pytest.approx(number / 100 + days) if known else np.isnan(found), name
+
+
+def test_a_changed_row_reaches_filter_and_score_without_a_new_release(shop, copy, tmp_path):
+    with copy(shop, tmp_path / "w") as workspace:
+        own = tmp_path / "own"
+        shutil.copytree(workspace.declarations.parent, own, ignore=lambda *_: ["w"])
+        spec = workspace.spec().model_copy(update={"features": str(own / "features.py")})
+        (workspace.ingest / "dataset.json").write_text(spec.model_dump_json())
+        run_materialize(workspace)
+        files = CounterFiles(tmp_path / "counters")
+        release = load_release(current_release(workspace))
+        reader = CounterReader(workspace, files)
+        engine = Engine(release, workspace, counters=files, log_impressions=False)
+        request = RecommendationRequest(
+            user_id="u0001", k=80, filters={"margin": {"min": 777.7}}, explain=True
+        )
+        assert reader.step(release) and not reader.step(release)
+        engine.refresh_items()
+        assert engine.recommend(request)["items"] == []
+
+        # The owner of the table adds a row, and materializes.
+        table = pq.read_table(own / "margins.parquet").to_pylist()
+        table.append({"item_id": "i0009", "known_from": datetime.now(UTC), "margin": 777.7})
+        pq.write_table(pa.Table.from_pylist(table, margins().schema), own / "margins.parquet")
+        run_materialize(workspace)
+        assert reader.step(release)
+        engine.refresh_items()
+        (found,) = engine.recommend(request)["items"]
+        assert found["item_id"] == "i0009"
+        rows = engine.items.rows.numeric[engine.release.codec.items.code("i0009")]
+        column = engine.release.codec.all_item_numeric.index("item_margin")
+        assert rows[column] == np.float32(777.7)
+        engine.close()
 
 
 def test_vectors_of_items_give_cosines_with_the_newest_items_of_the_history(engine, events):
