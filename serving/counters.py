@@ -67,6 +67,8 @@ class CounterFiles:
         np.save(folder / "times.npy", np.stack(times))
         for number, vectors in enumerate(activity.vectors):
             np.save(folder / f"vectors-{number}.npy", with_spare(vectors, rows=spare))
+        if activity.categories is not None:
+            np.save(folder / "categories.npy", with_spare(activity.categories, rows=spare))
 
         write_json(
             self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of}
@@ -92,15 +94,18 @@ class CounterFiles:
             if current["release"] != release.id:
                 return None
             folder = self._folder / current["folder"]
-            names = [f"vectors-{number}" for number in range(len(release.codec.vectors))]
-            numeric, times, *vectors = (
-                map_rows(folder / f"{name}.npy").view(np.ndarray)
-                for name in ("numeric", "times", *names)
+            codec = release.codec
+            names = ["numeric", "times"]
+            names += [f"vectors-{number}" for number in range(len(codec.vectors))]
+            names += ["categories"] if codec.item_categories else []
+            numeric, times, *others = (
+                map_rows(folder / f"{name}.npy").view(np.ndarray) for name in names
             )
         except (OSError, ValueError, KeyError):
             return None
-        counts = len(release.codec.item_activity)
-        activity = Activity(numeric[:, :counts], times[0], times[1], numeric, tuple(vectors))
+        categories = others.pop() if codec.item_categories else None
+        counts = numeric[:, : len(codec.item_activity)]
+        activity = Activity(counts, times[0], times[1], numeric, tuple(others), categories)
         return activity, current["as_of"]
 
 

@@ -45,6 +45,7 @@ class DeclaredView:
         registered: the view as it is registered with Feast.
         aggregates: what is computed from events; None: it is a table of the user's own.
         vectors: the features of items that are vectors, each with its length.
+        categorical: the features that are text, which a ranker can read as categories.
 
     """
 
@@ -53,6 +54,7 @@ class DeclaredView:
     registered: FeatureView
     aggregates: AggregateView | None = None
     vectors: Mapping[str, int] = field(default_factory=dict)
+    categorical: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -67,6 +69,7 @@ class DeclaredView:
         """
         columns = [field.name for field in self.registered.features]
         in_rows = [f"item_{name}" for name in columns] if self.key == c.ITEM else []
+        in_rows += [f"user_{name}" for name in self.categorical if self.key == c.USER]
         in_rows += [of_item for name in self.vectors for of_item in c.similarities(name)]
         return [self.name, *columns, *in_rows]
 

@@ -4,7 +4,7 @@ Reading its spec (one small JSON file) is the only I/O at import, because the co
 it.
 """
 
-from feature_repo.declarations.declared import build
+from feature_repo.declarations.feast_objects import build
 from feature_repo.settings import read_settings
 from feature_repo.workspace import Workspace, default_root
 

@@ -37,8 +37,9 @@ def selected_features(
         name = projection.name
         wanted = projection.desired_features or [f.name for f in projection.features]
         if name in declared:
-            every = [*declared[name].numeric, *declared[name].vectors]
-            selected[name] = _checked(declared[name], wanted or every)
+            view = declared[name]
+            every = [*view.numeric, *view.vectors]
+            selected[name] = _checked(view, wanted or every, also=view.categorical)
         elif name in computed:
             given_features = computed[name].features
             unknown = sorted(set(wanted) - set(given_features))
@@ -110,8 +111,8 @@ def tower_features(
     return tuple(selected)
 
 
-def _checked(view: DeclaredView, wanted: Sequence[str]) -> list[str]:
-    """Return features of a view that a model can read.
+def _checked(view: DeclaredView, wanted: Sequence[str], also: Sequence[str] = ()) -> list[str]:
+    """Return features of a view that a model can read: numbers, vectors, and those of ``also``.
 
     Raises:
         ValueError: it cannot read one of them.
@@ -120,11 +121,11 @@ def _checked(view: DeclaredView, wanted: Sequence[str]) -> list[str]:
     unknown = sorted(set(wanted) - {field.name for field in view.registered.features})
     if unknown:
         raise ValueError(f"view '{view.name}' has no {unknown}")
-    other = sorted(set(wanted) - set(view.numeric) - set(view.vectors))
+    other = sorted({*wanted} - {*view.numeric, *view.vectors, *also})
     if other:
         raise ValueError(
-            f"view '{view.name}': {other} are neither numbers nor vectors of items, and models "
-            "read nothing else yet"
+            f"view '{view.name}': {other} are of types that this model does not read; it reads "
+            f"{[*view.numeric, *view.vectors, *also]}"
         )
     short = _short_windows(view, wanted)
     if short:

@@ -48,7 +48,13 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
         lengths = {
             f.name: f.vector_length for f in fields if f.dtype in VECTORS and f.vector_length
         }
-        return DeclaredView(entity.join_key, numeric, view, vectors=_of_items(entity, lengths))
+        return DeclaredView(
+            entity.join_key,
+            numeric,
+            view,
+            vectors=_of_items(entity, lengths),
+            categorical=tuple(field.name for field in fields if field.dtype == String),
+        )
 
     given = view.batch_source
     path = given.path if urlparse(given.path).netloc else str((folder / given.path).resolve())
@@ -107,8 +113,13 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
         for field in fields
         if field.dtype in VECTORS
     }
-    vectors = _of_items(entity, lengths)
-    return DeclaredView(entity.join_key, numeric, registered, vectors=vectors)
+    return DeclaredView(
+        entity.join_key,
+        numeric,
+        registered,
+        vectors=_of_items(entity, lengths),
+        categorical=tuple(field.name for field in fields if field.dtype == String),
+    )
 
 
 def _of_items(entity: Entity, lengths: dict[str, int]) -> dict[str, int]:
@@ -130,7 +141,8 @@ def _feast_type(path: str, column: pa.Field) -> FeastType:
         ValueError: it has none.
 
     """
-    plain = str(column.type).replace("large_", "")  # text and lists with longer offsets
+    # Text and lists with longer offsets, and lists as Parquet names their parts.
+    plain = str(column.type).replace("large_", "").replace("<element: ", "<item: ")
     try:
         return from_value_type(pa_to_feast_value_type(plain))
     except (KeyError, ValueError):

@@ -12,7 +12,7 @@ from feast.repo_config import RepoConfig
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from feature_repo.declarations.declared import build
+from feature_repo.declarations.feast_objects import build
 from feature_repo.settings import SettingsError, read_settings
 from feature_repo.stores.embedded_redis import connect, ensure_running
 from feature_repo.stores.redis_settings import RedisSettings

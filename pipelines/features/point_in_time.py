@@ -71,13 +71,27 @@ class PointInTime:
                 {name: part[name].to_pylist() for name in part.column_names},
             )
 
+    def user_values(
+        self, pairs: Sequence[tuple[str, str]], users: npt.NDArray[Any], times: Float64Array
+    ) -> pa.Table:
+        """Return features of users just before times, a row each in their order.
+
+        Args:
+            pairs: views and names of the features.
+            users: ids ``[n]``.
+            times: float64 ``[n]`` epoch seconds.
+
+        """
+        frame = pd.DataFrame({c.USER: users, c.EVENT_TIMESTAMP: just_before(times)})
+        return self._join(frame, [f"{view}:{name}" for view, name in pairs])
+
     def item_activity(self, codec: Codec, days: Int64Array) -> Iterator[tuple[int, Activity]]:
         """Yield each day (since the epoch, ascending) and all items' activity at its midnight."""
         items = codec.items.values
         per_call = max(1, _ITEM_ROWS // len(items))
         pairs = [*codec.built_in_activity, *codec.item_reads]
-        vectors = [name for _, name, _ in codec.vectors]
-        names = [name for _, name in pairs if name not in vectors]
+        others = [name for _, name, _ in (*codec.vectors, *codec.item_categories)]
+        names = [name for _, name in pairs if name not in others]
         references = [f"{view}:{name}" for view, name in pairs]
         for start in range(0, len(days), per_call):
             chunk = days[start : start + per_call]
@@ -92,7 +106,7 @@ class PointInTime:
                     name: np.concatenate([[np.nan], values[rows]])
                     for name, values in matrix.items()
                 }
-                for name in vectors:
+                for name in others:
                     of_day = table[name].slice(rows.start, len(items))
                     columns[name] = [None, *of_day.to_pylist()]
                 yield int(day), activity_from(columns, codec)

@@ -19,7 +19,7 @@ from feature_repo import columns as c
 from feature_repo.aggregates.definition import MICROS, AggregateView
 from feature_repo.aggregates.state import AggregateState
 from feature_repo.dataset import DatasetSpec
-from feature_repo.declarations.declared import declared_in
+from feature_repo.declarations.reading import declared_in
 from feature_repo.errors import FunnelError
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import RowReader

@@ -150,7 +150,7 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
     entities = pa.table(
         {c.ITEM: pa.array(items, pa.string()), "timestamp": pa.array([now] * len(items), _STAMP)}
     )
-    names = [*codec.item_activity, *(name for _, name, _ in codec.vectors)]
+    names = dict.fromkeys([*codec.item_activity, *(name for _, name in codec.item_reads)])
     columns: dict[str, list[Any]] = {name: [None] * len(items) for name in names}
     stamps: dict[str, list[int | None]] = {}
     for name, view in reader.views.items():

@@ -18,7 +18,7 @@ from pyspark.sql.streaming import StreamingQuery
 
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.dataset import DatasetSpec
-from feature_repo.declarations.declared import declared_in
+from feature_repo.declarations.reading import declared_in
 from feature_repo.facts import EventKinds
 from feature_repo.files import read_json
 from feature_repo.settings import read_settings

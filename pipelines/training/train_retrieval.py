@@ -18,7 +18,7 @@ from torch import Tensor
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array
 from feature_repo.dataset import DatasetSpec
-from feature_repo.declarations.declared import declared_in
+from feature_repo.declarations.reading import declared_in
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
 from feature_repo.hashing import fingerprint
@@ -33,14 +33,16 @@ from pipelines.features.point_in_time import (
 )
 from pipelines.ingest.ingested import data_version
 from pipelines.training.config import RetrievalConfig
-from pipelines.training.past_requests import requests_from
-from pipelines.training.reports import RetrievalReport, TowersReport
-from pipelines.training.split import Split, epoch_seconds
-from pipelines.training.tower_features import (
+from pipelines.training.declared_features import (
+    fit_item_categories,
     fit_item_features,
+    fit_user_categories,
     fit_user_features,
     item_features,
 )
+from pipelines.training.past_requests import requests_from
+from pipelines.training.reports import RetrievalReport, TowersReport
+from pipelines.training.split import Split, epoch_seconds
 from pipelines.training.warm_start import BaseRelease
 from retrieval.covisitation import similar_items
 from retrieval.index import IndexReport, build_index, save_index
@@ -244,6 +246,8 @@ def fit_codec(
         fit_user_features(declared, features, known[known[c.POSITIVE]]),
         fit_item_features(declared, features, ids, split.ranker),
         declared.left_out_columns(spec),
+        fit_user_categories(declared, features, known[known[c.POSITIVE]]),
+        fit_item_categories(declared, features, ids, split.ranker),
     )
     if base:
         codec = base.with_moments(codec)
@@ -253,7 +257,10 @@ def fit_codec(
     columns[c.FIRST_EVENT_AT] = activity.first_event_at[1:].tolist()
     columns[c.LAST_EVENT_AT] = activity.last_event_at[1:].tolist()
     items = build_items(codec, columns)
-    return codec, items.with_activity(replace(items.activity, vectors=activity.vectors))
+    declared_parts = replace(
+        items.activity, vectors=activity.vectors, categories=activity.categories
+    )
+    return codec, items.with_activity(declared_parts)
 
 
 def _fit_items(

@@ -21,7 +21,7 @@ ONE_PARTITION = {"spark.sql.shuffle.partitions": "1", "spark.sql.adaptive.enable
 
 def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
     """Compute the tables and give them their name."""
-    from feature_repo.declarations.declared import declared_in
+    from feature_repo.declarations.reading import declared_in
     from pipelines.features.spark import spark_session
     from pipelines.features.spark_job import build_features
     from pipelines.features.whole_tables import list_files

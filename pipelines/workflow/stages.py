@@ -105,7 +105,7 @@ def run_features(workspace: Workspace, master: str | None = None) -> Path:
 
 
 def _run_features(workspace: Workspace, master: str | None) -> Path:
-    from feature_repo.declarations.declared import declared_in
+    from feature_repo.declarations.reading import declared_in
     from pipelines.features.whole_tables import damage_of, set_torn_files_aside
     from pipelines.ingest.ingested import data_version
 

@@ -36,6 +36,14 @@ class TowerFeature(NamedTuple):
     spread: float = 1.0
 
 
+class Category(NamedTuple):
+    """A declared feature whose values the ranker reads as categories."""
+
+    view: str
+    name: str
+    values: Vocabulary
+
+
 @dataclass(frozen=True)
 class Codec:
     """Every vocabulary of a release, and the order of the ranker's columns.
@@ -44,6 +52,7 @@ class Codec:
     ranker, each with the view that it is of. ``on_demand``: what is computed in the request.
     ``vectors``: view, name and length of vectors of items. ``user_tower`` and ``item_tower``:
     declared features that the towers read. ``left_out``: columns that the ranker does not read.
+    ``user_categories`` and ``item_categories``: declared features that are text.
     """
 
     spec: DatasetSpec
@@ -59,6 +68,8 @@ class Codec:
     user_tower: tuple[TowerFeature, ...] = ()
     item_tower: tuple[TowerFeature, ...] = ()
     left_out: frozenset[str] = frozenset()
+    user_categories: tuple[Category, ...] = ()
+    item_categories: tuple[Category, ...] = ()
 
     def kept(self, names: Sequence[str]) -> slice | list[int]:
         """Return which of some columns the ranker reads, as an index; a slice copies nothing."""
@@ -123,7 +134,8 @@ class Codec:
     @property
     def item_reads(self) -> tuple[tuple[str, str], ...]:
         """View and name of what is read of items beside the built-in features."""
-        return (*self.declared_item, *((view, name) for view, name, _ in self.vectors))
+        others = (*self.vectors, *self.item_categories)
+        return (*self.declared_item, *((view, name) for view, name, _ in others))
 
     @property
     def filterable(self) -> dict[str, AttributeKind]:
@@ -149,8 +161,9 @@ class Codec:
     @property
     def user_reads(self) -> tuple[tuple[str, str], ...]:
         """View and name of what is read of users: declared features, and on-demand inputs."""
-        of_tower = [(feature.view, feature.name) for feature in self.user_tower]
-        return tuple(dict.fromkeys([*self.declared_user, *of_tower, *self._inputs("user")]))
+        others = [(feature.view, feature.name) for feature in self.user_tower]
+        others += [(category.view, category.name) for category in self.user_categories]
+        return tuple(dict.fromkeys([*self.declared_user, *others, *self._inputs("user")]))
 
     def item_tower_numbers(self, numbers: Float32Array) -> Float32Array:
         """Return the item tower's numeric inputs of items of which nothing declared is known.
@@ -191,12 +204,14 @@ class Codec:
     @property
     def all_user_categorical(self) -> dict[str, int]:
         """Categorical columns of a user, with those that the ranker does not read."""
-        return REQUEST_TIME | _cardinalities("user", self.user_attributes)
+        declared = {f"user_{name}": len(values) for _, name, values in self.user_categories}
+        return REQUEST_TIME | _cardinalities("user", self.user_attributes) | declared
 
     @property
     def all_item_categorical(self) -> dict[str, int]:
         """Categorical columns of an item, with those that the ranker does not read."""
-        return _cardinalities("item", self.item_attributes)
+        declared = {f"item_{name}": len(values) for _, name, values in self.item_categories}
+        return _cardinalities("item", self.item_attributes) | declared
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -214,6 +229,8 @@ class Codec:
             **({"user_tower": self.user_tower} if self.user_tower else {}),
             **({"item_tower": self.item_tower} if self.item_tower else {}),
             **({"left_out": sorted(self.left_out)} if self.left_out else {}),
+            **_categories("user_categories", self.user_categories),
+            **_categories("item_categories", self.item_categories),
             # JSON objects have no order that survives every writer, and attribute codes hang on it.
             "order": {
                 "types": self.spec.event_types,
@@ -240,6 +257,8 @@ class Codec:
             tuple(TowerFeature(*feature) for feature in raw.get("user_tower", ())),
             tuple(TowerFeature(*feature) for feature in raw.get("item_tower", ())),
             frozenset(raw.get("left_out", ())),
+            _read_categories(raw.get("user_categories", ())),
+            _read_categories(raw.get("item_categories", ())),
         )
 
 
@@ -267,6 +286,14 @@ def _encoder(raw: dict[str, Any], order: list[str]) -> AttributeEncoder:
 
 def _in_order(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: values[name] for name in names} | values
+
+
+def _categories(name: str, categories: Sequence[Category]) -> dict[str, Any]:
+    return {name: [[view, of, list(v.values)] for view, of, v in categories]} if categories else {}
+
+
+def _read_categories(raw: Sequence[Any]) -> tuple[Category, ...]:
+    return tuple(Category(view, name, Vocabulary(values)) for view, name, values in raw)
 
 
 def _cardinalities(owner: str, encoder: AttributeEncoder) -> dict[str, int]:

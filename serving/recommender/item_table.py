@@ -33,6 +33,7 @@ class Activity:
     ``numeric`` float32 ``[N, F + M]`` holds the counts with the numeric attributes beside them,
     where they lie so in memory (in a file that processes share); None: they do not. ``vectors``
     has a float32 ``[N, D]`` for each of the codec's vectors: unit vectors, 0 where missing.
+    ``categories`` int32 ``[N, C]`` are the codes of declared categories, 0: unknown.
     """
 
     counts: Float32Array
@@ -40,6 +41,7 @@ class Activity:
     last_event_at: Float64Array
     numeric: Float32Array | None = None
     vectors: tuple[Float32Array, ...] = ()
+    categories: Int32Array | None = None
 
     def head(self, size: int) -> Activity:
         """Return the first ``size`` rows as views; missing rows are added without counts."""
@@ -52,6 +54,7 @@ class Activity:
                 self.last_event_at[:size],
                 numeric,
                 tuple(vectors[:size] for vectors in self.vectors),
+                None if self.categories is None else self.categories[:size],
             )
         counts = np.full((missing, self.counts.shape[1]), np.nan, dtype=np.float32)
         never = np.full(missing, np.nan)
@@ -63,6 +66,9 @@ class Activity:
                 np.concatenate([vectors, np.zeros((missing, vectors.shape[1]), np.float32)])
                 for vectors in self.vectors
             ),
+            categories=None
+            if self.categories is None
+            else np.pad(self.categories, ((0, missing), (0, 0))),
         )
 
 
@@ -250,9 +256,11 @@ class ItemTable:
 
     @cached_property
     def categorical(self) -> Int32Array:
-        """The codes that the ranker sees, int32 ``[N, C]``."""
+        """The codes of attributes that the ranker sees, int32 ``[N, C]``."""
         codes: Int32Array = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
-        return codes[:, self.codec.kept(list(self.codec.all_item_categorical))]
+        declared = len(self.codec.item_categories)
+        names = list(self.codec.all_item_categorical)
+        return codes[:, self.codec.kept(names[: len(names) - declared])]
 
     @cached_property
     def rows(self) -> ItemRows:
@@ -263,9 +271,12 @@ class ItemTable:
                 [self.activity.counts, self.encoded.numbers], axis=1, dtype=np.float32
             )
         kept = self.codec.kept(self.codec.all_item_numeric)
+        categorical = self.categorical
+        if self.activity.categories is not None:
+            categorical = np.concatenate([categorical, self.activity.categories], axis=1)
         return ItemRows(
             numeric[:, kept],
-            self.categorical,
+            categorical,
             self.activity.first_event_at,
             self.activity.last_event_at,
         )
@@ -332,7 +343,22 @@ def activity_from(
         vectors=tuple(
             unit_vectors(columns.get(name, missing), size) for _, name, size in codec.vectors
         ),
+        categories=_declared_categories(columns, codec, len(counts)),
     )
+
+
+def _declared_categories(
+    columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], codec: Codec, size: int
+) -> Int32Array | None:
+    """Return the codes of declared categories, int32 ``[N, C]``; None: there are none."""
+    if not codec.item_categories:
+        return None
+    missing = [None] * size
+    codes = [
+        category.values.encode(list(columns.get(category.name, missing)))
+        for category in codec.item_categories
+    ]
+    return np.stack(codes, axis=1)
 
 
 def unit_vectors(values: Sequence[Any] | npt.NDArray[Any], size: int) -> Float32Array:

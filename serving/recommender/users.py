@@ -123,11 +123,15 @@ class UserReader:
         numeric[:, counts + 4 : attributes_end] = attributes.numbers
         numeric[:, attributes_end:] = _numbers(columns, self._declared, len(time))
 
-        # Time of day and week, then the coded attributes: [n, Cu].
-        categorical = np.empty((len(time), len(REQUEST_TIME) + len(self._ranked)), dtype=np.int32)
+        # Time of day and week, the coded attributes, declared categories: [n, Cu].
+        known_columns = len(REQUEST_TIME) + len(self._ranked)
+        declared = self.codec.user_categories
+        categorical = np.empty((len(time), known_columns + len(declared)), dtype=np.int32)
         categorical[:, 0] = timing["hour_of_day"]
         categorical[:, 1] = timing["day_of_week"]
-        categorical[:, 2:] = attributes.first[:, self._ranked]
+        categorical[:, 2:known_columns] = attributes.first[:, self._ranked]
+        for column, (_, name, values) in enumerate(declared, start=known_columns):
+            categorical[:, column] = values.encode(columns.get(name, [None] * len(time)))
         return UserRows(numeric[:, self._numeric], categorical[:, self._categorical], time)
 
     def _shares(self, columns: Columns, size: int) -> Float32Array:

@@ -45,7 +45,8 @@ def save_items(table: ItemTable, folder: Path) -> None:
     for item 0 too: ``codes``, ``first`` and ``categories`` int32, ``numeric`` float32 (counts, then
     the attributes' numbers), ``times`` float64 ``[4, N]``: available from and until (infinite:
     always), first and last event (NaN: none); ``vectors-<number>`` float32 ``[N, D]`` for each of
-    the codec's vectors. Spare rows are of items that can never be had.
+    the codec's vectors; ``declared-categories`` int32 ``[N, C]``. Spare rows are of items that can
+    never be had.
     """
     raw = pa.table(
         {
@@ -80,6 +81,8 @@ def save_items(table: ItemTable, folder: Path) -> None:
         np.save(_file(folder, name), arrays[name])
     for number, vectors in enumerate(activity.vectors):
         np.save(_file(folder, f"vectors-{number}"), with_spare(vectors))
+    if activity.categories is not None:
+        np.save(_file(folder, "declared-categories"), with_spare(activity.categories))
 
 
 def load_items(folder: Path, codec: Codec) -> ItemTable:
@@ -117,9 +120,15 @@ def load_items(folder: Path, codec: Codec) -> ItemTable:
     for array, (_, name, length) in zip(vectors, codec.vectors, strict=True):
         if array.shape != (size, length):
             raise ValueError(f"the vectors '{name}' have shape {array.shape}, not {(size, length)}")
+    categories = None
+    if codec.item_categories:
+        categories = map_rows(_file(folder, "declared-categories")).view(np.ndarray)
+        if categories.shape != (size, len(codec.item_categories)):
+            raise ValueError(f"the declared categories have shape {categories.shape}")
     columns = {name: RawColumn(raw[name].combine_chunks()) for name in codec.spec.item_attributes}
     table = _table(codec, columns, arrays, counts)
-    return replace(table, activity=replace(table.activity, vectors=vectors))
+    activity = replace(table.activity, vectors=vectors, categories=categories)
+    return replace(table, activity=activity)
 
 
 def _table(

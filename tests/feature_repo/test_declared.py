@@ -13,7 +13,8 @@ from feast import FeatureService, StreamFeatureView
 from feature_repo.aggregates.definition import MICROS, Aggregate, AggregateView
 from feature_repo.dataset import load_spec
 from feature_repo.declarations.checks import BadDefinition
-from feature_repo.declarations.declared import build, read_declared
+from feature_repo.declarations.feast_objects import build
+from feature_repo.declarations.reading import read_declared
 from feature_repo.on_demand.view import OnDemandView
 from pipelines.workflow.data_sets import SPECS
 
@@ -220,10 +221,15 @@ TABLES_AMISS = {
     "no ids": (LOYALTY, {"user_id": None}, "has no column 'user_id', only"),
     "a column's name": (LOYALTY, {"My Points": pa.array([1, 2])}, "'My Points': a name has small"),
     "a built-in name": (LOYALTY, {"events_7d": pa.array([1, 2])}, "'events_7d' is taken"),
-    "text for the ranker": (
+    "lists for the ranker": (
         LOYALTY.replace("loyalty]", 'loyalty[["level"]]]'),
+        {"level": pa.array([["gold"], ["none"]])},
+        r"\['level'\] are of types that this model does not read",
+    ),
+    "text for a tower": (
+        LOYALTY + "tower = FeatureService(name='user_tower', features=[loyalty[['level']]])",
         {"level": pa.array(["gold", "none"])},
-        r"\['level'\] are neither numbers nor vectors of items",
+        r"service 'user_tower': .*\['level'\] are of types",
     ),
 }
 

@@ -4,12 +4,14 @@ The values are counted here from the events, by no code of the product.
 """
 
 import itertools
+import json
 import random
 import re
 import shutil
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,8 @@ import pytest
 from feast import FeatureStore
 
 from feature_repo import columns as c
+from feature_repo.declarations.reading import read_declared
+from feature_repo.encoding import Vocabulary
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.context import BadContext
 from feature_repo.on_demand.function import FunctionText
@@ -31,6 +35,7 @@ from pipelines.operations.recount import check
 from pipelines.operations.skew import newest_impressions, skew
 from pipelines.streaming.offline import read_archive
 from pipelines.synthetic.generate import PAGES
+from pipelines.training.declared_features import fit_user_categories
 from pipelines.training.past_requests import InteractionHistory, replay, requests_from
 from pipelines.training.release_pointer import current_release
 from pipelines.workflow.stages import run_materialize
@@ -38,10 +43,13 @@ from serving.api.schemas import RecommendationRequest
 from serving.counters import CounterFiles, CounterReader
 from serving.engine import Engine
 from serving.online.features import OnlineFeatures, no_features
+from serving.recommender.codec import Category, Codec
 from serving.recommender.deadline import Deadline
 from serving.recommender.filters import RequestRules
 from serving.recommender.hydrate import Hydrator
+from serving.recommender.item_table import activity_from
 from serving.recommender.users import UserReader
+from serving.releases.item_files import load_items, save_items
 from serving.releases.release import load_release
 from tests.support.streaming_job import streaming
 from tests.support.tiny_world import margins, tiny_world, vector
@@ -78,7 +86,7 @@ def loyalty():
     stamps = pa.array(micros, pa.timestamp("us", tz="UTC"))
     return pa.table({
         "user_id": list(users), "known_from": stamps, "points": pa.array(points, pa.int64()),
-        "made": pa.array(made, pa.int64()),
+        "made": pa.array(made, pa.int64()), "level": [point and f"l{point}" for point in points],
     })  # fmt: skip
 
 
@@ -100,7 +108,7 @@ def shop(copy, tmp_path_factory):
 @pytest.fixture
 def events(shop):
     """What the features include: the ingested events, and those that a test had streamed."""
-    names = [c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE]
+    names = [c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE]
     tables = [pd.read_parquet(shop.ingest / "events"), read_archive(shop).to_pandas()]
     table = pd.concat([table[names] for table in tables if len(table)], ignore_index=True)
     return table.assign(micros=table[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64"))
@@ -172,6 +180,57 @@ def test_a_table_of_ones_own_is_joined_and_read_online_within_its_ttl(shop, engi
     row = engine.snapshot.online.user("u0001", NOW).columns
     numeric = UserReader(codec).read(row, np.array([float(NOW)])).rows.numeric[0]
     assert dict(zip(codec.user_numeric, numeric, strict=True))["points"] == 20
+
+
+def test_text_of_a_table_is_a_category_of_the_ranker(shop, events):
+    file = shop.declarations
+    named = (
+        file.read_text()
+        + "ranking = FeatureService(name='ranking', "
+        + "features=[*defaults.ranking, loyalty[['level']]])\n"
+    )
+    text = Path(str(file) + ".text.py")
+    text.write_text(named)
+    declared = read_declared(text, shop.spec(), shop.features)
+    assert declared.ranking_categorical(c.USER) == (("loyalty", "level"),)
+    sample = events.assign(**{c.TIMESTAMP: pd.Timestamp(NOW, unit="s", tz="UTC")})
+    (level,) = fit_user_categories(declared, PointInTime(shop), sample)
+    assert level.values.values == ["l20"]  # of the user whose row is newest and in time
+
+    codec = replace(load_release(current_release(shop)).codec, user_categories=(level,))
+    codec = Codec.from_dict(json.loads(json.dumps(codec.to_dict())))
+    assert list(codec.categorical)[-1 - len(codec.all_item_categorical)] == "user_level"
+    rows = no_features("u0001", codec) | {"level": ["l20"]}
+    found = UserReader(codec).read(rows, np.array([float(NOW)])).rows.categorical[0]
+    assert len(found) == len(codec.all_user_categorical)
+    assert found[-1] == level.values.code("l20") > 0
+    found = UserReader(codec).read(no_features("u0001", codec), np.array([float(NOW)]))
+    assert found.rows.categorical[0, -1] == 0
+
+
+def test_text_of_items_is_a_category_of_the_ranker(engine, tmp_path):
+    spec = engine.release.codec.spec
+    category = Category("margins", "supplier", Vocabulary(["acme", "zeta"]))
+    codec = replace(engine.release.codec, item_categories=(category,))
+    size = len(codec.items)
+    columns = {name: [None] * size for name in codec.item_activity}
+    columns |= {c.FIRST_EVENT_AT: [None] * size, c.LAST_EVENT_AT: [None] * size}
+    columns["supplier"] = [None, "zeta", "acme", "other", *[None] * (size - 4)]
+    activity = activity_from(columns, codec)
+    table = replace(engine.release.items, codec=codec, activity=activity)
+    assert table.rows.categorical[:5, -1].tolist() == [0, 2, 1, 0, 0]
+    assert table.rows.categorical.shape[1] == len(codec.all_item_categorical)
+    assert table.activity.head(size + 2).categories[-2:].tolist() == [[0], [0]]
+
+    save_items(table, tmp_path)
+    loaded = load_items(tmp_path, codec).head(size)
+    np.testing.assert_array_equal(loaded.rows.categorical, table.rows.categorical)
+    release = replace(engine.release, retrieval=replace(engine.release.retrieval, codec=codec))
+    files = CounterFiles(tmp_path / "counters")
+    files.publish(release, activity, "2026-01-01T00:00:00")
+    mapped, _ = files.newest(release)
+    np.testing.assert_array_equal(mapped.head(size).categories, activity.categories)
+    assert spec == codec.spec
 
 
 def test_a_table_of_ones_own_does_not_bring_an_erased_user_back(shop, copy, tmp_path):
@@ -269,7 +328,7 @@ def test_aggregates_of_items_are_as_of_the_read(engine, events):
     served = engine.snapshot.online.item_activity(now).counts
     paid, last = (codec.item_activity.index(name) for name in ("paid_7d", "last_paid"))
     pane = 7 * DAY * 1_000_000 // 60
-    purchases = events[events[c.TYPE] == "purchase"].sort_values("micros")
+    purchases = events[events[c.TYPE] == "purchase"].sort_values(["micros", c.EVENT_ID])
     for code, item in enumerate(codec.items.values, start=1):
         mine = purchases[purchases[c.ITEM] == item]
         week = mine[mine["micros"] // pane > round(now * 1e6) // pane - 60]

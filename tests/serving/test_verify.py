@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from feature_repo.dataset import DatasetSpec
-from feature_repo.declarations.declared import build
+from feature_repo.declarations.feast_objects import build
 from feature_repo.files import write_json
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace

@@ -15,7 +15,7 @@ import torch
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from feature_repo.declarations.declared import build
+from feature_repo.declarations.feast_objects import build
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.files import read_json, write_atomically, write_json
 from feature_repo.stores.feature_store import apply, feature_store

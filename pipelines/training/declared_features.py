@@ -1,4 +1,4 @@
-"""Declared features that the towers read: how they are standardised, and those of all items."""
+"""Fits declared features on training rows: the towers' numbers, and the ranker's categories."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pyarrow as pa
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array
 from feature_repo.declarations.declared import Declared
-from feature_repo.encoding import moments_of, standardised
-from feature_repo.views import TOWER_USERS
+from feature_repo.encoding import Vocabulary, moments_of, standardised
 from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.training.split import epoch_seconds
 from ranking.data import spaced_rows
-from serving.recommender.codec import TowerFeature
+from serving.recommender.codec import Category, TowerFeature
 from serving.recommender.item_table import unit_vectors
 
 _SAMPLE = 20_000
@@ -30,14 +29,42 @@ def fit_user_features(
     pairs = declared.user_tower
     if not pairs:
         return ()
+    table = _of_sample(pairs, features, events)
+    return tuple(
+        TowerFeature(view, name, 1, *moments_of(table[name].to_pylist())) for view, name in pairs
+    )
+
+
+def fit_user_categories(
+    declared: Declared, features: PointInTime, events: pd.DataFrame
+) -> tuple[Category, ...]:
+    """Return the ranker's declared categories of users, as of the events of a sample."""
+    pairs = declared.ranking_categorical(c.USER)
+    return _categories(pairs, _of_sample(pairs, features, events)) if pairs else ()
+
+
+def fit_item_categories(
+    declared: Declared, features: PointInTime, items: Sequence[str], time: float
+) -> tuple[Category, ...]:
+    """Return the ranker's declared categories of items, as of the midnight before a time."""
+    pairs = declared.ranking_categorical(c.ITEM)
+    return _categories(pairs, features.items(items, pairs, int(time // DAY_S))) if pairs else ()
+
+
+def _of_sample(
+    pairs: Sequence[tuple[str, str]], features: PointInTime, events: pd.DataFrame
+) -> pa.Table:
+    """Return features of users just before a sample of events."""
     sample = events.iloc[spaced_rows(len(events), _SAMPLE)]
     users = sample[c.USER].to_numpy(dtype=object)
-    times = epoch_seconds(sample[c.TIMESTAMP])
-    values: dict[str, list[float | None]] = {name: [] for _, name in pairs}
-    for _, columns in features.users(TOWER_USERS, users, times):
-        for name, column in values.items():
-            column += columns[name]
-    return tuple(TowerFeature(view, name, 1, *moments_of(values[name])) for view, name in pairs)
+    return features.user_values(pairs, users, epoch_seconds(sample[c.TIMESTAMP]))
+
+
+def _categories(pairs: Sequence[tuple[str, str]], table: pa.Table) -> tuple[Category, ...]:
+    return tuple(
+        Category(view, name, Vocabulary.fit(table[name].drop_null().to_pylist()))
+        for view, name in pairs
+    )
 
 
 def fit_item_features(

@@ -1,0 +1,228 @@
+"""Reads a data set's ``features.py`` and checks it.
+
+The file is the operator's trusted code: reading it runs it.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    RequestSource,
+    StreamFeatureView,
+)
+from feast.types import UnixTimestamp
+
+from feature_repo import columns as c
+from feature_repo.dataset import DatasetSpec
+from feature_repo.declarations.aggregate_views import declared_aggregates
+from feature_repo.declarations.checks import (
+    NUMERIC,
+    BadDefinition,
+    DeclaredView,
+    without_experimental_warnings,
+)
+from feature_repo.declarations.declared import Declared
+from feature_repo.declarations.on_demand_views import (
+    DeclaredOnDemand,
+    Source,
+    declared_on_demand,
+)
+from feature_repo.declarations.services import (
+    left_out_features,
+    selected_features,
+    tower_features,
+)
+from feature_repo.declarations.tables import declared_table
+from feature_repo.declare import BuiltInViews, built_in_views
+from feature_repo.own_names import EVENT_NAMES, taken
+from feature_repo.views import REQUEST_SOURCE, BuiltIn, Profile, built_in
+from feature_repo.workspace import Workspace
+
+
+def declared_in(workspace: Workspace, profile: Profile = "local") -> Declared:
+    """Return what the working folder's ``features.py`` declares, nothing without one.
+
+    Raises:
+        BadDefinition: the file cannot be used.
+
+    """
+    return read_declared(workspace.declarations, workspace.spec(), workspace.features, profile)
+
+
+def read_declared(
+    file: Path | None, spec: DatasetSpec, features: Path, profile: Profile = "local"
+) -> Declared:
+    """Return what a ``features.py`` declares for a data set; None: nothing.
+
+    Raises:
+        BadDefinition: the file cannot be used.
+
+    """
+    return read_with(file, spec, built_in(spec, features, profile)) if file else Declared()
+
+
+def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
+    """Return what a ``features.py`` declares beside the built-in objects of a data set.
+
+    Raises:
+        BadDefinition: the file cannot be used.
+
+    """
+    names = {declared.name for declared in own.objects}
+    names |= {*taken(spec.event_types), *spec.user_attributes, *spec.item_attributes}
+    names |= {*EVENT_NAMES, *spec.context}
+    found = _run(file, own)
+    views: list[DeclaredView] = []
+    for view in found:
+        if not isinstance(view, FeatureView):
+            continue
+        with _refusing(file, f"view '{view.name}'"):
+            declared = (
+                declared_aggregates(view, spec, own.source(view.name))
+                if isinstance(view, StreamFeatureView)
+                else declared_table(view, file.parent)
+            )
+            _take(names, declared.names)
+        views.append(declared)
+
+    sources = _built_in_sources(own) | {view.name: _source(view) for view in views}
+    on_demand: list[DeclaredOnDemand] = []
+    for view in found:
+        if isinstance(view, OnDemandFeatureView):
+            with _refusing(file, f"view '{view.name}'"):
+                _take(names, list(dict.fromkeys([view.name, *(f.name for f in view.features)])))
+                for source in view.source_request_sources.values():
+                    _check_fields(source, spec)
+                on_demand.append(declared_on_demand(view, sources))
+
+    services = {o.name: o for o in found if isinstance(o, FeatureService)}
+    with _refusing(file, "service 'ranking'"):
+        service = services.pop("ranking", None)
+        ranking = selected_features(service, views, on_demand) if service else ()
+        left_out = left_out_features(service, own.ranking) if service else ()
+    with _refusing(file, "service 'user_tower'"):
+        service = services.pop("user_tower", None)
+        user_tower = tower_features(service, views, c.USER) if service else ()
+    with _refusing(file, "service 'item_tower'"):
+        service = services.pop("item_tower", None)
+        item_tower = tower_features(service, views, c.ITEM) if service else ()
+    return Declared(
+        tuple(views),
+        tuple(on_demand),
+        ranking,
+        tuple((view, name) for view, name, _ in user_tower),
+        item_tower,
+        left_out,
+    )
+
+
+@contextmanager
+def _refusing(file: Path, what: str) -> Iterator[None]:
+    """Turn a ``ValueError`` into the error of a file that cannot be used."""
+    try:
+        yield
+    except ValueError as error:
+        raise BadDefinition(f"{file}: {what}: {error}") from None
+
+
+def _take(names: set[str], wanted: Sequence[str]) -> None:
+    """Add names to those that are taken.
+
+    Raises:
+        ValueError: one of them is.
+
+    """
+    for name in wanted:
+        if name in names:
+            raise ValueError(f"the name '{name}' is taken; choose another")
+        names.add(name)
+
+
+def _check_fields(source: RequestSource, spec: DatasetSpec) -> None:
+    """Check that requests and past events have a request source's fields.
+
+    Raises:
+        ValueError: they lack one, or have it as another type.
+
+    """
+    if source.name == REQUEST_SOURCE:
+        raise ValueError(f"the name '{source.name}' is taken; choose another")
+    for field in source.schema:
+        kind = "numeric" if field.name == c.REQUEST_TIME else spec.context.get(field.name)
+        if kind is None:
+            raise ValueError(
+                f"'{field.name}' of a request is not declared: add it to [events.context] of "
+                f"dataset.toml, which has {sorted(spec.context)}"
+            )
+        if (kind == "numeric") != (field.dtype in NUMERIC):
+            raise ValueError(f"'{field.name}' is {field.dtype}, and {kind} in dataset.toml")
+
+
+_READ_ON_DEMAND = (
+    "user_profile",
+    "user_activity",
+    "user_affinity",
+    "item_profile",
+    "item_activity",
+)
+"""Built-in views that on-demand views may read, where the data set has them."""
+
+
+def _built_in_sources(own: BuiltIn) -> dict[str, Source]:
+    """Return the built-in views that on-demand views may read."""
+    views = {view.name: view for view in own.objects if isinstance(view, FeatureView)}
+    of_item = {c.FIRST_EVENT_AT, c.LAST_EVENT_AT}  # a server has them as ages
+    sources = {}
+    for name in _READ_ON_DEMAND:
+        if name not in views:
+            continue
+        key = c.ITEM if name.startswith("item_") else c.USER
+        hidden = of_item if key == c.ITEM else set()
+        readable = tuple(
+            field.name
+            for field in views[name].features
+            if field.dtype != UnixTimestamp and field.name not in hidden
+        )
+        sources[name] = Source(views[name], key, readable)
+    return sources
+
+
+def _source(view: DeclaredView) -> Source:
+    """Return a declared view as a source: its columns of users, its numbers of items."""
+    if view.aggregates or view.key == c.ITEM:
+        return Source(view.registered, view.key, view.numeric)
+    fields = view.registered.features
+    readable = tuple(field.name for field in fields if field.dtype != UnixTimestamp)
+    return Source(view.registered, view.key, readable)
+
+
+def _run(file: Path, own: BuiltIn) -> list[Any]:
+    """Return the Feast objects that a file declares, each once, without the built-in ones."""
+    views = {o.name: o for o in own.objects if not isinstance(o, Entity)}
+    item_tower = [views[name] for name in ("item_profile",) if name in views]
+    services = {"ranking": own.ranking, "user_tower": own.user_tower, "item_tower": item_tower}
+    token = built_in_views.set(BuiltInViews(services, views))
+    try:
+        with without_experimental_warnings():
+            scope = runpy.run_path(str(file), run_name="features")
+    except FileNotFoundError:
+        raise BadDefinition(
+            f"{file.resolve()}: no such file, though dataset.toml names it in 'features'"
+        ) from None
+    except Exception as error:
+        raise BadDefinition(f"{file}: {type(error).__name__}: {error}") from error
+    finally:
+        built_in_views.reset(token)
+    built = {id(declared) for declared in (*own.ranking, *own.objects)}
+    kinds = (FeatureView, OnDemandFeatureView, FeatureService)
+    found = {id(o): o for o in scope.values() if isinstance(o, kinds) and id(o) not in built}
+    return list(found.values())
