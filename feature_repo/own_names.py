@@ -26,6 +26,13 @@ def taken(event_types: list[str]) -> set[str]:
     return fixed | {*counts, *(c.seen(name) for name in event_types)}
 
 
+def ranker_columns(event_types: list[str], *, has_value: bool) -> list[str]:
+    """Return the columns of a ranker's rows that are of no attribute."""
+    own = [*c.PAIR_FEATURES, *c.ITEM_AGES, c.HISTORY_LENGTH_FEATURE, c.HISTORY_GAP_FEATURE]
+    own += [*c.user_counts(event_types, has_value), c.ACTIVE_DAYS, *OUTPUTS]
+    return own + [f"item_{name}" for name in (*c.item_counts(event_types, has_value), c.TREND)]
+
+
 def ranker_clashes(
     event_types: list[str],
     user_attributes: Mapping[str, str],
@@ -37,9 +44,7 @@ def ranker_clashes(
 
     Attributes are given with their kinds; ``has_value``: events carry a number.
     """
-    own = [*c.PAIR_FEATURES, *c.ITEM_AGES, c.HISTORY_LENGTH_FEATURE, c.HISTORY_GAP_FEATURE]
-    own += [*c.user_counts(event_types, has_value), c.ACTIVE_DAYS, *OUTPUTS]
-    own += [f"item_{name}" for name in (*c.item_counts(event_types, has_value), c.TREND)]
+    own = ranker_columns(event_types, has_value=has_value)
     owners: dict[str, list[str]] = {name: [] for name in own}
     clashes: list[str] = []
     for side, attributes in (("user", user_attributes), ("item", item_attributes)):

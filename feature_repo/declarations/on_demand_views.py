@@ -85,21 +85,29 @@ def declared_on_demand(
             raise ValueError(
                 f"it reads view '{projection.name}', which is not one of {sorted(sources)}"
             )
+        types = {field.name: field.dtype for field in source.registered.features}
         wanted = projection.desired_features or [f.name for f in projection.features]
-        names = [name for name in wanted if name in source.readable] or list(source.readable)
-        if projection.desired_features and len(names) < len(wanted):
-            unknown = sorted(set(wanted) - set(source.readable))
+        if not wanted or set(wanted) >= set(types):  # the whole view
+            wanted = list(source.readable)
+        unknown = sorted(set(wanted) - set(source.readable))
+        if unknown or not wanted:
             raise ValueError(
                 f"it reads {unknown} of view '{projection.name}', "
                 f"where requests have {list(source.readable)}"
             )
-        types = {field.name: field.dtype for field in source.registered.features}
-        inputs += [Input(_OWNERS[source.key], projection.name, name) for name in names]
+        names = wanted
+        inputs += [
+            Input(_OWNERS[source.key], projection.name, name, types[name] in NUMERIC)
+            for name in names
+        ]
         samples += [_sample(types[name]) for name in names]
         with without_experimental_warnings():
             projections.append(source.registered[names])
     for request in view.source_request_sources.values():
-        inputs += [Input("request", request.name, field.name) for field in request.schema]
+        inputs += [
+            Input("request", request.name, field.name, field.dtype in NUMERIC)
+            for field in request.schema
+        ]
         samples += [_sample(field.dtype) for field in request.schema]
 
     definition = OnDemandView(
@@ -111,6 +119,7 @@ def declared_on_demand(
     )
     try:
         definition.compute(samples, _SAMPLES)
+        definition.compute([sample[-1:] for sample in samples], 1)  # all are missing
         registered = _registered(view, definition, projections)
     except OnDemandError as error:
         said = " ".join(str(error).split())[:300]

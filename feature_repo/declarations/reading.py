@@ -43,7 +43,7 @@ from feature_repo.declarations.services import (
 )
 from feature_repo.declarations.tables import declared_table
 from feature_repo.declare import BuiltInViews, built_in_views
-from feature_repo.own_names import EVENT_NAMES, taken
+from feature_repo.own_names import EVENT_NAMES, ranker_columns, taken
 from feature_repo.views import REQUEST_SOURCE, BuiltIn, Profile, built_in
 from feature_repo.workspace import Workspace
 
@@ -79,7 +79,9 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
     """
     names = {declared.name for declared in own.objects}
     names |= {*taken(spec.event_types), *spec.user_attributes, *spec.item_attributes}
-    names |= {*EVENT_NAMES, *spec.context}
+    names |= {*EVENT_NAMES, *spec.context, *ranker_columns(spec.event_types, has_value=True)}
+    names |= {f"user_{name}" for name in spec.user_attributes}
+    names |= {f"item_{name}" for name in spec.item_attributes}
     found = _run(file, own)
     views: list[DeclaredView] = []
     for view in found:
@@ -107,7 +109,8 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
     services = {o.name: o for o in found if isinstance(o, FeatureService)}
     with _refusing(file, "service 'ranking'"):
         service = services.pop("ranking", None)
-        ranking = selected_features(service, views, on_demand) if service else ()
+        built_in_names = [view.name for view in own.ranking]
+        ranking = selected_features(service, views, on_demand, built_in_names) if service else ()
         left_out = left_out_features(service, own.ranking) if service else ()
     with _refusing(file, "service 'user_tower'"):
         service = services.pop("user_tower", None)
@@ -115,6 +118,11 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
     with _refusing(file, "service 'item_tower'"):
         service = services.pop("item_tower", None)
         item_tower = tower_features(service, views, c.ITEM) if service else ()
+    if services:
+        raise BadDefinition(
+            f"{file}: service '{next(iter(services))}': models read the services 'ranking', "
+            "'user_tower' and 'item_tower'; for other readers, name views and features"
+        )
     return Declared(
         tuple(views),
         tuple(on_demand),
@@ -225,4 +233,13 @@ def _run(file: Path, own: BuiltIn) -> list[Any]:
     built = {id(declared) for declared in (*own.ranking, *own.objects)}
     kinds = (FeatureView, OnDemandFeatureView, FeatureService)
     found = {id(o): o for o in scope.values() if isinstance(o, kinds) and id(o) not in built}
-    return list(found.values())
+    whole = {o.name for o in found.values() if not _is_part(o)} | {*views}
+    return [o for o in found.values() if not (_is_part(o) and o.name in whole)]
+
+
+def _is_part(declared: Any) -> bool:
+    """Return whether this is some features of a view, as ``spend[["spend_1h"]]`` in a variable."""
+    if isinstance(declared, FeatureService):
+        return False
+    projection = declared.projection
+    return bool(projection.desired_features) or len(projection.features) < len(declared.features)

@@ -19,7 +19,10 @@ _BUILT_IN = {c.USER: ("user_profile", "user_history"), c.ITEM: ("item_profile",)
 
 
 def selected_features(
-    service: FeatureService, views: Sequence[DeclaredView], on_demand: Sequence[DeclaredOnDemand]
+    service: FeatureService,
+    views: Sequence[DeclaredView],
+    on_demand: Sequence[DeclaredOnDemand],
+    built_in: Sequence[str],
 ) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """Return the features of declared views that a service reads.
 
@@ -46,6 +49,10 @@ def selected_features(
             if unknown:
                 raise ValueError(f"view '{name}' has no {unknown}")
             selected[name] = list(wanted or given_features)
+        elif name not in built_in:
+            raise ValueError(
+                f"view '{name}' is neither a variable of the file nor one of {list(built_in)}"
+            )
     for name in [name for name in selected if name in computed]:
         for given in computed[name].inputs:
             if given.owner == "item" and given.view in declared:

@@ -7,6 +7,7 @@ import ast
 import builtins
 import importlib
 import symtable
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ class FunctionText:
     Attributes:
         name: the function's name.
         source: its definition without decorators.
-        imports: names that it uses, each with where it is from: ``module`` or ``module:object``.
+        imports: names that it uses, each with where it is from: ``module`` or ``module:object``. A
+            name with a dot is a module that is only imported.
 
     """
 
@@ -39,7 +41,8 @@ class FunctionText:
 
         """
         scope: dict[str, Any] = {"__name__": "__main__"}  # so that dill keeps it by value
-        scope |= {name: _imported(origin) for name, origin in self.imports}
+        imported = [(name, _imported(origin)) for name, origin in self.imports]
+        scope |= {name: value for name, value in imported if "." not in name}
         flags = __future__.annotations.compiler_flag
         exec(compile(self.source, f"<{self.name}>", "exec", flags), scope)  # noqa: S102
         function: Callable[[Any], Any] = scope[self.name]
@@ -59,28 +62,61 @@ def function_text(function: FunctionType) -> FunctionText:
             f"its function reads {list(code.co_freevars)} of the function around it: "
             "define it at the top of the file, and write the values into it"
         )
-    node, source = _definition(function)
+    text = Path(code.co_filename).read_text(encoding="utf-8")
+    file = ast.parse(text)
+    node = _definition(function, file)
+    lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
+    origins = _imports_of(file)
     imports = []
     for name in sorted(_global_names(node) - {node.name}):
         if name in function.__globals__:
-            imports.append((name, _origin(name, function.__globals__[name])))
+            value = function.__globals__[name]
+            imports.append((name, _origin(name, value, origins.get(name))))
+            if isinstance(value, ModuleType):
+                imports += [(part, part) for part in sorted(_submodules(node, name, value))]
         elif not hasattr(builtins, name):
             raise ValueError(f"its function uses '{name}', which is not defined")
-    return FunctionText(node.name, source, tuple(imports))
+    return FunctionText(node.name, textwrap.dedent("\n".join(lines)) + "\n", tuple(imports))
 
 
-def _definition(function: FunctionType) -> tuple[ast.FunctionDef, str]:
-    """Return where a function is defined, and that text without decorators."""
+def _definition(function: FunctionType, file: ast.Module) -> ast.FunctionDef:
+    """Return where a function is defined in its file."""
     code = function.__code__
-    text = Path(code.co_filename).read_text(encoding="utf-8")
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(file):
         if not isinstance(node, ast.FunctionDef) or node.name != code.co_name:
             continue
         first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
         if first == code.co_firstlineno:
-            lines = text.splitlines()[node.lineno - 1 : node.end_lineno]
-            return node, textwrap.dedent("\n".join(lines)) + "\n"
+            return node
     raise ValueError("its function is defined with 'def' in features.py")
+
+
+def _imports_of(file: ast.Module) -> dict[str, str]:
+    """Return the names that a file imports from modules, as ``module:object``."""
+    return {
+        alias.asname or alias.name: f"{node.module}:{alias.name}"
+        for node in file.body
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level
+        for alias in node.names
+    }
+
+
+def _submodules(node: ast.FunctionDef, name: str, module: ModuleType) -> set[str]:
+    """Return the modules within one that a function uses through its name, as in ``a.b.f``."""
+    found = set()
+    for part in ast.walk(node):
+        path = []
+        while isinstance(part, ast.Attribute):
+            path.append(part.attr)
+            part = part.value  # noqa: PLW2901
+        if isinstance(part, ast.Name) and part.id == name:
+            inner = module.__name__
+            for attribute in reversed(path):
+                inner = f"{inner}.{attribute}"
+                if inner not in sys.modules:
+                    break
+                found.add(inner)
+    return found
 
 
 def _global_names(node: ast.FunctionDef) -> set[str]:
@@ -117,8 +153,13 @@ class _WithoutAnnotations(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _origin(name: str, value: Any) -> str:
+def _origin(name: str, value: Any, stated: str | None) -> str:
     """Return from where a name of the module can be imported again.
+
+    Args:
+        name: the name.
+        value: what it is.
+        stated: from where the file imports it, if it does.
 
     Raises:
         ValueError: from nowhere: it is defined in the file.
@@ -126,11 +167,10 @@ def _origin(name: str, value: Any) -> str:
     """
     if isinstance(value, ModuleType):
         return value.__name__
-    origin = f"{getattr(value, '__module__', None)}:{getattr(value, '__name__', None)}"
     try:
-        if _imported(origin) is value:
-            return origin
-    except (ImportError, AttributeError, ValueError):
+        if stated and _imported(stated) is value:
+            return stated
+    except (ImportError, AttributeError):
         pass
     raise ValueError(
         f"its function reads '{name}' of the file, which a release does not have: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -37,12 +37,14 @@ class Input:
         owner: whose it is.
         view: the feature view, or the request source.
         name: the feature, or the field of the request.
+        numeric: whether it is a number.
 
     """
 
     owner: Owner
     view: str
     name: str
+    numeric: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class OnDemandView:
         return {
             "name": self.name,
             "features": list(self.features),
-            "inputs": [[given.owner, given.view, given.name] for given in self.inputs],
+            "inputs": [list(astuple(given)) for given in self.inputs],
             "mode": self.mode,
             "function": self.function.name,
             "source": self.function.source,

@@ -30,6 +30,8 @@ DAY_S = 86_400
 _CHUNK_ROWS = 20_000
 _ROW = "funnel_row"
 _ITEM_ROWS = 400_000
+_NUMBERS_PER_ROW = 8
+"""Numbers of vectors that take about as much memory as the other features of a row."""
 
 
 class PointInTime:
@@ -88,7 +90,8 @@ class PointInTime:
     def item_activity(self, codec: Codec, days: Int64Array) -> Iterator[tuple[int, Activity]]:
         """Yield each day (since the epoch, ascending) and all items' activity at its midnight."""
         items = codec.items.values
-        per_call = max(1, _ITEM_ROWS // len(items))
+        numbers = 1 + sum(size for _, _, size in codec.vectors) // _NUMBERS_PER_ROW
+        per_call = max(1, _ITEM_ROWS // len(items) // numbers)
         pairs = [*codec.built_in_activity, *codec.item_reads]
         others = [name for _, name, _ in (*codec.vectors, *codec.item_categories)]
         names = [name for _, name in pairs if name not in others]

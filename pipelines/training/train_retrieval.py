@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array
@@ -74,8 +73,8 @@ class TowerData:
         validation: examples from there to ``split.calibrate``.
         has_positive: bool ``[N]``, which items had a positive event before ``split.ranker``; the
             others have no id embedding.
-        item_features: declared inputs of the item tower while it learns, float32 ``[N, W]``.
-        final_item_features: the same as of the test part, for the vectors of the release.
+        item_features: declared inputs of the item tower as of ``split.ranker``, float32 ``[N, W]``:
+            rankers learn from the vectors on later events.
 
     """
 
@@ -85,7 +84,6 @@ class TowerData:
     validation: Examples
     has_positive: BoolArray
     item_features: Float32Array
-    final_item_features: Float32Array
 
 
 def train_retrieval(
@@ -199,9 +197,6 @@ def tower_data(
         validation=examples(codec, features, events[validation]),
         has_positive=has_positive,
         item_features=item_features(codec.item_tower, features, codec.items.values, split.ranker),
-        final_item_features=item_features(
-            codec.item_tower, features, codec.items.values, split.test
-        ),
     )
 
 
@@ -330,20 +325,14 @@ def tower_builder(data: TowerData, shape: TowerShape) -> Callable[[], TwoTowers]
         **asdict(shape),
     )
     codes = torch.from_numpy(items.encoded.codes.astype(np.int64))
-    numbers = _item_numbers(data, data.item_features)
+    attributes = codec.item_attributes.standardise(items.encoded.numbers)
+    numbers = torch.from_numpy(np.concatenate([attributes, data.item_features], axis=1))
     return lambda: TwoTowers(config, codes, numbers, torch.from_numpy(data.has_positive))
-
-
-def _item_numbers(data: TowerData, features: Float32Array) -> Tensor:
-    """Return the item tower's numeric inputs, float32 ``[N, M + W]``."""
-    attributes = data.codec.item_attributes.standardise(data.items.encoded.numbers)
-    return torch.from_numpy(np.concatenate([attributes, features], axis=1))
 
 
 def _write(folder: Path, data: TowerData, towers: TwoTowers, known: pd.DataFrame) -> IndexReport:
     """Write towers, vectors, index, similar items, catalogue and codes; report the index."""
     codec = data.codec
-    towers.items.item_numbers = _item_numbers(data, data.final_item_features)
     raw, unit = item_vectors(towers)
     export_user_tower(towers, folder / "user_tower.onnx")
     export_item_tower(towers, folder / "item_tower.onnx")

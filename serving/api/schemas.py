@@ -10,6 +10,9 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
     WithJsonSchema,
     field_validator,
     with_config,
@@ -53,7 +56,7 @@ EntityId = Annotated[Id, AfterValidator(known_id)]
 """The id of a user or item, as files are read: no blank, and no word such as ``undefined``."""
 
 
-Context = dict[str, str | float | None]
+Context = dict[str, StrictStr | StrictInt | StrictFloat | None]
 """Fields of a context by name; null is as if it were not there."""
 
 

@@ -112,7 +112,10 @@ def _reader(given: Input, codec: Codec) -> _Read:
     """Return what reads an input."""
     name = given.name
     if given.owner != "item":
-        return lambda pairs: _repeated(pairs.users.inputs[name][pairs.row], len(pairs.codes))
+        numeric = given.numeric
+        return lambda pairs: _repeated(
+            pairs.users.inputs[name][pairs.row], len(pairs.codes), numeric=numeric
+        )
     if name in codec.item_activity:
         count = codec.item_activity.index(name)
         return lambda pairs: pairs.items.activity.counts[pairs.codes, count].astype(np.float64)
@@ -122,10 +125,12 @@ def _reader(given: Input, codec: Codec) -> _Read:
     return lambda pairs: pairs.items.raw[name].take(pairs.codes)
 
 
-def _repeated(value: Any, size: int) -> Values:
+def _repeated(value: Any, size: int, *, numeric: bool) -> Values:
     """Return a user's value once per candidate, ``[n]``."""
-    if value is None or isinstance(value, (bool, int, float)):
+    if numeric:
         return np.full(size, np.nan if value is None else value, dtype=np.float64)
+    if isinstance(value, float):  # pandas' missing text
+        value = None
     values = np.empty(size, dtype=object)
     values.fill(value)
     return values

@@ -34,7 +34,8 @@ def smoke_test(release: Release) -> str | None:
     lists, ranked, vectors = release.recommender.recommend_ranked(users, requests, release.items)
     again = release.recommender.recommend(users, requests, release.items)
     return (
-        _bad_users(vectors, release.retrieval.vectors.shape[1])
+        _bad_functions(release)
+        or _bad_users(vectors, release.retrieval.vectors.shape[1])
         or _bad_item_tower(release)
         or _bad_lists(release, users, lists, now)
         or _bad_scores(release, users, ranked)
@@ -44,6 +45,16 @@ def smoke_test(release: Release) -> str | None:
             else "the same request gets another list the second time"
         )
     )
+
+
+def _bad_functions(release: Release) -> str | None:
+    """Say which on-demand function cannot be loaded here, as where a module is missing."""
+    for view in release.codec.on_demand:
+        try:
+            view.function.load()
+        except Exception as error:  # noqa: BLE001 - whatever the text does
+            return f"its on-demand view '{view.name}' cannot be loaded: {error}"
+    return None
 
 
 def made_up_users(codec: Codec, now: float) -> dict[str, list[Any]]:

@@ -1,6 +1,8 @@
 """A user's ``features.py``: what it declares, and one sentence for whatever cannot be used."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -395,6 +397,29 @@ BAD_FUNCTIONS = {
     "a field that no event has": ('Field(name="page"', 'Field(name="city"', "not declared: add it"),
     "a field of another type": ('Field(name="page"', 'Field(name="speed"', "and numeric in"),
     "a name of the context": ('name="afford"', 'name="speed"', "name 'speed' is taken"),
+    "the ranker's own name": ('name="afford"', 'name="tower_score"', "'tower_score' is taken"),
+    "an attribute's column": ('name="afford"', 'name="item_price"', "'item_price' is taken"),
+    "an unreadable column": (
+        'defaults["item_profile"][["price"]]',
+        'defaults["item_activity"][["first_event_at"]]',
+        r"reads \['first_event_at'\] of view 'item_activity', where requests have",
+    ),
+    "missing text": (
+        '(inputs["page"] == "home").astype(float)',
+        'inputs["page"].map(lambda page: len(page))',
+        "fails on sample .*NoneType",
+    ),
+    "text methods": (
+        '(inputs["page"] == "home").astype(float)',
+        'inputs["page"].str.startswith("h").astype(float)',
+        "",
+    ),
+    "a view of no service": ("wallet[[", 'defaults["user_recent"], wallet[[', "neither a variable"),
+    "an unknown service": (
+        'name="ranking", features=[*defaults.ranking, wallet',
+        'name="rankings", features=[*defaults.ranking, wallet',
+        "service 'rankings': models read the services 'ranking'",
+    ),
     "singleton": ("    sources=[spend,", "    singleton=True, sources=[spend,", "singleton"),
     "stored": ("    sources=[spend,", "    write_to_online_store=True, sources=[spend,", "."),
     "a closure": (
@@ -472,9 +497,50 @@ def test_a_built_in_view_or_feature_is_left_out_by_not_naming_it(tmp_path):
     assert read["spend"] == ["spend_1h", "purchases"]
     assert "user_affinity" not in read and "user_activity" in read
     assert declared(tmp_path, SPEND).left_out == ()
-    assert (
-        declared(
-            tmp_path, SPEND.replace("ranking =", "other =").replace('"ranking"', '"o"')
-        ).left_out
-        == ()
+
+
+def test_parts_of_views_may_be_variables(tmp_path):
+    text = ON_DEMAND.replace(
+        "@on_demand_feature_view",
+        'price = defaults["item_profile"][["price"]]\nfew = spend[["purchases"]]\n\n'
+        "@on_demand_feature_view",
+    ).replace(
+        'sources=[spend, defaults["item_profile"][["price"]], page]', "sources=[spend, price, page]"
     )
+    text = text.replace("wallet[[", "few, wallet[[")
+    found = declared(tmp_path, text)
+    assert [view.name for view in found.views] == ["spend"]
+    assert found.ranking_numeric("user_id") == (("spend", "purchases"),)
+
+
+def test_a_function_may_use_whatever_its_file_imports(tmp_path):
+    text = ON_DEMAND.replace(
+        "import pandas as pd",
+        (
+            "import pandas as pd\nimport xml.etree.ElementTree\nfrom math import pi\n"
+            "from scipy.special import expit as squash"
+        ),
+    ).replace(
+        "    out = pd.DataFrame()",
+        (
+            "    out = pd.DataFrame()\n    assert xml.etree.ElementTree.Element('a').tag == 'a'\n"
+            "    inputs['spend_1h'] = squash(inputs['spend_1h']) * pi\n"
+        ),
+    )
+    (view,) = declared(tmp_path, text).ranking_on_demand
+    assert view.function.imports == (
+        ("log1p", "numpy:log1p"), ("pd", "pandas"), ("pi", "math:pi"),
+        ("squash", "scipy.special:expit"), ("xml", "xml"), ("xml.etree", "xml.etree"),
+        ("xml.etree.ElementTree", "xml.etree.ElementTree"),
+    )  # fmt: skip
+    script = (
+        "import json, sys, numpy as np\n"
+        "from feature_repo.on_demand.view import OnDemandView\n"
+        "view = OnDemandView.from_dict(json.loads(sys.stdin.read()))\n"
+        "print(view.compute([np.array([1.0])] * 3 + [np.array(['home'], dtype=object)], 1))\n"
+    )
+    raw = json.dumps(view.to_dict())
+    ran = subprocess.run(
+        [sys.executable, "-c", script], input=raw, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == "[[1.]]\n", ran.stderr

@@ -108,4 +108,5 @@ def test_workers_that_die_leave_no_open_files(supervised: Supervised) -> None:
         wait_until(
             lambda seen=before: len(supervised.children()) == 3 and supervised.children() != seen
         )
-    assert supervised.open_files() <= files
+    # A file that is being read is open for a moment; one that was left open stays so.
+    wait_until(lambda: supervised.open_files() <= files)
