@@ -35,6 +35,7 @@ from pipelines.training.release_pointer import current_release
 from pipelines.training.train import TrainSettings, train
 from pipelines.training.train_ranking import trained_sets
 from pipelines.workflow import stages
+from ranking.config import RankerConfig
 
 LIMIT = 50.0
 """Spend in the last hour above which a user goes for high margins."""
@@ -219,7 +220,7 @@ def _ndcg(workspace: Workspace, data: Path, *, features: bool) -> float:
     stages.run_features(workspace)
     apply(feature_store(workspace), workspace)
     with display.stage(f"Train {workspace.root}") as progress:
-        train(workspace, progress, TrainSettings())
+        train(workspace, progress, TrainSettings(rankers=RankerConfig(kinds=("lightgbm",))))
         make_release(workspace)
         evaluation = evaluate(workspace, current_release(workspace), progress, baselines=False)
     return evaluation.models["funnel"]["ndcg@10"]
