@@ -6,8 +6,9 @@ The file is the operator's trusted code: reading it runs it.
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,60 +78,83 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
         BadDefinition: the file cannot be used.
 
     """
+    found = _run(file, own)
+    names = _taken(spec, own)
+    views = [
+        _view(file, view, spec, own=own, names=names)
+        for view in found
+        if isinstance(view, FeatureView)
+    ]
+    sources = _built_in_sources(own) | {view.name: _source(view) for view in views}
+    on_demand = [
+        _on_demand(file, view, spec, sources=sources, names=names)
+        for view in found
+        if isinstance(view, OnDemandFeatureView)
+    ]
+
+    services = {o.name: o for o in found if isinstance(o, FeatureService)}
+    unknown = sorted(set(services) - {"ranking", "user_tower", "item_tower"})
+    if unknown:
+        raise BadDefinition(
+            f"{file}: service '{unknown[0]}': models read the services 'ranking', 'user_tower' and "
+            "'item_tower'; for other readers, name views and features"
+        )
+    declared = Declared(tuple(views), tuple(on_demand))
+    for name, service in services.items():
+        with _refusing(file, f"service '{name}'"):
+            if name == "ranking":
+                built_in_names = [view.name for view in own.ranking]
+                declared = replace(
+                    declared,
+                    ranking=selected_features(service, views, on_demand, built_in_names),
+                    left_out=left_out_features(service, own.ranking),
+                )
+            elif name == "user_tower":
+                read = tower_features(service, views, c.USER)
+                numbers = tuple((view, feature) for view, feature, _ in read)
+                declared = replace(declared, user_tower=numbers)
+            else:
+                declared = replace(declared, item_tower=tower_features(service, views, c.ITEM))
+    return declared
+
+
+def _taken(spec: DatasetSpec, own: BuiltIn) -> set[str]:
+    """Return the names that no declared view or feature may have."""
     names = {declared.name for declared in own.objects}
     names |= {*taken(spec.event_types), *spec.user_attributes, *spec.item_attributes}
     names |= {*EVENT_NAMES, *spec.context, *ranker_columns(spec.event_types, has_value=True)}
     names |= {f"user_{name}" for name in spec.user_attributes}
-    names |= {f"item_{name}" for name in spec.item_attributes}
-    found = _run(file, own)
-    views: list[DeclaredView] = []
-    for view in found:
-        if not isinstance(view, FeatureView):
-            continue
-        with _refusing(file, f"view '{view.name}'"):
-            declared = (
-                declared_aggregates(view, spec, own.source(view.name))
-                if isinstance(view, StreamFeatureView)
-                else declared_table(view, file.parent)
-            )
-            _take(names, declared.names)
-        views.append(declared)
+    return names | {f"item_{name}" for name in spec.item_attributes}
 
-    sources = _built_in_sources(own) | {view.name: _source(view) for view in views}
-    on_demand: list[DeclaredOnDemand] = []
-    for view in found:
-        if isinstance(view, OnDemandFeatureView):
-            with _refusing(file, f"view '{view.name}'"):
-                _take(names, list(dict.fromkeys([view.name, *(f.name for f in view.features)])))
-                for source in view.source_request_sources.values():
-                    _check_fields(source, spec)
-                on_demand.append(declared_on_demand(view, sources))
 
-    services = {o.name: o for o in found if isinstance(o, FeatureService)}
-    with _refusing(file, "service 'ranking'"):
-        service = services.pop("ranking", None)
-        built_in_names = [view.name for view in own.ranking]
-        ranking = selected_features(service, views, on_demand, built_in_names) if service else ()
-        left_out = left_out_features(service, own.ranking) if service else ()
-    with _refusing(file, "service 'user_tower'"):
-        service = services.pop("user_tower", None)
-        user_tower = tower_features(service, views, c.USER) if service else ()
-    with _refusing(file, "service 'item_tower'"):
-        service = services.pop("item_tower", None)
-        item_tower = tower_features(service, views, c.ITEM) if service else ()
-    if services:
-        raise BadDefinition(
-            f"{file}: service '{next(iter(services))}': models read the services 'ranking', "
-            "'user_tower' and 'item_tower'; for other readers, name views and features"
+def _view(
+    file: Path, view: FeatureView, spec: DatasetSpec, *, own: BuiltIn, names: set[str]
+) -> DeclaredView:
+    """Return a view of users or items, checked, and take its names."""
+    with _refusing(file, f"view '{view.name}'"):
+        declared = (
+            declared_aggregates(view, spec, own.source(view.name))
+            if isinstance(view, StreamFeatureView)
+            else declared_table(view, file.parent)
         )
-    return Declared(
-        tuple(views),
-        tuple(on_demand),
-        ranking,
-        tuple((view, name) for view, name, _ in user_tower),
-        item_tower,
-        left_out,
-    )
+        _take(names, declared.names)
+    return declared
+
+
+def _on_demand(
+    file: Path,
+    view: OnDemandFeatureView,
+    spec: DatasetSpec,
+    *,
+    sources: Mapping[str, Source],
+    names: set[str],
+) -> DeclaredOnDemand:
+    """Return an on-demand view, checked, and take its names."""
+    with _refusing(file, f"view '{view.name}'"):
+        _take(names, list(dict.fromkeys([view.name, *(f.name for f in view.features)])))
+        for source in view.source_request_sources.values():
+            _check_fields(source, spec)
+        return declared_on_demand(view, sources)
 
 
 @contextmanager
