@@ -127,7 +127,8 @@ def _checked(view: DeclaredView, wanted: Sequence[str], also: Sequence[str] = ()
     """
     unknown = sorted(set(wanted) - {field.name for field in view.registered.features})
     if unknown:
-        raise ValueError(f"view '{view.name}' has no {unknown}")
+        every = [*view.numeric, *view.vectors, *also]
+        raise ValueError(f"view '{view.name}' has no {unknown}, only {every}")
     other = sorted({*wanted} - {*view.numeric, *view.vectors, *also})
     if other:
         raise ValueError(
