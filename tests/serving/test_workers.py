@@ -73,7 +73,7 @@ def test_sighup_replaces_all_workers_and_no_request_fails(server: TinyServer) ->
     finally:
         done.set()
         client.join()
-    assert set(statuses) == {200}
+    assert set(statuses) == {200}, server.log.read_text()
 
 
 def test_a_draining_worker_answers_and_closes_its_connections(server: TinyServer) -> None:

@@ -20,6 +20,7 @@ PATIENCE_S = 60.0
 class TinyServer(NamedTuple):
     process: Forked
     port: int
+    log: Path
 
     @property
     def url(self):
@@ -46,8 +47,9 @@ def tiny_server(workspace, release, **variables):
                 lambda: "started\n" in log.read_text() or process.poll() is not None, PATIENCE_S
             )
             assert process.poll() is None, log.read_text()
-            yield TinyServer(process, port)
+            yield TinyServer(process, port, log)
         finally:
+            sys.stderr.write(log.read_text())  # pytest shows it where a test failed
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE_S) == 0
 
