@@ -95,14 +95,13 @@ def declared_on_demand(
                 f"it reads {unknown} of view '{projection.name}', "
                 f"where requests have {list(source.readable)}"
             )
-        names = wanted
         inputs += [
             Input(_OWNERS[source.key], projection.name, name, types[name] in NUMERIC)
-            for name in names
+            for name in wanted
         ]
-        samples += [_sample(types[name]) for name in names]
+        samples += [_sample(types[name]) for name in wanted]
         with without_experimental_warnings():
-            projections.append(source.registered[names])
+            projections.append(source.registered[wanted])
     for request in view.source_request_sources.values():
         inputs += [
             Input("request", request.name, field.name, field.dtype in NUMERIC)

@@ -44,17 +44,8 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
     entity = entity_of(view)
     if not isinstance(view.batch_source, FileSource):  # SparkSource: Spark knows its columns
         fields = [field for field in view.schema if field.name != entity.join_key]
-        numeric = tuple(field.name for field in fields if field.dtype in NUMERIC)
-        lengths = {
-            f.name: f.vector_length for f in fields if f.dtype in VECTORS and f.vector_length
-        }
-        return DeclaredView(
-            entity.join_key,
-            numeric,
-            view,
-            vectors=_of_items(entity, lengths),
-            categorical=tuple(field.name for field in fields if field.dtype == String),
-        )
+        lengths = {field.name: field.vector_length for field in fields if field.dtype in VECTORS}
+        return _declared(entity, view, fields, lengths)
 
     given = view.batch_source
     path = given.path if urlparse(given.path).netloc else str((folder / given.path).resolve())
@@ -107,24 +98,26 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
         description=view.description,
         owner=view.owner,
     )
-    numeric = tuple(field.name for field in fields if field.dtype in NUMERIC)
     lengths = {
         field.name: field.vector_length or _length(path, field.name)
         for field in fields
         if field.dtype in VECTORS
     }
+    return _declared(entity, registered, fields, lengths)
+
+
+def _declared(
+    entity: Entity, registered: FeatureView, fields: list[Field], lengths: dict[str, int]
+) -> DeclaredView:
+    """Return a view with its features by what a model can read; ``lengths`` 0: unknown."""
+    of_items = entity.join_key == c.ITEM
     return DeclaredView(
         entity.join_key,
-        numeric,
+        tuple(field.name for field in fields if field.dtype in NUMERIC),
         registered,
-        vectors=_of_items(entity, lengths),
+        vectors={name: length for name, length in lengths.items() if length and of_items},
         categorical=tuple(field.name for field in fields if field.dtype == String),
     )
-
-
-def _of_items(entity: Entity, lengths: dict[str, int]) -> dict[str, int]:
-    """Return the vectors that a model can read, those of items, with their lengths."""
-    return {n: length for n, length in lengths.items() if length and entity.join_key == c.ITEM}
 
 
 def _length(path: str, column: str) -> int:

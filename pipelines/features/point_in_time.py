@@ -64,9 +64,8 @@ class PointInTime:
             times: float64 ``[n]`` epoch seconds; each row is joined just before.
 
         """
-        frame = pd.DataFrame({c.USER: users, c.EVENT_TIMESTAMP: just_before(times)})
-        table = self._join(frame, self._references(service))
-        for start in range(0, len(frame), _CHUNK_ROWS):
+        table = self.user_values(self._features_of(service), users, times)
+        for start in range(0, len(table), _CHUNK_ROWS):
             part = table.slice(start, _CHUNK_ROWS)
             yield (
                 slice(start, start + len(part)),
@@ -85,7 +84,7 @@ class PointInTime:
 
         """
         frame = pd.DataFrame({c.USER: users, c.EVENT_TIMESTAMP: just_before(times)})
-        return self._join(frame, [f"{view}:{name}" for view, name in pairs])
+        return self._join(frame, pairs)
 
     def item_activity(self, codec: Codec, days: Int64Array) -> Iterator[tuple[int, Activity]]:
         """Yield each day (since the epoch, ascending) and all items' activity at its midnight."""
@@ -95,10 +94,9 @@ class PointInTime:
         pairs = [*codec.built_in_activity, *codec.item_reads]
         others = [name for _, name, _ in (*codec.vectors, *codec.item_categories)]
         names = [name for _, name in pairs if name not in others]
-        references = [f"{view}:{name}" for view, name in pairs]
         for start in range(0, len(days), per_call):
             chunk = days[start : start + per_call]
-            table = self._join(_items_at(items, chunk), references)
+            table = self.items(items, pairs, chunk)
             matrix = {
                 name: table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
                 for name in names
@@ -114,47 +112,44 @@ class PointInTime:
                     columns[name] = [None, *of_day.to_pylist()]
                 yield int(day), activity_from(columns, codec)
 
-    def items(self, items: Sequence[str], pairs: Sequence[tuple[str, str]], day: int) -> pa.Table:
-        """Return features of items at a midnight, a row each in their order.
+    def items(
+        self, items: Sequence[str], pairs: Sequence[tuple[str, str]], days: Int64Array
+    ) -> pa.Table:
+        """Return features of all items at midnights, the items of each day in their order.
 
         Args:
             items: ids.
             pairs: views and names of the features.
-            day: since the epoch.
+            days: since the epoch.
 
         """
-        frame = _items_at(items, np.array([day], dtype=np.int64))
-        return self._join(frame, [f"{view}:{name}" for view, name in pairs])
+        times = pd.to_datetime(np.repeat(days * DAY_S, len(items)), unit="s", utc=True)
+        ids = np.tile(np.array(items, dtype=object), len(days))
+        return self._join(pd.DataFrame({c.ITEM: ids, c.EVENT_TIMESTAMP: times}), pairs)
 
-    def _references(self, service: str) -> list[str]:
+    def _features_of(self, service: str) -> list[tuple[str, str]]:
+        """Return views and names of a service's features of users, on-demand ones left out."""
         feature_service = self.store.get_feature_service(service)
         return [
-            f"{view.name}:{feature.name}"
+            (view.name, feature.name)
             for view in feature_service.feature_view_projections
             for feature in view.features
             if not view.name.startswith("item_") and view.name != "request_time"
         ]
 
-    def _join(self, frame: pd.DataFrame, references: list[str]) -> pa.Table:
+    def _join(self, frame: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pa.Table:
         """Return the joined rows in the order of ``frame``, which Spark does not keep."""
         numbered = frame.assign(**{_ROW: np.arange(len(frame))})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Feast's own deprecations
             joined = self.store.get_historical_features(
-                entity_df=numbered, features=references
+                entity_df=numbered, features=[f"{view}:{name}" for view, name in pairs]
             ).to_arrow()
         if len(joined) != len(frame):
             raise RuntimeError(
                 f"the point-in-time join returned {len(joined)} rows for {len(frame)}"
             )
         return joined.sort_by(_ROW).drop_columns([_ROW])
-
-
-def _items_at(items: Sequence[str], days: Int64Array) -> pd.DataFrame:
-    """Return the entity rows of all items at each day's midnight."""
-    times = pd.to_datetime(np.repeat(days * DAY_S, len(items)), unit="s", utc=True)
-    ids = np.tile(np.array(items, dtype=object), len(days))
-    return pd.DataFrame({c.ITEM: ids, c.EVENT_TIMESTAMP: times})
 
 
 def just_before(times: Float64Array) -> pd.Series:

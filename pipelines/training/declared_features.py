@@ -48,7 +48,7 @@ def fit_item_categories(
 ) -> tuple[Category, ...]:
     """Return the ranker's declared categories of items, as of the midnight before a time."""
     pairs = declared.ranking_categorical(c.ITEM)
-    return _categories(pairs, features.items(items, pairs, int(time // DAY_S))) if pairs else ()
+    return _categories(pairs, _at_midnight(pairs, features, items, time)) if pairs else ()
 
 
 def _of_sample(
@@ -58,6 +58,13 @@ def _of_sample(
     sample = events.iloc[spaced_rows(len(events), _SAMPLE)]
     users = sample[c.USER].to_numpy(dtype=object)
     return features.user_values(pairs, users, epoch_seconds(sample[c.TIMESTAMP]))
+
+
+def _at_midnight(
+    pairs: Sequence[tuple[str, str]], features: PointInTime, items: Sequence[str], time: float
+) -> pa.Table:
+    """Return features of items at the midnight before a time, epoch seconds."""
+    return features.items(items, pairs, np.array([time // DAY_S], dtype=np.int64))
 
 
 def _categories(pairs: Sequence[tuple[str, str]], table: pa.Table) -> tuple[Category, ...]:
@@ -74,7 +81,7 @@ def fit_item_features(
     pairs = [(view, name) for view, name, _ in declared.item_tower]
     if not pairs:
         return ()
-    table = features.items(items, pairs, int(time // DAY_S))
+    table = _at_midnight(pairs, features, items, time)
     return tuple(
         TowerFeature(view, name, size, *(moments_of(table[name].to_pylist()) if size == 1 else ()))
         for view, name, size in declared.item_tower
@@ -99,7 +106,7 @@ def item_features(
     if not tower:
         return np.zeros((len(items) + 1, 0), dtype=np.float32)
     pairs = [(feature.view, feature.name) for feature in tower]
-    table = features.items(items, pairs, int(time // DAY_S))
+    table = _at_midnight(pairs, features, items, time)
     parts = [_inputs(feature, table[feature.name]) for feature in tower]
     return np.concatenate(parts, axis=1)
 

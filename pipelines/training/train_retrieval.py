@@ -217,7 +217,8 @@ def fit_codec(
     declared = declared_in(workspace)
     known = events[epoch_seconds(events[c.TIMESTAMP]) < split.ranker]
     ids, columns = catalogue_columns(spec, workspace.ingest, events)
-    users = sorted(known.loc[known[c.POSITIVE], c.USER].unique())
+    positive = known[known[c.POSITIVE]]
+    users = sorted(positive[c.USER].unique())
 
     user_attributes = AttributeEncoder.fit(
         spec.user_attributes, _user_attributes(spec, workspace, set(users))
@@ -238,10 +239,10 @@ def fit_codec(
         declared.ranking_numeric(c.ITEM),
         declared.ranking_on_demand,
         declared.ranking_vectors,
-        fit_user_features(declared, features, known[known[c.POSITIVE]]),
+        fit_user_features(declared, features, positive),
         fit_item_features(declared, features, ids, split.ranker),
         declared.left_out_columns(spec),
-        fit_user_categories(declared, features, known[known[c.POSITIVE]]),
+        fit_user_categories(declared, features, positive),
         fit_item_categories(declared, features, ids, split.ranker),
     )
     if base:
