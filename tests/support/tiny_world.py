@@ -106,12 +106,12 @@ def _declare(folder: Path) -> None:
 
 
 def margins() -> pa.Table:
-    """Return margin and vector of most items: of 100 days ago, of last week, and of tomorrow."""
+    """Return margin and vector of most items: of 100 days ago, of last week, and of in two days."""
     day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     rows = [
         (f"i{number:04d}", day + timedelta(days=days), number / 100 + days, vector(number, days))
         for number in range(1, 71)
-        for days in (-100, -7, 1)
+        for days in (-100, -7, 2)  # items are trained as of the midnight after the last event
     ]
     items, times, values, vectors = (list(column) for column in zip(*rows, strict=True))
     stamps = pa.array(times, pa.timestamp("us", tz="UTC"))
