@@ -244,7 +244,7 @@ def test_a_table_of_ones_own_does_not_bring_an_erased_user_back(shop, copy, tmp_
 
 
 def test_items_have_the_newest_row_of_their_table_that_is_known(shop, engine):
-    """A week ago 7 less than their number; that of in two days is not known yet; the last have none."""
+    """A week ago 7 less than their number; the next is not known yet; the last have none."""
     codec = engine.release.codec
     assert codec.all_item_numeric.index("item_margin") < len(codec.item_activity)
     assert "item_margin" in codec.numeric
