@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 USER = "user_id"
 ITEM = "item_id"
 EVENT_ID = "event_id"
@@ -13,6 +11,12 @@ VALUE = "value"
 WEIGHT = "weight"
 POSITIVE = "positive"
 MONTH = "month"
+
+DAY = "event_day"
+"""The day (UTC) of an event, since the epoch: a column that aggregates can read."""
+
+ITEM_CATEGORIES = "item_category"
+"""The categories of an event's item: a column that aggregates can read."""
 
 EVENT_TIMESTAMP = "event_timestamp"
 """Feast's name for the time from which a feature row is known."""
@@ -46,7 +50,6 @@ CATEGORY_SHARES = "category_shares"
 
 FIRST_EVENT_AT = "first_event_at"
 LAST_EVENT_AT = "last_event_at"
-ACTIVE_DAYS = "active_days"
 TREND = "trend"
 
 PAIR_FEATURES = (
@@ -74,33 +77,9 @@ HISTORY_LENGTH_FEATURE = "history_length"
 HISTORY_GAP_FEATURE = "history_gap_days"
 """A ranker's features of a user's history: its number of items, and days between the newest two."""
 
-WINDOWS = {"1d": 1, "7d": 7, "30d": 30, "all": None}
-"""Name of each aggregation window and its length in days (None: since the beginning)."""
-
-
-def events(window: str) -> str:
-    """Return the name of the count of all events in a window, e.g. ``events_7d``."""
-    return f"events_{window}"
-
-
-def count(event_type: str, window: str) -> str:
-    """Return the name of the count of one event type, e.g. ``view_count_7d``."""
-    return f"{event_type}_count_{window}"
-
-
-def distinct_items(event_type: str, window: str) -> str:
-    """Return the name of a user's count of distinct items, e.g. ``view_items_7d``."""
-    return f"{event_type}_items_{window}"
-
-
-def distinct_users(event_type: str, window: str) -> str:
-    """Return the name of an item's count of distinct users, e.g. ``view_users_7d``."""
-    return f"{event_type}_users_{window}"
-
-
-def value_mean(window: str) -> str:
-    """Return the name of the mean event value in a window, e.g. ``value_mean_30d``."""
-    return f"value_mean_{window}"
+EVENTS_7D = "events_7d"
+EVENTS_30D = "events_30d"
+"""An item's events in a week and a month, which candidate sources go by."""
 
 
 def seen(event_type: str) -> str:
@@ -116,26 +95,3 @@ def panes(window: str) -> str:
 def trend(window: str) -> str:
     """Return the name of the decayed number of events in a sliding window, e.g. ``trend_1h``."""
     return f"trend_{window}"
-
-
-def user_counts(event_types: list[str], has_value: bool) -> list[str]:
-    """Return the windowed aggregates of a user, in the column order of tables and matrices."""
-    return _windowed(event_types, has_value, distinct_items)
-
-
-def item_counts(event_types: list[str], has_value: bool) -> list[str]:
-    """Return the windowed aggregates of an item, in the column order of tables and matrices."""
-    return _windowed(event_types, has_value, distinct_users)
-
-
-def _windowed(
-    event_types: list[str], has_value: bool, distinct: Callable[[str, str], str]
-) -> list[str]:
-    names = []
-    for window in WINDOWS:
-        names.append(events(window))
-        for event_type in event_types:
-            names += [count(event_type, window), distinct(event_type, window)]
-        if has_value:
-            names.append(value_mean(window))
-    return names

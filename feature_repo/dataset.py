@@ -23,8 +23,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from feature_repo import columns as c
 from feature_repo.errors import FunnelError
-from feature_repo.own_names import EVENT_NAMES, as_name, ranker_clashes, taken
+from feature_repo.own_names import EVENT_NAMES, as_name, is_taken, ranker_clashes
 
 AttributeKind = Literal["categorical", "multi_categorical", "numeric", "text"]
 ContextKind = Literal["categorical", "numeric", "text"]
@@ -285,9 +286,11 @@ class DatasetSpec(_Strict):
     @model_validator(mode="after")
     def _names_are_free(self) -> Self:
         attributes = {*self.user_attributes, *self.item_attributes}
-        used = attributes & taken(self.event_types)
-        used |= set(self._ranker_clashes())
-        in_context = {*self.context} & (taken(self.event_types) | attributes | EVENT_NAMES)
+        types = self.event_types
+        used = {name for name in attributes if is_taken(name, types)}
+        used |= {*ranker_clashes(types, self.user_attributes, self.item_attributes)}
+        others = attributes | EVENT_NAMES | {c.DAY, c.ITEM_CATEGORIES}
+        in_context = {name for name in self.context if name in others or is_taken(name, types)}
         if in_context:
             raise ValueError(
                 f"[events.context] {sorted(in_context)}: another column has the name; choose "
@@ -303,14 +306,6 @@ class DatasetSpec(_Strict):
     def event_types(self) -> list[str]:
         """Event type names in their declared order."""
         return list(self.events.types)
-
-    def _ranker_clashes(self) -> list[str]:
-        return ranker_clashes(
-            self.event_types,
-            self.user_attributes,
-            self.item_attributes,
-            has_value=self.has_value,
-        )
 
     def event_type(self, word: str) -> str | None:
         """Return the event type that a word of the log means, None if it means none.

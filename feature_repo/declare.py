@@ -6,9 +6,11 @@ from feature_repo.declare import defaults, events, user
 from __future__ import annotations
 
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, NamedTuple
 
 from feast import Entity, FileSource, PushSource, ValueType
+from feast.aggregation import Aggregation
 
 from feature_repo import columns as c
 
@@ -26,11 +28,51 @@ events = PushSource(
 )
 """The event log, as the source of aggregates. Its columns are those of ``EVENT_COLUMNS``."""
 
-EVENT_COLUMNS = (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE)
-"""Columns of an event; functions other than ``count`` take ``value``."""
+EVENT_COLUMNS = (c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE, c.DAY)
+"""Columns of an event, besides those of its context; ``event_day`` is that of its time (UTC)."""
 
 EVENT_TYPES_TAG = "event_types"
-"""Tag of a view whose aggregates are of some event types only: their names, with commas."""
+"""Tag of a view whose aggregates are of some event types only: their names, with commas.
+
+``event_types.<feature>`` is that of one feature.
+"""
+
+WHERE_TAG = "where"
+"""Tag of a view with a condition on the columns of counted events; also ``where.<feature>``."""
+
+GRAIN_TAG = "grain"
+
+daily = {GRAIN_TAG: "day"}
+"""Tags of a view whose aggregates are of whole days, as of each midnight (UTC)."""
+
+
+def last_distinct(
+    column: str, n: int, *, name: str, time_window: timedelta | None = None
+) -> Aggregation:
+    """Return the list of the newest distinct values of a column, newest last, at most ``n``."""
+    return Aggregation(column, f"last_distinct:{n}", time_window=time_window, name=name)
+
+
+def last_distinct_times(
+    column: str, n: int, *, name: str, time_window: timedelta | None = None
+) -> Aggregation:
+    """Return the times of ``last_distinct``, epoch seconds."""
+    return Aggregation(column, f"last_distinct_times:{n}", time_window=time_window, name=name)
+
+
+def top(column: str, n: int, *, name: str, time_window: timedelta | None = None) -> Aggregation:
+    """Return the list of the values of a column that weigh most, heaviest first, at most ``n``.
+
+    An event has the weight of its type.
+    """
+    return Aggregation(column, f"top:{n}", time_window=time_window, name=name)
+
+
+def top_shares(
+    column: str, n: int, *, name: str, time_window: timedelta | None = None
+) -> Aggregation:
+    """Return the shares that the values of ``top`` have of the weight of all events."""
+    return Aggregation(column, f"top_shares:{n}", time_window=time_window, name=name)
 
 
 class BuiltInViews(NamedTuple):

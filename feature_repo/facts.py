@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import MICROS as MICROS
-from feature_repo.aggregates.definition import AggregateView, Occurrence, units_of
+from feature_repo.aggregates.definition import AggregateView, occurrence
 from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.units import MICROS as MICROS
 
 if TYPE_CHECKING:
     from feature_repo.dataset import DatasetSpec
@@ -86,7 +86,13 @@ class Counts:
             self.add(event.micros, event.kind, len(kinds.names))
         if self.aggregates:
             occurrences = [
-                Occurrence(e.micros, e.event_id, kinds.names[e.kind], units_of(e.value))
+                occurrence(
+                    e.micros,
+                    e.event_id,
+                    kinds.names[e.kind],
+                    value=e.value,
+                    others={c.ITEM: e.item},
+                )
                 for e in events
             ]
             for state in self.aggregates:
@@ -301,7 +307,7 @@ def item_features_at(time: float, row: dict[str, Any], types: Sequence[str]) -> 
 def _counts_by_name(time: float, panes: Sequence[Panes], types: Sequence[str]) -> dict[str, int]:
     counts = zip(PANE_S, counts_at(time, panes, len(types)), strict=True)
     return {
-        c.count(kind, window): n
+        f"{kind}_count_{window}": n
         for window, of_kind in counts
         for kind, n in zip(types, of_kind, strict=True)
     }

@@ -31,7 +31,6 @@ from feast.type_map import pa_to_feast_value_type
 from feast.types import (
     Array,
     FeastType,
-    Float32,
     Float64,
     Int64,
     String,
@@ -40,18 +39,16 @@ from feast.types import (
 )
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import AggregateView
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind, DatasetSpec
+from feature_repo.declarations.aggregate_views import declared_aggregates
+from feature_repo.declarations.built_in import NEVER_STALE, SNAPSHOT_TTL, daily_views
+from feature_repo.declarations.checks import without_experimental_warnings
 from feature_repo.declare import item, user
 from feature_repo.facts import PANE_S
 
 Profile = Literal["local", "cluster"]
-
-NEVER_STALE = timedelta(days=18_250)
-"""TTL of facts that no passing of time makes wrong: attributes, what was seen, what was clicked."""
-
-SNAPSHOT_TTL = timedelta(days=90)
-"""TTL of daily aggregates; the Spark job repeats an unchanged row every 84 days."""
 
 REQUEST_SOURCE = "request"
 """The request source of the built-in on-demand views."""
@@ -66,26 +63,6 @@ _FEAST_TYPES: dict[AttributeKind, FeastType] = {
     kind: from_value_type(pa_to_feast_value_type(str(arrow)))
     for kind, arrow in ATTRIBUTE_TYPES.items()
 }
-
-
-def user_activity_schema(spec: DatasetSpec) -> dict[str, FeastType]:
-    """Return the features of ``user_activity`` and their types."""
-    return {
-        **_counts(c.user_counts(spec.event_types, spec.has_value)),
-        c.FIRST_EVENT_AT: Int64,
-        c.LAST_EVENT_AT: Int64,
-        c.ACTIVE_DAYS: Int64,
-    }
-
-
-def item_activity_schema(spec: DatasetSpec) -> dict[str, FeastType]:
-    """Return the features of ``item_activity`` and their types."""
-    return {
-        **_counts(c.item_counts(spec.event_types, spec.has_value)),
-        c.FIRST_EVENT_AT: Int64,
-        c.LAST_EVENT_AT: Int64,
-        c.TREND: Float64,
-    }
 
 
 def item_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
@@ -128,17 +105,13 @@ STREAMED = ("user_history", "user_recent", "item_recent")
 """Views that the streaming job writes; an older row never replaces its rows."""
 
 
-def _counts(names: list[str]) -> dict[str, FeastType]:
-    means = {c.value_mean(window) for window in c.WINDOWS}
-    return {name: Float64 if name in means else Int64 for name in names}
-
-
 @dataclass(frozen=True)
 class BuiltIn:
     """The built-in Feast objects of a data set.
 
     Attributes:
         objects: entities, sources and views.
+        aggregates: what is computed from events, as of each midnight.
         ranking: the views that the ranking models read.
         online: the views of users that serving reads.
         user_tower: the views that the user tower reads.
@@ -148,6 +121,7 @@ class BuiltIn:
     """
 
     objects: list[Any]
+    aggregates: tuple[AggregateView, ...]
     ranking: list[Any]
     online: list[Any]
     user_tower: list[Any]
@@ -193,11 +167,13 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
             source=source(name, features, profile),
         )
 
-    activity = view("user_activity", user, user_activity_schema(spec), SNAPSHOT_TTL)
-    item_activity = view("item_activity", item, item_activity_schema(spec), SNAPSHOT_TTL)
-    seen = view(
-        "user_seen", user, {c.seen(t): Array(String) for t in spec.event_types}, NEVER_STALE
-    )
+    computed = [
+        declared_aggregates(declared, spec, source(declared.name, features, profile))
+        for declared in daily_views(spec)
+    ]
+    by_name = {of.name: of.registered for of in computed}
+    activity, item_activity = by_name["user_activity"], by_name["item_activity"]
+    seen, affinity = by_name["user_seen"], [by_name[n] for n in ("user_affinity",) if n in by_name]
     streams = {
         name: _stream_view(
             name, entity, schema, ttl=ttl, batch_source=source(name, features, profile)
@@ -215,30 +191,24 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
     item_profiles = [
         view("item_profile", item, s, NEVER_STALE) for s in [item_profile_schema(spec)] if s
     ]
-    affinity_schema: dict[str, FeastType] = {
-        c.CATEGORIES: Array(String),
-        c.CATEGORY_SHARES: Array(Float32),
-    }
-    affinity = [view("user_affinity", user, affinity_schema, SNAPSHOT_TTL)] if spec.category else []
     request = RequestSource(name=REQUEST_SOURCE, schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
-    request_time = _request_time_view(request, activity)
+    with without_experimental_warnings():
+        moments = activity[[c.FIRST_EVENT_AT, c.LAST_EVENT_AT]]
+    request_time = _request_time_view(request, moments)
     sliding = _sliding_views(request, recent, item_recent, tuple(spec.event_types))
     views = [
-        activity,
-        item_activity,
-        seen,
+        *by_name.values(),
         *streams.values(),
         *profiles,
         *item_profiles,
-        *affinity,
         request_time,
         *sliding,
     ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # Feast's, at every copy of such a view
+    with without_experimental_warnings():  # of every copy of such a view
         position = recent[[c.POSITION]]
     return BuiltIn(
         objects=[user, item, *(view.stream_source for view in streams.values()), *views],
+        aggregates=tuple(of.aggregates for of in computed if of.aggregates),
         ranking=[*profiles, activity, *affinity, *item_profiles, item_activity, request_time],
         # No model reads the recent events themselves: their log position is enough, and cheap.
         online=[
@@ -305,9 +275,9 @@ def _stream_view(
         )
 
 
-def _request_time_view(request: RequestSource, activity: FeatureView) -> OnDemandFeatureView:
+def _request_time_view(request: RequestSource, moments: FeatureView) -> OnDemandFeatureView:
     @on_demand_feature_view(  # type: ignore[untyped-decorator]
-        sources=[request, activity[[c.FIRST_EVENT_AT, c.LAST_EVENT_AT]]],
+        sources=[request, moments],
         schema=[
             Field(name="hour_of_day", dtype=Float64),
             Field(name="day_of_week", dtype=Float64),
@@ -341,7 +311,9 @@ def _sliding_views(
     request: RequestSource, users: FeatureView, items: FeatureView, types: tuple[str, ...]
 ) -> list[OnDemandFeatureView]:
     """Return the views of sliding windows as of a request, computed by the stream's own code."""
-    counts = [Field(name=c.count(kind, window), dtype=Int64) for window in PANE_S for kind in types]
+    counts = [
+        Field(name=f"{kind}_count_{window}", dtype=Int64) for window in PANE_S for kind in types
+    ]
     session = [
         Field(name=c.SESSION_EVENTS, dtype=Int64),
         Field(name=c.SESSION_SECONDS, dtype=Int64),

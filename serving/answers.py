@@ -32,7 +32,7 @@ _TOP_FEATURES = 8
 _SOURCE_FEATURES = {
     "two_tower": "tower_score",
     "similar": "similar_score",
-    "popular": f"item_{c.events('30d')}",
+    "popular": f"item_{c.EVENTS_30D}",
     "trending": f"item_{c.TREND}",
     "new": "item_age_days",
 }

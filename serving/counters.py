@@ -23,6 +23,7 @@ from feature_repo.stores.feature_store import redis_client, redis_url
 from feature_repo.stores.online_store import written_key
 from feature_repo.workspace import Workspace
 from serving.online.features import OnlineFeatures, OnlineStoreUnavailable
+from serving.recommender.codec import ITEM_ACTIVITY
 from serving.recommender.item_table import Activity
 from serving.releases.item_files import map_rows, with_spare
 from serving.releases.release import Release
@@ -32,7 +33,6 @@ _log = logging.getLogger(__name__)
 _VERSIONS = 2
 """Versions of the files that stay, the newest included."""
 
-_VIEW = "item_activity"
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -132,7 +132,7 @@ class CounterReader:
             return False
         try:
             redis_url(self._workspace)  # an embedded server that has died is started again
-            views = dict.fromkeys([_VIEW, *(view for view, _ in release.codec.item_reads)])
+            views = dict.fromkeys([ITEM_ACTIVITY, *(view for view, _ in release.codec.item_reads)])
             written: list[bytes | None] = self._redis.mget(map(written_key, views))  # type: ignore[assignment]
             if written[0] is None:
                 # Nothing was materialized, or Redis was emptied: nothing replaces no counters.

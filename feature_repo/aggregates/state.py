@@ -8,7 +8,8 @@ from typing import Any
 
 import orjson
 
-from feature_repo.aggregates.definition import Aggregate, AggregateView, Occurrence, Part
+from feature_repo.aggregates.definition import Aggregate, AggregateView, Occurrence
+from feature_repo.aggregates.functions import Part, Value
 
 Panes = dict[int, Part]
 """What is kept of the events of each pane, by the pane's number since the epoch."""
@@ -16,9 +17,10 @@ Panes = dict[int, Part]
 
 @dataclass
 class AggregateState:
-    """The panes of every aggregate of a view, for one key; no order of events changes them.
+    """The panes of the aggregates of a view, for one key; no order of events changes them.
 
-    ``position`` is the newest entry of the event log that they include.
+    ``panes`` are those of ``view.kept``; ``position`` is the newest entry of the event log that
+    they include.
     """
 
     view: AggregateView
@@ -27,20 +29,20 @@ class AggregateState:
 
     def __post_init__(self) -> None:
         if not self.panes:
-            self.panes = [{} for _ in self.view.aggregates]
+            self.panes = [{} for _ in self.view.kept[0]]
 
     def add(self, events: Iterable[Occurrence]) -> None:
         """Add events, in any order."""
         for event in events:
-            for aggregate, panes in zip(self.view.aggregates, self.panes, strict=True):
+            for aggregate, panes in zip(self.view.kept[0], self.panes, strict=True):
                 if aggregate.counts(event):
                     _add_to(panes, aggregate, event)
 
-    def values(self, micros: int) -> dict[str, float | int | None]:
+    def values(self, micros: int) -> dict[str, Value]:
         """Return the features as of a time, microseconds since the epoch."""
         return {
-            aggregate.name: aggregate.value_at(panes.items(), micros)
-            for aggregate, panes in zip(self.view.aggregates, self.panes, strict=True)
+            aggregate.name: aggregate.value_at(self.panes[place].items(), micros)
+            for aggregate, place in zip(self.view.aggregates, self.view.kept[1], strict=True)
         }
 
     def row(self, micros: int) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class AggregateState:
         return cls(view, [dict(pairs) for pairs in panes or []], position)
 
 
-def values_of(view: AggregateView, text: str | None, micros: int) -> dict[str, Any]:
+def values_of(view: AggregateView, text: str | None, micros: int) -> dict[str, Value]:
     """Return the features of a stored state as of a time.
 
     They are all missing if it is of another definition; without a state there are none to return.
@@ -87,8 +89,8 @@ def values_of(view: AggregateView, text: str | None, micros: int) -> dict[str, A
         return {aggregate.name: None for aggregate in view.aggregates}
     # Without the state's dictionaries, since a request waits for this.
     return {
-        aggregate.name: aggregate.value_at(panes, micros)
-        for aggregate, panes in zip(view.aggregates, stored["panes"], strict=True)
+        aggregate.name: aggregate.value_at(stored["panes"][place], micros)
+        for aggregate, place in zip(view.aggregates, view.kept[1], strict=True)
     }
 
 

@@ -25,6 +25,7 @@ class Declared:
         user_tower: views and names of the numbers that the user tower reads.
         item_tower: views, names and lengths (1: a number) of what the item tower reads.
         left_out: built-in views and features that the ranking models do not read.
+        built_in: the built-in aggregates of events.
 
     """
 
@@ -34,6 +35,7 @@ class Declared:
     user_tower: tuple[tuple[str, str], ...] = ()
     item_tower: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
+    built_in: tuple[AggregateView, ...] = ()
 
     def left_out_columns(self, spec: DatasetSpec) -> frozenset[str]:
         """Return the columns of a ranker's rows that it does not read."""
@@ -42,16 +44,22 @@ class Declared:
     @property
     def aggregates(self) -> tuple[AggregateView, ...]:
         """What is computed from events."""
-        return tuple(view.aggregates for view in self.views if view.aggregates)
+        return (*self.built_in, *(view.aggregates for view in self.views if view.aggregates))
 
     @property
     def version(self) -> str:
-        """A hash of what is computed from events; "" if nothing is."""
-        return fingerprint(repr(self.aggregates)) if self.aggregates else ""
+        """A hash of what is computed from events."""
+        return fingerprint(repr(self.aggregates))
 
-    def of_key(self, key: str) -> tuple[AggregateView, ...]:
-        """Return the aggregates of users (``user_id``) or of items (``item_id``)."""
-        return tuple(view for view in self.aggregates if view.key == key)
+    @property
+    def streamed(self) -> tuple[AggregateView, ...]:
+        """What the stream computes, too."""
+        return tuple(view for view in self.aggregates if not view.daily)
+
+    @property
+    def streamed_version(self) -> str:
+        """A hash of what the stream computes; "" if that is nothing."""
+        return fingerprint(repr(self.streamed)) if self.streamed else ""
 
     def ranking_numeric(self, key: str) -> tuple[tuple[str, str], ...]:
         """Return views and names of the numeric features that the ranking models read."""

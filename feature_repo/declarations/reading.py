@@ -44,7 +44,7 @@ from feature_repo.declarations.services import (
 )
 from feature_repo.declarations.tables import declared_table
 from feature_repo.declare import BuiltInViews, built_in_views
-from feature_repo.own_names import EVENT_NAMES, ranker_columns, taken
+from feature_repo.own_names import EVENT_NAMES, FIXED
 from feature_repo.views import REQUEST_SOURCE, BuiltIn, Profile, built_in
 from feature_repo.workspace import Workspace
 
@@ -62,13 +62,14 @@ def declared_in(workspace: Workspace, profile: Profile = "local") -> Declared:
 def read_declared(
     file: Path | None, spec: DatasetSpec, features: Path, profile: Profile = "local"
 ) -> Declared:
-    """Return what a ``features.py`` declares for a data set; None: nothing.
+    """Return what a ``features.py`` declares for a data set; None: only what is built in.
 
     Raises:
         BadDefinition: the file cannot be used.
 
     """
-    return read_with(file, spec, built_in(spec, features, profile)) if file else Declared()
+    own = built_in(spec, features, profile)
+    return read_with(file, spec, own) if file else Declared(built_in=own.aggregates)
 
 
 def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
@@ -99,7 +100,7 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
             f"{file}: service '{unknown[0]}': models read the services 'ranking', 'user_tower' and "
             "'item_tower'; for other readers, name views and features"
         )
-    declared = Declared(tuple(views), tuple(on_demand))
+    declared = Declared(tuple(views), tuple(on_demand), built_in=own.aggregates)
     for name, service in services.items():
         with _refusing(file, f"service '{name}'"):
             if name == "ranking":
@@ -121,8 +122,10 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
 def _taken(spec: DatasetSpec, own: BuiltIn) -> set[str]:
     """Return the names that no declared view or feature may have."""
     names = {declared.name for declared in own.objects}
-    names |= {*taken(spec.event_types), *spec.user_attributes, *spec.item_attributes}
-    names |= {*EVENT_NAMES, *spec.context, *ranker_columns(spec.event_types, has_value=True)}
+    for view in own.objects:
+        for feature in getattr(view, "features", ()):
+            names |= {feature.name, f"item_{feature.name}"}
+    names |= {*FIXED, *EVENT_NAMES, *spec.user_attributes, *spec.item_attributes, *spec.context}
     names |= {f"user_{name}" for name in spec.user_attributes}
     return names | {f"item_{name}" for name in spec.item_attributes}
 
@@ -229,10 +232,11 @@ def _built_in_sources(own: BuiltIn) -> dict[str, Source]:
 
 
 def _source(view: DeclaredView) -> Source:
-    """Return a declared view as a source: its columns of users, its numbers of items."""
-    if view.aggregates or view.key == c.ITEM:
+    """Return a declared view as a source: its features of users, its numbers of items."""
+    if view.key == c.ITEM:
         return Source(view.registered, view.key, view.numeric)
-    fields = view.registered.features
+    hidden = view.aggregates.state_column if view.aggregates else ""
+    fields = [field for field in view.registered.features if field.name != hidden]
     readable = tuple(field.name for field in fields if field.dtype != UnixTimestamp)
     return Source(view.registered, view.key, readable)
 

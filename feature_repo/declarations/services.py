@@ -8,12 +8,11 @@ from typing import Any
 from feast import FeatureService
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import MICROS
+from feature_repo.aggregates.units import DAY_MICROS
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import DeclaredView
 from feature_repo.declarations.on_demand_views import DeclaredOnDemand
 
-_DAY = 86_400 * MICROS
 _BUILT_IN = {c.USER: ("user_profile", "user_history"), c.ITEM: ("item_profile",)}
 """The built-in views that the towers read."""
 
@@ -149,7 +148,7 @@ def _short_windows(view: DeclaredView, names: Sequence[str]) -> list[str]:
     if view.aggregates is None or view.key != c.ITEM:
         return []
     return [
-        aggregate.name
-        for aggregate in view.aggregates.aggregates
-        if aggregate.name in names and aggregate.window is not None and aggregate.window < _DAY
+        one.name
+        for one in view.aggregates.aggregates
+        if one.name in names and one.window is not None and one.window < DAY_MICROS
     ]

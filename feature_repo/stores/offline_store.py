@@ -24,7 +24,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.infra.registry.base_registry import BaseRegistry
 
 from feature_repo.aggregates.state import values_of
-from feature_repo.declarations.aggregate_views import definition_of
+from feature_repo.declarations.aggregate_views import computed_as_of, definition_of
 
 _ORDER = "__entity_row"
 _STAMP = pa.timestamp("us", tz="UTC")
@@ -178,7 +178,7 @@ class _AggregatesOf:
 
 def _computed(views: list[FeatureView]) -> list[StreamFeatureView]:
     """Return the views whose values are computed from a state."""
-    return [view for view in views if getattr(view, "aggregations", None)]
+    return [view for view in views if computed_as_of(view)]
 
 
 def _state_column(view: str) -> str:

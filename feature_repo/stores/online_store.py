@@ -24,14 +24,14 @@ from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.infra.supported_async_methods import SupportedAsyncMethods
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Int64List, StringList, Value
-from feast.types import Array, FeastType, Float64, Int64, String
+from feast.protos.feast.types.Value_pb2 import FloatList, Int64List, StringList, Value
+from feast.types import Array, FeastType, Float32, Float64, Int64, String
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.state import values_of
-from feature_repo.declarations.aggregate_views import definition_of, feature_types
+from feature_repo.declarations.aggregate_views import computed_as_of, definition_of, feature_types
 from feature_repo.erased import ErasedUsers
 from feature_repo.stores.embedded_redis import connect
 from feature_repo.views import STREAMED
@@ -140,7 +140,7 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
         requested_features: list[str] | None = None,
     ) -> list[tuple[datetime | None, dict[str, Value] | None]]:
         """Return rows as Feast does; aggregates of events as of now, not as they were written."""
-        if not getattr(table, "aggregations", None):
+        if not computed_as_of(table):
             rows: list[tuple[datetime | None, dict[str, Value] | None]] = super().online_read(
                 config, table, entity_keys, requested_features
             )
@@ -154,7 +154,7 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
 
     def _read_features_per_fv(self, config: RepoConfig, grouped_refs: Any, *rest: Any) -> None:
         """Read views of aggregates one by one, by ``online_read``; all others in one trip."""
-        computed = [pair for pair in grouped_refs if getattr(pair[0], "aggregations", None)]
+        computed = [pair for pair in grouped_refs if computed_as_of(pair[0])]
         plain = [pair for pair in grouped_refs if pair not in computed]
         super()._read_features_per_fv(config, plain, *rest)
         OnlineStore._read_features_per_fv(self, config, computed, *rest)
@@ -253,6 +253,7 @@ _ENCODERS: dict[FeastType, Callable[[Any], Value]] = {
     Int64: lambda value: Value(int64_val=value),
     Float64: lambda value: Value(double_val=value),
     Array(String): lambda value: Value(string_list_val=StringList(val=value)),
+    Array(Float32): lambda value: Value(float_list_val=FloatList(val=value)),
     Array(Int64): lambda value: Value(int64_list_val=Int64List(val=value)),
 }
 

@@ -26,7 +26,7 @@ from feature_repo.files import read_json, staged_folder, write_json
 from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
 from pipelines.erasure.locations import LocationUnavailable
-from pipelines.features.activity import EVENT_MICROS
+from pipelines.features.aggregates import EVENT_MICROS
 from pipelines.features.stream_facts import FACTS, KEY, POSITION_FILE, STATE, USER_KEY
 from pipelines.features.whole_tables import forget_files, list_files
 from pipelines.streaming.generation import Generation, checkpoint_folder

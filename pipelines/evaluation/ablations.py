@@ -11,13 +11,7 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Int64Array
-from feature_repo.dataset import DatasetSpec
-from feature_repo.views import (
-    HISTORY_SCHEMA,
-    ONLINE_USERS,
-    user_activity_schema,
-    user_profile_schema,
-)
+from feature_repo.views import ONLINE_USERS
 from pipelines.evaluation.evaluated_models import Funnel
 from pipelines.evaluation.metrics import K
 from pipelines.evaluation.replayed_requests import Lists, Model, PastRequests
@@ -26,6 +20,7 @@ from pipelines.training.past_requests import InteractionHistory, Requests, users
 from ranking.models.scorer import CalibratedRanker
 from ranking.rows import ItemRows, PairRows
 from serving.recommender.candidates import SOURCES, Retriever
+from serving.recommender.codec import Codec
 from serving.recommender.item_table import ItemTable
 from serving.recommender.recommender import Recommender
 from serving.recommender.users import Columns
@@ -60,7 +55,7 @@ def ablations(
             models[f"candidates: {source}"] = Funnel(_with_parts(release, retriever=retriever), K)
 
     models["streaming"] = _ChangedUsers(release, interactions, _AsOfMidnight(features, requests))
-    for view, names in _user_views(release.codec.spec).items():
+    for view, names in _user_views(release.codec).items():
         models[view] = _ChangedUsers(release, interactions, _WithoutFeatures(names))
 
     if release.codec.spec.item_attributes:
@@ -69,13 +64,18 @@ def ablations(
     return models
 
 
-def _user_views(spec: DatasetSpec) -> dict[str, list[str]]:
+def _user_views(codec: Codec) -> dict[str, list[str]]:
+    """Return the views of users that a release reads, with their features."""
     views = {
-        "user_history": list(HISTORY_SCHEMA),
-        "user_activity": list(user_activity_schema(spec)),
-        "user_affinity": [c.CATEGORIES, c.CATEGORY_SHARES] if spec.category else [],
-        "user_profile (attributes)": list(user_profile_schema(spec)),
+        "user_history": [c.HISTORY_ITEMS, c.HISTORY_TIMES],
+        "user_activity": [*codec.user_counts, c.FIRST_EVENT_AT, c.LAST_EVENT_AT],
+        "user_affinity": [c.CATEGORIES, c.CATEGORY_SHARES] if codec.spec.category else [],
+        "user_profile (attributes)": list(codec.user_attributes.kinds),
     }
+    for view, name in codec.user_reads:
+        views.setdefault(view, [])
+        if name not in views[view]:
+            views[view].append(name)
     return {view: names for view, names in views.items() if names}
 
 

@@ -89,7 +89,7 @@ def simple_models(popularity: Float64Array) -> dict[str, Model]:
     scorers: dict[str, Scorer] = {
         "random": lambda batch: generator.random(batch.allowed.shape),
         "popular": lambda _: popularity,
-        "recently_popular": lambda batch: batch.items.count(c.events("30d")),
+        "recently_popular": lambda batch: batch.items.count(c.EVENTS_30D),
         "newest": _available_since,
     }
     return {name: by_scores(scorer) for name, scorer in scorers.items()}

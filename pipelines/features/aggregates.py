@@ -1,4 +1,4 @@
-"""Tables of declared aggregates: the values that each user or item had, from when to when.
+"""Tables of aggregates: the values that each user or item had, from when to when.
 
 The values come from ``feature_repo/aggregates``; Spark's workers need this package.
 """
@@ -6,63 +6,83 @@ The values come from ``feature_repo/aggregates``; Spark's workers need this pack
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView, Occurrence
 from feature_repo.aggregates.state import AggregateState
-from pipelines.features.activity import EVENT_MICROS
-from pipelines.features.aggregate_history import Occurrences, history
+from feature_repo.aggregates.units import DAY_MICROS
+from pipelines.features.aggregate_history import ARROW, Days, history
+from pipelines.features.occurrences import Column, Occurrences
 
-_ROWS_PER_CALL = 50_000
+DAY = "_day"
+"""Column of an event's day, since the epoch."""
+
+EVENT_MICROS = "_moment"
+"""Column of an event's time in microseconds since the epoch."""
+
+_ROWS_PER_CALL = 20_000
+_COMPUTED = {c.EVENT_ID, c.TYPE, c.TIMESTAMP, c.DAY}
+_STAMP = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Span:
+    """The time that the events cover: first day, last midnight, and time of the final snapshot."""
+
+    first_day: int
+    last_midnight: int
+    end: int
 
 
 def arrow_schema(view: AggregateView) -> pa.Schema:
     """Return the columns of a view's table."""
-    features = [(a.name, pa.int64() if a.is_integer else pa.float64()) for a in view.aggregates]
-    stamp = (c.EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"))
-    return pa.schema([(view.key, pa.string()), stamp, *features, (view.state_column, pa.string())])
+    features = [(one.name, ARROW[one.kind]) for one in view.aggregates]
+    state = [] if view.daily else [(view.state_column, pa.string())]
+    return pa.schema([(view.key, pa.string()), (c.EVENT_TIMESTAMP, _STAMP), *features, *state])
 
 
-def aggregate_table(events: DataFrame, view: AggregateView, position: str) -> DataFrame:
+def aggregate_table(
+    events: DataFrame, view: AggregateView, span: Span, position: str = "0-0"
+) -> DataFrame:
     """Return a row of every moment at which a value changes, stamped with that moment.
 
     Rows from a key's last counted event on have the state, from which a stream or a read goes on.
+    Daily aggregates have rows of midnights and no state; the row of the midnight after the last
+    event, which is in the future, is stamped with the end of the span.
 
     Args:
-        events: as ``read_events`` returns them.
+        events: as ``read_events`` returns them, with the columns that the view reads.
         view: what to compute.
+        span: the time that the events cover.
         position: the newest entry of the event log among the events.
 
     """
-    rows = (
-        events.select(
-            F.col(view.key),
-            F.col(EVENT_MICROS),
-            F.col(c.EVENT_ID),
-            F.col(c.TYPE),
-            F.col(c.VALUE).cast("decimal(38,0)").alias(c.VALUE),
-        )
-        .repartition(view.key)
-        .sortWithinPartitions(view.key, EVENT_MICROS, c.EVENT_ID)
-    )
-    return rows.mapInArrow(_histories(view, position), from_arrow_schema(arrow_schema(view)))
+    others = sorted(view.columns - _COMPUTED - {view.key})
+    rows = events.select(view.key, EVENT_MICROS, c.EVENT_ID, c.TYPE, c.WEIGHT, *others)
+    if (
+        view.key != c.USER or c.ITEM_CATEGORIES in others
+    ):  # the events of a user are in one partition already
+        rows = rows.repartition(view.key)
+    rows = rows.sortWithinPartitions(view.key, EVENT_MICROS, c.EVENT_ID)
+    return rows.mapInArrow(_tables(view, span, position), from_arrow_schema(arrow_schema(view)))
 
 
-def _histories(
-    view: AggregateView, position: str
+def _tables(
+    view: AggregateView, span: Span, position: str
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def histories(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for events in _whole_keys(batches):
-            yield from _history_of(view, events, position).to_batches()
+            yield from _Part(view, span, position, events).table().to_batches()
 
-    return histories
+    return tables
 
 
 def _whole_keys(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -79,53 +99,97 @@ def _whole_keys(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
         if whole:
             yield table.slice(0, whole)
         waiting = [table.slice(whole)]
-    if waiting:
+    if sum(map(len, waiting)):
         yield pa.concat_tables(waiting)
 
 
-def _history_of(view: AggregateView, events: pa.Table, position: str) -> pa.Table:
-    """Return the rows of some keys, from all events of these keys."""
-    schema = arrow_schema(view)
-    if not len(events):
-        return schema.empty_table()
-    dictionary = events.column(0).combine_chunks().dictionary_encode()
-    key = dictionary.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    names = dictionary.dictionary
-    units = [None if value is None else int(value) for value in events[c.VALUE].to_pylist()]
-    occurrences = Occurrences(
-        key=key,
-        micros=events[EVENT_MICROS].to_numpy(),
-        type=events[c.TYPE].to_numpy(zero_copy_only=False),
-        units=np.array([unit or 0 for unit in units], dtype=object),
-        has_value=np.array([unit is not None for unit in units], dtype=np.bool_),
-    )
-    rows = history(view, occurrences)
+@dataclass(frozen=True)
+class _Part:
+    """The table of some keys, from all events of these keys, by key, time and id."""
 
-    # The state of each key is the same from its last counted event on.
-    ids = events[c.EVENT_ID].to_pylist()
-    states, last = [], []
-    edges = np.flatnonzero(np.diff(key)) + 1
-    for start, stop in zip([0, *edges], [*edges, len(key)], strict=True):
-        of_key = [
-            Occurrence(int(occurrences.micros[n]), ids[n], occurrences.type[n], units[n])
-            for n in range(start, stop)
-        ]
-        counted = [event for event in of_key if any(a.counts(event) for a in view.aggregates)]
-        state = AggregateState(view, position=position)
-        state.add(counted)
-        states.append(state.dump())
-        last.append(counted[-1].micros if counted else 0)
-    has_state = rows.micros >= np.array(last)[rows.key]
+    view: AggregateView
+    span: Span
+    position: str
+    events: pa.Table
 
-    columns = [names.take(pa.array(rows.key)), pa.array(rows.micros, pa.timestamp("us", tz="UTC"))]
-    for aggregate in view.aggregates:
-        values = rows.values[aggregate.name]
-        kind = schema.field(aggregate.name).type
-        columns.append(pa.array(values, pa.float64(), mask=np.isnan(values)).cast(kind))
-    columns.append(
-        pa.array(
-            [states[of] if has else None for of, has in zip(rows.key, has_state, strict=True)],
+    def table(self) -> pa.Table:
+        """Return the rows, in the order of keys and times."""
+        days = None
+        if self.view.daily:
+            ttl = self.view.ttl_days
+            days = Days(self.span.last_midnight, None if ttl is None else _heartbeat(ttl))
+        rows = history(self.view, self.occurrences, days)
+        stamps = rows.micros
+        if days:
+            at_end = stamps == self.span.last_midnight * DAY_MICROS
+            stamps = np.where(at_end, self.span.end, stamps)
+        columns = [self._keys.dictionary.take(pa.array(rows.key)), pa.array(stamps, _STAMP)]
+        columns += [rows.values[one.name] for one in self.view.aggregates]
+        if not days:
+            columns.append(self._states(rows.key, rows.micros))
+        return pa.Table.from_arrays(columns, schema=arrow_schema(self.view))
+
+    @cached_property
+    def _keys(self) -> pa.DictionaryArray:
+        return self.events.column(0).combine_chunks().dictionary_encode()
+
+    @cached_property
+    def occurrences(self) -> Occurrences:
+        """The events as arrays."""
+        names = (self.view.columns - _COMPUTED) & set(self.events.column_names)
+        return Occurrences(
+            key=self._keys.indices.to_numpy(zero_copy_only=False).astype(np.int64),
+            micros=self.events[EVENT_MICROS].to_numpy(),
+            type=self.events[c.TYPE].to_numpy(zero_copy_only=False),
+            weight=self.events[c.WEIGHT].to_numpy(),
+            columns={name: _column(self.events[name]) for name in names},
+        )
+
+    def _states(self, key: np.ndarray, micros: np.ndarray) -> pa.Array:
+        """Return each row's state: the same from a key's last counted event on, before it none."""
+        view, events = self.view, self.occurrences
+        counted: dict[int, set[int]] = {}
+        for kept in view.kept[0]:
+            for row in events.rows_of(kept).tolist():
+                counted.setdefault(int(events.key[row]), set()).add(row)
+        states = {}
+        for owner, rows in counted.items():
+            state = AggregateState(view, position=self.position)
+            state.add(self._occurrence(row) for row in sorted(rows))
+            states[owner] = (int(events.micros[max(rows)]), state.dump())
+        pairs = zip(key.tolist(), micros.tolist(), strict=True)
+        return pa.array(
+            [states[owner][1] if at >= states[owner][0] else None for owner, at in pairs],
             pa.string(),
         )
-    )
-    return pa.Table.from_arrays(columns, schema=schema)
+
+    def _occurrence(self, row: int) -> Occurrence:
+        events = self.occurrences
+        event_id, type_, micros = self._ids[row], events.type[row], int(events.micros[row])
+        columns = {c.EVENT_ID: event_id, c.TYPE: type_, c.TIMESTAMP: micros}
+        columns[c.DAY] = micros // DAY_MICROS
+        for name, column in events.columns.items():
+            value = column.values[row]
+            known = value.item() if isinstance(value, np.generic) else value
+            columns[name] = known if column.known[row] else None
+        return Occurrence(micros, event_id, type_, columns, int(events.weight[row]))
+
+    @cached_property
+    def _ids(self) -> list[str]:
+        return list(self.events[c.EVENT_ID].to_pylist())
+
+
+def _heartbeat(ttl_days: int) -> int:
+    """Return after how many days a row is repeated, so that its age never exceeds the TTL."""
+    return max(1, ttl_days - 6)
+
+
+def _column(values: pa.ChunkedArray) -> Column:
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    if pa.types.is_int64(values.type):
+        return Column(pc.fill_null(values, 0).to_numpy(), known)
+    if pa.types.is_decimal(values.type):
+        return Column.of([None if value is None else int(value) for value in values.to_pylist()])
+    column = np.empty(len(values), dtype=object)
+    column[:] = values.to_pylist()
+    return Column(column, known)

@@ -15,8 +15,8 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from feature_repo import columns as c
-from feature_repo.dataset import DatasetSpec
-from pipelines.features.activity import DAY, EVENT_MICROS, MICROS, Span
+from feature_repo.aggregates.units import MICROS
+from pipelines.features.aggregates import EVENT_MICROS
 
 _STAMP = "_stamp"
 _KIND = "_kind"
@@ -37,24 +37,6 @@ def user_history(events: DataFrame) -> DataFrame:
         stamp,
         F.col("items_0").alias(c.HISTORY_ITEMS),
         F.col("times_0").alias(c.HISTORY_TIMES),
-    )
-
-
-def user_seen(events: DataFrame, spec: DatasetSpec, span: Span) -> DataFrame:
-    """Return, for each midnight after a day with events, a user's items by event type.
-
-    Lists (array<string>, empty where there are none) are distinct, latest last, at most
-    ``columns.SEEN_LENGTH`` long.
-    """
-    kinds = spec.event_types
-    kind = F.array_position(F.array(*map(F.lit, kinds)), F.col(c.TYPE)) - 1
-    known = events.where(F.col(c.TYPE).isin(kinds)).withColumns(
-        {_STAMP: span.stamp_micros(F.col(DAY) + 1), _KIND: kind}
-    )
-    lists = _recent(known, c.SEEN_LENGTH, len(kinds))
-    stamp = F.timestamp_micros(_STAMP).alias(c.EVENT_TIMESTAMP)
-    return lists.select(
-        c.USER, stamp, *(F.col(f"items_{i}").alias(c.seen(kind)) for i, kind in enumerate(kinds))
     )
 
 

@@ -18,29 +18,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow.dataset import dataset
 from pyspark import StorageLevel
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
 
 from feature_repo import columns as c
+from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.units import DAY_MICROS, MICROS
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.declared import Declared
-from feature_repo.events.schema import EVENT_SCHEMA
+from feature_repo.events.schema import event_schema
 from feature_repo.files import write_json
-from pipelines.features.activity import (
-    DAY,
-    DAY_MICROS,
-    EVENT_MICROS,
-    MICROS,
-    Span,
-    item_activity,
-    user_activity,
-)
-from pipelines.features.affinity import user_affinity
-from pipelines.features.aggregates import aggregate_table
-from pipelines.features.item_lists import user_history, user_seen
+from pipelines.features.aggregates import DAY, EVENT_MICROS, Span, aggregate_table
+from pipelines.features.item_lists import user_history
 from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, stream_state
 
 _LARGEST_SUM = 2.0**62
@@ -60,7 +52,7 @@ def build_features(
     event_files: list[str] | None = None,
     progress: Callable[[str], None] = lambda _message: None,
     log_position: str = "0-0",
-    declared: Declared | None = None,
+    declared: Declared,
 ) -> dict[str, int]:
     """Write every offline feature table as a folder of Parquet below ``out``.
 
@@ -72,29 +64,31 @@ def build_features(
         event_files: the event files to read, relative to ``ingest`` or absolute; by default all.
         progress: called with one line for each finished table.
         log_position: the newest entry of the event log among the events.
-        declared: what the data set's ``features.py`` declares.
+        declared: the aggregates to compute, built-in ones and those of a ``features.py``.
 
     Returns:
-        The number of rows of each table: ``user_activity``, ``item_activity``, ``user_affinity``,
-        ``user_history``, ``user_seen``, ``user_profile``, ``item_profile``, as far as ``spec`` has
-        them, ``stream_state``, ``user_recent``, ``item_recent`` and the declared views.
+        The number of rows of each table: the aggregates, ``user_history``, ``user_profile`` and
+        ``item_profile``, as far as ``spec`` has them, ``stream_state``, ``user_recent`` and
+        ``item_recent``.
 
     Raises:
         ValueError: there are no events.
 
     """
-    declared = declared or Declared()
     spark.conf.set("spark.sql.parquet.outputTimestampType", "TIMESTAMP_MICROS")
-    events = read_events(spark, ingest, event_files).persist(StorageLevel.MEMORY_AND_DISK)
+    events = read_events(spark, ingest, spec, event_files).persist(StorageLevel.MEMORY_AND_DISK)
     rows = {}
     try:
         span = _span(events)
-        tables = _tables(spark, spec, ingest, events=events, span=span)
-        tables[STATE] = lambda: stream_state(events, spec, log_position, declared.aggregates)
+        items = _item_table(spark, spec, ingest)
+        tables: dict[str, Callable[[], DataFrame]] = {}
+        for view in declared.aggregates:
+            given = _with_categories(events, items, view, spec)
+            tables[view.name] = partial(aggregate_table, given, view, span, log_position)
+        tables |= _tables(spark, spec, ingest, events=events, items=items, span=span)
+        tables[STATE] = lambda: stream_state(events, spec, log_position, declared.streamed)
         tables["user_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=True)
         tables["item_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=False)
-        for view in declared.aggregates:
-            tables[view.name] = partial(aggregate_table, events, view, log_position)
         for name, build in tables.items():
             started = time.monotonic()
             folder = str(out / name)
@@ -103,7 +97,8 @@ def build_features(
             progress(f"{name}: {rows[name]:,} rows in {time.monotonic() - started:.1f} s")
     finally:
         events.unpersist()
-    write_json(out / POSITION_FILE, {"position": log_position, "declared": declared.version})
+    streamed = declared.streamed_version
+    write_json(out / POSITION_FILE, {"position": log_position, "declared": streamed})
     return rows
 
 
@@ -113,36 +108,55 @@ def _row_count(folder: Path) -> int:
 
 
 def _tables(
-    spark: SparkSession, spec: DatasetSpec, ingest: Path, *, events: DataFrame, span: Span
+    spark: SparkSession,
+    spec: DatasetSpec,
+    ingest: Path,
+    *,
+    events: DataFrame,
+    items: DataFrame,
+    span: Span,
 ) -> dict[str, Callable[[], DataFrame]]:
-    """Return how to build each table that the spec calls for."""
-    tables: dict[str, Callable[[], DataFrame]] = {
-        "user_activity": lambda: user_activity(events, spec, span),
-        "item_activity": lambda: item_activity(events, spec, span),
-        "user_history": lambda: user_history(events),
-        "user_seen": lambda: user_seen(events, spec, span),
-    }
-    users = spec.user_attributes
-    items = {name: _SPARK_TYPES[kind] for name, kind in spec.item_attributes.items()}
-    if spec.items and spec.items.available_from:
-        items[c.AVAILABLE_FROM] = "timestamp"
-    if spec.items and spec.items.available_until:
-        items[c.AVAILABLE_UNTIL] = "timestamp"
-    item_table = _attributes(spark, ingest / "items.parquet", c.ITEM, items)
-    if spec.category:
-        category = spec.category
-        tables["user_affinity"] = lambda: user_affinity(events, item_table, category, span)
-    if users:
-        types = {name: _SPARK_TYPES[kind] for name, kind in users.items()}
+    """Return how to build each table that is not of aggregates."""
+    tables: dict[str, Callable[[], DataFrame]] = {"user_history": lambda: user_history(events)}
+    if spec.user_attributes:
+        types = {name: _SPARK_TYPES[kind] for name, kind in spec.user_attributes.items()}
         user_table = _attributes(spark, ingest / "users.parquet", c.USER, types)
         tables["user_profile"] = lambda: profile(events, user_table, c.USER, span)
-    if items:
-        tables["item_profile"] = lambda: profile(events, item_table, c.ITEM, span)
+    if len(items.columns) > 1:
+        tables["item_profile"] = lambda: profile(events, items, c.ITEM, span)
     return tables
 
 
-def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = None) -> DataFrame:
-    """Read the events, those of a user in one partition, with value and weight in millionths.
+def _item_table(spark: SparkSession, spec: DatasetSpec, ingest: Path) -> DataFrame:
+    types = {name: _SPARK_TYPES[kind] for name, kind in spec.item_attributes.items()}
+    if spec.items and spec.items.available_from:
+        types[c.AVAILABLE_FROM] = "timestamp"
+    if spec.items and spec.items.available_until:
+        types[c.AVAILABLE_UNTIL] = "timestamp"
+    return _attributes(spark, ingest / "items.parquet", c.ITEM, types)
+
+
+def _with_categories(
+    events: DataFrame, items: DataFrame, view: AggregateView, spec: DatasetSpec
+) -> DataFrame:
+    """Return the events with the categories of their items, if a view reads them."""
+    if c.ITEM_CATEGORIES not in view.columns or spec.category is None:
+        return events
+    given = F.col(spec.category)
+    many = dict(items.dtypes)[spec.category].startswith("array")
+    labels = F.filter(given if many else F.array(given), lambda label: label.isNotNull())
+    of_items = items.select(c.ITEM, labels.alias(c.ITEM_CATEGORIES))
+    joined = events.drop(c.ITEM_CATEGORIES).join(of_items, c.ITEM, "left")
+    none = F.array().cast("array<string>")
+    known = F.coalesce(c.ITEM_CATEGORIES, none).alias(c.ITEM_CATEGORIES)
+    others = [name for name in joined.columns if name != c.ITEM_CATEGORIES]
+    return joined.select(*others, known)
+
+
+def read_events(
+    spark: SparkSession, ingest: Path, spec: DatasetSpec, files: list[str] | None = None
+) -> DataFrame:
+    """Read the events, those of a user in one partition, with numbers in millionths.
 
     Integers keep sums exact and independent of their order: the same log gives the same tables.
     Values beyond ``MAX_NUMBER``, which ingest takes no more, count as missing.
@@ -153,9 +167,12 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
     if not paths:
         raise ValueError(f"{ingest}: no event files")
     micros = F.unix_micros(c.TIMESTAMP)
-    value = F.when(~F.isnan(c.VALUE) & (F.abs(c.VALUE) <= MAX_NUMBER), F.col(c.VALUE))
+    context = [
+        _units(name, "decimal(38,0)") if kind == "numeric" else F.col(name)
+        for name, kind in spec.context.items()
+    ]
     return (
-        spark.read.schema(from_arrow_schema(EVENT_SCHEMA))
+        spark.read.schema(from_arrow_schema(event_schema(spec.context)))
         .parquet(*paths)
         .select(
             c.EVENT_ID,
@@ -165,11 +182,18 @@ def read_events(spark: SparkSession, ingest: Path, files: list[str] | None = Non
             c.POSITIVE,
             micros.alias(EVENT_MICROS),
             F.floor(micros / DAY_MICROS).alias(DAY),
-            F.round(value * MICROS).cast(_value_type(paths)).alias(c.VALUE),
+            _units(c.VALUE, _value_type(paths)),
             F.round(F.col(c.WEIGHT) * MICROS).cast("bigint").alias(c.WEIGHT),
+            *context,
         )
         .repartition(c.USER)
     )
+
+
+def _units(name: str, kind: str) -> Column:
+    """Return a column of numbers in millionths; null where it holds none that counts."""
+    number = F.when(~F.isnan(name) & (F.abs(name) <= MAX_NUMBER), F.col(name))
+    return F.round(number * MICROS).cast(kind).alias(name)
 
 
 def _value_type(paths: list[str]) -> str:

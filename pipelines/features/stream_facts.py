@@ -18,11 +18,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import MICROS, AggregateView
+from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.units import MICROS
 from feature_repo.dataset import DatasetSpec
 from feature_repo.facts import PANE_S, Counts, Event, EventKinds, UserFacts, dump, load, row_of
-from pipelines.features.activity import EVENT_MICROS
+from pipelines.features.aggregates import EVENT_MICROS
 
 KEY = "key"
 FACTS = "facts"

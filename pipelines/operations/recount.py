@@ -16,8 +16,9 @@ import pandas as pd
 from feast import FeatureStore
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import MICROS, AggregateView
+from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.state import AggregateState
+from feature_repo.aggregates.units import MICROS
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.reading import declared_in
 from feature_repo.errors import FunnelError
@@ -117,7 +118,7 @@ def check(workspace: Workspace, now: float) -> Recount:
             if key == c.USER:
                 expected |= expected_user(groups[name], spec, categories, now)
             result.compare(name, row, expected)
-        for view in declared.of_key(key):
+        for view in (view for view in declared.streamed if view.key == key):
             for name, row in _read_states(workspace, store, view, list(groups), now=now):
                 result.compare(name, row, expected_aggregates(view, groups[name], now))
         setattr(result, "users" if key == c.USER else "items", len(groups))
@@ -159,7 +160,7 @@ def expected_aggregates(view: AggregateView, events: pd.DataFrame, now: float) -
         counted = events
         if aggregate.types:
             counted = counted[counted[c.TYPE].isin(aggregate.types)]
-        if aggregate.of_value:
+        if aggregate.column == c.VALUE:
             counted = counted[counted[c.VALUE].notna()]
         if aggregate.window is not None:
             # The window slides by a sixtieth of its length, at least by a minute.
@@ -212,7 +213,7 @@ def _counts(
         start = (int(now) // pane + 1) * pane - length
         inside = events[events[_MICROS] >= start * 1_000_000]
         for kind in spec.event_types:
-            counts[c.count(kind, window)] = (
+            counts[f"{kind}_count_{window}"] = (
                 inside.loc[inside[c.TYPE] == kind, key].value_counts().to_dict()
             )
     return counts

@@ -108,11 +108,11 @@ class StreamJob:
             )
         require_whole_tables(self._workspace)
         declared = declared_in(self._workspace)
-        self._require_tables_of(declared.version)
+        self._require_tables_of(declared.streamed_version)
         lease = Lease(self._client)
         lease.acquire()
         try:
-            generation = self._generation(rebuild, declared.version)
+            generation = self._generation(rebuild, declared.streamed_version)
             sink = Sink(
                 self._workspace,
                 spec,
@@ -121,11 +121,11 @@ class StreamJob:
                 lease=lease,
                 generation=generation.number,
                 categories=main_categories(self._workspace.ingest, spec),
-                aggregates=declared.aggregates,
+                aggregates=declared.streamed,
             )
             spark = stream_session(self._workspace, self._config, self._master)
             try:
-                self._supervise(_Stream(spark, spec, generation, sink, declared.aggregates), lease)
+                self._supervise(_Stream(spark, spec, generation, sink, declared.streamed), lease)
             finally:
                 spark.stop()
         finally:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declarations.built_in import counts_of
 from feature_repo.declarations.reading import declared_in
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
@@ -235,6 +236,7 @@ def fit_codec(
         categories,
         user_attributes,
         item_attributes,
+        *counts_of(spec),
         declared.ranking_numeric(c.USER),
         declared.ranking_numeric(c.ITEM),
         declared.ranking_on_demand,

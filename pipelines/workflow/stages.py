@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipelines.ingest.report import IngestReport
     from ranking.report import RankerReport
 
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 """Raised when the feature job's meaning changes, so that its tables are made anew."""
 
 
@@ -109,11 +109,8 @@ def _run_features(workspace: Workspace, master: str | None) -> Path:
     from pipelines.features.whole_tables import damage_of, set_torn_files_aside
     from pipelines.ingest.ingested import data_version
 
-    # Without declarations the version is that of tables made before there were any.
     declared = declared_in(workspace).version
-    version = fingerprint(
-        data_version(workspace), FEATURES_VERSION, *([declared] if declared else [])
-    )
+    version = fingerprint(data_version(workspace), FEATURES_VERSION, declared)
     final = workspace.root / "features" / version
     present = workspace.features.resolve() if workspace.features.is_dir() else None
     if present and present.name.partition("-")[0] == version:
@@ -141,8 +138,8 @@ def run_materialize(workspace: Workspace) -> None:
     """
     if not workspace.features.is_dir():
         raise MissingStage(f"no features in {workspace.root}: run 'funnel features' first")
+    from feature_repo.declarations.built_in import NEVER_STALE
     from feature_repo.stores.feature_store import apply, feature_store
-    from feature_repo.views import NEVER_STALE
     from pipelines.features.whole_tables import require_whole_tables
 
     require_whole_tables(workspace)

@@ -14,7 +14,7 @@ from feast import FeatureService, FeatureStore
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.state import values_of
-from feature_repo.declarations.aggregate_views import definition_of
+from feature_repo.declarations.aggregate_views import computed_as_of, definition_of
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
 from feature_repo.facts import MICROS
@@ -94,7 +94,7 @@ class FeatureReader:
     def aggregates(self) -> list[AggregateView]:
         """Return the definitions of the views whose values are computed as of a read."""
         views = self.views.values()
-        return [definition_of(view) for view in views if getattr(view, "aggregations", None)]
+        return [definition_of(view) for view in views if computed_as_of(view)]
 
     def read(
         self, rows: list[dict[str, Any]], now: float
@@ -161,13 +161,13 @@ def activity_reader(
     store: FeatureStore, codec: Codec, observe_age: ObserveAge = lambda _view, _age: None
 ) -> FeatureReader:
     """Return the reader of items' activity and declared features, as far as they are registered."""
-    registered = _registered(store)
+    known = registered(store)
     pairs = [*codec.built_in_activity]
-    pairs += [pair for pair in codec.item_reads if pair in registered]
+    pairs += [pair for pair in codec.item_reads if pair in known]
     return FeatureReader(store, [f"{view}:{name}" for view, name in pairs], observe_age)
 
 
-def _registered(store: FeatureStore) -> set[tuple[str, str]]:
+def registered(store: FeatureStore) -> set[tuple[str, str]]:
     """Return the views of the registry with each of their features."""
     views = (*store.list_feature_views(), *store.list_stream_feature_views())
     return {(view.name, field.name) for view in views for field in view.features}
@@ -187,8 +187,8 @@ def user_reader(
     served = [
         (view.name, f.name) for view in service.feature_view_projections for f in view.features
     ]
-    registered = _registered(store)
-    added = [pair for pair in declared if pair in registered and pair not in served]
+    known = registered(store)
+    added = [pair for pair in declared if pair in known and pair not in served]
     if not added:
         return FeatureReader(store, service, observe_age)
     return FeatureReader(store, [f"{view}:{name}" for view, name in served + added], observe_age)
@@ -374,7 +374,7 @@ def no_features(user_id: str, codec: Codec) -> dict[str, list[Any]]:
     names = [
         c.HISTORY_ITEMS,
         c.HISTORY_TIMES,
-        *codec.user_activity,
+        *codec.user_counts,
         c.FIRST_EVENT_AT,
         c.LAST_EVENT_AT,
     ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from feature_repo import columns as c
-from feature_repo.aggregates.definition import AggregateView, Occurrence, units_of
+from feature_repo.aggregates.definition import AggregateView, occurrence
 from feature_repo.aggregates.state import AggregateState, values_of
 from feature_repo.dataset import DatasetSpec
 from feature_repo.events.stored import parse_stored
@@ -102,7 +102,10 @@ def compute_aggregates(
             state = AggregateState.load(view, stored) if stored else AggregateState(view)
         new = _not_included(accepted, state.position) if state else []
         if state and new:
-            state.add(Occurrence(e.micros, e.event_id, e.type, units_of(e.value)) for e in new)
+            state.add(
+                occurrence(e.micros, e.event_id, e.type, value=e.value, others={c.ITEM: e.item})
+                for e in new
+            )
             values = state.values(micros)
         else:
             values = values_of(view, stored, micros)

@@ -295,8 +295,8 @@ class _StaticItems(NamedTuple):
 def static_lists(items: ItemTable, quota: CandidateQuota, time: float) -> dict[str, Int32Array]:
     """Return the available items that everybody gets: popular, trending and new ones."""
     available = items.available(time)
-    month = items.count(c.events("30d"))
-    trending = items.count(c.events("7d")) + 1e-3 * month
+    month = items.count(c.EVENTS_30D)
+    trending = items.count(c.EVENTS_7D) + 1e-3 * month
 
     # When each item appeared, float64 [N]: as given, else at its first event.
     begin = np.where(

@@ -16,6 +16,9 @@ from feature_repo.on_demand.view import OnDemandView, Owner
 from feature_repo.request_time import OUTPUTS
 from ranking.rows import CROSS, ITEM_AGES, REQUEST_TIME
 
+ITEM_ACTIVITY = "item_activity"
+"""The feature view of the built-in aggregates of items."""
+
 
 class TowerFeature(NamedTuple):
     """A declared feature that a tower reads.
@@ -48,8 +51,9 @@ class Category(NamedTuple):
 class Codec:
     """Every vocabulary of a release, and the order of the ranker's columns.
 
-    ``declared_user`` and ``declared_item``: numeric features that a ``features.py`` gave the
-    ranker, each with the view that it is of. ``on_demand``: what is computed in the request.
+    ``user_counts`` and ``item_counts``: the built-in aggregates of events. ``declared_user`` and
+    ``declared_item``: numeric features that a ``features.py`` gave the ranker, each with the view
+    that it is of. ``on_demand``: what is computed in the request.
     ``vectors``: view, name and length of vectors of items. ``user_tower`` and ``item_tower``:
     declared features that the towers read. ``left_out``: columns that the ranker does not read.
     ``user_categories`` and ``item_categories``: declared features that are text.
@@ -61,6 +65,8 @@ class Codec:
     categories: Vocabulary
     user_attributes: AttributeEncoder
     item_attributes: AttributeEncoder
+    user_counts: tuple[str, ...] = ()
+    item_counts: tuple[str, ...] = ()
     declared_user: tuple[tuple[str, str], ...] = ()
     declared_item: tuple[tuple[str, str], ...] = ()
     on_demand: tuple[OnDemandView, ...] = ()
@@ -80,22 +86,15 @@ class Codec:
         return tuple(name for name in names if name not in self.left_out)
 
     @property
-    def user_activity(self) -> tuple[str, ...]:
-        """Counts of a user, in column order."""
-        return (*c.user_counts(self.spec.event_types, self.spec.has_value), c.ACTIVE_DAYS)
-
-    @property
     def item_activity(self) -> tuple[str, ...]:
-        """Counts, trend and declared features of an item, in column order."""
-        declared = (name for _, name in self.declared_item)
-        return (*c.item_counts(self.spec.event_types, self.spec.has_value), c.TREND, *declared)
+        """Built-in aggregates and declared features of an item, in column order."""
+        return (*self.item_counts, *(name for _, name in self.declared_item))
 
     @property
     def built_in_activity(self) -> list[tuple[str, str]]:
         """View and name of the features of ``item_activity`` that every item table is made of."""
-        names = c.item_counts(self.spec.event_types, self.spec.has_value)
-        names += [c.TREND, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
-        return [("item_activity", name) for name in names]
+        names = (*self.item_counts, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
+        return [(ITEM_ACTIVITY, name) for name in names]
 
     @property
     def user_numeric(self) -> tuple[str, ...]:
@@ -107,7 +106,7 @@ class Codec:
         """The same with those that the ranker does not read."""
         ages = tuple(name for name in OUTPUTS if name.startswith("user_"))
         return (
-            *self.user_activity,
+            *self.user_counts,
             *ages,
             c.HISTORY_LENGTH_FEATURE,
             c.HISTORY_GAP_FEATURE,
@@ -222,6 +221,8 @@ class Codec:
             "categories": self.categories.values,
             "user_attributes": self.user_attributes.to_dict(),
             "item_attributes": self.item_attributes.to_dict(),
+            "user_counts": self.user_counts,
+            "item_counts": self.item_counts,
             **({"declared_user": self.declared_user} if self.declared_user else {}),
             **({"declared_item": self.declared_item} if self.declared_item else {}),
             **({"on_demand": [v.to_dict() for v in self.on_demand]} if self.on_demand else {}),
@@ -243,13 +244,15 @@ class Codec:
     def from_dict(cls, raw: dict[str, Any]) -> Codec:
         """Restore what ``to_dict`` gave."""
         order: dict[str, list[str]] = raw.get("order", {})
+        spec = _ordered_spec(raw["spec"], order)
         return cls(
-            _ordered_spec(raw["spec"], order),
+            spec,
             Vocabulary(raw["users"]),
             Vocabulary(raw["items"]),
             Vocabulary(raw["categories"]),
             _encoder(raw["user_attributes"], order.get("user_attributes", [])),
             _encoder(raw["item_attributes"], order.get("item_attributes", [])),
+            *_counts(raw, spec),
             tuple((view, name) for view, name in raw.get("declared_user", ())),
             tuple((view, name) for view, name in raw.get("declared_item", ())),
             tuple(OnDemandView.from_dict(view) for view in raw.get("on_demand", ())),
@@ -260,6 +263,15 @@ class Codec:
             _read_categories(raw.get("user_categories", ())),
             _read_categories(raw.get("item_categories", ())),
         )
+
+
+def _counts(raw: dict[str, Any], spec: DatasetSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the built-in aggregates of users and items; old releases have those of today."""
+    if "user_counts" not in raw:
+        from feature_repo.declarations.built_in import counts_of
+
+        return counts_of(spec)
+    return tuple(raw["user_counts"]), tuple(raw["item_counts"])
 
 
 def _ordered_spec(raw: dict[str, Any], order: dict[str, list[str]]) -> DatasetSpec:

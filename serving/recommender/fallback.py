@@ -28,7 +28,7 @@ def popular_order(items: ItemTable, time: float) -> Int32Array:
     """
     order: Int32Array | None = items.memo.get(_MEMO)
     if order is None:
-        month = items.count(c.events("30d"))
+        month = items.count(c.EVENTS_30D)
         month = np.where(items.available_until <= time, -1.0, month)
         month[0] = -np.inf
         order = items.memo[_MEMO] = top(month, _ORDERED)

@@ -138,7 +138,7 @@ class Recommender:
 
         # Popularity [n]: log of a month's events, up to five times that in the user's categories.
         affinity = users.category_shares[row][items.categories[codes]].max(axis=1)
-        popularity = np.log1p(items.count(c.events("30d"), codes)) * (1.0 + 4.0 * affinity)
+        popularity = np.log1p(items.count(c.EVENTS_30D, codes)) * (1.0 + 4.0 * affinity)
         order = np.lexsort((codes, -popularity))
         codes = codes[order]
         scores = popularity[order].astype(np.float32)

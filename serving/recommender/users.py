@@ -44,7 +44,7 @@ class UserReader:
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
-        self._counts = (*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
+        self._counts = (*codec.user_counts, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
         self._declared = [name for _, name in codec.declared_user]
         self._inputs = codec.user_inputs
         self._width = len(codec.all_user_numeric)

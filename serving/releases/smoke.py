@@ -75,7 +75,7 @@ def made_up_users(codec: Codec, now: float) -> dict[str, list[Any]]:
         c.CATEGORIES: [of and codec.categories.values[-3:] for of in histories],
     }
     columns[c.CATEGORY_SHARES] = [of and [1.0 / len(of)] * len(of) for of in columns[c.CATEGORIES]]
-    numbers = [*codec.user_activity, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
+    numbers = [*codec.user_counts, c.FIRST_EVENT_AT, c.LAST_EVENT_AT]
     columns |= {
         name: [None if of is None else float(len(of)) for of in histories] for name in numbers
     }

@@ -15,8 +15,8 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
 from ranking.calibration import HeadCalibration, Method
 from ranking.data import spaced_rows
-from serving.online.features import user_reader
-from serving.recommender.codec import Codec
+from serving.online.features import registered, user_reader
+from serving.recommender.codec import ITEM_ACTIVITY, Codec
 from serving.releases.manifest import BadRelease
 from serving.releases.release import Release, load_release, refusing
 from serving.releases.smoke import smoke_test
@@ -63,18 +63,15 @@ def registered_features(workspace: Workspace) -> FeatureNames:
             return {"user": set(), "item": set()}
         store = feature_store(workspace)
         users = user_reader(store).names.values()
-        items = store.get_feature_view("item_activity").features
-        return {
-            "user": {name for names in users for name in names},
-            "item": {field.name for field in items},
-        }
+        items = {name for view, name in registered(store) if view == ITEM_ACTIVITY}
+        return {"user": {name for names in users for name in names}, "item": items}
 
     return read
 
 
 def features_read(codec: Codec) -> dict[Entity, list[str]]:
     """Return the names of the features that a release reads to serve."""
-    user = [c.HISTORY_ITEMS, c.HISTORY_TIMES, c.POSITION, *codec.user_activity, c.FIRST_EVENT_AT]
+    user = [c.HISTORY_ITEMS, c.HISTORY_TIMES, c.POSITION, *codec.user_counts, c.FIRST_EVENT_AT]
     user += [c.LAST_EVENT_AT, *map(c.seen, codec.spec.event_types), *codec.user_attributes.kinds]
     user += [c.CATEGORIES, c.CATEGORY_SHARES] if codec.spec.category else []
     return {"user": user, "item": [name for _, name in codec.built_in_activity]}

@@ -12,9 +12,9 @@ from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
 from feature_repo import columns as c
+from feature_repo.declarations.built_in import SNAPSHOT_TTL
 from feature_repo.declarations.feast_objects import build
 from feature_repo.stores.feature_store import apply, feature_store
-from feature_repo.views import SNAPSHOT_TTL
 from pipelines.features.point_in_time import PointInTime
 from pipelines.features.spark import spark_session
 from pipelines.ingest.ingested import read_events

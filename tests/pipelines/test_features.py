@@ -17,14 +17,17 @@ from pyspark.sql import SparkSession
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
-from pipelines.features.activity import HEARTBEAT_DAYS
-from pipelines.features.affinity import AFFINITY_LENGTH
+from feature_repo.declarations.built_in import AFFINITY_LENGTH
+from feature_repo.declarations.declared import Declared
+from feature_repo.declarations.reading import read_declared
 from pipelines.features.item_lists import recent_lists
 from pipelines.features.spark import spark_session
 from pipelines.features.spark_job import build_features
 from pipelines.workflow.feature_tables import ONE_PARTITION
 
 DAY = 86_400_000_000
+HEARTBEAT_DAYS = 84
+WINDOWS = {"1d": 1, "7d": 7, "30d": 30, "all": None}
 START = 11_000 * DAY
 Event = dict[str, Any]
 Rows = dict[tuple[str, int], dict[str, Any]]
@@ -110,6 +113,10 @@ def random_log(seed: int) -> list[Event]:
     return log
 
 
+def declared(spec: DatasetSpec) -> Declared:
+    return read_declared(None, spec, Path("features"))
+
+
 def write_input(folder: Path, log: list[Event]) -> Path:
     """Write the tables that ingest leaves."""
     moment = pa.timestamp("us", "UTC")
@@ -184,7 +191,7 @@ def single_threaded(ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         patch.setenv("FUNNEL_SPARK_MASTER", "local[1]")
         session = spark_session("test-features", work=work, extra=ONE_PARTITION)
     assert session.sparkContext.master == "local[1]"
-    build_features(session, SPEC, ingest, work / "out", event_files=files)
+    build_features(session, SPEC, ingest, work / "out", event_files=files, declared=declared(SPEC))
     session.stop()
     return work / "out"
 
@@ -203,7 +210,9 @@ def spark(
 def out(spark: SparkSession, ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("features")
     lines: list[str] = []
-    rows = build_features(spark, SPEC, ingest, folder, progress=lines.append)
+    rows = build_features(
+        spark, SPEC, ingest, folder, progress=lines.append, declared=declared(SPEC)
+    )
     assert rows.pop("stream_state") == rows["user_recent"] + rows["item_recent"]
     assert rows == {table: len(read(folder, table)) for table in KEYS}
     assert sorted(line.split(":")[0] for line in lines) == sorted([*KEYS, "stream_state"])
@@ -250,39 +259,37 @@ def stamp(log: list[Event], midnight: int) -> int:
     )
 
 
-def activity(
-    other: str, distinct: Callable[[str, str], str]
-) -> Callable[[list[Event], int], dict[str, Any]]:
+def activity(other: str, others: str) -> Callable[[list[Event], int], dict[str, Any]]:
     def value(past: list[Event], midnight: int) -> dict[str, Any]:
         row: dict[str, Any] = {}
-        for window, days in c.WINDOWS.items():
+        for window, days in WINDOWS.items():
             inside = [e for e in past if days is None or e[c.TIMESTAMP] >= (midnight - days) * DAY]
-            row[c.events(window)] = len(inside)
+            row[f"events_{window}"] = len(inside)
             for kind in SPEC.event_types:
                 mine = [e for e in inside if e[c.TYPE] == kind]
-                row[c.count(kind, window)] = len(mine)
-                row[distinct(kind, window)] = len({e[other] for e in mine})
+                row[f"{kind}_count_{window}"] = len(mine)
+                row[f"{kind}_{others}_{window}"] = len({e[other] for e in mine})
             units = [round(e[c.VALUE] * 1_000_000) for e in inside if e[c.VALUE] is not None]
-            row[c.value_mean(window)] = sum(units) / (len(units) * 1_000_000) if units else None
+            row[f"value_mean_{window}"] = sum(units) / (len(units) * 1_000_000) if units else None
         row[c.FIRST_EVENT_AT] = past[0][c.TIMESTAMP] // 1_000_000
         row[c.LAST_EVENT_AT] = past[-1][c.TIMESTAMP] // 1_000_000
         if other == c.ITEM:
-            row[c.ACTIVE_DAYS] = len({e[c.TIMESTAMP] // DAY for e in past})
+            row["active_days"] = len({e[c.TIMESTAMP] // DAY for e in past})
         return row
 
     return value
 
 
 def test_user_activity_equals_a_recount(out: Path, log: list[Event]) -> None:
-    assert read(out, "user_activity") == daily(log, c.USER, activity(c.ITEM, c.distinct_items))
+    assert read(out, "user_activity") == daily(log, c.USER, activity(c.ITEM, "items"))
 
 
 def test_item_activity_equals_a_recount(out: Path, log: list[Event]) -> None:
     rows = read(out, "item_activity")
     for row in rows.values():
-        trend = math.log((row[c.events("7d")] / 7 + 0.1) / (row[c.events("30d")] / 30 + 0.1))
+        trend = math.log((row["events_7d"] / 7 + 0.1) / (row["events_30d"] / 30 + 0.1))
         assert row.pop(c.TREND) == pytest.approx(trend, rel=1e-12, abs=1e-12)
-    assert rows == daily(log, c.ITEM, activity(c.USER, c.distinct_users))
+    assert rows == daily(log, c.ITEM, activity(c.USER, "users"))
 
 
 def test_user_affinity_equals_a_recount(out: Path, log: list[Event]) -> None:
@@ -383,7 +390,7 @@ def test_no_row_sees_its_future(
         c.POSITIVE: True,
     }
     folder = write_input(tmp_path_factory.mktemp("longer"), [*log, late])
-    build_features(spark, SPEC, folder, folder / "features")
+    build_features(spark, SPEC, folder, folder / "features", declared=declared(SPEC))
     for table in KEYS.keys() - {
         "user_recent",
         "item_recent",
@@ -423,7 +430,8 @@ def test_a_log_without_values_users_or_items(spark: SparkSession, tmp_path: Path
     }
     (tmp_path / "events").mkdir()
     pq.write_table(pa.table(ids | event), tmp_path / "events" / "part.parquet")
-    rows = build_features(spark, DatasetSpec.model_validate(plain), tmp_path, tmp_path / "out")
+    spec = DatasetSpec.model_validate(plain)
+    rows = build_features(spark, spec, tmp_path, tmp_path / "out", declared=declared(spec))
     streaming = {"stream_state": 3, "user_recent": 1, "item_recent": 2}
     assert rows == {
         "user_activity": 2,
@@ -442,7 +450,7 @@ def test_a_log_without_values_users_or_items(spark: SparkSession, tmp_path: Path
     assert read(tmp_path / "out", "user_seen")["a", DAY] == {"seen_interaction": ["1", "2"]}
     with pytest.raises(ValueError, match="no event"):
         build_features(
-            spark, DatasetSpec.model_validate(plain), tmp_path, tmp_path / "out", event_files=[]
+            spark, spec, tmp_path, tmp_path / "out", event_files=[], declared=declared(spec)
         )
 
 
@@ -459,7 +467,7 @@ def test_sums_beyond_64_bits_are_exact(spark: SparkSession, tmp_path: Path) -> N
     times = pa.array([n * 1_000_000 for n in range(size)], pa.timestamp("us", "UTC"))
     (tmp_path / "events").mkdir()
     pq.write_table(table.append_column(c.TIMESTAMP, times), tmp_path / "events" / "part.parquet")
-    build_features(spark, spec, tmp_path, tmp_path / "out")
+    build_features(spark, spec, tmp_path, tmp_path / "out", declared=declared(spec))
     rows = read(tmp_path / "out", "item_activity")
     means = {item: row["value_mean_all"] for (item, _), row in rows.items()}
     assert means == {"p": 6e12, "q": -1e15}

@@ -91,7 +91,7 @@ def test_users_without_streaming_are_those_of_the_last_midnight(built):
         _AsOfMidnight(features, requests),
         InteractionHistory(read_events(built.workspace), release.codec),
     )
-    daily = release.codec.user_activity
+    daily = release.codec.user_counts
     for batch in replay_requests(release, features, requests, interactions):
         found = midnight(batch)
         assert all(list(found[name]) == list(batch.columns[name]) for name in daily)

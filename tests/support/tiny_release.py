@@ -107,7 +107,7 @@ class Tiny:
         known = [
             c.HISTORY_ITEMS,
             c.HISTORY_TIMES,
-            *codec.user_activity,
+            *codec.user_counts,
             c.FIRST_EVENT_AT,
             c.LAST_EVENT_AT,
         ]
