@@ -63,14 +63,11 @@ class Probes:
 
     def _readable(self, users: list[str]) -> list[str]:
         rows = [{c.USER: user} for user in users]
+        state = "user_recent_state"
         features = self._store.get_online_features(
-            [f"user_recent:{c.POSITION}"], entity_rows=rows
+            [f"user_recent:{state}"], entity_rows=rows
         ).to_dict()
-        return [
-            user
-            for user, position in zip(users, features[c.POSITION], strict=True)
-            if position is not None
-        ]
+        return [user for user, stored in zip(users, features[state], strict=True) if stored]
 
     def finish(self, patience_s: float = 60.0) -> list[float]:
         """Wait for the remaining probes and return the lags in milliseconds.

@@ -33,18 +33,6 @@ HISTORY_LENGTH = 50
 SEEN_LENGTH = 10_000
 """Items that are kept as seen, by user and event type; the newest."""
 
-RECENT_ITEMS = "recent_item_ids"
-RECENT_TYPES = "recent_types"
-RECENT_TIMES = "recent_timestamps"
-RECENT_CATEGORIES = "recent_category_names"
-
-POSITION = "log_position"
-"""The newest entry of the event log that a streamed row includes."""
-
-SESSION_EVENTS = "session_events"
-SESSION_SECONDS = "session_seconds"
-SESSION_CATEGORIES = "session_category_names"
-
 CATEGORIES = "category_names"
 CATEGORY_SHARES = "category_shares"
 
@@ -85,13 +73,3 @@ EVENTS_30D = "events_30d"
 def seen(event_type: str) -> str:
     """Return the name of a user's list of items with an event type, e.g. ``seen_view``."""
     return f"seen_{event_type}"
-
-
-def panes(window: str) -> str:
-    """Return the name of the counts in the panes of a sliding window, e.g. ``panes_10m``."""
-    return f"panes_{window}"
-
-
-def trend(window: str) -> str:
-    """Return the name of the decayed number of events in a sliding window, e.g. ``trend_1h``."""
-    return f"trend_{window}"

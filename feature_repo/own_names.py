@@ -14,8 +14,6 @@ EVENT_NAMES = {c.EVENT_ID, c.TYPE, c.TIMESTAMP, c.VALUE, c.WEIGHT, c.POSITIVE, c
 _FIXED = {
     *(c.USER, c.ITEM, c.EVENT_TIMESTAMP, c.REQUEST_TIME, c.AVAILABLE_FROM, c.AVAILABLE_UNTIL),
     *(c.HISTORY_ITEMS, c.HISTORY_TIMES, c.CATEGORIES, c.CATEGORY_SHARES),
-    *(c.RECENT_ITEMS, c.RECENT_TYPES, c.RECENT_TIMES, c.RECENT_CATEGORIES, c.POSITION),
-    *(c.SESSION_EVENTS, c.SESSION_SECONDS, c.SESSION_CATEGORIES),
     *(c.FIRST_EVENT_AT, c.LAST_EVENT_AT, *OUTPUTS),
 }
 _PAIRS = {*c.PAIR_FEATURES, *c.ITEM_AGES, c.HISTORY_LENGTH_FEATURE, c.HISTORY_GAP_FEATURE}
@@ -23,7 +21,7 @@ FIXED = _FIXED | _PAIRS
 """Names of columns and features that every data set has, besides those of aggregates."""
 
 _WINDOW = r"(\d+[mhd]|all)"
-_AGGREGATE = rf"(events|value_mean|trend|panes)_{_WINDOW}|trend|active_days"
+_AGGREGATE = rf"(events|value_mean)_{_WINDOW}|trend|active_days"
 
 
 def is_taken(name: str, event_types: Sequence[str]) -> bool:

@@ -5,7 +5,6 @@ Which columns the views have follows from the dataset spec: its event types, win
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,16 +19,13 @@ from feast import (
     Field,
     FileSource,
     OnDemandFeatureView,
-    PushSource,
     RequestSource,
-    StreamFeatureView,
 )
 from feast.data_format import ParquetFormat
 from feast.data_source import DataSource
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.type_map import pa_to_feast_value_type
 from feast.types import (
-    Array,
     FeastType,
     Float64,
     Int64,
@@ -43,10 +39,9 @@ from feature_repo.aggregates.definition import AggregateView
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind, DatasetSpec
 from feature_repo.declarations.aggregate_views import declared_aggregates
-from feature_repo.declarations.built_in import NEVER_STALE, SNAPSHOT_TTL, daily_views
+from feature_repo.declarations.built_in import NEVER_STALE, built_in_aggregates
 from feature_repo.declarations.checks import without_experimental_warnings
 from feature_repo.declare import item, user
-from feature_repo.facts import PANE_S
 
 Profile = Literal["local", "cluster"]
 
@@ -80,31 +75,6 @@ def user_profile_schema(spec: DatasetSpec) -> dict[str, FeastType]:
     return {name: _FEAST_TYPES[kind] for name, kind in spec.user_attributes.items()}
 
 
-HISTORY_SCHEMA: dict[str, FeastType] = {
-    c.HISTORY_ITEMS: Array(String),
-    c.HISTORY_TIMES: Array(Int64),
-}
-"""The features of ``user_history`` and their types."""
-
-ITEM_RECENT_SCHEMA: dict[str, FeastType] = {
-    **{c.panes(w): Array(Int64) for w in PANE_S},
-    c.POSITION: String,
-}
-"""The features of ``item_recent`` and their types."""
-
-USER_RECENT_SCHEMA: dict[str, FeastType] = {
-    c.RECENT_ITEMS: Array(String),
-    c.RECENT_TYPES: Array(String),
-    c.RECENT_TIMES: Array(Int64),
-    c.RECENT_CATEGORIES: Array(String),
-    **ITEM_RECENT_SCHEMA,
-}
-"""The features of ``user_recent`` and their types."""
-
-STREAMED = ("user_history", "user_recent", "item_recent")
-"""Views that the streaming job writes; an older row never replaces its rows."""
-
-
 @dataclass(frozen=True)
 class BuiltIn:
     """The built-in Feast objects of a data set.
@@ -115,7 +85,6 @@ class BuiltIn:
         ranking: the views that the ranking models read.
         online: the views of users that serving reads.
         user_tower: the views that the user tower reads.
-        other_services: feature services that no declaration adds to.
         source: returns the source of an offline table.
 
     """
@@ -125,7 +94,6 @@ class BuiltIn:
     ranking: list[Any]
     online: list[Any]
     user_tower: list[Any]
-    other_services: list[FeatureService]
     source: Callable[[str], DataSource]
 
     def services(
@@ -142,7 +110,6 @@ class BuiltIn:
             FeatureService(name="ranking_v1", features=list(ranking)),
             FeatureService(name=ONLINE_USERS, features=[*self.online, *online]),
             FeatureService(name=TOWER_USERS, features=[*self.user_tower, *user_tower]),
-            *self.other_services,
         ]
 
 
@@ -169,22 +136,13 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
 
     computed = [
         declared_aggregates(declared, spec, source(declared.name, features, profile))
-        for declared in daily_views(spec)
+        for declared in built_in_aggregates(spec)
     ]
     by_name = {of.name: of.registered for of in computed}
-    activity, item_activity = by_name["user_activity"], by_name["item_activity"]
+    history, activity, item_activity = (
+        by_name[name] for name in ("user_history", "user_activity", "item_activity")
+    )
     seen, affinity = by_name["user_seen"], [by_name[n] for n in ("user_affinity",) if n in by_name]
-    streams = {
-        name: _stream_view(
-            name, entity, schema, ttl=ttl, batch_source=source(name, features, profile)
-        )
-        for name, entity, schema, ttl in (
-            ("user_history", user, HISTORY_SCHEMA, NEVER_STALE),
-            ("user_recent", user, USER_RECENT_SCHEMA, SNAPSHOT_TTL),
-            ("item_recent", item, ITEM_RECENT_SCHEMA, SNAPSHOT_TTL),
-        )
-    }
-    history, recent, item_recent = (streams[name] for name in STREAMED)
     profiles = [
         view("user_profile", user, s, NEVER_STALE) for s in [user_profile_schema(spec)] if s
     ]
@@ -195,36 +153,12 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
     with without_experimental_warnings():
         moments = activity[[c.FIRST_EVENT_AT, c.LAST_EVENT_AT]]
     request_time = _request_time_view(request, moments)
-    sliding = _sliding_views(request, recent, item_recent, tuple(spec.event_types))
-    views = [
-        *by_name.values(),
-        *streams.values(),
-        *profiles,
-        *item_profiles,
-        request_time,
-        *sliding,
-    ]
-    with without_experimental_warnings():  # of every copy of such a view
-        position = recent[[c.POSITION]]
     return BuiltIn(
-        objects=[user, item, *(view.stream_source for view in streams.values()), *views],
+        objects=[user, item, *by_name.values(), *profiles, *item_profiles, request_time],
         aggregates=tuple(of.aggregates for of in computed if of.aggregates),
         ranking=[*profiles, activity, *affinity, *item_profiles, item_activity, request_time],
-        # No model reads the recent events themselves: their log position is enough, and cheap.
-        online=[
-            *profiles,
-            history,
-            position,
-            activity,
-            *affinity,
-            seen,
-            request_time,
-        ],
+        online=[*profiles, history, activity, *affinity, seen, request_time],
         user_tower=[*profiles, history],
-        other_services=[
-            FeatureService(name="user_streaming_v1", features=[history, recent, sliding[0]]),
-            FeatureService(name="item_streaming_v1", features=[item_recent, sliding[1]]),
-        ],
         source=partial(source, features=features, profile=profile),
     )
 
@@ -251,28 +185,6 @@ def source(table: str, features: Path, profile: Profile) -> DataSource:
     return SparkSource(
         name=f"{table}_source", path=path, file_format="parquet", timestamp_field=c.EVENT_TIMESTAMP
     )
-
-
-def _stream_view(
-    name: str,
-    entity: Entity,
-    schema: dict[str, FeastType],
-    *,
-    ttl: timedelta,
-    batch_source: DataSource,
-) -> StreamFeatureView:
-    push = PushSource(name=f"{name}_push", batch_source=batch_source)
-    with warnings.catch_warnings():
-        # Feast warns that stream views are experimental.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return StreamFeatureView(
-            name=name,
-            entities=[entity],
-            ttl=ttl,
-            schema=_fields(entity, schema),
-            source=push,
-            timestamp_field=c.EVENT_TIMESTAMP,
-        )
 
 
 def _request_time_view(request: RequestSource, moments: FeatureView) -> OnDemandFeatureView:
@@ -305,42 +217,3 @@ def _request_time_view(request: RequestSource, moments: FeatureView) -> OnDemand
         }
 
     return request_time
-
-
-def _sliding_views(
-    request: RequestSource, users: FeatureView, items: FeatureView, types: tuple[str, ...]
-) -> list[OnDemandFeatureView]:
-    """Return the views of sliding windows as of a request, computed by the stream's own code."""
-    counts = [
-        Field(name=f"{kind}_count_{window}", dtype=Int64) for window in PANE_S for kind in types
-    ]
-    session = [
-        Field(name=c.SESSION_EVENTS, dtype=Int64),
-        Field(name=c.SESSION_SECONDS, dtype=Int64),
-    ]
-    session.append(Field(name=c.SESSION_CATEGORIES, dtype=Array(String)))
-
-    def view(name: str, recent: FeatureView, schema: list[Field]) -> OnDemandFeatureView:
-        # Feast keeps this text and runs it alone, so what the function needs to know is written
-        # into it.
-        source = (
-            f"def {name}(inputs):\n"
-            f"    from feature_repo.facts import {name} as sliding\n"
-            f"    return sliding(inputs, {types!r})\n"
-        )
-        scope: dict[str, Any] = {"__name__": "__main__"}
-        exec(source, scope)  # noqa: S102
-        return OnDemandFeatureView(
-            name=name,
-            sources=[request, recent],
-            schema=schema,
-            mode="python",
-            udf=scope[name],
-            udf_string=source,
-        )
-
-    trends = [Field(name=c.trend(window), dtype=Float64) for window in PANE_S]
-    return [
-        view("user_sliding", users, [*counts, *session]),
-        view("item_sliding", items, [*counts, *trends]),
-    ]

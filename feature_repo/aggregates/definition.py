@@ -186,6 +186,11 @@ class AggregateView:
         return self.aggregates[0].daily
 
     @cached_property
+    def is_timeless(self) -> bool:
+        """Whether values change with new events only: no window passes."""
+        return all(aggregate.window is None for aggregate in self.aggregates)
+
+    @cached_property
     def version(self) -> str:
         """A short hash of the definition, which stored states carry."""
         return f"{crc32(repr(self).encode()):08x}"

@@ -77,6 +77,19 @@ class AggregateState:
         return cls(view, [dict(pairs) for pairs in panes or []], position)
 
 
+_BEFORE_POSITION = '{"position":"'
+
+
+def position_of(text: str) -> str:
+    """Return the log position of a stored state, without reading all of it."""
+    return text[len(_BEFORE_POSITION) : text.index('"', len(_BEFORE_POSITION))]
+
+
+def is_of(view: AggregateView, text: str) -> bool:
+    """Return whether a stored state is of a definition, without reading all of it."""
+    return f'"of":"{view.version}"' in text
+
+
 def values_of(view: AggregateView, text: str | None, micros: int) -> dict[str, Value]:
     """Return the features of a stored state as of a time.
 

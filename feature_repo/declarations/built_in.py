@@ -6,7 +6,7 @@ from ``feature_repo/columns.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 
 from feast import Entity, StreamFeatureView
@@ -21,6 +21,7 @@ from feature_repo.declare import (
     events,
     item,
     last_distinct,
+    last_distinct_times,
     top,
     top_shares,
     user,
@@ -43,26 +44,56 @@ _WINDOWS = {
 }
 
 
-def daily_views(spec: DatasetSpec) -> list[StreamFeatureView]:
-    """Return the built-in aggregates of whole days, which a data set has."""
-    views = [_user_activity(spec), _item_activity(spec), _user_seen(spec)]
+def built_in_aggregates(spec: DatasetSpec) -> list[StreamFeatureView]:
+    """Return the built-in aggregates that a data set has."""
+    views = [_user_history(spec), _user_recent(spec)]
+    views += [_user_activity(spec), _item_activity(spec), _user_seen(spec)]
     if spec.category:
         views.append(_user_affinity(spec))
     return views
 
 
+_RECENT = {
+    "10m": timedelta(minutes=10),
+    "1h": timedelta(hours=1),
+    "24h": timedelta(hours=24),
+}
+
 _Typed = tuple[Aggregation, str]
 """An aggregate and the event types that it is of, with commas; "": all."""
 
 
+def _user_history(spec: DatasetSpec) -> StreamFeatureView:
+    positive = ",".join(spec.positive_types)
+    return _view(
+        "user_history",
+        user,
+        [
+            (last_distinct(c.ITEM, c.HISTORY_LENGTH, name=c.HISTORY_ITEMS), positive),
+            (last_distinct_times(c.ITEM, c.HISTORY_LENGTH, name=c.HISTORY_TIMES), positive),
+        ],
+    )
+
+
+def _user_recent(spec: DatasetSpec) -> StreamFeatureView:
+    counts = [
+        (Aggregation(c.EVENT_ID, "count", time_window=window, name=f"{kind}_count_{name}"), kind)
+        for name, window in _RECENT.items()
+        for kind in spec.event_types
+    ]
+    return _view("user_recent", user, counts)
+
+
 def _user_activity(spec: DatasetSpec) -> StreamFeatureView:
     active_days = Aggregation(c.DAY, "count_distinct", name="active_days")
-    return _view("user_activity", user, [*_activity(spec, c.ITEM, "items"), (active_days, "")])
+    counts = [*_activity(spec, c.ITEM, "items"), (active_days, "")]
+    return _view("user_activity", user, counts, ttl=SNAPSHOT_TTL)
 
 
 def _item_activity(spec: DatasetSpec) -> StreamFeatureView:
     trend = Aggregation(c.EVENT_ID, "trend", time_window=_WINDOWS["30d"], name=c.TREND)
-    return _view("item_activity", item, [*_activity(spec, c.USER, "users"), (trend, "")])
+    counts = [*_activity(spec, c.USER, "users"), (trend, "")]
+    return _view("item_activity", item, counts, ttl=SNAPSHOT_TTL)
 
 
 def _activity(spec: DatasetSpec, other: str, others: str) -> Iterator[_Typed]:
@@ -87,7 +118,7 @@ def _user_seen(spec: DatasetSpec) -> StreamFeatureView:
     lists = [
         (last_distinct(c.ITEM, c.SEEN_LENGTH, name=c.seen(kind)), kind) for kind in spec.event_types
     ]
-    return _view("user_seen", user, lists, ttl=None)
+    return _view("user_seen", user, lists, tags=daily)
 
 
 def _user_affinity(spec: DatasetSpec) -> StreamFeatureView:
@@ -99,23 +130,29 @@ def _user_affinity(spec: DatasetSpec) -> StreamFeatureView:
             (top(c.ITEM_CATEGORIES, AFFINITY_LENGTH, name=c.CATEGORIES), positive),
             (top_shares(c.ITEM_CATEGORIES, AFFINITY_LENGTH, name=c.CATEGORY_SHARES), positive),
         ],
+        ttl=SNAPSHOT_TTL,
     )
 
 
 def _view(
-    name: str, entity: Entity, typed: Iterable[_Typed], *, ttl: timedelta | None = SNAPSHOT_TTL
+    name: str,
+    entity: Entity,
+    typed: Iterable[_Typed],
+    *,
+    ttl: timedelta = timedelta(0),
+    tags: Mapping[str, str] | None = None,
 ) -> StreamFeatureView:
-    """Return a view of daily aggregates."""
+    """Return a view of aggregates; those with a TTL are daily."""
     aggregates = list(typed)
     types = {f"{EVENT_TYPES_TAG}.{one.name}": kind for one, kind in aggregates if kind}
     with without_experimental_warnings():
         return StreamFeatureView(
             name=name,
             entities=[entity],
-            ttl=ttl or timedelta(0),
+            ttl=ttl,
             source=events,
             timestamp_field=c.TIMESTAMP,
-            tags=daily | types,
+            tags={**(tags or (daily if ttl else {})), **types},
             aggregations=[one for one, _ in aggregates],
         )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_repo.cell_values import BOUND, MAX_NUMBER, stands_for_nothing
-from feature_repo.dataset import ContextKind
+
+if TYPE_CHECKING:
+    from feature_repo.dataset import ContextKind
 
 ContextValue = str | float
 """Text, or a number."""

@@ -34,7 +34,6 @@ from feature_repo.aggregates.state import values_of
 from feature_repo.declarations.aggregate_views import computed_as_of, definition_of, feature_types
 from feature_repo.erased import ErasedUsers
 from feature_repo.stores.embedded_redis import connect
-from feature_repo.views import STREAMED
 from feature_repo.workspace import Workspace, default_root
 
 _ROWS_A_CALL = 1_000
@@ -129,8 +128,7 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
                 write.execute()
             if progress:
                 progress(len(data[start : start + _ROWS_A_CALL]))
-        if table.name not in STREAMED:
-            client.incr(written_key(table.name))
+        client.incr(written_key(table.name))
 
     def online_read(
         self,

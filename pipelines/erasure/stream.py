@@ -1,6 +1,6 @@
 """Erased users in the checkpoint of the streaming job.
 
-RocksDB keeps overwritten values for hundreds of batches, so nothing is deleted in it. The facts of
+RocksDB keeps overwritten values for hundreds of batches, so nothing is deleted in it. The states of
 all other users are moved into the table ``stream_state``, with the log position that they include,
 and the checkpoint is removed. The job's next start makes a new one from that table, and no event is
 counted twice or lost.
@@ -21,13 +21,18 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from feature_repo.erased import ErasedUsers
-from feature_repo.facts import position_key
+from feature_repo.events.log_position import position_key
 from feature_repo.files import read_json, staged_folder, write_json
 from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
 from pipelines.erasure.locations import LocationUnavailable
-from pipelines.features.aggregates import EVENT_MICROS
-from pipelines.features.stream_facts import FACTS, KEY, POSITION_FILE, STATE, USER_KEY
+from pipelines.features.stream_state import (
+    KEY,
+    POSITION_FILE,
+    STATE,
+    STATE_COLUMN,
+    USER_KEY,
+)
 from pipelines.features.whole_tables import forget_files, list_files
 from pipelines.streaming.generation import Generation, checkpoint_folder
 from pipelines.streaming.job import StreamConfig, stream_session
@@ -38,28 +43,28 @@ from pipelines.streaming.source import patient_client
 
 @dataclass(frozen=True)
 class StreamState:
-    """The facts of all keys in the checkpoint."""
+    """The states of all keys in the checkpoint."""
 
     workspace: Workspace
     erased: ErasedUsers
     name: str = "state of the stream"
 
     def find(self) -> Counter[str]:
-        """Return whether the checkpoint has facts of each erased user.
+        """Return whether the checkpoint has states of each erased user.
 
         The lease is taken where there is no checkpoint, too: a job may be about to make one.
         """
-        with self._facts() as facts:
-            return Counter(self._among(facts)) if facts else Counter()
+        with self._states() as states:
+            return Counter(self._among(states)) if states else Counter()
 
     def remove(self, users: Set[str]) -> None:
-        """Move the facts of all others into the table of the state, and remove the checkpoint."""
+        """Move the states of all others into the table of the state, and remove the checkpoint."""
         shutil.rmtree(self._dropped, ignore_errors=True)
-        with self._facts() as facts:
-            erased = self._among(facts) & set(users) if facts else set()
-            if facts and erased:
+        with self._states() as states:
+            erased = self._among(states) & set(users) if states else set()
+            if states and erased:
                 keys = [USER_KEY + user for user in erased]
-                self._move(facts.where(~F.col(KEY).isin(keys)), _newest(facts))
+                self._move(states.where(~F.col(KEY).isin(keys)), _newest(states))
                 self._drop()
 
     @property
@@ -71,8 +76,8 @@ class StreamState:
         return self._checkpoint.with_name(".erased-checkpoint")
 
     @contextmanager
-    def _facts(self) -> Iterator[DataFrame | None]:
-        """Yield the facts of the last finished batch, or None; no job can start meanwhile."""
+    def _states(self) -> Iterator[DataFrame | None]:
+        """Yield the states of the last finished batch, or None; no job can start meanwhile."""
         lease = Lease(patient_client(redis_url(self.workspace)))
         try:
             lease.acquire()
@@ -89,10 +94,11 @@ class StreamState:
             spark = stream_session(self.workspace, StreamConfig(), None)
             state = (
                 spark.read.format("statestore")
-                .option("stateVarName", FACTS)
+                .option("stateVarName", STATE_COLUMN)
                 .load(str(self._checkpoint))
             )
-            yield state.select(F.col(f"user_map_key.{KEY}"), F.col(f"user_map_value.{FACTS}"))
+            key, value = f"user_map_key.{KEY}", f"user_map_value.{STATE_COLUMN}"
+            yield state.select(F.col(key), F.col(value))
         except PySparkException as error:
             reason = str(error).splitlines()[0]
             raise LocationUnavailable(
@@ -101,11 +107,11 @@ class StreamState:
         finally:
             lease.release()
 
-    def _among(self, facts: DataFrame) -> set[str]:
-        users = facts.select(KEY).where(F.col(KEY).startswith(USER_KEY)).toLocalIterator()
+    def _among(self, states: DataFrame) -> set[str]:
+        users = states.select(KEY).where(F.col(KEY).startswith(USER_KEY)).toLocalIterator()
         return self.erased.among(row[KEY][len(USER_KEY) :] for row in users)
 
-    def _move(self, facts: DataFrame, position: str) -> None:
+    def _move(self, states: DataFrame, position: str) -> None:
         """Replace the table from which a new checkpoint starts; it continues after ``position``."""
         if not self.workspace.features.is_dir():
             raise LocationUnavailable(
@@ -122,8 +128,7 @@ class StreamState:
                 )
             forget_files(features)
             with staged_folder(features / STATE) as folder:
-                unknown = F.lit(None).cast("bigint").alias(EVENT_MICROS)
-                facts.select(KEY, FACTS, unknown).write.mode("overwrite").parquet(str(folder))
+                states.select(KEY, STATE_COLUMN).write.mode("overwrite").parquet(str(folder))
             list_files(features)
             stored = features / POSITION_FILE
             kept = read_json(stored) if stored.is_file() else {}
@@ -144,9 +149,9 @@ class StreamState:
         shutil.rmtree(self._dropped)
 
 
-def _newest(facts: DataFrame) -> str:
-    """Return the newest log position that the facts include."""
-    parts = F.split(F.get_json_object(FACTS, "$.position"), "-")
+def _newest(states: DataFrame) -> str:
+    """Return the newest log position that the states include."""
+    parts = F.split(F.get_json_object(STATE_COLUMN, "$.position"), "-")
     newest = F.max(F.struct(parts[0].cast("bigint"), parts[1].cast("bigint"))).alias("newest")
-    milliseconds, number = facts.select(newest).collect()[0]["newest"]
+    milliseconds, number = states.select(newest).collect()[0]["newest"]
     return f"{milliseconds}-{number}"

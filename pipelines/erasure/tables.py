@@ -23,7 +23,7 @@ from feature_repo.files import replace_atomically
 from feature_repo.parquet_files import set_aside, why_unreadable
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.erasure.locations import LocationUnavailable, StorageLocation
-from pipelines.features.stream_facts import KEY, STATE, USER_KEY
+from pipelines.features.stream_state import KEY, STATE, USER_KEY
 from pipelines.features.whole_tables import (
     FEATURES_ANEW,
     forget_files,

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +22,7 @@ from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView, Occurrence
 from feature_repo.aggregates.state import AggregateState
 from feature_repo.aggregates.units import DAY_MICROS
+from feature_repo.arrays import Int64Array
 from pipelines.features.aggregate_history import ARROW, Days, history
 from pipelines.features.occurrences import Column, Occurrences
 
@@ -145,38 +149,47 @@ class _Part:
             columns={name: _column(self.events[name]) for name in names},
         )
 
-    def _states(self, key: np.ndarray, micros: np.ndarray) -> pa.Array:
+    def _states(self, key: Int64Array, micros: Int64Array) -> pa.Array:
         """Return each row's state: the same from a key's last counted event on, before it none."""
         view, events = self.view, self.occurrences
-        counted: dict[int, set[int]] = {}
+        counted = np.zeros(len(events), dtype=np.bool_)
         for kept in view.kept[0]:
-            for row in events.rows_of(kept).tolist():
-                counted.setdefault(int(events.key[row]), set()).add(row)
+            counted[events.rows_of(kept)] = True
+        rows = np.flatnonzero(counted)
+        happened = occurrences_of(self.events.take(pa.array(rows)))
+        of_key = zip(events.key[rows].tolist(), events.micros[rows].tolist(), happened, strict=True)
         states = {}
-        for owner, rows in counted.items():
+        for owner, group in groupby(of_key, key=itemgetter(0)):
+            listed = list(group)
             state = AggregateState(view, position=self.position)
-            state.add(self._occurrence(row) for row in sorted(rows))
-            states[owner] = (int(events.micros[max(rows)]), state.dump())
+            state.add(event for _, _, event in listed)
+            states[owner] = (listed[-1][1], state.dump())
         pairs = zip(key.tolist(), micros.tolist(), strict=True)
         return pa.array(
             [states[owner][1] if at >= states[owner][0] else None for owner, at in pairs],
             pa.string(),
         )
 
-    def _occurrence(self, row: int) -> Occurrence:
-        events = self.occurrences
-        event_id, type_, micros = self._ids[row], events.type[row], int(events.micros[row])
-        columns = {c.EVENT_ID: event_id, c.TYPE: type_, c.TIMESTAMP: micros}
-        columns[c.DAY] = micros // DAY_MICROS
-        for name, column in events.columns.items():
-            value = column.values[row]
-            known = value.item() if isinstance(value, np.generic) else value
-            columns[name] = known if column.known[row] else None
-        return Occurrence(micros, event_id, type_, columns, int(events.weight[row]))
 
-    @cached_property
-    def _ids(self) -> list[str]:
-        return list(self.events[c.EVENT_ID].to_pylist())
+def occurrences_of(events: pa.Table | pa.RecordBatch) -> Iterator[Occurrence]:
+    """Yield rows of events as aggregates see them, in their order."""
+    names = [name for name in events.column_names if name not in (EVENT_MICROS, c.WEIGHT, DAY)]
+    values = [_plain(events.column(name)) for name in names]
+    moments, weights = (events.column(name).to_pylist() for name in (EVENT_MICROS, c.WEIGHT))
+    ids, types = (events.column(name).to_pylist() for name in (c.EVENT_ID, c.TYPE))
+    for micros, weight, event_id, type_, *row in zip(
+        moments, weights, ids, types, *values, strict=True
+    ):
+        columns = dict(zip(names, row, strict=True))
+        columns |= {c.TIMESTAMP: micros, c.DAY: micros // DAY_MICROS}
+        yield Occurrence(micros, event_id, type_, columns, weight)
+
+
+def _plain(column: pa.ChunkedArray | pa.Array) -> list[Any]:
+    values = column.to_pylist()
+    if pa.types.is_decimal(column.type):
+        return [None if value is None else int(value) for value in values]
+    return values
 
 
 def _heartbeat(ttl_days: int) -> int:
@@ -189,7 +202,7 @@ def _column(values: pa.ChunkedArray) -> Column:
     if pa.types.is_int64(values.type):
         return Column(pc.fill_null(values, 0).to_numpy(), known)
     if pa.types.is_decimal(values.type):
-        return Column.of([None if value is None else int(value) for value in values.to_pylist()])
+        return Column.of(_plain(values))
     column = np.empty(len(values), dtype=object)
     column[:] = values.to_pylist()
     return Column(column, known)

@@ -32,8 +32,7 @@ from feature_repo.declarations.declared import Declared
 from feature_repo.events.schema import event_schema
 from feature_repo.files import write_json
 from pipelines.features.aggregates import DAY, EVENT_MICROS, Span, aggregate_table
-from pipelines.features.item_lists import user_history
-from pipelines.features.stream_facts import POSITION_FILE, STATE, recent_rows, stream_state
+from pipelines.features.stream_state import POSITION_FILE, STATE, stream_state
 
 _LARGEST_SUM = 2.0**62
 """Sums up to here fit into 64 bits."""
@@ -67,9 +66,8 @@ def build_features(
         declared: the aggregates to compute, built-in ones and those of a ``features.py``.
 
     Returns:
-        The number of rows of each table: the aggregates, ``user_history``, ``user_profile`` and
-        ``item_profile``, as far as ``spec`` has them, ``stream_state``, ``user_recent`` and
-        ``item_recent``.
+        The number of rows of each table: the aggregates, ``user_profile`` and ``item_profile``, as
+        far as ``spec`` has them, and ``stream_state``.
 
     Raises:
         ValueError: there are no events.
@@ -86,9 +84,7 @@ def build_features(
             given = _with_categories(events, items, view, spec)
             tables[view.name] = partial(aggregate_table, given, view, span, log_position)
         tables |= _tables(spark, spec, ingest, events=events, items=items, span=span)
-        tables[STATE] = lambda: stream_state(events, spec, log_position, declared.streamed)
-        tables["user_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=True)
-        tables["item_recent"] = lambda: recent_rows(spark, out / STATE, spec, ingest, users=False)
+        tables[STATE] = lambda: stream_state(events, log_position, declared.streamed)
         for name, build in tables.items():
             started = time.monotonic()
             folder = str(out / name)
@@ -117,7 +113,7 @@ def _tables(
     span: Span,
 ) -> dict[str, Callable[[], DataFrame]]:
     """Return how to build each table that is not of aggregates."""
-    tables: dict[str, Callable[[], DataFrame]] = {"user_history": lambda: user_history(events)}
+    tables: dict[str, Callable[[], DataFrame]] = {}
     if spec.user_attributes:
         types = {name: _SPARK_TYPES[kind] for name, kind in spec.user_attributes.items()}
         user_table = _attributes(spark, ingest / "users.parquet", c.USER, types)

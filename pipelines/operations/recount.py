@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from feast import FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.functions import Name
 from feature_repo.aggregates.state import AggregateState
 from feature_repo.aggregates.units import MICROS
-from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.reading import declared_in
 from feature_repo.errors import FunnelError
 from feature_repo.stores.feature_store import feature_store, redis_client
@@ -27,23 +27,57 @@ from feature_repo.stores.online_store import RowReader
 from feature_repo.stores.pipelined_reads import PipelinedReads
 from feature_repo.workspace import Workspace
 from pipelines import display
-from pipelines.features.stream_facts import main_categories
 from pipelines.ingest.ingested import log_position, read_events
 from pipelines.streaming.offline import read_archive
 
-_WINDOWS = {"10m": (10, 600), "1h": (60, 3_600), "24h": (1_440, 86_400)}
 _KEYS_A_READ = 500
 _EXAMPLES = 5
 _MICROS = "_micros"
-_FUNCTIONS: dict[str, Callable[[pd.Series], float]] = {
-    "count": len,
-    "sum": lambda values: float(values.sum()),
-    "mean": lambda values: float(values.mean()),
-    "min": lambda values: float(values.min()),
-    "max": lambda values: float(values.max()),
-    "last": lambda values: float(values.iloc[-1]),
+
+
+class _Counted(NamedTuple):
+    """The events of a window in order: values, times, and weights; and the length of a list."""
+
+    values: pd.Series
+    micros: pd.Series
+    weights: pd.Series
+    limit: int
+
+    def newest(self) -> pd.Series:
+        """Return the times in seconds of the newest distinct values, by value, newest last."""
+        times = (self.micros // MICROS).groupby(self.values).last()
+        order = self.values.drop_duplicates(keep="last").tail(self.limit)
+        return times.loc[order]
+
+    def top(self) -> pd.Series:
+        """Return the shares of the values that weigh most, by value."""
+        weight = self.weights.groupby(self.values).sum().reset_index(name="weight")
+        name = weight.columns[0]
+        shares = weight.sort_values(["weight", name], ascending=[False, True]).set_index(name)
+        return shares["weight"].head(self.limit) / self.weights.sum()
+
+
+_FUNCTIONS: dict[Name, Callable[[_Counted], Any]] = {
+    "count": lambda of: len(of.values),
+    "sum": lambda of: float(of.values.sum()),
+    "mean": lambda of: float(of.values.mean()),
+    "min": lambda of: of.values.min().item(),
+    "max": lambda of: of.values.max().item(),
+    "last": lambda of: float(of.values.iloc[-1]),
+    "count_distinct": lambda of: of.values.nunique(),
+    "last_distinct": lambda of: of.newest().index.tolist(),
+    "last_distinct_times": lambda of: of.newest().tolist(),
+    "top": lambda of: of.top().index.tolist(),
+    "top_shares": lambda of: of.top().tolist(),
 }
-"""Functions of an aggregate, of the values of its events in order."""
+"""Functions of an aggregate; those of nothing follow. Trends and estimates are not recounted."""
+
+_OF_NOTHING: dict[Name, Any] = {
+    "count": 0,
+    "count_distinct": 0,
+    "sum": 0.0,
+    **dict.fromkeys(("last_distinct", "last_distinct_times", "top", "top_shares"), []),
+}
 
 
 @dataclass
@@ -80,6 +114,8 @@ class Recount:
 def _equal(online: Any, expected: Any) -> bool:
     if expected is None:
         return online is None
+    if isinstance(expected, list) and expected and isinstance(expected[0], float):
+        return len(online or ()) == len(expected) and all(map(_equal, online, expected))
     if isinstance(expected, float):
         return online is not None and abs(online - expected) <= 1e-9 * max(1.0, abs(expected))
     return bool((online or type(expected)()) == expected)
@@ -100,42 +136,19 @@ def all_events(workspace: Workspace) -> pd.DataFrame:
 
 def check(workspace: Workspace, now: float) -> Recount:
     """Compare online features with a recount as of ``now`` (epoch s, after the newest event)."""
-    spec = workspace.spec()
     store = feature_store(workspace)
+    weights = {name: kind.weight for name, kind in workspace.spec().events.types.items()}
     events = all_events(workspace).sort_values([_MICROS, c.EVENT_ID], kind="stable")
     result = Recount(events=len(events))
-    categories = main_categories(workspace.ingest, spec)
-    declared = declared_in(workspace)
-    for key, service in ((c.USER, "user_streaming_v1"), (c.ITEM, "item_streaming_v1")):
+    streamed = declared_in(workspace).streamed
+    for key in (c.USER, c.ITEM):
         groups = dict(iter(events.groupby(key, sort=False)))
-        counts = _counts(events, key, spec, now)
-        trends = _trends(events, now) if key == c.ITEM else {}
-        for name, row in _read(store, service, key, names=list(groups), now=now):
-            expected: dict[str, Any] = {
-                column: values.get(name, 0) for column, values in counts.items()
-            }
-            expected |= {column: values.get(name, 0.0) for column, values in trends.items()}
-            if key == c.USER:
-                expected |= expected_user(groups[name], spec, categories, now)
-            result.compare(name, row, expected)
-        for view in (view for view in declared.streamed if view.key == key):
+        for view in (view for view in streamed if view.key == key):
             for name, row in _read_states(workspace, store, view, list(groups), now=now):
-                result.compare(name, row, expected_aggregates(view, groups[name], now))
+                expected = expected_aggregates(view, groups[name], now, weights)
+                result.compare(f"{name} {view.name}", row, expected)
         setattr(result, "users" if key == c.USER else "items", len(groups))
     return result
-
-
-def _read(
-    store: FeatureStore, service: str, key: str, *, names: Sequence[str], now: float
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    features = store.get_feature_service(service)
-    for start in range(0, len(names), _KEYS_A_READ):
-        rows = [
-            {key: name, c.REQUEST_TIME: int(now)} for name in names[start : start + _KEYS_A_READ]
-        ]
-        columns = store.get_online_features(features=features, entity_rows=rows).to_dict()
-        for index, row in enumerate(rows):
-            yield str(row[key]), {column: values[index] for column, values in columns.items()}
 
 
 def _read_states(
@@ -153,82 +166,36 @@ def _read_states(
             yield name, state.values(round(now * MICROS))
 
 
-def expected_aggregates(view: AggregateView, events: pd.DataFrame, now: float) -> dict[str, Any]:
-    """Return a key's features of a declared view as of ``now``, from all its events in order."""
+def expected_aggregates(
+    view: AggregateView, events: pd.DataFrame, now: float, weights: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return a key's features of a view as of ``now``, from all its events in order.
+
+    ``weights``: of the event types.
+    """
     expected: dict[str, Any] = {}
     for aggregate in view.aggregates:
-        counted = events
+        counted = events[events[aggregate.column].notna()]
         if aggregate.types:
             counted = counted[counted[c.TYPE].isin(aggregate.types)]
-        if aggregate.column == c.VALUE:
-            counted = counted[counted[c.VALUE].notna()]
+        if aggregate.where:
+            counted = counted.query(aggregate.where, engine="python")
         if aggregate.window is not None:
             # The window slides by a sixtieth of its length, at least by a minute.
             pane = max(60_000_000, aggregate.window // 60)
             panes = -(-aggregate.window // pane)
             inside = counted[_MICROS] // pane > round(now * MICROS) // pane - panes
             counted = counted[inside]
-        values = counted[c.VALUE].round(6)
-        of_nothing = {"count": 0, "sum": 0.0}.get(aggregate.function)
+        values = counted[aggregate.column]
+        if aggregate.column == c.TIMESTAMP:
+            values = counted[_MICROS] // MICROS
+        elif pd.api.types.is_float_dtype(values):
+            values = values.round(6)
+        given = _Counted(values, counted[_MICROS], counted[c.TYPE].map(weights), aggregate.limit)
+        of_nothing = _OF_NOTHING.get(aggregate.function)
         count = _FUNCTIONS[aggregate.function]
-        expected[aggregate.name] = count(values) if len(values) else of_nothing
+        expected[aggregate.name] = count(given) if len(values) else of_nothing
     return expected
-
-
-def expected_user(
-    events: pd.DataFrame, spec: DatasetSpec, categories: dict[str, str], now: float
-) -> dict[str, Any]:
-    """Return a user's lists and session as of ``now``, from all their events in time order."""
-    # The newest events, and the newest positive event of each item.
-    newest = events.tail(c.HISTORY_LENGTH)
-    liked = events[events[c.TYPE].isin(spec.positive_types)]
-    history = liked.drop_duplicates(c.ITEM, keep="last").tail(c.HISTORY_LENGTH)
-
-    # The session: the events after the last gap of more than half an hour, if it is still open.
-    gaps = newest[_MICROS].floordiv(1_000_000).diff()
-    session = newest[(gaps > 1_800).cumsum() == (gaps > 1_800).sum()]
-    if int(now) - session[_MICROS].iloc[-1] // 1_000_000 > 1_800:
-        session = session.iloc[:0]
-    seconds = session[_MICROS] // 1_000_000
-    names = [name for name in (categories.get(item, "") for item in session[c.ITEM]) if name]
-
-    return {
-        c.RECENT_ITEMS: newest[c.ITEM].tolist(),
-        c.RECENT_TYPES: newest[c.TYPE].tolist(),
-        c.RECENT_TIMES: (newest[_MICROS] // 1_000_000).tolist(),
-        c.HISTORY_ITEMS: history[c.ITEM].tolist(),
-        c.HISTORY_TIMES: (history[_MICROS] // 1_000_000).tolist(),
-        c.SESSION_EVENTS: len(session),
-        c.SESSION_SECONDS: int(seconds.iloc[-1] - seconds.iloc[0]) if len(session) else 0,
-        c.SESSION_CATEGORIES: pd.Series(names, dtype=object).drop_duplicates(keep="last").tolist(),
-    }
-
-
-def _counts(
-    events: pd.DataFrame, key: str, spec: DatasetSpec, now: float
-) -> dict[str, dict[str, int]]:
-    """Return, for each count column, the counts by user or item that are not zero."""
-    counts: dict[str, dict[str, int]] = {}
-    for window, (pane, length) in _WINDOWS.items():
-        start = (int(now) // pane + 1) * pane - length
-        inside = events[events[_MICROS] >= start * 1_000_000]
-        for kind in spec.event_types:
-            counts[f"{kind}_count_{window}"] = (
-                inside.loc[inside[c.TYPE] == kind, key].value_counts().to_dict()
-            )
-    return counts
-
-
-def _trends(events: pd.DataFrame, now: float) -> dict[str, dict[str, float]]:
-    """Return, for each trend column, the trends by item that are not zero."""
-    trends: dict[str, dict[str, float]] = {}
-    for window, (pane, _) in _WINDOWS.items():
-        ages = int(now) // pane - events[_MICROS] // (pane * 1_000_000)
-        inside = (ages >= 0) & (ages < 60)
-        trends[c.trend(window)] = (
-            (0.5 ** (ages[inside] / 15)).groupby(events.loc[inside, c.ITEM]).sum().to_dict()
-        )
-    return trends
 
 
 class FeaturesDiffer(FunnelError):

@@ -1,6 +1,6 @@
 """Features as the server read them at past requests, from the offline tables and the archive.
 
-A user's streamed row is found by its log position, everything else by the time of the request.
+A user's streamed rows are found by their log position, everything else by the time of the request.
 Serving's own code drops values past their TTL, and merges events that the row lacked.
 """
 
@@ -12,23 +12,26 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureStore, FeatureView
+from pyarrow.dataset import dataset
 
 from feature_repo import columns as c
-from feature_repo.aggregates.state import values_of
-from feature_repo.facts import MICROS, position_key
+from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.state import position_of, values_of
+from feature_repo.aggregates.units import MICROS
+from feature_repo.events.log_position import position_key
+from feature_repo.events.reading import EventReader
 from feature_repo.stores.offline_store import has_table, newest_rows
-from feature_repo.views import STREAMED
 from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
 from serving.online.features import FeatureReader, activity_reader, no_features, user_reader
-from serving.online.overlay import AcceptedEvent, Columns, compute_aggregates, merge_overlay
+from serving.online.overlay import AcceptedEvent, Columns, Overlay
 from serving.recommender.item_table import ItemTable, activity_from
 from serving.releases.release import Release
 
 _REQUESTS_PER_READ = 2_000
-_LATEST = datetime(9_000, 1, 1)
 _STAMP = pa.timestamp("us", tz="UTC")
 
 
@@ -39,12 +42,26 @@ class Overlays:
         """Select the events of some users from the archive, which is in the order of the log."""
         self._newest = position_key(archive["position"][-1].as_py()) if len(archive) else (0, 0)
         self._events: dict[str, list[AcceptedEvent]] = {}
-        names = ("position", c.EVENT_ID, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE, c.USER)
+        names = ("position", c.EVENT_ID, c.USER, c.ITEM, c.TYPE, c.TIMESTAMP, c.VALUE, "context")
         table = archive.filter(pc.is_in(archive[c.USER], users.combine_chunks())).select(names)
         stamps = table.column_names.index(c.TIMESTAMP)
         table = table.set_column(stamps, c.TIMESTAMP, pc.cast(table[c.TIMESTAMP], pa.int64()))
-        for *event, user in zip(*(column.to_pylist() for column in table.columns), strict=True):
-            self._events.setdefault(user, []).append(AcceptedEvent(*event))
+        columns = (column.to_pylist() for column in table.columns)
+        for position, event_id, user, item, type_, micros, value, context in zip(
+            *columns, strict=True
+        ):
+            given = orjson.loads(context) if context else {}
+            accepted = AcceptedEvent(
+                position,
+                event_id,
+                user,
+                item,
+                type=type_,
+                micros=micros,
+                value=value,
+                context=given,
+            )
+            self._events.setdefault(user, []).append(accepted)
 
     def covers(self, position: str | None) -> bool:
         """Return whether the archive reaches to a log position."""
@@ -68,9 +85,10 @@ class ServedUsers:
         self._store = store
         self._overlays = overlays
 
-    def _use(self, reader: FeatureReader) -> None:
+    def _use(self, reader: FeatureReader, events: EventReader) -> None:
         self._reader = reader
         self._aggregates = reader.aggregates()
+        self._overlay = Overlay(events, self._aggregates)
 
     def read(self, requests: pa.Table, release: Release) -> Iterator[Columns | None]:
         """Yield the feature row of each request, None if no offline table has the streamed row.
@@ -80,7 +98,8 @@ class ServedUsers:
             release: the release that answered them.
 
         """
-        self._use(user_reader(self._store, declared=release.codec.user_reads))
+        codec = release.codec
+        self._use(user_reader(self._store, declared=codec.user_reads), EventReader.of(codec.spec))
         names = ("user_id", "time", "position", "row_position", "degraded")
         for start in range(0, len(requests), _REQUESTS_PER_READ):
             part = requests.slice(start, _REQUESTS_PER_READ)
@@ -89,7 +108,7 @@ class ServedUsers:
                 if "online_store_unavailable" in request["degraded"]:
                     yield no_features(request["user_id"], release.codec)
                 else:
-                    yield self._row(tables, row, request, release)
+                    yield self._row(tables, row, request)
 
     def _tables(self, requests: pa.Table) -> dict[str, pa.Table]:
         """Return the newest row of each view that each request could read, in request order."""
@@ -100,22 +119,16 @@ class ServedUsers:
         tables = {
             name: newest_rows(view, pa.table({c.USER: users, "timestamp": times}), "timestamp")
             for name, view in views.items()
-            if name not in STREAMED and name not in aggregates and has_table(view)
+            if name not in aggregates and has_table(view)
         }
-        history, recent, _ = STREAMED
-        latest = pa.array([_LATEST] * len(requests), _STAMP)
-        read = pa.table({c.USER: users, c.POSITION: requests["row_position"], "timestamp": latest})
-        tables[recent] = newest_rows(views[recent], read, "timestamp")
-        # All streamed rows are written in one step: without one of them there was no other.
-        as_of = pa.table({c.USER: users, "timestamp": tables[recent][c.EVENT_TIMESTAMP]})
-        tables[history] = newest_rows(views[history], as_of, "timestamp")
-        for name in aggregates:
-            if has_table(views[name]):
-                tables[name] = newest_rows(views[name], as_of, "timestamp")
-        return tables
+        return tables | {
+            view.name: _rows_at(view, views[view.name], users, requests["row_position"])
+            for view in self._aggregates
+            if has_table(views[view.name])
+        }
 
     def _row(
-        self, tables: dict[str, pa.Table], row: int, request: dict[str, Any], release: Release
+        self, tables: dict[str, pa.Table], row: int, request: dict[str, Any]
     ) -> Columns | None:
         # A view that is declared no more may have lost its table: its values are missing.
         names = (name for view in self._reader.names.values() for name in view)
@@ -129,14 +142,29 @@ class ServedUsers:
             state = aggregates.state_column
             if aggregates.name in tables:
                 columns[state] = tables[aggregates.name].slice(row, 1)[state].to_pylist()
-        if columns[c.POSITION] != [request["row_position"]]:
+        states = [columns[view.state_column][0] for view in self._aggregates if view.name in tables]
+        if request["row_position"] and not any(states):
             return None
         stamps |= {view: [None] for view in self._reader.views if view not in stamps}
         self._reader.expire(columns, stamps, request["time"])
         overlay = self._overlays.at(request["user_id"], request["position"], request["time"])
-        merge_overlay(columns, overlay, release.codec.spec, release.items.main_category)
-        compute_aggregates(columns, overlay, self._aggregates, round(request["time"] * MICROS))
+        self._overlay.merge(columns, overlay, round(request["time"] * MICROS))
         return columns
+
+
+def _rows_at(
+    view: AggregateView, registered: FeatureView, users: pa.ChunkedArray, positions: pa.ChunkedArray
+) -> pa.Table:
+    """Return the row of each user whose state was as of a log position; null where none is."""
+    some = users.combine_chunks()
+    stored = dataset(registered.batch_source.path, format="parquet").to_table(
+        filter=pc.field(c.USER).isin(some) & pc.field(view.state_column).is_valid()
+    )
+    stored = stored.sort_by(c.EVENT_TIMESTAMP)
+    keys = zip(stored[c.USER].to_pylist(), stored[view.state_column].to_pylist(), strict=True)
+    rows = {(user, position_of(state)): row for row, (user, state) in enumerate(keys)}
+    wanted = zip(some.to_pylist(), positions.to_pylist(), strict=True)
+    return stored.take(pa.array([rows.get(key) for key in wanted], pa.int64()))
 
 
 def served_items(store: FeatureStore, release: Release, as_of: str | None) -> ItemTable:

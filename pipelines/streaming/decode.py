@@ -1,19 +1,19 @@
-"""Decodes an entry of the event log into two rows to fold: one of its user, one of its item."""
+"""Decodes an entry of the event log into rows to add: one of its user, and one of its item."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import pyarrow as pa
 from pyspark.sql.pandas.types import from_arrow_schema
 
 from feature_repo.cell_values import BOUND, MAX_NUMBER, stands_for_nothing
+from feature_repo.events.log_position import event_micros
 from feature_repo.events.stored import StoredEvent, encode, parse_stored
-from feature_repo.facts import event_micros
-from pipelines.features.stream_facts import ITEM_KEY, USER_KEY
+from pipelines.features.stream_state import ITEM_KEY, USER_KEY
 
 POISON_KEY = "p"
 """Key of an unreadable entry; ``poison`` is the reason, a line break and the entry."""
@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         ("position", pa.string()),
         ("micros", pa.int64()),
         ("event_id", pa.string()),
+        ("user", pa.string()),
         ("item", pa.string()),
         ("kind", pa.int32()),
         ("value", pa.float64()),
@@ -34,11 +35,30 @@ SCHEMA = pa.schema(
         ("event_time", pa.timestamp("us", tz="UTC")),
     ]
 )
-"""Rows of the source. ``kind`` is the index of the type in the spec; ``request_id`` and ``context``
-(JSON) are set on the user's row only, ``poison`` on that of an unreadable entry."""
+"""Rows of the source. ``kind`` is the index of the type in the spec; ``context`` is JSON;
+``request_id`` is set on the user's row only, ``poison`` on that of an unreadable entry."""
 
 SPARK_SCHEMA = from_arrow_schema(SCHEMA)
 """``SCHEMA`` as Spark's type."""
+
+
+class LogReading(NamedTuple):
+    """How a log is read.
+
+    Attributes:
+        types: the spec's event types in order.
+        shards: the numbers that keys are distributed over.
+        items: whether items have aggregates that the stream computes.
+        start: the position after which a new checkpoint starts.
+        max_entries: maximum entries per batch.
+
+    """
+
+    types: list[str]
+    shards: list[int]
+    items: bool = False
+    start: str = "0-0"
+    max_entries: int = 100_000
 
 
 class PoisonError(ValueError):
@@ -86,30 +106,29 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def to_batch(
-    entries: Sequence[tuple[str, str]], types: Sequence[str], shards: Sequence[int]
-) -> pa.RecordBatch:
+def to_batch(entries: Sequence[tuple[str, str]], reading: LogReading) -> pa.RecordBatch:
     """Return the rows of log entries (position, payload), those of bad ones under ``POISON_KEY``.
 
-    ``shards`` are the numbers that the keys are distributed over.
+    An event has a row of its user, and one of its item where items have aggregates.
     """
     rows: list[tuple[Any, ...]] = []
+    types, shards = reading.types, reading.shards
     for position, payload in entries:
         try:
             event = checked_event(payload, types)
         except PoisonError as error:
             reason = f"{error}\n{payload}"
-            rows.append((POISON_KEY, position, 0, "", "", 0, None, None, None, reason))
+            rows.append((POISON_KEY, position, 0, "", "", "", 0, None, None, None, reason))
             continue
         kind = types.index(event["type"])
         micros = event_micros(event["timestamp"], position)
-        user = USER_KEY + event["user_id"]
-        item = event["item_id"]
-        of_both = (event["event_id"], item, kind, event.get("value"))
-        of_user = (event.get("request_id"), context_text(event))
-        rows.append((user, position, micros, *of_both, *of_user, None))
-        rows.append((ITEM_KEY + item, position, micros, *of_both, None, None, None))
-    columns = list(zip(*rows, strict=True)) or [()] * 10
+        user, item = event["user_id"], event["item_id"]
+        row = (position, micros, event["event_id"], user, item, kind, event.get("value"))
+        context = context_text(event)
+        rows.append((USER_KEY + user, *row, event.get("request_id"), context, None))
+        if reading.items:
+            rows.append((ITEM_KEY + item, *row, None, context, None))
+    columns = list(zip(*rows, strict=True)) or [()] * 11
     micros = pa.array(columns[2], pa.int64())
     arrays = [
         pa.array([shards[crc32(key.encode()) % len(shards)] for key in columns[0]], pa.int32()),

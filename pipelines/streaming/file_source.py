@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyspark.sql.datasource import InputPartition
 
 from feature_repo.events.log_folder import LogFile, LogFolder
-from feature_repo.facts import position_key
+from feature_repo.events.log_position import position_key
 from pipelines.streaming.source import LogReader, LogSource
 
 _STEP = 1_000

@@ -16,21 +16,23 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming import StreamingQuery
 
+from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.reading import declared_in
-from feature_repo.facts import EventKinds
+from feature_repo.events.reading import EventReader
 from feature_repo.files import read_json
 from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import feature_store, redis_url
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.display import console
 from pipelines.features.spark import spark_session
-from pipelines.features.stream_facts import POSITION_FILE, STATE, main_categories
+from pipelines.features.stream_state import KEY, POSITION_FILE, STATE, STATE_COLUMN
 from pipelines.features.whole_tables import require_whole_tables
+from pipelines.streaming.decode import LogReading
 from pipelines.streaming.generation import Generation, checkpoint_folder
 from pipelines.streaming.lease import Fenced, Lease, StoreEmptied
-from pipelines.streaming.logs import LogReading, log_entries
+from pipelines.streaming.logs import log_entries
 from pipelines.streaming.offline import read_archive
 from pipelines.streaming.processor import OUTPUT, FoldProcessor
 from pipelines.streaming.sink import Sink
@@ -120,7 +122,6 @@ class StreamJob:
                 self._client,
                 lease=lease,
                 generation=generation.number,
-                categories=main_categories(self._workspace.ingest, spec),
                 aggregates=declared.streamed,
             )
             spark = stream_session(self._workspace, self._config, self._master)
@@ -217,6 +218,7 @@ class StreamJob:
         log = LogReading(
             types=spec.event_types,
             shards=shards,
+            items=any(view.key == c.ITEM for view in stream.aggregates),
             start=stream.generation.start,
             max_entries=self._config.max_entries,
         )
@@ -225,7 +227,7 @@ class StreamJob:
             .withWatermark("event_time", f"{self._config.late_s} seconds")
             .groupBy("shard")
             .transformWithStateInPandas(
-                FoldProcessor(EventKinds.of(spec), stream.aggregates),
+                FoldProcessor(EventReader.of(spec), stream.aggregates),
                 OUTPUT,
                 "Update",
                 "None",
@@ -237,11 +239,11 @@ class StreamJob:
         return writer.trigger(processingTime=f"{self._config.interval_s} seconds").start()
 
     def _initial_state(self, spark: SparkSession, shards: list[int]) -> DataFrame:
-        """Return the facts of ingested events, from which a new checkpoint starts."""
+        """Return the states of ingested events, from which a new checkpoint starts."""
         numbers = F.array(*map(F.lit, shards))
         index = (F.crc32(F.encode("key", "utf-8")) % len(shards) + 1).cast("int")
-        facts = spark.read.parquet(str(self._workspace.features.resolve() / STATE))
-        return facts.select(F.element_at(numbers, index).alias("shard"), "key", "facts")
+        states = spark.read.parquet(str(self._workspace.features.resolve() / STATE))
+        return states.select(F.element_at(numbers, index).alias("shard"), KEY, STATE_COLUMN)
 
 
 def stream_session(workspace: Workspace, config: StreamConfig, master: str | None) -> SparkSession:

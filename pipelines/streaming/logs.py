@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,10 +16,10 @@ from pyspark.sql import DataFrame, SparkSession
 
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import KafkaAddress, log_address
-from feature_repo.facts import position_key
+from feature_repo.events.log_position import position_key
 from feature_repo.stores.feature_store import redis_url
 from feature_repo.workspace import Workspace
-from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
+from pipelines.streaming.decode import SPARK_SCHEMA, LogReading, to_batch
 from pipelines.streaming.file_source import FileLogSource
 from pipelines.streaming.source import LogSource, RedisLogSource
 
@@ -30,24 +29,6 @@ CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.13"
 
 class ConnectorMissing(FunnelError):
     """Spark was started without its Kafka connector; the message says how to start it with it."""
-
-
-@dataclass(frozen=True)
-class LogReading:
-    """How a log is read.
-
-    Attributes:
-        types: the spec's event types in order.
-        shards: the numbers that keys are distributed over.
-        start: the position after which a new checkpoint starts.
-        max_entries: maximum entries per batch.
-
-    """
-
-    types: list[str]
-    shards: list[int]
-    start: str
-    max_entries: int
 
 
 def log_entries(spark: SparkSession, workspace: Workspace, reading: LogReading) -> DataFrame:
@@ -61,12 +42,7 @@ def log_entries(spark: SparkSession, workspace: Workspace, reading: LogReading) 
     address = log_address()
     if isinstance(address, KafkaAddress):
         return kafka_rows(_kafka_records(spark, address, reading), reading)
-    options = {
-        "types": json.dumps(reading.types),
-        "shards": json.dumps(reading.shards),
-        "from": reading.start,
-        "max_entries": str(reading.max_entries),
-    }
+    options = {"reading": json.dumps(reading._asdict())}
     source: type[LogSource]
     if isinstance(address, Path):
         source = FileLogSource
@@ -115,6 +91,6 @@ def _decoder(reading: LogReading) -> Callable[[Iterable[pa.RecordBatch]], Iterat
             records = zip(batch["position"].to_pylist(), batch["value"].to_pylist(), strict=True)
             entries = [(at, (value or b"").decode(errors="replace")) for at, value in records]
             new = [entry for entry in entries if position_key(entry[0]) > start]
-            yield to_batch(new, reading.types, reading.shards)
+            yield to_batch(new, reading)
 
     return decode

@@ -17,31 +17,16 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow.dataset import dataset
 
 from feature_repo import columns as c
-from feature_repo.facts import position_key
+from feature_repo.events.log_position import position_key
 from feature_repo.files import locked, replace_atomically
 from feature_repo.parquet_files import read_whole, set_torn_aside
 from feature_repo.workspace import Workspace
-from pipelines.features.stream_facts import ITEM_COLUMNS, USER_COLUMNS
 
 MERGE = 200
 """Files of neighbouring batches that are merged into one."""
-
-_STAMP = (c.EVENT_TIMESTAMP, pa.timestamp("us", tz="UTC"))
-SCHEMAS = {
-    "user_history": pa.schema(
-        [
-            (c.USER, pa.string()),
-            _STAMP,
-            (c.HISTORY_ITEMS, pa.list_(pa.string())),
-            (c.HISTORY_TIMES, pa.list_(pa.int64())),
-        ]
-    ),
-    "user_recent": pa.schema([(c.USER, pa.string()), _STAMP, *USER_COLUMNS]),
-    "item_recent": pa.schema([(c.ITEM, pa.string()), _STAMP, *ITEM_COLUMNS]),
-}
-"""Offline tables that the stream appends to."""
 
 EVENT_SCHEMA = pa.schema(
     [
@@ -202,12 +187,17 @@ def tables_lock(workspace: Workspace, exclusive: bool) -> Iterator[None]:
 
 
 def carry_over(old: Path, new: Path) -> None:
-    """Link the files that the stream appended to old tables into the new ones, if whole."""
-    for table in {*SCHEMAS, *(path.parent.name for path in old.glob("*/stream-*.parquet"))}:
-        if table not in SCHEMAS and not (new / table).is_dir():  # it is declared no more
+    """Link the files that the stream appended to old tables into the new ones, if whole.
+
+    Those of tables that are declared no more, or have other columns now, stay behind.
+    """
+    for table in {path.parent.name for path in old.glob("*/stream-*.parquet")}:
+        if not (new / table).is_dir():
             continue
+        columns = dataset(new / table, format="parquet").schema.names
         set_torn_aside(list((old / table).glob("stream-*.parquet")))
         for path in (old / table).glob("stream-*.parquet"):
-            (new / table).mkdir(parents=True, exist_ok=True)
+            if columns and set(pq.read_schema(path).names) != set(columns):
+                continue
             if not (new / table / path.name).exists():
                 os.link(path, new / table / path.name)

@@ -20,21 +20,19 @@ from pyspark.sql import DataFrame
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.key_state import KeyState
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.aggregate_views import feature_types
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_names import DEAD_LETTERS
-from feature_repo.facts import load, position_key, row_of
+from feature_repo.events.log_position import position_key
 from feature_repo.stores.online_store import RowEncoder, encode_timestamp, row_key
-from feature_repo.views import HISTORY_SCHEMA, ITEM_RECENT_SCHEMA, USER_RECENT_SCHEMA
 from feature_repo.workspace import Workspace
 from pipelines.features.aggregates import arrow_schema
-from pipelines.features.stream_facts import USER_KEY
 from pipelines.streaming.lease import Lease
 from pipelines.streaming.offline import (
     EVENT_SCHEMA,
     MERGE,
-    SCHEMAS,
     Part,
     archive,
     arrival,
@@ -45,7 +43,7 @@ from pipelines.streaming.offline import (
 from pipelines.streaming.status import BatchStatus
 
 _ROWS_PER_TRANSACTION = 500
-_FACTS = ["key", "payload"]
+_STATES = ["key", "payload"]
 _MAX_DEAD_LETTERS = 100_000
 
 # A repeated batch must not write its dead letters twice: they are ordered by their log position.
@@ -57,12 +55,6 @@ redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[5], '*',
 redis.call('SET', KEYS[2], ARGV[1])
 return 1
 """
-
-_VIEWS = {
-    c.USER: {"user_history": HISTORY_SCHEMA, "user_recent": USER_RECENT_SCHEMA},
-    c.ITEM: {"item_recent": ITEM_RECENT_SCHEMA},
-}
-"""The built-in views of users and of items, and their features."""
 
 Row = dict[str, Any]
 
@@ -94,10 +86,9 @@ class Sink:
         *,
         lease: Lease,
         generation: int,
-        categories: dict[str, str],
-        aggregates: Sequence[AggregateView] = (),
+        aggregates: Sequence[AggregateView],
     ) -> None:
-        """``aggregates``: the declared views."""
+        """``aggregates``: what the stream computes."""
         self.watermark_micros = 0
         self._workspace = workspace
         self._types = spec.event_types
@@ -105,13 +96,13 @@ class Sink:
         self._redis = client
         self._lease = lease
         self._generation = generation
-        self._categories = categories
-        self._aggregates = aggregates
-        self._schemas = SCHEMAS | {view.name: arrow_schema(view) for view in aggregates}
+        self._views = {
+            key: [view for view in aggregates if view.key == key] for key in (c.USER, c.ITEM)
+        }
+        self._schemas = {view.name: arrow_schema(view) for view in aggregates}
         self._encoders = {
-            key: [RowEncoder(name, schema) for name, schema in views.items()]
-            + [RowEncoder(v.name, feature_types(v)) for v in aggregates if v.key == key]
-            for key, views in _VIEWS.items()
+            key: [RowEncoder(view.name, feature_types(view)) for view in views]
+            for key, views in self._views.items()
         }
         self._erased = ErasedUsers(workspace, client)
         self._merger: threading.Thread | None = None
@@ -139,20 +130,16 @@ class Sink:
             self._start_merge(batch)
 
     def _feature_rows(self, changes: pa.Table, key: str) -> list[Row]:
-        """Return the feature rows of changed facts."""
+        """Return the feature rows of changed states."""
         rows = []
-        for change in changes.select(_FACTS).to_pylist():
-            facts = load(change["payload"], [v for v in self._aggregates if v.key == key])
-            row = row_of(facts, self._types, self._category)
-            arrived = arrival(row[c.POSITION])
-            rows.append({key: change["key"], c.EVENT_TIMESTAMP: arrived, **row})
+        for change in changes.select(_STATES).to_pylist():
+            state = KeyState.load(change["payload"], self._views[key])
+            stamp = arrival(state.position)
+            rows.append({key: change["key"], c.EVENT_TIMESTAMP: stamp, **state.row()})
         return rows
 
-    def _category(self, item: str) -> str:
-        return self._categories.get(item, "")
-
     def write_online(self, users: list[Row], items: list[Row]) -> None:
-        """Write feature rows in Feast's layout; both views of a user change in one step."""
+        """Write feature rows in Feast's layout; all views of a key change in one step."""
         hashes = []
         for key, rows in ((c.USER, users), (c.ITEM, items)):
             for row in rows:
@@ -182,12 +169,11 @@ class Sink:
 
     def _without_erased(self, users: list[Row], events: pa.Table) -> tuple[list[Row], pa.Table]:
         """Drop users who were erased after their events were accepted, and these events."""
-        erased = self._erased.among(
-            key[len(USER_KEY) :] for key in events["key"].unique().to_pylist()
-        )
+        erased = self._erased.among(events["user"].unique().to_pylist())
         erased |= self._erased.among(row[c.USER] for row in users)
-        keys = pa.array([USER_KEY + user for user in erased], pa.string())
-        remaining = events.filter(pc.invert(pc.is_in(events["key"], keys)))
+        remaining = events.filter(
+            pc.invert(pc.is_in(events["user"], pa.array(sorted(erased), pa.string())))
+        )
         return [row for row in users if row[c.USER] not in erased], remaining
 
     def _archived(self, events: pa.Table) -> pa.Table:
@@ -195,7 +181,7 @@ class Sink:
         columns = {
             **{name: events[name] for name in ("position", "event_id", "value")},
             **{name: events[name] for name in ("request_id", "context")},
-            c.USER: pc.utf8_slice_codeunits(events["key"], 1),
+            c.USER: events["user"],
             c.ITEM: events["item"],
             c.TYPE: pa.array(self._types).take(events["kind"]),
             c.TIMESTAMP: events["micros"].cast(pa.timestamp("us", tz="UTC")),

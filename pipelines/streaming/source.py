@@ -15,7 +15,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from feature_repo.events.log_names import COMMITTED, LOG
-from pipelines.streaming.decode import SPARK_SCHEMA, to_batch
+from pipelines.streaming.decode import SPARK_SCHEMA, LogReading, to_batch
 
 _STEP = 1_000
 """Entries per call: Redis serves other clients between calls."""
@@ -52,25 +52,22 @@ class LogReader(DataSourceStreamReader):
     """Plans batches and reads them in Spark's workers; offsets are log positions."""
 
     def __init__(self, options: dict[str, str]) -> None:
-        self._types = json.loads(options["types"])
-        self._shards = json.loads(options["shards"])
-        self._from = options.get("from", "0-0")
-        self._max = int(options.get("max_entries", 100_000))
+        self._reading = LogReading(**json.loads(options["reading"]))
+        self._max = self._reading.max_entries
 
     def initialOffset(self) -> dict[str, str]:  # noqa: N802 - Spark's name
         """Return where a new checkpoint starts."""
-        return {"position": self._from}
+        return {"position": self._reading.start}
 
     def rows(self, entries: list[tuple[str, str]]) -> pa.RecordBatch:
         """Return the rows of entries (position, payload)."""
-        return to_batch(entries, self._types, self._shards)
+        return to_batch(entries, self._reading)
 
 
 class LogSource(DataSource):
     """A streaming source of log entries as rows of ``decode.SPARK_SCHEMA``.
 
-    Options: ``types`` (JSON list of event types), ``shards`` (JSON list), ``from`` (the position to
-    start after), ``max_entries`` (per batch), and the log's address.
+    Options: ``reading`` (a ``LogReading`` as JSON), and the log's address.
     """
 
     reader: type[LogReader]

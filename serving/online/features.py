@@ -14,16 +14,17 @@ from feast import FeatureService, FeatureStore
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.state import values_of
+from feature_repo.aggregates.units import MICROS
 from feature_repo.declarations.aggregate_views import computed_as_of, definition_of
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
-from feature_repo.facts import MICROS
+from feature_repo.events.reading import EventReader
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import RowReader
 from feature_repo.stores.pipelined_reads import PipelinedReads
-from feature_repo.views import ONLINE_USERS, USER_RECENT_SCHEMA
+from feature_repo.views import ONLINE_USERS
 from feature_repo.workspace import Workspace
-from serving.online.overlay import compute_aggregates, merge_overlay, parse_overlay
+from serving.online.overlay import Overlay, parse_overlay
 from serving.recommender.codec import Codec
 from serving.recommender.item_table import Activity, ItemTable, activity_from
 
@@ -201,7 +202,9 @@ def whole_user_reader(
 ) -> FeatureReader:
     """Return the reader of all user features, also of those that no model reads."""
     views = user_reader(store, declared=declared).names
-    views |= {"user_recent": list(USER_RECENT_SCHEMA)}
+    for view in store.list_stream_feature_views():
+        if computed_as_of(view) and view.join_keys == [c.USER]:
+            views[view.name] = [one.name for one in definition_of(view).aggregates]
     return FeatureReader(
         store, [f"{view}:{name}" for view, names in views.items() for name in names], observe_age
     )
@@ -219,15 +222,16 @@ class OnlineFeatures:
     ) -> None:
         """``timeout_s``: of a read of users; a call that reads many items has half a second."""
         self._codec = items.codec
-        self._category = items.main_category
         self._store = feature_store(workspace, timeout_s=_TIMEOUT_S)
 
         declared = items.codec.user_reads
         self._users = user_reader(self._store, observe_age, declared)
-        self._aggregates = self._users.aggregates()
-        self._whole = whole_user_reader(self._store, observe_age, declared)
         self.row_reader = self._row_reader(self._users, c.USER)
+        self._whole = whole_user_reader(self._store, observe_age, declared)
         self._whole_row = self._row_reader(self._whole, c.USER)
+        events = EventReader.of(items.codec.spec)
+        self._overlay = Overlay(events, self._users.aggregates())
+        self._whole_overlay = Overlay(events, self._whole.aggregates())
 
         self._items = activity_reader(self._store, items.codec, observe_age)
         read = self._users.names | self._items.names
@@ -254,7 +258,6 @@ class OnlineFeatures:
         """Return the same reads for a release with more items."""
         extended = copy(self)
         extended._codec = items.codec
-        extended._category = items.main_category
         return extended
 
     def user(self, user_id: str, now: float, *, whole: bool = False) -> UserFeatures:
@@ -280,7 +283,9 @@ class OnlineFeatures:
             OnlineStoreUnavailable: Redis did not answer.
 
         """
-        reader, row = (self._whole, self._whole_row) if whole else (self._users, self.row_reader)
+        reader, row, overlay = self._users, self.row_reader, self._overlay
+        if whole:
+            reader, row, overlay = self._whole, self._whole_row, self._whole_overlay
         commands: list[tuple[Any, ...]] = []
         for user_id in user_ids:
             # The overlay first: an event that the stream takes from it in between is then in the
@@ -293,7 +298,9 @@ class OnlineFeatures:
             raise OnlineStoreUnavailable(str(error)) from error
         rows = zip(user_ids, replies[::2], replies[1::2], strict=True)
         return [
-            self._features(user_id, entries, row.decode(values), reader=reader, now=now)
+            self._features(
+                user_id, entries, row.decode(values), reader=reader, overlay=overlay, now=now
+            )
             for user_id, entries, values in rows
         ]
 
@@ -304,19 +311,18 @@ class OnlineFeatures:
         decoded: tuple[dict[str, Any], dict[str, int | None]],
         *,
         reader: FeatureReader,
+        overlay: Overlay,
         now: float,
     ) -> UserFeatures:
         """Return one user's features, of their stored row and their overlay ``entries``."""
         row, times = decoded
         columns: dict[str, list[Any]] = {name: [value] for name, value in row.items()}
         columns[c.USER] = [user_id]
-        row_position = row[c.POSITION]
         known = any(value is not None for value in row.values())
 
         stale = reader.expire(columns, {view: [time] for view, time in times.items()}, now)[0]
-        accepted = parse_overlay(entries)
-        position = merge_overlay(columns, accepted, self._codec.spec, self._category)
-        compute_aggregates(columns, accepted, self._aggregates, round(now * MICROS))
+        accepted = parse_overlay(user_id, entries)
+        row_position, position = overlay.merge(columns, accepted, round(now * MICROS))
         return UserFeatures(
             columns=columns,
             known=known or bool(entries) or bool(stale),

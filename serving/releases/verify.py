@@ -71,7 +71,7 @@ def registered_features(workspace: Workspace) -> FeatureNames:
 
 def features_read(codec: Codec) -> dict[Entity, list[str]]:
     """Return the names of the features that a release reads to serve."""
-    user = [c.HISTORY_ITEMS, c.HISTORY_TIMES, c.POSITION, *codec.user_counts, c.FIRST_EVENT_AT]
+    user = [c.HISTORY_ITEMS, c.HISTORY_TIMES, *codec.user_counts, c.FIRST_EVENT_AT]
     user += [c.LAST_EVENT_AT, *map(c.seen, codec.spec.event_types), *codec.user_attributes.kinds]
     user += [c.CATEGORIES, c.CATEGORY_SHARES] if codec.spec.category else []
     return {"user": user, "item": [name for _, name in codec.built_in_activity]}

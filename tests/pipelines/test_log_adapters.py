@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from feature_repo.events.log_folder import LogFolder
-from feature_repo.facts import position_key
+from feature_repo.events.log_position import position_key
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.workspace import Workspace
 from pipelines.features.spark import spark_session

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from feature_repo.events.log_names import LOG
-from feature_repo.facts import event_micros, position_key
+from feature_repo.events.log_position import event_micros, position_key
 from feature_repo.parquet_files import files_set_aside
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import redis_client

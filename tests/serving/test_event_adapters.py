@@ -10,7 +10,7 @@ import pytest
 
 from feature_repo.events.log_folder import LogFolder
 from feature_repo.events.log_names import KafkaAddress, log_address
-from feature_repo.facts import position_key
+from feature_repo.events.log_position import position_key
 from feature_repo.settings import SettingsError
 from serving.event_log import file_log
 from serving.event_log.file_log import FileLog

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from feature_repo.events.log_names import KafkaAddress
-from feature_repo.facts import position_key
+from feature_repo.events.log_position import position_key
 from serving.event_log import kafka_log
 from serving.event_log.dedup import HELD_S
 from serving.event_log.kafka_log import KafkaLog, KafkaMissing
