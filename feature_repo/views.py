@@ -40,7 +40,7 @@ from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind, DatasetSpec
 from feature_repo.declarations.aggregate_views import declared_aggregates
 from feature_repo.declarations.built_in import NEVER_STALE, built_in_aggregates
-from feature_repo.declarations.checks import without_experimental_warnings
+from feature_repo.declarations.checks import DeclaredView, without_experimental_warnings
 from feature_repo.declare import item, user
 
 Profile = Literal["local", "cluster"]
@@ -81,7 +81,8 @@ class BuiltIn:
 
     Attributes:
         objects: entities, sources and views.
-        aggregates: what is computed from events, as of each midnight.
+        aggregates: what is computed from events.
+        optional: views that ranking models read only where a ``features.py`` says so.
         ranking: the views that the ranking models read.
         online: the views of users that serving reads.
         user_tower: the views that the user tower reads.
@@ -91,6 +92,7 @@ class BuiltIn:
 
     objects: list[Any]
     aggregates: tuple[AggregateView, ...]
+    optional: tuple[DeclaredView, ...]
     ranking: list[Any]
     online: list[Any]
     user_tower: list[Any]
@@ -156,6 +158,7 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
     return BuiltIn(
         objects=[user, item, *by_name.values(), *profiles, *item_profiles, request_time],
         aggregates=tuple(of.aggregates for of in computed if of.aggregates),
+        optional=tuple(of for of in computed if of.name == "user_recent"),
         ranking=[*profiles, activity, *affinity, *item_profiles, item_activity, request_time],
         online=[*profiles, history, activity, *affinity, seen, request_time],
         user_tower=[*profiles, history],

@@ -26,6 +26,7 @@ class Declared:
         item_tower: views, names and lengths (1: a number) of what the item tower reads.
         left_out: built-in views and features that the ranking models do not read.
         built_in: the built-in aggregates of events.
+        optional: built-in views that ranking models read where a service names them.
 
     """
 
@@ -36,6 +37,7 @@ class Declared:
     item_tower: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
     built_in: tuple[AggregateView, ...] = ()
+    optional: tuple[DeclaredView, ...] = ()
 
     def left_out_columns(self, spec: DatasetSpec) -> frozenset[str]:
         """Return the columns of a ranker's rows that it does not read."""
@@ -63,7 +65,8 @@ class Declared:
 
     def ranking_numeric(self, key: str) -> tuple[tuple[str, str], ...]:
         """Return views and names of the numeric features that the ranking models read."""
-        return self._ranking({view.name: view.numeric for view in self.views if view.key == key})
+        views = (*self.views, *self.optional)
+        return self._ranking({view.name: view.numeric for view in views if view.key == key})
 
     def ranking_categorical(self, key: str) -> tuple[tuple[str, str], ...]:
         """Return views and names of the categories that the ranking models read."""

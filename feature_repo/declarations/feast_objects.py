@@ -32,6 +32,7 @@ def build(
     declared = read_with(declarations, spec, own) if declarations else Declared()
     views = {view.name: view.registered for view in declared.views}
     views |= {view.definition.name: view.registered for view in declared.on_demand}
+    optional = {view.name: view.registered for view in own.optional}
     left_out = set(declared.left_out)
     with without_experimental_warnings():
         built_in_ranking = []
@@ -41,11 +42,14 @@ def build(
                 built_in_ranking.append(view)
             elif kept:
                 built_in_ranking.append(view[kept])
-        ranking = [views[name][list(names)] for name, names in declared.ranking]
+        ranking = [(views | optional)[name][list(names)] for name, names in declared.ranking]
         online = [
             view.registered[names]
             for view in declared.views
             if view.key == c.USER and (names := _served(view, declared))
+        ]
+        online += [
+            optional[name][list(names)] for name, names in declared.ranking if name in optional
         ]
         tower: dict[str, list[str]] = {}
         for name, feature in declared.user_tower:

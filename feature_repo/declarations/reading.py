@@ -69,7 +69,7 @@ def read_declared(
 
     """
     own = built_in(spec, features, profile)
-    return read_with(file, spec, own) if file else Declared(built_in=own.aggregates)
+    return read_with(file, spec, own) if file else _nothing(own)
 
 
 def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
@@ -100,14 +100,16 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
             f"{file}: service '{unknown[0]}': models read the services 'ranking', 'user_tower' and "
             "'item_tower'; for other readers, name views and features"
         )
-    declared = Declared(tuple(views), tuple(on_demand), built_in=own.aggregates)
+    declared = replace(_nothing(own), views=tuple(views), on_demand=tuple(on_demand))
     for name, service in services.items():
         with _refusing(file, f"service '{name}'"):
             if name == "ranking":
                 built_in_names = [view.name for view in own.ranking]
                 declared = replace(
                     declared,
-                    ranking=selected_features(service, views, on_demand, built_in_names),
+                    ranking=selected_features(
+                        service, [*views, *own.optional], on_demand, built_in_names
+                    ),
                     left_out=left_out_features(service, own.ranking),
                 )
             elif name == "user_tower":
@@ -117,6 +119,11 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
             else:
                 declared = replace(declared, item_tower=tower_features(service, views, c.ITEM))
     return declared
+
+
+def _nothing(own: BuiltIn) -> Declared:
+    """Return what there is without a ``features.py``."""
+    return Declared(built_in=own.aggregates, optional=own.optional)
 
 
 def _taken(spec: DatasetSpec, own: BuiltIn) -> set[str]:

@@ -97,7 +97,8 @@ def redis_url(workspace: Workspace) -> str:
 def apply(store: FeatureStore, workspace: Workspace) -> list[str]:
     """Register the views of the ingested data set, as ``feast apply`` does.
 
-    Views that are declared no more stay registered, since a release may read them.
+    Views that are declared no more stay registered, since a release may read them; on-demand views
+    do not, since a release has their functions.
 
     Returns:
         the names of the views that are declared and have an online store.
@@ -110,5 +111,7 @@ def apply(store: FeatureStore, workspace: Workspace) -> list[str]:
         profile(),
         workspace.declarations,
     )
-    store.apply(objects)
+    names = {declared.name for declared in objects}
+    gone = [view for view in store.list_on_demand_feature_views() if view.name not in names]
+    store.apply(objects, objects_to_delete=gone, partial=not gone)
     return [view.name for view in objects if isinstance(view, FeatureView) and view.online]

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from feast import FeatureService, StreamFeatureView
 
-from feature_repo.aggregates.definition import MICROS, Aggregate, AggregateView
+from feature_repo.aggregates.definition import Aggregate, AggregateView
+from feature_repo.aggregates.units import MICROS
 from feature_repo.dataset import load_spec
 from feature_repo.declarations.checks import BadDefinition
 from feature_repo.declarations.feast_objects import build
@@ -57,16 +58,16 @@ def declared(tmp_path, text):
 def test_an_aggregate_of_events_is_declared_once(tmp_path):
     found = declared(tmp_path, SPEND)
     types = ("purchase",)
-    assert found.aggregates == (
+    assert [view for view in found.aggregates if view.name == "spend"] == [
         AggregateView(
             "spend",
             "user_id",
             (
-                Aggregate("spend_1h", "sum", True, 3_600 * MICROS, types),
-                Aggregate("purchases", "count", False, None, types),
+                Aggregate("spend_1h", "sum", "value", 3_600 * MICROS, types),
+                Aggregate("purchases", "count", "event_id", None, types),
             ),
         ),
-    )
+    ]
     assert found.ranking_numeric("user_id") == (
         ("spend", "spend_1h"),
         ("spend", "purchases"),
@@ -392,7 +393,7 @@ BAD_FUNCTIONS = {
     "text": ('name="at_home", dtype=Float64', 'name="at_home", dtype=String', "numbers only"),
     "another type": ('name="at_home", dtype=Float64', 'name="at_home", dtype=Int64', "fails on"),
     "a taken name": ('name="afford"', 'name="events_7d"', "name 'events_7d' is taken"),
-    "of no view": ('defaults["item_profile"][["price"]]', 'defaults["item_recent"]', "not one of"),
+    "of no view": ('defaults["item_profile"][["price"]]', 'defaults["user_seen"]', "not one of"),
     "unknown built-in": ('"item_profile"][', '"item_profil"][', "no built-in view 'item_profil'"),
     "a field that no event has": ('Field(name="page"', 'Field(name="city"', "not declared: add it"),
     "a field of another type": ('Field(name="page"', 'Field(name="speed"', "and numeric in"),
@@ -414,7 +415,7 @@ BAD_FUNCTIONS = {
         'inputs["page"].str.startswith("h").astype(float)',
         "",
     ),
-    "a view of no service": ("wallet[[", 'defaults["user_recent"], wallet[[', "neither a variable"),
+    "a view of no service": ("wallet[[", 'defaults["user_seen"], wallet[[', "neither a variable"),
     "an unknown service": (
         'name="ranking", features=[*defaults.ranking, wallet',
         'name="rankings", features=[*defaults.ranking, wallet',

@@ -20,8 +20,11 @@ import pytest
 from prometheus_client import Counter
 
 from feature_repo import columns as c
+from feature_repo.aggregates.key_state import KeyState
+from feature_repo.declarations.reading import declared_in
 from feature_repo.events.log_names import DEAD_LETTERS, LOG
-from feature_repo.facts import Event, EventKinds, UserFacts, dump, event_micros
+from feature_repo.events.log_position import event_micros
+from feature_repo.events.reading import EventReader
 from feature_repo.files import TEMPORARY, read_json
 from feature_repo.hashing import file_hash
 from feature_repo.stores.embedded_redis import release as stop_redis
@@ -417,11 +420,13 @@ def test_a_batch_in_hand_brings_nobody_back(tiny):
     client, spec, names = redis_client(tiny), tiny.spec(), [USER, "u0018"]
     lease = Lease(client)
     lease.acquire()
-    sink = Sink(tiny, spec, feature_store(tiny), client, lease=lease, generation=1, categories={})
+    views = [view for view in declared_in(tiny).streamed if view.key == c.USER]
+    store = feature_store(tiny)
+    sink = Sink(tiny, spec, store, client, lease=lease, generation=1, aggregates=views)
     rows = [
         row
         for n, user in enumerate(names)
-        for row in changes(user, f"{time.time_ns() // 1_000_000}-{n}")
+        for row in changes(spec, views, user, f"{time.time_ns() // 1_000_000}-{n}")
     ]
     poison = {"what": "poison", "position": "1-0", "payload": f'no\n{{"user_id":"{USER}"}}'}
     batch = pa.Table.from_pylist([*rows, poison], pa.schema(COLUMNS))
@@ -429,8 +434,8 @@ def test_a_batch_in_hand_brings_nobody_back(tiny):
     sink.write(batch, 0, time.time())
     lease.release()
     assert read_archive(tiny)[c.USER].to_pylist() == ["u0018"]
-    written = [pq.read_table(path) for path in tiny.features.glob("user_*/stream-*.parquet")]
-    assert [table[c.USER].to_pylist() for table in written] == [["u0018"]] * 2
+    written = [pq.read_table(path) for path in tiny.features.glob("*/stream-*.parquet")]
+    assert [table[c.USER].to_pylist() for table in written] == [["u0018"]] * len(views)
     assert found_in_redis(tiny, USER) == [] and found_in_redis(tiny, "u0018")
     status = stream_status(client)
     assert (status.events, status.poison, status.position) == (2, 1, rows[-1]["position"])
@@ -440,17 +445,25 @@ COLUMNS = [
     *(
         (name, pa.string())
         for name in (
-            "what", "key", "position", "event_id", "item", "request_id", "context", "payload"
+            "what", "key", "position", "event_id", "user", "item", "request_id", "context",
+            "payload",
         )
     ),
     ("micros", pa.int64()), ("kind", pa.int32()), ("value", pa.float64()),
 ]  # fmt: skip
 
 
-def changes(user, position):
-    """Return what the stream's fold gives of one event: the event, and the facts of its user."""
-    happened = Event(event_micros(time.time(), position), f"e-{user}", "i0001", 0)
-    facts = UserFacts(position=position)
-    facts.fold([happened], EventKinds("abc", [True] * 3))
-    event = {"what": "event", "key": f"u{user}", "position": position, **happened._asdict()}
-    return [event, {"what": "user", "key": user, "position": position, "payload": dump(facts)}]
+def changes(spec, views, user, position):
+    """Return what the stream gives of one event: the event, and the state of its user."""
+    micros, event_id = event_micros(time.time(), position), f"e-{user}"
+    event = {"what": "event", "key": f"u{user}", "position": position, "micros": micros}
+    event |= {"event_id": event_id, "user": user, "item": "i0001", "kind": 0}
+    state = KeyState.empty(views, position)
+    state.add(
+        [
+            EventReader.of(spec).read(
+                micros, event_id, spec.event_types[0], user=user, item="i0001", value=None
+            )
+        ]
+    )
+    return [event, {"what": "user", "key": user, "position": position, "payload": state.dump()}]

@@ -20,7 +20,6 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.built_in import AFFINITY_LENGTH
 from feature_repo.declarations.declared import Declared
 from feature_repo.declarations.reading import read_declared
-from pipelines.features.item_lists import recent_lists
 from pipelines.features.spark import spark_session
 from pipelines.features.spark_job import build_features
 from pipelines.workflow.feature_tables import ONE_PARTITION
@@ -74,7 +73,6 @@ KEYS = {
     "user_profile": c.USER,
     "item_profile": c.ITEM,
     "user_recent": c.USER,
-    "item_recent": c.ITEM,
 }
 ITEMS: dict[str, list[str | None] | None] = {
     **{f"i{k}": [f"g{(k * 7 + j) % 26:02d}" for j in range(k % 7)] for k in range(24)},
@@ -156,9 +154,10 @@ def read(out: Path, table: str) -> Rows:
     data = pq.read_table(out / table)
     assert data.schema.field(c.EVENT_TIMESTAMP).type == pa.timestamp("us", "UTC")
     stamps = data[c.EVENT_TIMESTAMP].cast(pa.int64()).to_pylist()
+    state = f"{table}_state"
     rows = {
         (row[KEYS[table]], stamp): {
-            k: v for k, v in row.items() if k not in (KEYS[table], c.EVENT_TIMESTAMP)
+            k: v for k, v in row.items() if k not in (KEYS[table], c.EVENT_TIMESTAMP, state)
         }
         for row, stamp in zip(data.to_pylist(), stamps, strict=True)
     }
@@ -207,13 +206,15 @@ def spark(
 
 
 @pytest.fixture(scope="module")
-def out(spark: SparkSession, ingest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(
+    spark: SparkSession, ingest: Path, log: list[Event], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("features")
     lines: list[str] = []
     rows = build_features(
         spark, SPEC, ingest, folder, progress=lines.append, declared=declared(SPEC)
     )
-    assert rows.pop("stream_state") == rows["user_recent"] + rows["item_recent"]
+    assert rows.pop("stream_state") == len(by_key(log, c.USER))
     assert rows == {table: len(read(folder, table)) for table in KEYS}
     assert sorted(line.split(":")[0] for line in lines) == sorted([*KEYS, "stream_state"])
     return folder
@@ -391,10 +392,7 @@ def test_no_row_sees_its_future(
     }
     folder = write_input(tmp_path_factory.mktemp("longer"), [*log, late])
     build_features(spark, SPEC, folder, folder / "features", declared=declared(SPEC))
-    for table in KEYS.keys() - {
-        "user_recent",
-        "item_recent",
-    }:  # these hold the newest row of a key only
+    for table in KEYS:
         before, after = read(out, table), read(folder / "features", table)
         assert {at: row for at, row in after.items() if at[1] < end} == {
             at: row for at, row in before.items() if at[1] < end
@@ -432,7 +430,7 @@ def test_a_log_without_values_users_or_items(spark: SparkSession, tmp_path: Path
     pq.write_table(pa.table(ids | event), tmp_path / "events" / "part.parquet")
     spec = DatasetSpec.model_validate(plain)
     rows = build_features(spark, spec, tmp_path, tmp_path / "out", declared=declared(spec))
-    streaming = {"stream_state": 3, "user_recent": 1, "item_recent": 2}
+    streaming = {"stream_state": 1, "user_recent": 8}
     assert rows == {
         "user_activity": 2,
         "item_activity": 3,
@@ -471,25 +469,3 @@ def test_sums_beyond_64_bits_are_exact(spark: SparkSession, tmp_path: Path) -> N
     rows = read(tmp_path / "out", "item_activity")
     means = {item: row["value_mean_all"] for (item, _), row in rows.items()}
     assert means == {"p": 6e12, "q": -1e15}
-
-
-def test_recent_lists_forget_the_oldest_and_survive_batch_borders() -> None:
-    rows = [("a", n, 0, item, n * 10) for n, item in enumerate("xyxzwx")] + [
-        ("b", 9, 1, "q", 90),
-        ("b", 9, 0, "r", 91),
-    ]
-    names = ["user", "stamp", "kind", "item", "seconds"]
-    batches = [pa.RecordBatch.from_pylist([dict(zip(names, row, strict=True))]) for row in rows]
-    (result,) = recent_lists(3, 2)(batches)
-    found = [
-        (row[c.USER], row["items_0"], row["times_0"], row["items_1"]) for row in result.to_pylist()
-    ]
-    assert found == [
-        ("a", ["x"], [0], []),
-        ("a", ["x", "y"], [0, 10], []),
-        ("a", ["y", "x"], [10, 20], []),
-        ("a", ["y", "x", "z"], [10, 20, 30], []),
-        ("a", ["x", "z", "w"], [20, 30, 40], []),
-        ("a", ["z", "w", "x"], [30, 40, 50], []),
-        ("b", ["r"], [91], ["q"]),
-    ]

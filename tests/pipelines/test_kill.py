@@ -14,7 +14,7 @@ from feature_repo.hashing import file_hash
 from feature_repo.stores.embedded_redis import release as stop_redis
 from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import Workspace
-from pipelines.features.stream_facts import KEY
+from pipelines.features.stream_state import KEY
 from pipelines.ingest.ingested import event_files
 from pipelines.workflow import stages
 from tests.support import forked

@@ -70,7 +70,7 @@ def expected(events):
 
 
 def test_a_stream_takes_what_was_appended_and_then_what_is_new(spark, log, tmp_path):
-    reading, checkpoint = LogReading(TYPES, SHARDS, "0-0", 1_000), tmp_path / "checkpoint"
+    reading, checkpoint = LogReading(TYPES, SHARDS, items=True), tmp_path / "checkpoint"
     first = [event("u1", "i1") | {"value": 2.5, "request_id": "r1"}, event("ключ", "i2", "like")]
     log.log.append(first)
     log.log.append([bad := event(kind="stare")])
@@ -177,7 +177,7 @@ def test_kafkas_records_are_the_same_rows(spark):
     frame = spark.createDataFrame(
         records, "key binary, value binary, offset long, timestamp timestamp"
     )
-    rows = kafka_rows(frame, LogReading(TYPES, SHARDS, "0-0", 9)).collect()
+    rows = kafka_rows(frame, LogReading(TYPES, SHARDS, items=True)).collect()
     assert [(row["key"], row["position"]) for row in rows] == [
         ("uu1", f"{place}-10000"),
         ("ii1", f"{place}-10000"),
@@ -186,9 +186,10 @@ def test_kafkas_records_are_the_same_rows(spark):
         ("uu1", f"{place}-10003"),
         ("ii1", f"{place}-10003"),
     ]
+    assert {(row["user"], row["item"]) for row in rows if row["key"] != "p"} == {("u1", "i1")}
     assert rows[0]["micros"] == round(e["timestamp"] * 1e6)
-    later = kafka_rows(frame, LogReading(TYPES, SHARDS, f"{place}-10002", 9)).collect()
-    assert {row["position"] for row in later} == {f"{place}-10003"}
+    later = kafka_rows(frame, LogReading(TYPES, SHARDS, start=f"{place}-10002")).collect()
+    assert [(row["key"], row["position"]) for row in later] == [("uu1", f"{place}-10003")]
 
 
 def test_a_spark_without_the_connector_says_how_to_get_it(spark, log, monkeypatch):
@@ -196,4 +197,4 @@ def test_a_spark_without_the_connector_says_how_to_get_it(spark, log, monkeypatc
     with pytest.raises(
         ConnectorMissing, match=r"--packages org\.apache\.spark:spark-sql-kafka-0-10_2\.13:4\.3\.0"
     ):
-        log_entries(spark, log.workspace, LogReading(TYPES, SHARDS, "0-0", 9))
+        log_entries(spark, log.workspace, LogReading(TYPES, SHARDS, items=True))

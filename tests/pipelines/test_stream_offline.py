@@ -71,7 +71,7 @@ def test_a_new_checkpoint_does_not_replace_the_files_of_an_old_one(tmp_path):
     assert len(ids(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("table", ["user_history", "item_recent"])
+@pytest.mark.parametrize("table", ["user_history", "bought"])
 def test_new_tables_take_over_what_the_stream_appended(tmp_path, table):
     old, new = Workspace(tmp_path / "a").root, tmp_path / "b"
     fill(old / table, [7])

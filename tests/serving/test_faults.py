@@ -342,7 +342,7 @@ def test_the_streaming_job_is_dead(server: Server) -> None:
         features = httpx.get(f"{url}/v1/users/dead-{number}/features", timeout=10).json()[
             "features"
         ]
-        assert item in features[c.RECENT_ITEMS]
+        assert item in features[c.HISTORY_ITEMS]
 
     job = start_job(server)
     try:

@@ -89,7 +89,7 @@ def finish_batch(workspace, lease, batch):
     table = pa.table({**arrays, "payload": pa.array([None] * len(entries), pa.string())})
     sink = Sink(
         workspace, SPEC, feature_store(workspace), redis_client(workspace),
-        lease=lease, generation=1, categories={},
+        lease=lease, generation=1, aggregates=[],
     )  # fmt: skip
     sink.write(table, batch, time.time())
 
