@@ -72,7 +72,7 @@ class Naive:
         seen = {
             item
             for name, lists in columns.items()
-            if name.startswith("seen_")
+            if name.startswith(c.seen(""))
             for item in lists[0] or ()
         }
         best = [ids[row] for row in np.argsort(-scores, kind="stable")]

@@ -20,6 +20,7 @@ from feast import FeatureStore
 
 from benchmarks.live import build_world, drain, event, live
 from feature_repo import columns as c
+from feature_repo.declarations.aggregate_views import definition_of
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.workspace import Workspace
 from pipelines import display
@@ -63,9 +64,10 @@ class Probes:
 
     def _readable(self, users: list[str]) -> list[str]:
         rows = [{c.USER: user} for user in users]
-        state = "user_recent_state"
+        view = definition_of(self._store.get_stream_feature_view("user_history"))
+        state = view.state_column
         features = self._store.get_online_features(
-            [f"user_recent:{state}"], entity_rows=rows
+            [f"{view.name}:{state}"], entity_rows=rows
         ).to_dict()
         return [user for user, stored in zip(users, features[state], strict=True) if stored]
 

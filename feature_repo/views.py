@@ -206,9 +206,10 @@ def _request_time_view(request: RequestSource, moments: FeatureView) -> OnDemand
         # imports along.
         import numpy as np
 
+        from feature_repo import columns as c
         from feature_repo.request_time import request_time_features
 
-        names = ("request_time", "first_event_at", "last_event_at")
+        names = (c.REQUEST_TIME, c.FIRST_EVENT_AT, c.LAST_EVENT_AT)
         moments = [
             np.array([np.nan if v is None else v for v in inputs[name]], dtype=np.float64)
             for name in names

@@ -31,6 +31,7 @@ from pipelines.ingest.ingested import log_position, read_events
 from pipelines.streaming.offline import read_archive
 
 _KEYS_A_READ = 500
+_DAY = 86_400 * MICROS
 _EXAMPLES = 5
 _MICROS = "_micros"
 
@@ -82,7 +83,7 @@ _OF_NOTHING: dict[Name, Any] = {
 
 @dataclass
 class Recount:
-    """The result; ``lost`` and ``doubled`` are events missing or repeated in 24-hour counts."""
+    """The result; ``lost`` and ``doubled`` are events missing or repeated in counts of a day."""
 
     users: int = 0
     items: int = 0
@@ -92,8 +93,13 @@ class Recount:
     doubled: int = 0
     examples: list[str] = field(default_factory=list)
 
-    def compare(self, key: str, online: dict[str, Any], expected: dict[str, Any]) -> None:
-        """Compare one key's features, and count what differs."""
+    def compare(
+        self, key: str, view: AggregateView, online: dict[str, Any], expected: dict[str, Any]
+    ) -> None:
+        """Compare one key's features of a view, and count what differs."""
+        counts = {
+            one.name for one in view.aggregates if one.function == "count" and one.window == _DAY
+        }
         different = [
             name for name, value in expected.items() if not _equal(online.get(name), value)
         ]
@@ -101,13 +107,13 @@ class Recount:
             return
         self.differing += 1
         for name in different:
-            if name.endswith("_count_24h"):
+            if name in counts:
                 surplus = int(online.get(name) or 0) - int(expected[name])
                 self.lost += max(0, -surplus)
                 self.doubled += max(0, surplus)
             if len(self.examples) < _EXAMPLES:
                 self.examples.append(
-                    f"{key} {name}: {online.get(name)} instead of {expected[name]}"
+                    f"{key} {view.name} {name}: {online.get(name)} instead of {expected[name]}"
                 )
 
 
@@ -146,7 +152,7 @@ def check(workspace: Workspace, now: float) -> Recount:
         for view in (view for view in streamed if view.key == key):
             for name, row in _read_states(workspace, store, view, list(groups), now=now):
                 expected = expected_aggregates(view, groups[name], now, weights)
-                result.compare(f"{name} {view.name}", row, expected)
+                result.compare(name, view, row, expected)
         setattr(result, "users" if key == c.USER else "items", len(groups))
     return result
 

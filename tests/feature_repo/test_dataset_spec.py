@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from feature_repo.dataset import DatasetSpec, SpecError, load_spec
+from feature_repo.declarations.built_in import counts_of
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from ranking.rows import CROSS
 from serving.recommender.codec import Codec
@@ -84,7 +85,9 @@ def test_an_item_may_have_attributes_that_only_users_may_not(tmp_path, name):
 def test_columns_of_a_ranker_never_have_one_name(tmp_path):
     spec = load_spec(write(tmp_path, GOOD))
     empty = AttributeEncoder.fit({}, {})
-    codec = Codec(spec, Vocabulary(()), Vocabulary(()), Vocabulary(()), empty, empty)
+    codec = Codec(
+        spec, Vocabulary(()), Vocabulary(()), Vocabulary(()), empty, empty, *counts_of(spec)
+    )
     for name in codec.numeric:
         if name.startswith("item_") or name in codec.user_numeric or name in CROSS:
             raw = tomllib.loads(GOOD)

@@ -32,7 +32,7 @@ from datetime import timedelta
 from feast import FeatureService, StreamFeatureView
 from feast.aggregation import Aggregation
 
-from feature_repo.declare import defaults, events, item, user
+from feature_repo.declare import daily, defaults, events, item, last_distinct, top, user
 
 spend = StreamFeatureView(
     name="spend",
@@ -75,6 +75,32 @@ def test_an_aggregate_of_events_is_declared_once(tmp_path):
     assert found.ranking_numeric("item_id") == ()
 
 
+def test_tags_say_which_events_count_and_whether_days_are_whole(tmp_path):
+    text = SPEND.replace("hours=1", "days=1").replace(
+        'tags={"event_types": "purchase"}',
+        'tags=daily | {"where": "speed >= 2", "event_types.purchases": "view, like",\n'
+        "        'where.pages': \"page != 'home'\"}",
+    )
+    text = text.replace(
+        '        Aggregation("event_id", "count", name="purchases"),\n',
+        '        Aggregation("event_id", "count", name="purchases"),\n'
+        '        top("item_category", 3, name="genres"),\n'
+        '        last_distinct("page", 5, name="pages"),\n',
+    )
+    found = declared(tmp_path, text).views[0]
+    day = 24 * 3_600 * MICROS
+    assert found.aggregates.aggregates == (
+        Aggregate("spend_1h", "sum", "value", day, (), "speed >= 2", daily=True),
+        Aggregate(
+            "purchases", "count", "event_id", None, ("view", "like"), "speed >= 2", daily=True
+        ),
+        Aggregate("genres", "top", "item_category", None, (), "speed >= 2", limit=3, daily=True),
+        Aggregate("pages", "last_distinct", "page", None, (), "page != 'home'", 5, daily=True),
+    )
+    assert found.numeric == ("spend_1h", "purchases")
+    assert "spend_state" not in {field.name for field in found.registered.features}
+
+
 def test_what_is_declared_is_registered_beside_the_built_in_views(tmp_path):
     file = tmp_path / "features.py"
     file.write_text(SPEND)
@@ -105,7 +131,7 @@ def test_a_service_may_read_a_part_of_a_view(tmp_path):
 
 def test_a_view_that_no_service_names_is_computed_and_read_by_no_model(tmp_path):
     found = declared(tmp_path, SPEND.replace("*defaults.ranking, spend", "*defaults.ranking"))
-    assert [view.name for view in found.aggregates] == ["spend"]
+    assert found.aggregates[len(found.built_in) :] == (found.views[0].aggregates,)
     assert found.ranking == ()
 
 
@@ -113,13 +139,14 @@ def test_the_version_follows_what_is_computed_and_nothing_else(tmp_path):
     version = declared(tmp_path, SPEND).version
     assert version == declared(tmp_path, f"# a comment\n{SPEND}").version
     assert version != declared(tmp_path, SPEND.replace("hours=1", "hours=2")).version
-    assert read_declared(None, SPEC, TABLES).version == ""
+    assert version != read_declared(None, SPEC, TABLES).version
 
 
+TAGS = 'tags={"event_types": "purchase"}'
 WRONG = {
     "no such function": ('"sum"', '"median"', "function is one of .*'median'"),
     "no such column": ('"value"', '"prize"', "no column 'prize', only"),
-    "sum of ids": ('"value"', '"item_id"', "'sum' takes column 'value'"),
+    "sum of ids": ('"value"', '"item_id"', "'sum' takes a column of numbers"),
     "a window of zero": ("hours=1", "hours=0", "at least a minute, or None for all time"),
     "seconds": ("hours=1", "seconds=59", "at least a minute, or None for all time"),
     "a slide": ("hours=1)", "hours=1), slide_interval=timedelta(minutes=5)", "slides by a six"),
@@ -138,6 +165,17 @@ WRONG = {
     "bad syntax": ("entities=[user]", "entities=[user", "SyntaxError"),
     "no such feature": ("spend]", 'spend[["spent"]]]', r"view 'spend' has no \['spent'\]"),
     "a ttl": ("entities=[user]", "entities=[user], ttl=timedelta(1)", "its values have no ttl"),
+    "a list without length": ('"sum"', '"top"', "a list has a length of 1 to 10,000"),
+    "a sum with a length": ('"sum"', '"sum:3"', "only a list has one"),
+    "a list of numbers": ('"sum"', '"last_distinct:3"', "takes a column of ids or text"),
+    "a trend of all time": ('"count"', '"trend"', "a trend has a time window of at least"),
+    "half days": (TAGS, "tags=daily | " + TAGS[5:], "are of whole days"),
+    "another grain": (TAGS, 'tags={"grain": "hour"}', "its tag 'grain' is 'day'"),
+    "a tag of nothing": (TAGS, 'tags={"where.spent": "value > 1"}', "of no aggregation: it has"),
+    "no condition": (TAGS, 'tags={"where": "value >"}', "is not a condition such as"),
+    "a condition on no column": (TAGS, 'tags={"where": "prize > 1"}', "no column 'prize' to comp"),
+    "text compared as number": (TAGS, 'tags={"where": "page > 1"}', "'page' holds text"),
+    "a number compared as text": (TAGS, "tags={'where': \"speed == '1'\"}", "'speed' holds num"),
     "nothing aggregated": ("aggregations=[", "aggregations=[][:0] and [", "it has no aggregations"),
 }  # fmt: skip
 
@@ -191,7 +229,7 @@ def test_a_table_of_ones_own_is_read_with_the_columns_that_it_has(tmp_path):
     loyalty_table(tmp_path, level=pa.array(["gold", "none"]))
     text = LOYALTY.replace("loyalty]", 'loyalty[["points", "discount"]]]')
     found = declared(tmp_path, text)
-    assert found.aggregates == () and found.version == ""
+    assert found.aggregates == found.built_in
     both = (("loyalty", "points"), ("loyalty", "discount"))
     assert found.ranking_numeric("user_id") == both
     (view,) = found.views

@@ -1,4 +1,4 @@
-"""The job continues from a checkpoint that an earlier version of the code wrote.
+"""A checkpoint that an earlier version of the code wrote: nothing of it is lost or mixed up.
 
 ``tests/data/stream_checkpoint_97f4b5b.tar.xz`` is a working folder as the code of commit 97f4b5b
 left it: events of 8 ingested users, the feature tables, Redis' append-only file and the job's

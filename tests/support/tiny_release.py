@@ -15,6 +15,7 @@ import torch
 
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
+from feature_repo.declarations.built_in import counts_of
 from feature_repo.declarations.feast_objects import build
 from feature_repo.encoding import AttributeEncoder, Vocabulary
 from feature_repo.files import read_json, write_atomically, write_json
@@ -169,7 +170,9 @@ def item_columns(codec: Codec, seed: int = 0) -> dict[str, list[Any]]:
 
 def tiny_codec() -> Codec:
     bare = AttributeEncoder({}, {}, {})
-    draft = Codec(SPEC, Vocabulary(()), Vocabulary(()), Vocabulary(()), bare, bare)
+    draft = Codec(
+        SPEC, Vocabulary(()), Vocabulary(()), Vocabulary(()), bare, bare, *counts_of(SPEC)
+    )
     columns = item_columns(draft)
     user_columns = {"plan": ["free", "paid", "free"], "age": [20.0, 40.0, np.nan]}
     return Codec(
@@ -181,6 +184,7 @@ def tiny_codec() -> Codec:
         AttributeEncoder.fit(
             SPEC.item_attributes, {n: _nan(columns[n]) for n in SPEC.item_attributes}
         ),
+        *counts_of(SPEC),
     )
 
 
