@@ -1,4 +1,4 @@
-"""The Spark job that computes daily feature tables, and the point-in-time join that reads them.
+"""The Spark job that computes feature tables, and the point-in-time join that reads them.
 
-Features of recent events are computed by ``feature_repo.facts``, here through ``stream_facts``.
+What an aggregate of events is stands in ``feature_repo.aggregates``.
 """
