@@ -68,8 +68,8 @@ def history(view: AggregateView, events: Occurrences, days: Days | None = None) 
     if days:
         key, micros = _midnights(key, micros, days)
         as_of = micros - 1
-    ranges_of = _Ranges(selected, key, as_of)
-    values = {one.name: _values(one, ranges_of) for one in view.aggregates}
+    windows = _Windows(selected, key, as_of)
+    values = {one.name: _values(one, windows) for one in view.aggregates}
     return History(key, micros, values)
 
 
@@ -146,7 +146,7 @@ def _midnights(key: Int64Array, micros: Int64Array, days: Days) -> tuple[Int64Ar
     return np.repeat(key, times), (np.repeat(day, times) + number * days.heartbeat) * DAY_MICROS
 
 
-class _Ranges:
+class _Windows:
     """Which of the selected events are in the window of each moment."""
 
     def __init__(self, selected: _Selected, key: Int64Array, as_of: Int64Array) -> None:
@@ -160,12 +160,13 @@ class _Ranges:
         same = (*self.selected.same(aggregate), aggregate.pane, aggregate.panes)
         if same not in self._known:
             rows = self.selected.rows(aggregate)
-            self._known[same] = self._within(rows, aggregate.pane, aggregate.panes)
+            self._known[same] = self.within(rows, aggregate.pane, aggregate.panes)
         return self._known[same]
 
-    def _within(
+    def within(
         self, rows: Int64Array, pane: int | None, panes: int
     ) -> tuple[Int64Array, Int64Array]:
+        """Return the first of some events in each window, and that after the last, ``[m]``."""
         events = self.selected.events
         at = self.position(events.key[rows], events.micros[rows])
         stop = np.searchsorted(at, self.position(self.key, self.as_of), side="right")
@@ -176,12 +177,13 @@ class _Ranges:
 
     def position(self, key: Int64Array, micros: Int64Array) -> npt.NDArray[Any]:
         """Return numbers that sort as key and time do, for times as far as events are known."""
-        least, width = self._span
+        least, width = self.span
         numbers = key.astype(self._number) * width
         return numbers + np.clip(micros - least, 0, width - 1)
 
     @cached_property
-    def _span(self) -> tuple[int, int]:
+    def span(self) -> tuple[int, int]:
+        """A time before all, and how many there are up to one after all, microseconds."""
         times = [self.selected.events.micros, self.as_of]
         least = min(int(part.min()) for part in times if len(part)) - 1
         greatest = max(int(part.max()) for part in times if len(part))
@@ -190,7 +192,7 @@ class _Ranges:
     @cached_property
     def _number(self) -> Any:
         """The type in which all numbers of ``position`` fit."""
-        largest = (int(self.key.max(initial=0)) + 1) * self._span[1]
+        largest = (int(self.key.max(initial=0)) + 1) * self.span[1]
         return np.int64 if largest < 2**63 else object
 
     def column(self, aggregate: Aggregate) -> Values:
@@ -199,7 +201,7 @@ class _Ranges:
         return events.column(aggregate.column).values[self.selected.rows(aggregate)]
 
 
-def _values(aggregate: Aggregate, windows: _Ranges) -> pa.Array:
+def _values(aggregate: Aggregate, windows: _Windows) -> pa.Array:
     """Return an aggregate as of each moment, ``[m]``."""
     start, stop = windows.of(aggregate)
     function = aggregate.function
@@ -233,17 +235,17 @@ def _numbers(values: Float64Array) -> pa.Array:
 
 
 def _trend(
-    aggregate: Aggregate, windows: _Ranges, start: Int64Array, stop: Int64Array
+    aggregate: Aggregate, windows: _Windows, start: Int64Array, stop: Int64Array
 ) -> Float64Array:
     assert aggregate.pane is not None
     rows = windows.selected.rows(aggregate)
-    newest, _ = windows._within(rows, aggregate.pane, aggregate.panes // 4)
+    newest, _ = windows.within(rows, aggregate.pane, aggregate.panes // 4)
     pairs = zip((stop - newest).tolist(), (stop - start).tolist(), strict=True)
     return np.array([trend_of(*pair, aggregate.panes) for pair in pairs], dtype=np.float64)
 
 
 def _distinct(
-    aggregate: Aggregate, windows: _Ranges, start: Int64Array, stop: Int64Array
+    aggregate: Aggregate, windows: _Windows, start: Int64Array, stop: Int64Array
 ) -> Int64Array:
     """Return numbers of distinct values, int64 ``[m]``: an estimate where streams estimate."""
     events = windows.selected.events
@@ -259,7 +261,7 @@ def _distinct(
 
     # Values that came in, less those that went: of this key, up to each moment.
     now = windows.position(windows.key, windows.as_of)
-    begin = windows.position(windows.key, np.full(len(now), windows._span[0]))
+    begin = windows.position(windows.key, np.full(len(now), windows.span[0]))
     counts = np.searchsorted(arrive, now, side="right") - np.searchsorted(arrive, begin)
     counts -= np.searchsorted(go, now, side="right") - np.searchsorted(go, begin)
     if aggregate.daily or counts.max(initial=0) < EXACT:
@@ -270,7 +272,9 @@ def _distinct(
     return np.asarray(counts, dtype=np.int64)
 
 
-def _lists(aggregate: Aggregate, windows: _Ranges, start: Int64Array, stop: Int64Array) -> pa.Array:
+def _lists(
+    aggregate: Aggregate, windows: _Windows, start: Int64Array, stop: Int64Array
+) -> pa.Array:
     rows = windows.selected.rows(aggregate)
     values = windows.column(aggregate).tolist()
     limit = aggregate.limit

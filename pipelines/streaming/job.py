@@ -141,8 +141,8 @@ class StreamJob:
         tables = read_json(self._workspace.features / POSITION_FILE).get("declared", "")
         if tables != declared:
             raise MissingStage(
-                f"{self._workspace.declarations or 'features.py'} was changed after the features "
-                "were computed: run 'funnel features' and 'funnel materialize' first"
+                f"{self._workspace.declarations or 'the built-in features'} changed after the "
+                "features were computed: run 'funnel features' and 'funnel materialize' first"
             )
 
     def _generation(self, rebuild: bool, declared: str) -> Generation:
