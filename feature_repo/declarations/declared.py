@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from feast import FeatureService
+from feast.permissions.permission import Permission
+
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import DeclaredView
@@ -27,6 +30,7 @@ class Declared:
         left_out: built-in views and features that the ranking models do not read.
         built_in: the built-in aggregates of events.
         optional: built-in views that ranking models read where a service names them.
+        for_others: services of other readers than the models, and permissions of Feast.
 
     """
 
@@ -38,6 +42,7 @@ class Declared:
     left_out: tuple[tuple[str, str], ...] = ()
     built_in: tuple[AggregateView, ...] = ()
     optional: tuple[DeclaredView, ...] = ()
+    for_others: tuple[FeatureService | Permission, ...] = ()
 
     def left_out_columns(self, spec: DatasetSpec) -> frozenset[str]:
         """Return the columns of a ranker's rows that it does not read."""

@@ -58,7 +58,7 @@ def build(
     services = own.services(
         ranking=[*built_in_ranking, *ranking], online=online, user_tower=user_tower
     )
-    return [*own.objects, *views.values(), *services]
+    return [*own.objects, *views.values(), *services, *declared.for_others]
 
 
 def _served(view: DeclaredView, declared: Declared) -> list[str]:

@@ -20,6 +20,7 @@ from feast import (
     RequestSource,
     StreamFeatureView,
 )
+from feast.permissions.permission import Permission
 from feast.types import UnixTimestamp
 
 from feature_repo import columns as c
@@ -37,7 +38,9 @@ from feature_repo.declarations.on_demand_views import (
     Source,
     declared_on_demand,
 )
+from feature_repo.declarations.other_readers import check_permission, service_of_others
 from feature_repo.declarations.services import (
+    MODELS,
     left_out_features,
     selected_features,
     tower_features,
@@ -93,32 +96,45 @@ def read_with(file: Path, spec: DatasetSpec, own: BuiltIn) -> Declared:
         if isinstance(view, OnDemandFeatureView)
     ]
 
-    services = {o.name: o for o in found if isinstance(o, FeatureService)}
-    unknown = sorted(set(services) - {"ranking", "user_tower", "item_tower"})
-    if unknown:
-        raise BadDefinition(
-            f"{file}: service '{unknown[0]}': models read the services 'ranking', 'user_tower' and "
-            "'item_tower'; for other readers, name views and features"
-        )
     declared = replace(_nothing(own), views=tuple(views), on_demand=tuple(on_demand))
-    for name, service in services.items():
-        with _refusing(file, f"service '{name}'"):
-            if name == "ranking":
-                built_in_names = [view.name for view in own.ranking]
-                declared = replace(
-                    declared,
-                    ranking=selected_features(
-                        service, [*views, *own.optional], on_demand, built_in_names
-                    ),
-                    left_out=left_out_features(service, own.ranking),
-                )
-            elif name == "user_tower":
-                read = tower_features(service, views, c.USER)
-                numbers = tuple((view, feature) for view, feature, _ in read)
-                declared = replace(declared, user_tower=numbers)
-            else:
-                declared = replace(declared, item_tower=tower_features(service, views, c.ITEM))
+    services: set[str] = set()
+    for service in (o for o in found if isinstance(o, FeatureService)):
+        with _refusing(file, f"service '{service.name}'"):
+            _take(services, [service.name])
+            declared = _with_service(declared, service, own)
+    permissions: set[str] = set()
+    for permission in (o for o in found if isinstance(o, Permission)):
+        with _refusing(file, f"permission '{permission.name}'"):
+            _take(permissions, [permission.name])
+            check_permission(permission)
+            declared = replace(declared, for_others=(*declared.for_others, permission))
     return declared
+
+
+def _with_service(declared: Declared, service: FeatureService, own: BuiltIn) -> Declared:
+    """Return what is declared with what a service says.
+
+    Raises:
+        ValueError: the service cannot be used.
+
+    """
+    views = declared.views
+    if service.name not in MODELS:
+        of_others = service_of_others(service, declared, own)
+        return replace(declared, for_others=(*declared.for_others, of_others))
+    if service._pending_feature_refs:
+        raise ValueError("models read views, and features as view[['feature']], not their names")
+    if service.name == "ranking":
+        names = [view.name for view in own.ranking]
+        return replace(
+            declared,
+            ranking=selected_features(service, [*views, *own.optional], declared.on_demand, names),
+            left_out=left_out_features(service, own.ranking),
+        )
+    if service.name == "user_tower":
+        read = tower_features(service, views, c.USER)
+        return replace(declared, user_tower=tuple((view, feature) for view, feature, _ in read))
+    return replace(declared, item_tower=tower_features(service, views, c.ITEM))
 
 
 def _nothing(own: BuiltIn) -> Declared:
@@ -266,7 +282,7 @@ def _run(file: Path, own: BuiltIn) -> list[Any]:
     finally:
         built_in_views.reset(token)
     built = {id(declared) for declared in (*own.ranking, *own.objects)}
-    kinds = (FeatureView, OnDemandFeatureView, FeatureService)
+    kinds = (FeatureView, OnDemandFeatureView, FeatureService, Permission)
     found = {id(o): o for o in scope.values() if isinstance(o, kinds) and id(o) not in built}
     whole = {o.name for o in found.values() if not _is_part(o)} | {*views}
     return [o for o in found.values() if not (_is_part(o) and o.name in whole)]
@@ -274,7 +290,7 @@ def _run(file: Path, own: BuiltIn) -> list[Any]:
 
 def _is_part(declared: Any) -> bool:
     """Return whether this is some features of a view, as ``spend[["spend_1h"]]`` in a variable."""
-    if isinstance(declared, FeatureService):
+    if isinstance(declared, (FeatureService, Permission)):
         return False
     projection = declared.projection
     return bool(projection.desired_features) or len(projection.features) < len(declared.features)

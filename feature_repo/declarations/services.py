@@ -13,6 +13,9 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import DeclaredView
 from feature_repo.declarations.on_demand_views import DeclaredOnDemand
 
+MODELS = ("ranking", "user_tower", "item_tower")
+"""Names of the services that say what a model reads."""
+
 _BUILT_IN = {c.USER: ("user_profile", "user_history"), c.ITEM: ("item_profile",)}
 """The built-in views that the towers read."""
 

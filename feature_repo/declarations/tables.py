@@ -8,6 +8,7 @@ from urllib.parse import urlparse
 import pyarrow as pa
 import pyarrow.dataset as ds
 from feast import Entity, FeatureView, Field, FileSource
+from feast.data_format import ParquetFormat
 from feast.type_map import pa_to_feast_value_type
 from feast.types import FeastType, Float32, Float64, Int32, Int64, String, from_value_type
 from pyarrow.dataset import dataset
@@ -91,7 +92,7 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
             path=path,
             timestamp_field=stamp,
             created_timestamp_column=created,
-            file_format=given.file_format,
+            file_format=given.file_format or ParquetFormat(),
         ),
         online=view.online,
         tags=view.tags,

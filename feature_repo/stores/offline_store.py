@@ -2,33 +2,34 @@
 
 Feast's own DuckDB join matches every entity row with every earlier feature row of its key and then
 keeps the newest: with a daily snapshot per item and a list of fifty items per event that is
-billions of rows. DuckDB's ``ASOF JOIN`` finds the newest earlier row by one sorted merge
-(https://duckdb.org/docs/stable/guides/sql_features/asof_join). The rows are the same, which a test
-holds against Spark's join and against brute force.
+billions of rows. An ``ASOF JOIN`` gives the same rows, which a test holds against Spark's join and
+against brute force.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlparse
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Literal
 
-import duckdb
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast import FeatureView, OnDemandFeatureView, RepoConfig, StreamFeatureView
-from feast.infra.offline_stores import offline_utils
-from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
+from feast.errors import RequestDataNotFoundInEntityDfException
+from feast.infra.offline_stores.duckdb import DuckDBOfflineStoreConfig
 from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMetadata
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.saved_dataset import SavedDatasetStorage
 
 from feature_repo.aggregates.state import values_of
-from feature_repo.declarations.aggregate_views import computed_as_of, definition_of
+from feature_repo.declarations.aggregate_views import definition_of
+from feature_repo.stores.asof_join import asof_query, computed, run, state_column
+from feature_repo.stores.entity_rows import EntityRows
+from feature_repo.stores.monitoring import MonitoredDuckDBOfflineStore
+from feature_repo.stores.saved_rows import check_storage, save_rows
 
-_ORDER = "__entity_row"
 _STAMP = pa.timestamp("us", tz="UTC")
-_TRIES = 5
 
 
 class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
@@ -39,11 +40,11 @@ class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
     )
 
 
-class AsofDuckDBOfflineStore(DuckDBOfflineStore):
+class AsofDuckDBOfflineStore(MonitoredDuckDBOfflineStore):
     """DuckDB over the Parquet tables that Spark wrote; entity rows keep their order."""
 
     @staticmethod
-    def get_historical_features(  # noqa: PLR0917 - Feast's signature
+    def get_historical_features(  # noqa: PLR0913, PLR0917 - Feast's signature
         config: RepoConfig,  # noqa: ARG004
         feature_views: list[FeatureView],
         feature_refs: list[str],
@@ -51,46 +52,73 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         registry: BaseRegistry,
         project: str,
         full_feature_names: bool = False,
-        **kwargs: Any,
+        filter_by_created_timestamp: bool = False,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
     ) -> RetrievalJob:
         """Join each entity row with the newest feature row that is not after it, nor past its TTL.
 
+        ``entity_df`` may be SQL for DuckDB. Without it there is a row, as of ``end_date``, for each
+        key that has a row of a view since ``start_date``.
+
         Raises:
-            ValueError: ``entity_df`` is SQL, or Feast got options that this store does not have.
+            ValueError: ``entity_df`` cannot be used.
+            FeastEntityDFMissingColumnsError: it lacks a key.
+            RequestDataNotFoundInEntityDfException: it lacks what an on-demand view reads.
 
         """
-        if not isinstance(entity_df, pd.DataFrame):
-            raise ValueError("entity_df is not a data frame: the DuckDB store reads no SQL")
-        if any(value not in (None, False) for value in kwargs.values()):
-            raise ValueError(f"the DuckDB store does not know the options {sorted(kwargs)}")
-        time_column = offline_utils.infer_event_timestamp_from_entity_df(dict(entity_df.dtypes))
-        entities = entity_df.copy()
-        times = pd.to_datetime(entities[time_column], utc=True)
-        entities[time_column] = times.astype("datetime64[us, UTC]")
-        entities[_ORDER] = range(len(entities))
-        query = _asof_query(
-            list(entity_df.columns),
-            time_column,
+        entities = _entities(entity_df, feature_views, start_date, end_date)
+        entities.check(feature_views)
+        on_demand = OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry)
+        for view in on_demand:
+            for name in view.get_request_data_schema():
+                if name not in entities.columns:
+                    raise RequestDataNotFoundInEntityDfException(name, view.name)
+        query = asof_query(
+            entities.columns,
+            entities.time_column,
             feature_views=feature_views,
             feature_refs=feature_refs,
             full_feature_names=full_feature_names,
+            filter_by_created_timestamp=filter_by_created_timestamp,
         )
+        bounds = pc.min_max(entities.table[entities.time_column])
         return _AsofJob(
             query,
-            pa.Table.from_pandas(entities, preserve_index=False),
-            time_column=time_column,
+            entities,
             aggregates=[
-                _AggregatesOf(view, full_feature_names) for view in _computed(feature_views)
+                _AggregatesOf(view, full_feature_names) for view in computed(feature_views)
             ],
-            on_demand=OnDemandFeatureView.get_requested_odfvs(feature_refs, project, registry),
+            on_demand=on_demand,
             full_feature_names=full_feature_names,
             metadata=RetrievalMetadata(
                 features=feature_refs,
-                keys=[name for name in entity_df.columns if name != time_column],
-                min_event_timestamp=entities[time_column].min(),
-                max_event_timestamp=entities[time_column].max(),
+                keys=[name for name in entities.columns if name != entities.time_column],
+                min_event_timestamp=bounds["min"].as_py(),
+                max_event_timestamp=bounds["max"].as_py(),
             ),
         )
+
+
+def _entities(
+    given: pd.DataFrame | str | None,
+    views: Sequence[FeatureView],
+    start: datetime | None,
+    end: datetime | None,
+) -> EntityRows:
+    """Return the entity rows of a read.
+
+    Raises:
+        ValueError: they cannot be used.
+
+    """
+    if given is None:
+        return EntityRows.of_period(views, start, end)
+    if isinstance(given, str):
+        return EntityRows.of_sql(given)
+    if isinstance(given, pd.DataFrame):
+        return EntityRows.of_frame(given)
+    raise ValueError(f"entity_df is a pandas data frame or SQL, not {type(given).__name__}")
 
 
 class _AsofJob(RetrievalJob):
@@ -99,9 +127,8 @@ class _AsofJob(RetrievalJob):
     def __init__(
         self,
         query: str,
-        entities: pa.Table,
+        entities: EntityRows,
         *,
-        time_column: str,
         aggregates: list[_AggregatesOf],
         on_demand: list[OnDemandFeatureView],
         full_feature_names: bool,
@@ -109,7 +136,6 @@ class _AsofJob(RetrievalJob):
     ) -> None:
         self._query = query
         self._entities = entities
-        self._time_column = time_column
         self._aggregates = aggregates
         self._on_demand = on_demand
         self._full_feature_names = full_feature_names
@@ -130,11 +156,41 @@ class _AsofJob(RetrievalJob):
         """The requested features and entity rows."""
         return self._metadata
 
+    def to_sql(self) -> str:
+        """Return the join as SQL of DuckDB, without on-demand features.
+
+        Raises:
+            NotImplementedError: the entity rows are a data frame, or a view has aggregations, which
+                are computed from their states after the join.
+
+        """
+        if self._entities.query is None:
+            raise NotImplementedError("the entity rows are a data frame: give them as SQL")
+        if self._aggregates:
+            raise NotImplementedError("views with aggregations are not computed by SQL alone")
+        return f"WITH entities AS ({self._entities.query}) {self._query}"
+
+    def persist(
+        self,
+        storage: SavedDatasetStorage,
+        allow_overwrite: bool = False,
+        timeout: int | None = None,
+    ) -> None:
+        """Save all that ``to_arrow`` gives, on-demand features too, as a local Parquet file.
+
+        Raises:
+            ValueError: the storage is something else, or there is no row.
+            SavedDatasetLocationAlreadyExists: it is there, and ``allow_overwrite`` is false.
+
+        """
+        path = check_storage(storage, allow_overwrite=allow_overwrite)
+        save_rows(self.to_arrow(timeout=timeout), path)
+
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         del timeout
-        rows = _run(self._query, self._entities)
+        rows = run(self._query, self._entities.table)
         for aggregates in self._aggregates:
-            rows = aggregates.as_of(rows, self._time_column)
+            rows = aggregates.as_of(rows, self._entities.time_column)
         return rows
 
     def _to_df_internal(self, timeout: int | None = None) -> pd.DataFrame:
@@ -153,7 +209,7 @@ class _AggregatesOf:
 
     def as_of(self, rows: pa.Table, time_column: str) -> pa.Table:
         """Return the rows with these values, and without the state."""
-        hidden = _state_column(self._definition.name)
+        hidden = state_column(self._definition.name)
         states = rows[hidden].to_pylist()
         micros = pc.cast(pc.cast(rows[time_column], _STAMP), pa.int64()).to_pylist()
         rows = rows.drop_columns([hidden])
@@ -174,122 +230,3 @@ class _AggregatesOf:
             place = rows.column_names.index(name)
             rows = rows.set_column(place, name, pa.array(column, rows.schema.field(name).type))
         return rows
-
-
-def _computed(views: list[FeatureView]) -> list[StreamFeatureView]:
-    """Return the views whose values are computed from a state."""
-    return [view for view in views if computed_as_of(view)]
-
-
-def _state_column(view: str) -> str:
-    return f"__state_of_{view}"
-
-
-def has_table(view: FeatureView) -> bool:
-    """Return whether a view's table is there; that of a view declared no more may be gone."""
-    path = Path(view.batch_source.path)
-    return path.is_file() or any(path.glob("*.parquet")) or bool(urlparse(str(path)).scheme)
-
-
-def newest_rows(view: FeatureView, entities: pa.Table, time_column: str) -> pa.Table:
-    """Return a view's newest row not after the time of each entity row, in the same order.
-
-    The row may be of any age.
-
-    Args:
-        view: the view whose table is read.
-        entities: a column of times, and columns that a row must equal, under the view's own names:
-            at least its key.
-        time_column: name of the column of times (UTC); a null has no row.
-
-    Returns:
-        The table's columns, its timestamp among them; all null where there is no such row.
-
-    """
-    keys = {name: name for name in entities.column_names if name != time_column}
-    numbered = entities.append_column(_ORDER, pa.array(range(len(entities))))
-    # DuckDB's join would treat a null as the latest of all times.
-    time = f"coalesce(e.{_quote(time_column)}, TIMESTAMPTZ '-infinity')"
-    join = _asof_join("f", view, keys, time)
-    return _run(f"SELECT f.* FROM entities e {join} ORDER BY e.{_ORDER}", numbered)
-
-
-def _run(query: str, entities: pa.Table) -> pa.Table:
-    """Return what a query of ``entities`` and Parquet files gives."""
-    tries = 0
-    while True:
-        with duckdb.connect() as database:
-            database.execute("SET TimeZone = 'UTC'")
-            # DuckDB guesses that registered rows are few and would loop over them: 161 s instead of
-            # 0.6 s for 370,000 rows against 900,000.
-            database.execute("SET asof_loop_join_threshold = 0")
-            database.register("entities", entities)
-            try:
-                return database.execute(query).to_arrow_table()
-            except duckdb.IOException:  # a running stream has merged its small files: list again
-                tries += 1
-                if tries == _TRIES:
-                    raise
-
-
-def _quote(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _asof_query(
-    columns: list[str],
-    time_column: str,
-    *,
-    feature_views: list[FeatureView],
-    feature_refs: list[str],
-    full_feature_names: bool,
-) -> str:
-    selected = [f"e.{_quote(name)}" for name in columns]
-    joins = []
-    time = f"e.{_quote(time_column)}"
-    for number, view in enumerate(feature_views):
-        table = f"f{number}"
-        known = f"{table}.{_quote(view.batch_source.timestamp_field)}"
-        keys = view.projection.join_key_map or {
-            entity.name: entity.name for entity in view.entity_columns
-        }
-        joins.append(_asof_join(table, view, keys, time))
-        prefix = view.projection.name_to_use()
-        for reference in feature_refs:
-            owner, feature = reference.split(":", 1)
-            if owner != prefix:
-                continue
-            value = f"{table}.{_quote(feature)}"
-            if view.ttl:
-                seconds = int(view.ttl.total_seconds())
-                value = f"CASE WHEN {known} >= {time} - to_seconds({seconds}) THEN {value} END"
-            name = f"{prefix}__{feature}" if full_feature_names else feature
-            selected.append(f"{value} AS {_quote(name)}")
-        if _computed([view]):
-            state = f"{table}.{_quote(definition_of(view).state_column)}"
-            selected.append(f"{state} AS {_quote(_state_column(view.name))}")
-    return f"SELECT {', '.join(selected)} FROM entities e {' '.join(joins)} ORDER BY e.{_ORDER}"
-
-
-def _asof_join(table: str, view: FeatureView, keys: dict[str, str], time: str) -> str:
-    """Return the join of entities ``e`` with a view's rows, called ``table``.
-
-    ``keys`` maps the view's key columns to those of the entities; ``time`` is an SQL expression.
-    """
-    source = view.batch_source
-    conditions = [f"{table}.{_quote(key)} = e.{_quote(column)}" for key, column in keys.items()]
-    path = source.path.replace("'", "''")
-    if not path.endswith(".parquet"):
-        path += "/*.parquet"
-    known = f"{table}.{_quote(source.timestamp_field)}"
-    conditions.append(f"{time} >= {known}")
-    rows = f"read_parquet('{path}')"
-    if source.created_timestamp_column:
-        # Of rows of one time the one that was made last counts.
-        of_one_time = ", ".join(map(_quote, [*keys, source.timestamp_field]))
-        created = _quote(source.created_timestamp_column)
-        rows = (
-            f"(SELECT * FROM {rows} QUALIFY row_number() OVER "
-            f"(PARTITION BY {of_one_time} ORDER BY {created} DESC NULLS LAST) = 1)"
-        )
-    return f"ASOF LEFT JOIN {rows} {table} ON {' AND '.join(conditions)}"

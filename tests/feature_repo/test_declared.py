@@ -454,10 +454,10 @@ BAD_FUNCTIONS = {
         "",
     ),
     "a view of no service": ("wallet[[", 'defaults["user_seen"], wallet[[', "neither a variable"),
-    "an unknown service": (
+    "a misspelt service": (
         'name="ranking", features=[*defaults.ranking, wallet',
         'name="rankings", features=[*defaults.ranking, wallet',
-        "service 'rankings': models read the services 'ranking'",
+        "service 'rankings': did you mean 'ranking', which a model reads",
     ),
     "singleton": ("    sources=[spend,", "    singleton=True, sources=[spend,", "singleton"),
     "stored": ("    sources=[spend,", "    write_to_online_store=True, sources=[spend,", "."),

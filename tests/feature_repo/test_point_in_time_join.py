@@ -75,29 +75,65 @@ def duckdb_rows(built):
     return entities, found
 
 
-def test_spark_gives_the_same_rows(built, duckdb_rows, tmp_path):
-    entities, fast = duckdb_rows
+@pytest.fixture(scope="module")
+def spark_store(built, tmp_path_factory):
+    """The same views in Feast's Spark store, on a local master."""
+    folder = tmp_path_factory.mktemp("spark")
     config = RepoConfig(
         project="funnel",
         provider="local",
-        registry=str(tmp_path / "registry.db"),
-        online_store={"type": "sqlite", "path": str(tmp_path / "online.db")},
+        registry=str(folder / "registry.db"),
+        online_store={"type": "sqlite", "path": str(folder / "online.db")},
         offline_store={"type": "spark", "spark_conf": {"spark.sql.session.timeZone": "UTC"}},
         entity_key_serialization_version=3,
-        repo_path=tmp_path,
+        repo_path=folder,
     )
-    session = spark_session("point-in-time", work=tmp_path)
+    session = spark_session("point-in-time", work=folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         store = FeatureStore(config=config)
         store.apply(build(built.workspace.spec(), built.workspace.features.resolve(), "cluster"))
-        slow = store.get_historical_features(entity_df=entities, features=REFERENCES).to_df()
+        yield store
     session.stop()
-    left, right = values(fast), values(slow)
+
+
+def test_spark_gives_the_same_rows_for_a_frame_and_for_sql(
+    built, duckdb_rows, spark_store, tmp_path
+):
+    entities, fast = duckdb_rows
+    micros = entities.astype({"event_timestamp": "datetime64[us, UTC]"})  # Spark reads no others
+    micros.to_parquet(tmp_path / "entities.parquet")
+    by_sql = feature_store(built.workspace).get_historical_features(
+        entity_df=f"SELECT * FROM '{tmp_path}/entities.parquet' WHERE row >= 0;",
+        features=REFERENCES,
+    )
+    slow = spark_store.get_historical_features(
+        entity_df=f"SELECT * FROM parquet.`{tmp_path}/entities.parquet` WHERE row >= 0",
+        features=REFERENCES,
+    ).to_df()
+    left, by_sql, right = values(fast), values(by_sql.to_df()), values(slow)
     assert len(left) == len(right) == len(entities)
+    pd.testing.assert_frame_equal(left, by_sql)
     for column in left:
         pairs = zip(left[column], right[column], strict=True)
         assert [p for p in pairs if p[0] != p[1]] == [], column
+
+
+def test_spark_gives_the_same_rows_for_a_period_without_entities(built, spark_store):
+    end = read_events(built.workspace, [c.USER])[c.TIMESTAMP].max()
+    names = ["user_activity:events_7d", "user_activity:value_mean_all", "item_activity:trend"]
+    period = {"start_date": end - pd.Timedelta(days=2), "end_date": end, "features": names}
+    fast = feature_store(built.workspace).get_historical_features(**period).to_df()
+    slow = spark_store.get_historical_features(**period).to_df()
+    columns = [c.USER, c.ITEM, *(name.split(":")[1] for name in names)]
+
+    def rows(frame):
+        frame = frame.sort_values([c.USER, c.ITEM], ignore_index=True)
+        return frame[columns].map(lambda value: repr(value if value == value else None))
+
+    assert len(fast) > 100 and fast[c.USER].isna().any() and fast[c.ITEM].isna().any()
+    assert (fast["event_timestamp"] == end.tz_convert("UTC")).all()
+    pd.testing.assert_frame_equal(rows(fast), rows(slow))
 
 
 def test_brute_force_gives_the_same_rows(built, duckdb_rows):

@@ -3,7 +3,7 @@
 ``tests/data/stream_checkpoint_97f4b5b.tar.xz`` is a working folder as the code of commit 97f4b5b
 left it: events of 8 ingested users, the feature tables, Redis' append-only file and the job's
 checkpoint. The job had finished a batch of 40 log entries and was killed in its second. Its states
-are of other views than today's, so today's job refuses them, and says which commands make them anew.
+are of other views than today's, so today's job refuses them, and says which commands to run.
 """
 
 import tarfile
