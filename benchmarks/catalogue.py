@@ -20,7 +20,8 @@ from feature_repo.workspace import Workspace
 from pipelines.training.release_pointer import current_release
 from retrieval.index import build_index, save_index
 from serving.online.features import OnlineFeatures, concat_rows
-from serving.recommender.item_table import Activity, ItemTable, RawColumn
+from serving.recommender.item_attributes import RawColumn
+from serving.recommender.item_table import Activity, ItemTable
 from serving.releases.item_files import save_items, with_spare
 from serving.releases.manifest import MANIFEST, read_manifest, write_manifest
 from serving.releases.release import Release, load_release

@@ -27,6 +27,9 @@ REQUEST_TIME = "request_time"
 AVAILABLE_FROM = "available_from"
 AVAILABLE_UNTIL = "available_until"
 
+VALID_FROM = "valid_from"
+"""From when a row of a user or item holds, where their table keeps a history."""
+
 HISTORY_ITEMS = "history_item_ids"
 HISTORY_TIMES = "history_timestamps"
 HISTORY_LENGTH = 50

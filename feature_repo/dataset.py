@@ -218,18 +218,30 @@ class Events(Table):
 
 
 class Users(Table):
-    """The user table; ``optional`` allows it to be absent."""
+    """The user table; ``optional`` allows it to be absent.
+
+    ``valid_from`` names a column of times: a user may then have several rows, each valid from its
+    time until the next.
+    """
+
+    added: ClassVar[frozenset[str]] = Table.added | {"valid_from"}
 
     key: str
     attributes: dict[Name, AttributeKind] = {}
     rename: dict[Name, str] = {}
     optional: bool = False
+    valid_from: str | None = None
 
     @model_validator(mode="after")
     def _attributes_exist(self) -> Self:
         unknown = set(self.rename) - set(self.attributes)
         if unknown:
             raise ValueError(f"rename: {sorted(unknown)} not among the attributes")
+        if self.valid_from is not None and c.VALID_FROM in self.attributes:
+            raise ValueError(
+                f"valid_from: no attribute may have the name '{c.VALID_FROM}' as well; choose "
+                "another, with rename"
+            )
         return self
 
     def source_column(self, attribute: str) -> str:
@@ -344,6 +356,16 @@ class DatasetSpec(_Strict):
     def item_attributes(self) -> dict[str, AttributeKind]:
         """Item attribute names and kinds."""
         return dict(self.items.attributes) if self.items else {}
+
+    @property
+    def dated_item_attributes(self) -> tuple[str, ...]:
+        """Item attributes that are read as of a time, since the table keeps their history.
+
+        All but free text, which no ranker and no filter reads; none without ``valid_from``.
+        """
+        if self.items is None or self.items.valid_from is None:
+            return ()
+        return tuple(name for name, kind in self.items.attributes.items() if kind != "text")
 
     @property
     def category(self) -> str | None:

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import redis
 
+from feature_repo.arrays import Float32Array
 from feature_repo.files import write_json
 from feature_repo.stores.embedded_redis import RedisFailed
 from feature_repo.stores.feature_store import redis_client, redis_url
 from feature_repo.stores.online_store import written_key
 from feature_repo.workspace import Workspace
 from serving.online.features import OnlineFeatures, OnlineStoreUnavailable
-from serving.recommender.codec import ITEM_ACTIVITY
+from serving.recommender.codec import ITEM_ACTIVITY, Codec
+from serving.recommender.item_attributes import ItemAttributes
 from serving.recommender.item_table import Activity
-from serving.releases.item_files import map_rows, with_spare
+from serving.releases.item_files import map_raw, map_rows, save_raw, with_spare
 from serving.releases.release import Release
 
 _log = logging.getLogger(__name__)
@@ -33,6 +36,10 @@ _log = logging.getLogger(__name__)
 _VERSIONS = 2
 """Versions of the files that stay, the newest included."""
 
+_CODES = ("categorical", "categories")
+"""Arrays of ``ItemAttributes`` with a file each; the numbers lie beside the counts."""
+
+_GIVEN = "attributes.arrow"
 _LONGEST_PAUSE_S = 60.0
 
 
@@ -54,9 +61,9 @@ class CounterFiles:
         spare = release.retrieval.delta.spare
 
         # Counts and numeric attributes side by side, [N, F + M]: a worker ranks with the file.
-        numeric = np.concatenate(
-            [activity.counts, release.items.encoded.numbers], axis=1, dtype=np.float32
-        )
+        attributes = activity.attributes
+        numbers = attributes.numbers if attributes else release.items.encoded.numbers
+        numeric = np.concatenate([activity.counts, numbers], axis=1, dtype=np.float32)
         np.save(folder / "numeric.npy", with_spare(numeric, np.nan, spare))
 
         # First and last event times [2, N].
@@ -69,6 +76,8 @@ class CounterFiles:
             np.save(folder / f"vectors-{number}.npy", with_spare(vectors, rows=spare))
         if activity.categories is not None:
             np.save(folder / "categories.npy", with_spare(activity.categories, rows=spare))
+        if attributes is not None:
+            _save_attributes(folder, release, attributes)
 
         write_json(
             self._folder / "current.json", {"folder": name, "release": release.id, "as_of": as_of}
@@ -98,15 +107,37 @@ class CounterFiles:
             names = ["numeric", "times"]
             names += [f"vectors-{number}" for number in range(len(codec.vectors))]
             names += ["categories"] if codec.item_categories else []
-            numeric, times, *others = (
-                map_rows(folder / f"{name}.npy").view(np.ndarray) for name in names
-            )
+            numeric, times, *others = (_mapped(folder, name) for name in names)
+            attributes = _mapped_attributes(folder, codec, numeric[:, len(codec.item_activity) :])
         except (OSError, ValueError, KeyError):
             return None
         categories = others.pop() if codec.item_categories else None
         counts = numeric[:, : len(codec.item_activity)]
-        activity = Activity(counts, times[0], times[1], numeric, tuple(others), categories)
+        activity = Activity(
+            counts, times[0], times[1], numeric, tuple(others), categories, attributes
+        )
         return activity, current["as_of"]
+
+
+def _save_attributes(folder: Path, release: Release, attributes: ItemAttributes) -> None:
+    """Write the items' attributes beside counters, but for the numbers, which are with these."""
+    for name in _CODES:
+        codes = with_spare(getattr(attributes, name), rows=release.retrieval.delta.spare)
+        np.save(folder / f"attributes-{name}.npy", codes)
+    save_raw(folder / _GIVEN, release.codec.items.values, attributes.raw)
+
+
+def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
+    return map_rows(folder / f"{name}.npy").view(np.ndarray)
+
+
+def _mapped_attributes(folder: Path, codec: Codec, numbers: Float32Array) -> ItemAttributes | None:
+    """Return the items' attributes beside counters, whose ``numbers`` are float32 ``[N, M]``."""
+    names = codec.spec.dated_item_attributes
+    if not names:
+        return None
+    codes = {name: _mapped(folder, f"attributes-{name}") for name in _CODES}
+    return ItemAttributes(raw=map_raw(folder / _GIVEN, names), numbers=numbers, **codes)
 
 
 class CounterReader:

@@ -41,6 +41,7 @@ SPARK = (
     "tests/pipelines/test_erase.py",
     "tests/pipelines/test_features.py",
     "tests/pipelines/test_declared_features.py",
+    "tests/pipelines/test_attribute_history.py",
     "tests/pipelines/test_log_adapters.py",
     "tests/pipelines/test_stream_golden.py",
     "tests/feature_repo/test_point_in_time_join.py",

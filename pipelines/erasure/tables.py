@@ -212,7 +212,7 @@ def table_locations(workspace: Workspace, erased: ErasedUsers) -> list[StorageLo
         Tables(
             "ingested users",
             erased,
-            lambda: ingest.glob("users.parquet"),
+            lambda: ingest.glob("users*.parquet"),
             lock=lock_ingest,
             remedy=INGEST_ANEW,
         ),

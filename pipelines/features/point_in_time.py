@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from feature_repo.stores.feature_store import feature_store
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.features.whole_tables import require_whole_tables
 from serving.recommender.codec import Codec
+from serving.recommender.item_attributes import ItemAttributes, attributes_from
 from serving.recommender.item_table import Activity, activity_from
 
 DAY_S = 86_400
@@ -87,13 +89,17 @@ class PointInTime:
         return self._join(frame, pairs)
 
     def item_activity(self, codec: Codec, days: Int64Array) -> Iterator[tuple[int, Activity]]:
-        """Yield each day (since the epoch, ascending) and all items' activity at its midnight."""
+        """Yield each day (since the epoch, ascending) and all items' activity at its midnight.
+
+        Attributes that have a history are those of the midnight as well.
+        """
         items = codec.items.values
         numbers = 1 + sum(size for _, _, size in codec.vectors) // _NUMBERS_PER_ROW
         per_call = max(1, _ITEM_ROWS // len(items) // numbers)
         pairs = [*codec.built_in_activity, *codec.item_reads]
         others = [name for _, name, _ in (*codec.vectors, *codec.item_categories)]
-        names = [name for _, name in pairs if name not in others]
+        dated = _DatedAttributes(codec)
+        names = [name for _, name in pairs if name not in (*others, *dated.names)]
         for start in range(0, len(days), per_call):
             chunk = days[start : start + per_call]
             table = self.items(items, pairs, chunk)
@@ -110,7 +116,8 @@ class PointInTime:
                 for name in others:
                     of_day = table[name].slice(rows.start, len(items))
                     columns[name] = [None, *of_day.to_pylist()]
-                yield int(day), activity_from(columns, codec)
+                attributes = dated.of(table.slice(rows.start, len(items)))
+                yield int(day), replace(activity_from(columns, codec), attributes=attributes)
 
     def items(
         self, items: Sequence[str], pairs: Sequence[tuple[str, str]], days: Int64Array
@@ -150,6 +157,25 @@ class PointInTime:
                 f"the point-in-time join returned {len(joined)} rows for {len(frame)}"
             )
         return joined.sort_by(_ROW).drop_columns([_ROW])
+
+
+class _DatedAttributes:
+    """Items' attributes as of one day after the other: days without a change share their arrays."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.names = codec.spec.dated_item_attributes
+        self._codec = codec
+        self._last: tuple[pa.Table, ItemAttributes | None] | None = None
+
+    def of(self, table: pa.Table) -> ItemAttributes | None:
+        """Return the attributes in a table of all items in the order of their codes, if any."""
+        if not self.names:
+            return None
+        table = table.select(self.names)
+        if self._last is None or not table.equals(self._last[0]):
+            columns = {name: [None, *table[name].to_pylist()] for name in self.names}
+            self._last = (table, attributes_from(columns, self._codec))
+        return self._last[1]
 
 
 def just_before(times: Float64Array) -> pd.Series:

@@ -20,26 +20,22 @@ from pyarrow.dataset import dataset
 from pyspark import StorageLevel
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.pandas.types import from_arrow_schema, from_arrow_type
+from pyspark.sql.pandas.types import from_arrow_schema
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.units import DAY_MICROS, MICROS
-from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.declared import Declared
 from feature_repo.events.schema import event_schema
 from feature_repo.files import write_json
 from pipelines.features.aggregates import DAY, EVENT_MICROS, Span, aggregate_table
+from pipelines.features.profiles import AttributeTables
 from pipelines.features.stream_state import POSITION_FILE, STATE, stream_state
 
 _LARGEST_SUM = 2.0**62
 """Sums up to here fit into 64 bits."""
-
-_SPARK_TYPES = {
-    kind: from_arrow_type(arrow).simpleString() for kind, arrow in ATTRIBUTE_TYPES.items()
-}
 
 
 def build_features(
@@ -58,7 +54,8 @@ def build_features(
     Args:
         spark: a session; its Parquet timestamps are set to microseconds.
         spec: the data set, without optional tables that are absent.
-        ingest: the folder with ``events/``, ``users.parquet`` and ``items.parquet``.
+        ingest: the folder with ``events/``, ``users.parquet`` and ``items.parquet``, and with
+            ``users_history.parquet`` and ``items_history.parquet`` where these have ``valid_from``.
         out: the folder of the tables; a table of the same name is replaced.
         event_files: the event files to read, relative to ``ingest`` or absolute; by default all.
         progress: called with one line for each finished table.
@@ -78,12 +75,13 @@ def build_features(
     rows = {}
     try:
         span = _span(events)
-        items = _item_table(spark, spec, ingest)
+        described = AttributeTables(spark, spec, ingest)
+        items = described.current("items")
         tables: dict[str, Callable[[], DataFrame]] = {}
         for view in declared.aggregates:
             given = _with_categories(events, items, view, spec)
             tables[view.name] = partial(aggregate_table, given, view, span, log_position)
-        tables |= _tables(spark, spec, ingest, events=events, items=items, span=span)
+        tables |= _tables(spec, described, events=events, span=span)
         tables[STATE] = lambda: stream_state(events, log_position, declared.streamed)
         for name, build in tables.items():
             started = time.monotonic()
@@ -104,32 +102,15 @@ def _row_count(folder: Path) -> int:
 
 
 def _tables(
-    spark: SparkSession,
-    spec: DatasetSpec,
-    ingest: Path,
-    *,
-    events: DataFrame,
-    items: DataFrame,
-    span: Span,
+    spec: DatasetSpec, described: AttributeTables, *, events: DataFrame, span: Span
 ) -> dict[str, Callable[[], DataFrame]]:
     """Return how to build each table that is not of aggregates."""
     tables: dict[str, Callable[[], DataFrame]] = {}
     if spec.user_attributes:
-        types = {name: _SPARK_TYPES[kind] for name, kind in spec.user_attributes.items()}
-        user_table = _attributes(spark, ingest / "users.parquet", c.USER, types)
-        tables["user_profile"] = lambda: profile(events, user_table, c.USER, span)
-    if len(items.columns) > 1:
-        tables["item_profile"] = lambda: profile(events, items, c.ITEM, span)
+        tables["user_profile"] = lambda: described.profile("users", events, span)
+    if described.types["items"]:
+        tables["item_profile"] = lambda: described.profile("items", events, span)
     return tables
-
-
-def _item_table(spark: SparkSession, spec: DatasetSpec, ingest: Path) -> DataFrame:
-    types = {name: _SPARK_TYPES[kind] for name, kind in spec.item_attributes.items()}
-    if spec.items and spec.items.available_from:
-        types[c.AVAILABLE_FROM] = "timestamp"
-    if spec.items and spec.items.available_until:
-        types[c.AVAILABLE_UNTIL] = "timestamp"
-    return _attributes(spark, ingest / "items.parquet", c.ITEM, types)
 
 
 def _with_categories(
@@ -211,28 +192,3 @@ def _span(events: DataFrame) -> Span:
             "no events to compute features from: check the files given to 'funnel ingest'"
         )
     return Span(first // DAY_MICROS, last // DAY_MICROS + 1, last + MICROS)
-
-
-def _attributes(spark: SparkSession, file: Path, key: str, types: dict[str, str]) -> DataFrame:
-    """Read a user or item table with columns ``key`` and ``types``, empty without a file."""
-    schema = ", ".join([f"{key} string", *(f"{name} {kind}" for name, kind in types.items())])
-    return (
-        spark.read.schema(schema).parquet(str(file))
-        if file.exists()
-        else spark.createDataFrame([], schema)
-    )
-
-
-def profile(events: DataFrame, table: DataFrame, key: str, span: Span) -> DataFrame:
-    """Return the attributes of every user or item, known since the day before the first event.
-
-    Keys that occur only in events have null attributes.
-    """
-    values = [
-        F.when(~F.isnan(name), F.col(name)).alias(name) if kind == "double" else F.col(name)
-        for name, kind in table.dtypes
-        if name != key
-    ]
-    stamp = F.timestamp_micros(F.lit((span.first_day - 1) * DAY_MICROS)).alias(c.EVENT_TIMESTAMP)
-    known = events.select(key).distinct().join(table, key, "full")
-    return known.select(key, stamp, *values).sortWithinPartitions(key)

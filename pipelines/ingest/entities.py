@@ -1,4 +1,8 @@
-"""Parses user and item tables: rows of one key are merged, and a bad cell costs only itself."""
+"""Parses user and item tables: rows of one key are merged, and a bad cell costs only itself.
+
+Rows of a table with ``valid_from`` are a history: each stands by itself, and one without a time
+cannot be used.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,11 @@ _KEPT = "cell kept as it is"
 class EntityRows(NamedTuple):
     """A user or item table.
 
-    ``valid`` has one row a key, sorted by key. ``rejected`` are rows that were not used, with
+    ``valid`` has one row a key, sorted by key; where the table has ``valid_from``, one a key and
+    time, until ``Histories`` takes the current ones. ``rejected`` are rows that were not used, with
     reasons. ``cells`` are rows that were used without some of their cells, with reasons, and what
     the cells hold. ``read`` counts the rows; ``updates`` those that leave cells of earlier rows.
+    ``history`` has all rows of a table with ``valid_from``, those of earlier ingests too.
     """
 
     valid: pd.DataFrame
@@ -32,6 +38,7 @@ class EntityRows(NamedTuple):
     cells: pd.DataFrame
     read: int
     updates: int
+    history: pd.DataFrame | None = None
 
 
 def availability_columns(table: Users) -> dict[str, str]:
@@ -43,32 +50,39 @@ def availability_columns(table: Users) -> dict[str, str]:
 def entity_columns(table: Users) -> list[str]:
     """Return the columns of the user or item files that the spec names, each once."""
     columns = [table.key, *(table.source_column(name) for name in table.attributes)]
-    return list(dict.fromkeys([*columns, *availability_columns(table).values()]))
+    columns += availability_columns(table).values()
+    return list(dict.fromkeys([*columns, *([table.valid_from] if table.valid_from else [])]))
 
 
 def optional_columns(table: Users) -> frozenset[str]:
-    """Return the columns that some of the files may lack: all but the key."""
-    return frozenset(entity_columns(table)) - {table.key}
+    """Return the columns that some of the files may lack: all but the key and ``valid_from``."""
+    return frozenset(entity_columns(table)) - {table.key, table.valid_from}
 
 
 def parse_entities(table: Users, files: list[RawFile], key: str) -> EntityRows:
     """Return the rows of a user or item table.
 
     Of several rows with one key the last counts; what it leaves empty stays as it was before.
+    With ``valid_from`` that are rows with one key and time, and the last stands as it is.
     """
     typed = [_typed(table, raw, key) for raw in files]
-    schema = schemas.entity_schema(key)
+    schema = schemas.entity_schema(key, dated=table.valid_from is not None)
     reasons = [schemas.reasons(rows, schema) for rows, _ in typed]
     good = pd.concat(
         [rows.drop(index=why.index) for (rows, _), why in zip(typed, reasons, strict=True)],
         keys=range(len(files)),
     )
     good[key] = repaired(good[key])
-    replaced = good.duplicated(key, keep="last")
-    merged, updates = _merged(good, replaced, key)
+    if table.valid_from is None:
+        replaced = good.duplicated(key, keep="last")
+        merged, updates = _merged(good, replaced, key)
+        reason = f"duplicate {key}: a later row replaces it"
+    else:
+        replaced = good.duplicated([key, c.VALID_FROM], keep="last")
+        merged, updates = good[~replaced].drop(columns=schemas.UNDATED), 0
+        reason = f"duplicate {key} and {c.VALID_FROM}: a later row replaces it"
 
     rejected, cells = [], []
-    reason = f"duplicate {key}: a later row replaces it"
     for number, (raw, why) in enumerate(zip(files, reasons, strict=True)):
         lines = good.index[replaced.to_numpy() & (good.index.get_level_values(0) == number)]
         lines = lines.get_level_values(1)
@@ -100,13 +114,17 @@ def _typed(table: Users, raw: RawFile, key: str) -> tuple[pd.DataFrame, pd.DataF
         fields[name], problems[name] = cells
     for name, source in availability_columns(table).items():
         fields[name], problems[name] = _limits(raw.rows[source], name)
+    if table.valid_from:
+        fields[c.VALID_FROM], undated = _limits(raw.rows[table.valid_from], c.VALID_FROM)
+        missing = fields[c.VALID_FROM].isna() & (undated == "")
+        fields[schemas.UNDATED] = undated.mask(missing, f"missing {c.VALID_FROM}")
     index = raw.rows.index
     return pd.DataFrame(fields, index=index), pd.DataFrame(problems, index=index, dtype="object")
 
 
 def _limits(column: pd.Series, name: str) -> Cells:
     text = as_texts(column)
-    times: Times = (read_begins if name == c.AVAILABLE_FROM else read_ends)(text)
+    times: Times = (read_ends if name == c.AVAILABLE_UNTIL else read_begins)(text)
     problems = pd.Series("", index=text.index, dtype="object")
     problems[text.notna() & times.moments.isna()] = f"unreadable {name}"
     problems[times.doubtful] = f"{name} is no epoch time"
@@ -130,7 +148,8 @@ def _merged(good: pd.DataFrame, replaced: pd.Series, key: str) -> tuple[pd.DataF
 
 def _finished(rows: pd.DataFrame, table: Users, key: str) -> pd.DataFrame:
     """Return rows sorted by key, empty lists and limits that are none written as such."""
-    rows = rows.sort_values(key, ignore_index=True)
+    order = [key] if table.valid_from is None else [key, c.VALID_FROM]
+    rows = rows.sort_values(order, ignore_index=True)
     for name, kind in table.attributes.items():
         if kind == "multi_categorical":
             lists = [value if isinstance(value, list) else [] for value in rows[name]]

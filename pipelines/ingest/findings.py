@@ -163,6 +163,7 @@ def _value_of(spec: DatasetSpec, kind: str, reason: str, row: str) -> object:
     if kind != "events":
         table = spec.users if kind == "users" else spec.items
         columns = dict.fromkeys(("user_id", "item_id"), table.key if table else "")
+        columns |= {"valid_from": table.valid_from if table else None}
     columns |= {"bad number": e.value, "value": e.value, "unknown event type": e.type or e.value}
     column = next((column for word, column in columns.items() if word in reason), None)
     if column is None:
@@ -176,7 +177,8 @@ def _advice(reason: str, value: object) -> str:
         doubt = f"; {event_time.doubt_of(number)}" if number is not None else ""
         unit = "; timestamp_unit = 's' takes it as it is" if "timestamp" in reason else ""
         return f"{doubt}{unit}; read are {event_time.FORMS}"
-    if "unreadable timestamp" in reason or "before 1970" in reason or "unreadable avail" in reason:
+    unreadable = ("unreadable timestamp", "before 1970", "unreadable avail", "unreadable valid")
+    if any(words in reason for words in unreadable):
         return f"; read are {event_time.FORMS}"
     if "bad number" in reason:
         return "; for numbers like 12,99 set decimal = ','"

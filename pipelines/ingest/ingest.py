@@ -2,7 +2,8 @@
 
 New files add their rows; a file that was already ingested adds nothing. The manifest is replaced
 last, and only batches that it names count: leftovers of a killed run are removed by the next one.
-The user and item tables are read anew each time and replaced as wholes.
+The user and item tables are read anew each time and replaced as wholes, but for the rows of those
+that keep a history: they stay.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from feature_repo.hashing import file_hash, fingerprint
 from feature_repo.progress import Progress, no_progress
 from feature_repo.workspace import Workspace
 from pipelines.ingest.entities import EntityRows
+from pipelines.ingest.entity_history import Histories, history_file
 from pipelines.ingest.figures import measure
 from pipelines.ingest.findings import tell, tell_cells, tell_shares
 from pipelines.ingest.identity import KnownEvents
@@ -120,6 +122,7 @@ class _IngestRun:
         self._strict = strict
         self._now = now
         self._erased = ErasedUsers(workspace)
+        self._histories = Histories(workspace, spec, self._erased, self.report)
         self._reader = FileReader(spec, folder, self._erased, self.report, progress=progress)
 
     def ingest(self, files: list[Path]) -> None:
@@ -128,7 +131,7 @@ class _IngestRun:
         new_files = _new_files(files, manifest)
         self.report.files = len(new_files)
 
-        entities = self._reader.entities()
+        entities = self._histories.read(self._reader.entities(), manifest.shift_s or 0)
         streamed = read_archive(self._workspace, manifest.position)
         stored = StoredEvents(self._workspace, manifest)
         known = KnownEvents(stored=stored.with_ids)
@@ -136,10 +139,12 @@ class _IngestRun:
             known.ids = stored.ids()
         events = self._read_events(list(new_files.values()), manifest, known, _keys(entities))
         self._refuse_no_events(files, events, manifest)
-        self._describe(stored, entities, events, manifest)
-
         if manifest.shift_s is None:
             manifest = manifest.model_copy(update={"shift_s": self._shift(events.valid)})
+        now = self._now - pd.Timedelta(seconds=manifest.shift_s or 0)
+        entities = self._histories.current(entities, now)
+        self._describe(stored, entities, events, manifest)
+
         remove_leftovers(self._workspace.ingest, manifest)
         if new_files:
             manifest = self._write_batch(new_files, events, manifest)
@@ -250,13 +255,18 @@ class _IngestRun:
         folder = self._workspace.ingest
         for kind, rows in entities.items():
             table: Users = getattr(self._spec, kind)
+            if rows.history is not None:
+                write_entities(history_file(folder, kind), table, rows.history, shift_s)
             write_entities(folder / f"{kind}.parquet", table, rows.valid, shift_s)
             write_quarantine(folder, kind, quarantined(rows.rejected, rows.cells))
 
     def _finish(self, manifest: IngestManifest, entities: dict[str, EntityRows]) -> None:
         """Write what describes the tables; the manifest is last and makes the run count."""
         tables = {
-            kind: fingerprint(rows.valid.astype(str).to_csv()) for kind, rows in entities.items()
+            name: fingerprint(frame.astype(str).to_csv())
+            for kind, rows in entities.items()
+            for name, frame in ((kind, rows.valid), (f"{kind}_history", rows.history))
+            if frame is not None
         }
         origin: list[Any] = [sorted(manifest.files), tables, manifest.spec, manifest.shift_s]
         origin += [part for part in (manifest.log_position, manifest.erased) if part is not None]

@@ -27,6 +27,10 @@ DOUBTFUL = f"{c.TIMESTAMP} is doubtful"
 """Column that says which times are numbers that are no epoch time of a log."""
 
 
+UNDATED = f"{c.VALID_FROM} is wrong"
+"""Column that says why a row of a user or item table cannot be placed in time."""
+
+
 def _id_column(name: str) -> pa.Column:
     return pa.Column(
         checks=[
@@ -69,9 +73,18 @@ def events_schema(spec: DatasetSpec, latest: pd.Timestamp) -> pa.DataFrameSchema
     return pa.DataFrameSchema({name: _id_column(name) for name in ids}, checks=checks)
 
 
-def entity_schema(key: str) -> pa.DataFrameSchema:
-    """Return the schema of a user or item table: it needs a key."""
-    return pa.DataFrameSchema({key: _id_column(key)})
+def entity_schema(key: str, *, dated: bool = False) -> pa.DataFrameSchema:
+    """Return the schema of a user or item table: it needs a key and, if ``dated``, a time.
+
+    The column ``UNDATED`` says what is wrong with a row's time, "" if nothing is.
+    """
+    problems = [f"missing {c.VALID_FROM}", f"unreadable {c.VALID_FROM}"]
+    problems.append(f"{c.VALID_FROM} is no epoch time")
+    checks = [
+        pa.Check(lambda d, problem=problem: d[UNDATED] != problem, name=problem)
+        for problem in (problems if dated else [])
+    ]
+    return pa.DataFrameSchema({key: _id_column(key)}, checks=checks)
 
 
 def reasons(frame: pd.DataFrame, schema: pa.DataFrameSchema) -> pd.Series:

@@ -69,7 +69,7 @@ def write_entities(path: Path, table: Users, frame: pd.DataFrame, shift_s: int) 
     fields = [(frame.columns[0], pa.string())] + [
         (name, ATTRIBUTE_TYPES[how]) for name, how in table.attributes.items()
     ]
-    for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL):
+    for name in (c.AVAILABLE_FROM, c.AVAILABLE_UNTIL, c.VALID_FROM):
         if name in frame:
             fields.append((name, pa.timestamp("us", tz="UTC")))
             frame = frame.assign(**{name: frame[name] + pd.Timedelta(seconds=shift_s)})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +29,7 @@ from feature_repo.stores.asof_join import has_table, newest_rows
 from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
 from serving.online.features import FeatureReader, activity_reader, no_features, user_reader
 from serving.online.overlay import AcceptedEvent, Columns, Overlay
+from serving.recommender.item_attributes import attributes_from
 from serving.recommender.item_table import ItemTable, activity_from
 from serving.releases.release import Release
 
@@ -197,9 +199,9 @@ def served_items(store: FeatureStore, release: Release, as_of: str | None) -> It
             for feature, value in values.items():
                 columns[feature][row] = value
     reader.expire(columns, stamps, now.timestamp())
-    return release.items.with_activity(
-        activity_from({feature: [None, *values] for feature, values in columns.items()}, codec)
-    )
+    by_code = {feature: [None, *values] for feature, values in columns.items()}
+    activity = replace(activity_from(by_code, codec), attributes=attributes_from(by_code, codec))
+    return release.items.with_activity(activity)
 
 
 def _timestamps(times: Any) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -26,6 +26,7 @@ from feature_repo.views import ONLINE_USERS
 from feature_repo.workspace import Workspace
 from serving.online.overlay import Overlay, parse_overlay
 from serving.recommender.codec import Codec
+from serving.recommender.item_attributes import attributes_from
 from serving.recommender.item_table import Activity, ItemTable, activity_from
 
 _TIMEOUT_S = 0.5
@@ -333,7 +334,9 @@ class OnlineFeatures:
         )
 
     def item_activity(self, now: float) -> Activity:
-        """Return all items' activity in the online store; values past their TTL are missing.
+        """Return all items' activity in the online store, and attributes that have a history.
+
+        Values past their TTL are missing.
 
         Raises:
             OnlineStoreUnavailable: Redis did not answer.
@@ -349,7 +352,8 @@ class OnlineFeatures:
         }
         missing = [None] * (len(ids) + 1)
         columns |= {name: missing for name in self._codec.item_activity if name not in columns}
-        return activity_from(columns, self._codec)
+        attributes = attributes_from(columns, self._codec)
+        return replace(activity_from(columns, self._codec), attributes=attributes)
 
     def _activity(self, ids: Sequence[str], now: float) -> dict[str, list[Any]]:
         with self._many.pipeline(transaction=False) as pipe:

@@ -134,7 +134,8 @@ class Codec:
     def item_reads(self) -> tuple[tuple[str, str], ...]:
         """View and name of what is read of items beside the built-in features."""
         others = (*self.vectors, *self.item_categories)
-        return (*self.declared_item, *((view, name) for view, name, _ in others))
+        dated = (("item_profile", name) for name in self.spec.dated_item_attributes)
+        return (*self.declared_item, *((view, name) for view, name, _ in others), *dated)
 
     @property
     def filterable(self) -> dict[str, AttributeKind]:

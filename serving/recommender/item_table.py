@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array, Float64Array, Int32Array
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.encoding import Encoded
 from ranking.rows import ItemRows
-from serving.recommender.codec import Codec, ranked_columns
-
-_NO_ITEMS: Int32Array = np.zeros(0, dtype=np.int32)
+from serving.recommender.codec import Codec
+from serving.recommender.item_attributes import (
+    ItemAttributes,
+    RawColumn,
+    category_codes,
+    ranked_codes,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Activity:
     where they lie so in memory (in a file that processes share); None: they do not. ``vectors``
     has a float32 ``[N, D]`` for each of the codec's vectors: unit vectors, 0 where missing.
     ``categories`` int32 ``[N, C]`` are the codes of declared categories, 0: unknown.
+    ``attributes``: those of the same time, where the data set keeps a history; None: those of the
+    release hold.
     """
 
     counts: Float32Array
@@ -42,10 +47,12 @@ class Activity:
     numeric: Float32Array | None = None
     vectors: tuple[Float32Array, ...] = ()
     categories: Int32Array | None = None
+    attributes: ItemAttributes | None = None
 
     def head(self, size: int) -> Activity:
         """Return the first ``size`` rows as views; missing rows are added without counts."""
         missing = size - len(self.counts)
+        attributes = None if self.attributes is None else self.attributes.head(size)
         if missing <= 0:
             numeric = None if self.numeric is None else self.numeric[:size]
             return Activity(
@@ -55,6 +62,7 @@ class Activity:
                 numeric,
                 tuple(vectors[:size] for vectors in self.vectors),
                 None if self.categories is None else self.categories[:size],
+                attributes,
             )
         counts = np.full((missing, self.counts.shape[1]), np.nan, dtype=np.float32)
         never = np.full(missing, np.nan)
@@ -69,92 +77,8 @@ class Activity:
             categories=None
             if self.categories is None
             else np.pad(self.categories, ((0, missing), (0, 0))),
+            attributes=attributes,
         )
-
-
-class RawColumn(Sequence[Any]):
-    """An attribute as given, by item code; None for item 0.
-
-    The values stay in Arrow, since a million Python strings take much memory.
-    """
-
-    def __init__(self, values: pa.Array, before: RawColumn | None = None) -> None:
-        """``values``: one per item, without row 0; they follow those of the column ``before``."""
-        self.values = values
-        self._before = before
-        self._start = len(before) if before is not None else 1
-
-    def __len__(self) -> int:
-        return self._start + len(self.values)
-
-    def __getitem__(self, code: Any) -> Any:
-        if code >= self._start:
-            return self.values[code - self._start].as_py()
-        return self._before[code] if self._before is not None else None
-
-    def take(self, codes: Int32Array) -> npt.NDArray[Any]:
-        """Return the values of items, objects ``[n]``; None: missing."""
-        own = codes >= self._start
-        values = np.full(len(codes), None, dtype=object)
-        given = self.values.take(pa.array(codes[own] - self._start)).to_pylist()
-        for row, value in zip(np.flatnonzero(own), given, strict=True):
-            values[row] = value  # one by one: NumPy would make an axis of lists
-        if self._before is not None and not own.all():
-            values[~own] = self._before.take(codes[~own])
-        return values
-
-    def between(self, least: float | None, most: float | None) -> BoolArray:
-        """Return which values of a numeric attribute are in a range, bool ``[N]``; missing: none.
-
-        The values are compared as given: the models' float32 cannot tell 16,777,216 from
-        16,777,217.
-        """
-        fits = ~np.isnan(self._numbers)
-        if least is not None:
-            fits &= self._numbers >= least
-        if most is not None:
-            fits &= self._numbers <= most
-        before = (
-            np.zeros(1, dtype=np.bool_)
-            if self._before is None
-            else self._before.between(least, most)
-        )
-        return np.concatenate([before, fits])
-
-    def having(self, value: str) -> Int32Array:
-        """Return codes of the items that have a value, or have it in their list, int32 ``[n]``."""
-        codes = self._by_value.get(value, _NO_ITEMS)
-        return (
-            codes if self._before is None else np.concatenate([self._before.having(value), codes])
-        )
-
-    @cached_property
-    def _numbers(self) -> Float64Array:
-        return np.asarray(
-            self.values.cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64
-        )
-
-    @cached_property
-    def _by_value(self) -> dict[str, Int32Array]:
-        """The codes of the items that have each value, int32 ``[n]``, ascending."""
-        # Lists are flattened; flat [m] has every value and owner [m] the code of its item.
-        flat = self.values
-        owner = np.arange(self._start, len(self), dtype=np.int32)
-        if pa.types.is_list(flat.type):
-            owner = owner[pc.list_parent_indices(flat).to_numpy()]
-            flat = pc.list_flatten(flat)
-        owner = owner[flat.is_valid().to_numpy(zero_copy_only=False)]
-        encoded = flat.drop_null().dictionary_encode()
-        if not len(encoded.dictionary):
-            return {}
-
-        # Sort the owners by value, and cut where the next value begins. Values are numbered by
-        # their place in the dictionary.
-        numbers = encoded.indices.to_numpy()
-        order = np.argsort(numbers, kind="stable")
-        borders = np.searchsorted(numbers[order], np.arange(1, len(encoded.dictionary)))
-        groups = np.split(owner[order], borders)
-        return dict(zip(encoded.dictionary.to_pylist(), groups, strict=True))
 
 
 @dataclass(frozen=True)
@@ -179,13 +103,37 @@ class ItemTable:
         return len(self.available_from)
 
     def with_activity(self, activity: Activity) -> ItemTable:
-        """Return the table with other counts; those of added items may be missing."""
+        """Return the table with other counts, and with the attributes of their time.
+
+        Those of added items may be missing.
+        """
         activity = activity.head(len(self))
         if self.added and activity.numeric is not None:
             # The file has no attributes of added items.
             counts = activity.counts.shape[1]
             activity.numeric[-self.added :, counts:] = self.encoded.numbers[-self.added :]
-        return self._with(activity=activity)
+        if activity.attributes is None:
+            return self._with(activity=activity)
+        return self._with_attributes(activity, activity.attributes)
+
+    def _with_attributes(self, activity: Activity, attributes: ItemAttributes) -> ItemTable:
+        """Return the table with these attributes; added items keep their own."""
+        if self.added:
+            attributes.write_tail(
+                self.added, self.encoded.numbers, self.categorical, self.categories
+            )
+        raw = {
+            name: RawColumn(self.raw[name].values, column) if self.added else column
+            for name, column in attributes.raw.items()
+        }
+        changed = self._with(
+            activity=activity,
+            raw={**self.raw, **raw},
+            encoded=replace(self.encoded, numbers=attributes.numbers),
+            categories=attributes.categories,
+        )
+        changed.__dict__["categorical"] = attributes.categorical
+        return changed
 
     def without(
         self,
@@ -257,10 +205,7 @@ class ItemTable:
     @cached_property
     def categorical(self) -> Int32Array:
         """The codes of attributes that the ranker sees, int32 ``[N, C]``."""
-        codes: Int32Array = self.encoded.first[:, ranked_columns(self.codec.item_attributes)]
-        declared = len(self.codec.item_categories)
-        names = list(self.codec.all_item_categorical)
-        return codes[:, self.codec.kept(names[: len(names) - declared])]
+        return ranked_codes(self.encoded, self.codec)
 
     @cached_property
     def rows(self) -> ItemRows:
@@ -404,24 +349,8 @@ def build_items(codec: Codec, columns: Mapping[str, Sequence[Any]]) -> ItemTable
         codec=codec,
         raw=raw,
         encoded=encoded,
-        categories=_categories(codec, given, size),
+        categories=category_codes(codec, given, size),
         available_from=times(c.AVAILABLE_FROM, -np.inf),
         available_until=times(c.AVAILABLE_UNTIL, np.inf),
         activity=activity,
     )
-
-
-def _categories(codec: Codec, raw: Mapping[str, Sequence[Any]], size: int) -> Int32Array:
-    """Return the category codes of the items, int32 ``[size, G]``, 0 where there are fewer."""
-    name = codec.spec.category
-    if name is None:
-        return np.zeros((size, 1), dtype=np.int32)
-    lists = [
-        [value] if isinstance(value, str) else list(value if value is not None else ())
-        for value in raw[name]
-    ]
-    width = max(1, max(map(len, lists)))
-    codes = np.zeros((size, width), dtype=np.int32)
-    for row, values in enumerate(lists):
-        codes[row, : len(values)] = codec.categories.encode(values)
-    return codes

@@ -18,7 +18,8 @@ from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import AttributeKind
 from feature_repo.encoding import ExtendedVocabulary, Vocabulary
 from ranking.models.onnx import onnx_session
-from serving.recommender.item_table import ItemTable, RawColumn, build_items
+from serving.recommender.item_attributes import RawColumn
+from serving.recommender.item_table import ItemTable, build_items
 
 _log = logging.getLogger(__name__)
 

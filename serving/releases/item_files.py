@@ -7,6 +7,7 @@ one array as before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import pyarrow as pa
 from feature_repo import columns as c
 from feature_repo.encoding import Encoded
 from serving.recommender.codec import Codec
-from serving.recommender.item_table import Activity, ItemTable, RawColumn
+from serving.recommender.item_attributes import RawColumn
+from serving.recommender.item_table import Activity, ItemTable
 
 ATTRIBUTES = "items.arrow"
 _ARRAYS = ("codes", "first", "categories", "numeric", "times")
@@ -38,6 +40,23 @@ def map_rows(path: Path) -> npt.NDArray[Any]:
     return array
 
 
+def save_raw(path: Path, items: Sequence[str], raw: Mapping[str, RawColumn]) -> None:
+    """Write attributes as given, a row for each item, with the items' ids."""
+    table = pa.table({c.ITEM: items, **{name: column.values for name, column in raw.items()}})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def map_raw(path: Path, names: Sequence[str]) -> dict[str, RawColumn]:
+    """Return attributes that ``save_raw`` wrote, mapped into memory."""
+    table = _mapped_table(path)
+    return {name: RawColumn(table[name].combine_chunks()) for name in names}
+
+
+def _mapped_table(path: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
 def save_items(table: ItemTable, folder: Path) -> None:
     """Write a table into a folder.
 
@@ -48,17 +67,7 @@ def save_items(table: ItemTable, folder: Path) -> None:
     the codec's vectors; ``declared-categories`` int32 ``[N, C]``. Spare rows are of items that can
     never be had.
     """
-    raw = pa.table(
-        {
-            c.ITEM: table.codec.items.values,
-            **{name: column.values for name, column in table.raw.items()},
-        }
-    )
-    with (
-        pa.OSFile(str(folder / ATTRIBUTES), "wb") as file,
-        pa.ipc.new_file(file, raw.schema) as writer,
-    ):
-        writer.write_table(raw.combine_chunks())
+    save_raw(folder / ATTRIBUTES, table.codec.items.values, table.raw)
     activity = table.activity
     arrays: dict[str, npt.NDArray[Any]] = {
         "codes": with_spare(table.encoded.codes),
@@ -92,7 +101,7 @@ def load_items(folder: Path, codec: Codec) -> ItemTable:
         ValueError: its parts do not fit each other or the codec.
 
     """
-    raw = pa.ipc.open_file(pa.memory_map(str(folder / ATTRIBUTES))).read_all()
+    raw = _mapped_table(folder / ATTRIBUTES)
     arrays: dict[str, npt.NDArray[Any]] = {
         name: map_rows(_file(folder, name)).view(np.ndarray) for name in _ARRAYS
     }

@@ -7,16 +7,16 @@ from feast.types import Array, Float64, String
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind
 from feature_repo.views import _FEAST_TYPES
-from pipelines.features.spark_job import _SPARK_TYPES
+from pipelines.features.profiles import SPARK_TYPES
 
 
 def test_all_three_know_every_kind():
     kinds = set(get_args(AttributeKind))
-    assert set(ATTRIBUTE_TYPES) == set(_FEAST_TYPES) == set(_SPARK_TYPES) == kinds
+    assert set(ATTRIBUTE_TYPES) == set(_FEAST_TYPES) == set(SPARK_TYPES) == kinds
 
 
 def test_the_derived_types():
-    feast, spark = dict(_FEAST_TYPES), dict(_SPARK_TYPES)
+    feast, spark = dict(_FEAST_TYPES), dict(SPARK_TYPES)
     assert feast == {
         "categorical": String,
         "multi_categorical": Array(String),

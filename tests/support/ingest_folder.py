@@ -36,8 +36,9 @@ TYPED = {
 class World:
     """A data folder, and a workspace to bring it into."""
 
-    def __init__(self, root, folder=None):
-        self.folder, self.workspace = folder or root / "data", Workspace(root / "work")
+    def __init__(self, root, folder=None, workspace=None):
+        self.folder = folder or root / "data"
+        self.workspace = workspace or Workspace(root / "work")
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, name, content):

@@ -239,11 +239,17 @@ def random_rows(
 
 
 def write_release(
-    folder: Path, rules: FilterRules | None = None, seed: int = 0
+    folder: Path,
+    rules: FilterRules | None = None,
+    seed: int = 0,
+    catalogue: tuple[Codec, ItemTable] | None = None,
 ) -> tuple[TwoTowers, Codec, ItemTable]:
-    """Write everything that a release has into ``folder``, its manifest last."""
-    codec = tiny_codec()
-    items = build_items(codec, item_columns(codec))
+    """Write everything that a release has into ``folder``, its manifest last.
+
+    ``catalogue``: another one of as many items.
+    """
+    codec = catalogue[0] if catalogue else tiny_codec()
+    items = catalogue[1] if catalogue else build_items(codec, item_columns(codec))
     towers = build_towers(codec, items, seed)
     raw, unit = item_vectors(towers)
     folder.mkdir(parents=True)
