@@ -15,10 +15,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo notebooks test test-faults lint peers clean
+.PHONY: help demo notebooks test test-faults test-cluster lint peers clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(RUN) ## run all stages and serve: DEMO=full, DATA=<name or dataset.toml>, DATA_DIR=<folder>, SERVE=no, PORT=8000
 	@$(BIN)/funnel demo --data $(DATA) $(if $(DATA_DIR),--data-dir $(DATA_DIR)) --port $(PORT) \
@@ -32,6 +32,9 @@ test: $(RUN)-test ## run the tests, in WORKERS=2 processes and in random order
 
 test-faults: $(RUN)-test ## run the long fault tests
 	$(BIN)/python -m pytest -m faults
+
+test-cluster: $(RUN)-test ## run the tests on a Spark cluster of processes
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(RUN)-lint ## check style and types
 	$(BIN)/ruff check .

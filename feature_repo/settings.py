@@ -27,6 +27,7 @@ EVENT_LOG = re.compile(
 
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 _HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:]+")
+_PROJECT = r"^[A-Za-z0-9][A-Za-z0-9_]*$"
 _MEMORY = r"^[1-9]\d*[kmgtKMGT]?$"
 
 
@@ -50,6 +51,16 @@ class Settings(BaseSettings):
     profile: Literal["local", "cluster"] = Field("local", description="`local` or `cluster`")
     redis: SecretStr | None = Field(
         None, description="Redis of the profile `cluster`: `host:port,password=...`"
+    )
+    registry: SecretStr | None = Field(
+        None,
+        description="database of Feast's registry in the profile `cluster`: "
+        "`postgresql+psycopg://user:password@host/name`",
+    )
+    project: str = Field(
+        "funnel",
+        pattern=_PROJECT,
+        description="Feast's project in that database: letters, digits and underscores",
     )
     event_log: str = Field(
         "redis",

@@ -10,6 +10,7 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import DeclaredView, without_experimental_warnings
 from feature_repo.declarations.declared import Declared
 from feature_repo.declarations.reading import read_with
+from feature_repo.declarations.tables import read_by_spark
 from feature_repo.views import Profile, built_in
 
 
@@ -30,7 +31,11 @@ def build(
     """
     own = built_in(spec, features, profile)
     declared = read_with(declarations, spec, own) if declarations else Declared()
-    views = {view.name: view.registered for view in declared.views}
+    by_spark = profile == "cluster"
+    views = {
+        view.name: read_by_spark(view.registered) if by_spark else view.registered
+        for view in declared.views
+    }
     views |= {view.definition.name: view.registered for view in declared.on_demand}
     optional = {view.name: view.registered for view in own.optional}
     left_out = set(declared.left_out)

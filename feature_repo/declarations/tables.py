@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -105,6 +106,24 @@ def declared_table(view: FeatureView, folder: Path) -> DeclaredView:
         if field.dtype in VECTORS
     }
     return _declared(entity, registered, fields, lengths)
+
+
+def read_by_spark(view: FeatureView) -> FeatureView:
+    """Return a view that Spark reads, over the same Parquet: for the profile ``cluster``."""
+    given = view.batch_source
+    if not isinstance(given, FileSource):
+        return view
+    from feast.infra.offline_stores.contrib.spark_offline_store.spark_source import SparkSource
+
+    view = copy(view)
+    view.batch_source = SparkSource(
+        name=given.name,
+        path=given.path,
+        file_format="parquet",
+        timestamp_field=given.timestamp_field,
+        created_timestamp_column=given.created_timestamp_column,
+    )
+    return view
 
 
 def _declared(

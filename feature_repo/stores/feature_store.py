@@ -16,6 +16,7 @@ from feature_repo.declarations.feast_objects import build
 from feature_repo.settings import SettingsError, read_settings
 from feature_repo.stores.embedded_redis import connect, ensure_running
 from feature_repo.stores.redis_settings import RedisSettings
+from feature_repo.stores.registry import registry_config, registry_url
 from feature_repo.views import Profile
 from feature_repo.workspace import Workspace
 
@@ -25,6 +26,7 @@ _FILES: dict[Profile, str] = {
     "local": "feature_store.yaml",
     "cluster": "feature_store.cluster.yaml",
 }
+_REGISTRY_IN_SQL = "feature_store.cluster-sql.yaml"
 
 
 def profile() -> Profile:
@@ -41,11 +43,12 @@ def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
 
     """
     chosen = profile()
-    config: dict[str, Any] = yaml.safe_load((_HERE / _FILES[chosen]).read_text(encoding="utf-8"))
-    workspace.feast_registry.parent.mkdir(parents=True, exist_ok=True)
-    config["registry"]["path"] = str(workspace.feast_registry)
+    file = _REGISTRY_IN_SQL if registry_url() else _FILES[chosen]
+    config: dict[str, Any] = yaml.safe_load((_HERE / file).read_text(encoding="utf-8"))
+    config["registry"] |= registry_config(workspace)
+    config["online_store"]["home"] = str(workspace.root.resolve())
     if chosen == "local":
-        config["online_store"] |= {"folder": str(workspace.redis), "timeout_s": timeout_s}
+        config["online_store"]["timeout_s"] = timeout_s
     else:
         # Set here, not expanded in the file's text: no password can then break the YAML or show up
         # in its error.
@@ -53,6 +56,8 @@ def feature_store(workspace: Workspace, timeout_s: float = 5.0) -> FeatureStore:
             RedisSettings.from_environment().connection_string(timeout_s)
         )
         config["offline_store"]["spark_conf"]["spark.master"] = _spark_master()
+    if registry_url():
+        config["project"] = read_settings().project
     return FeatureStore(config=RepoConfig(repo_path=_HERE, **config))
 
 

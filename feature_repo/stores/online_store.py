@@ -52,9 +52,13 @@ _WrittenRow = tuple[EntityKey, dict[str, Value], datetime, datetime | None]
 
 
 class StreamSafeRedisOnlineStoreConfig(RedisOnlineStoreConfig):
-    """The options of Feast's Redis store."""
+    """The options of Feast's Redis store; ``home`` is the working folder, by default that in use.
+
+    It travels to Spark's workers, whose environment does not name it.
+    """
 
     type: str = "feature_repo.stores.online_store.StreamSafeRedisOnlineStore"  # type: ignore[assignment]
+    home: str | None = None
 
 
 class StreamSafeRedisOnlineStore(RedisOnlineStore):
@@ -73,16 +77,12 @@ class StreamSafeRedisOnlineStore(RedisOnlineStore):
         """
         return SupportedAsyncMethods(read=False, write=False)
 
-    def _workspace(self, config: RepoConfig) -> Workspace:  # noqa: ARG002 - the embedded store's
-        """Return the working folder whose list of erased users counts."""
-        return Workspace(default_root())
-
     def _writable(
         self, config: RepoConfig, client: redis.Redis, rows: Sequence[_WrittenRow]
     ) -> list[_WrittenRow]:
         """Return the rows that have an id, without those of erased users."""
         if self._erased is None:
-            self._erased = ErasedUsers(self._workspace(config), client)
+            self._erased = ErasedUsers(_workspace(config.online_store), client)
         with_key = [row for row in rows if _has_key(row[0])]
         users = {row[0].entity_values[0].string_val for row in with_key if _is_of_user(row[0])}
         erased = self._erased.among(users)
@@ -174,10 +174,9 @@ def _as_of(
 
 
 class EmbeddedRedisOnlineStoreConfig(StreamSafeRedisOnlineStoreConfig):
-    """``folder`` holds the server's data; by default ``redis`` in the working folder in use."""
+    """``timeout_s``: the limit of a call."""
 
     type: str = "feature_repo.stores.online_store.EmbeddedRedisOnlineStore"
-    folder: str | None = None
     timeout_s: float = 5.0
 
 
@@ -186,15 +185,16 @@ class EmbeddedRedisOnlineStore(StreamSafeRedisOnlineStore):
 
     _client: redis.Redis | None = None
 
-    def _workspace(self, config: RepoConfig) -> Workspace:
-        folder = config.online_store.folder
-        return Workspace(Path(folder).parent) if folder else super()._workspace(config)
-
     def _get_client(self, online_store_config: EmbeddedRedisOnlineStoreConfig) -> redis.Redis:
         if not self._client:
-            folder = Path(online_store_config.folder or default_root() / "redis")
+            folder = _workspace(online_store_config).redis
             self._client = connect(folder, online_store_config.timeout_s)
         return self._client
+
+
+def _workspace(config: StreamSafeRedisOnlineStoreConfig) -> Workspace:
+    """Return the working folder: of the list of erased users, and of the embedded server."""
+    return Workspace(Path(config.home) if config.home else default_root())
 
 
 def _is_of_user(entity: EntityKey) -> bool:

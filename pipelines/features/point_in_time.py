@@ -22,7 +22,9 @@ from feature_repo import columns as c
 from feature_repo.arrays import Float64Array, Int64Array
 from feature_repo.dataset import DatasetSpec
 from feature_repo.stores.feature_store import feature_store
+from feature_repo.stores.registry import registry_state
 from feature_repo.workspace import MissingStage, Workspace
+from pipelines.features.feast_session import start_feast_session
 from pipelines.features.whole_tables import require_whole_tables
 from serving.recommender.codec import Codec
 from serving.recommender.item_attributes import ItemAttributes, attributes_from
@@ -47,11 +49,12 @@ class PointInTime:
             DamagedTable: a file of the offline tables cannot be read.
 
         """
-        if not workspace.feast_registry.is_file():
+        if registry_state(workspace) is None:
             raise MissingStage(
                 f"no Feast registry in {workspace.root}: run 'funnel materialize' first"
             )
         require_whole_tables(workspace)
+        start_feast_session(workspace)
         self.store = feature_store(workspace)
 
     def users(

@@ -71,7 +71,7 @@ def spark_session(
         os.environ["JAVA_HOME"] = str(java_home(work))
     settings = _settings(work, short=short)
     remove_dead_scratch(work)
-    if master.startswith("local"):
+    if is_local(master):
         settings |= _local_settings(work)
         os.environ["PYSPARK_PYTHON"] = str(_worker_python(work))
         # Otherwise Spark resolves its own host name, which fails or warns on many laptops.
@@ -80,6 +80,11 @@ def spark_session(
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     settings |= extra or {}
     return SparkSession.Builder().appName(app).master(master).config(map=settings).getOrCreate()
+
+
+def is_local(master: str | None = None) -> bool:
+    """Return whether Spark runs in this process's Java: ``master`` as for ``spark_session``."""
+    return (master or read_settings().spark_master or "local").startswith("local")
 
 
 def _worker_python(work: Path) -> Path:
@@ -93,7 +98,9 @@ def _settings(work: Path, *, short: bool) -> dict[str, _Setting]:
     logging = work / "spark" / "log4j2.properties"
     write_atomically(logging, _LOGGING)
     java = f'-Dlog4j2.configurationFile="{logging.as_uri()}"'
+    executors = {"spark.executor.extraJavaOptions": _SHORT_JOB} if short else {}
     return {
+        **executors,
         "spark.driver.memory": read_settings().spark_driver_memory,
         "spark.driver.extraJavaOptions": f"{java} {_SHORT_JOB}" if short else java,
         "spark.ui.enabled": "false",

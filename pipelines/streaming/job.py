@@ -22,11 +22,10 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.reading import declared_in
 from feature_repo.events.reading import EventReader
 from feature_repo.files import read_json
-from feature_repo.settings import read_settings
 from feature_repo.stores.feature_store import feature_store, redis_url
 from feature_repo.workspace import MissingStage, Workspace
 from pipelines.display import console
-from pipelines.features.spark import spark_session
+from pipelines.features.spark import is_local, spark_session
 from pipelines.features.stream_state import KEY, POSITION_FILE, STATE, STATE_COLUMN
 from pipelines.features.whole_tables import require_whole_tables
 from pipelines.streaming.decode import LogReading
@@ -260,7 +259,7 @@ def stream_session(workspace: Workspace, config: StreamConfig, master: str | Non
         "spark.sql.streaming.noDataMicroBatches.enabled": "false",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "20000",
     }
-    if (master or read_settings().spark_master or "local").startswith("local"):
+    if is_local(master):
         settings["spark.sql.streaming.checkpointFileManagerClass"] = _CHECKPOINT_FILES
     return spark_session("funnel-stream", master, workspace.root, settings)
 

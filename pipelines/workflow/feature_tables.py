@@ -18,11 +18,16 @@ ONE_PARTITION_EVENTS = 30_000
 
 ONE_PARTITION = {"spark.sql.shuffle.partitions": "1", "spark.sql.adaptive.enabled": "false"}
 
+_EVENTS_PER_PARTITION = 100_000
+_LEAST_PARTITIONS = 4
+_MOST_PARTITIONS = 200
+"""On a cluster. The most is Spark's default: with it, each table of a small log has 200 files."""
+
 
 def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
     """Compute the tables and give them their name."""
     from feature_repo.declarations.reading import declared_in
-    from pipelines.features.spark import spark_session
+    from pipelines.features.spark import is_local, spark_session
     from pipelines.features.spark_job import build_features
     from pipelines.features.whole_tables import list_files
     from pipelines.ingest.ingested import (
@@ -42,7 +47,7 @@ def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
             "funnel-features",
             master,
             workspace.root,
-            ONE_PARTITION if events < ONE_PARTITION_EVENTS else None,
+            _partitioning(events, local=is_local(master)),
             short=events < SHORT_JOB_EVENTS,
         )
         try:
@@ -62,6 +67,16 @@ def build_tables(workspace: Workspace, final: Path, master: str | None) -> None:
                 stage.summary = f"{sum(rows.values()):,} rows in {len(rows)} tables"
         finally:
             spark.stop()
+
+
+def _partitioning(events: int, *, local: bool) -> dict[str, str] | None:
+    """Return Spark's settings for a log of this size; None: the usual ones."""
+    if events < ONE_PARTITION_EVENTS:
+        return ONE_PARTITION
+    if local:
+        return None
+    partitions = max(_LEAST_PARTITIONS, min(events // _EVENTS_PER_PARTITION, _MOST_PARTITIONS))
+    return {"spark.sql.shuffle.partitions": str(partitions)}
 
 
 def take_into_use(workspace: Workspace, final: Path) -> None:

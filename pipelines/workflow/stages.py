@@ -140,11 +140,13 @@ def run_materialize(workspace: Workspace) -> None:
         raise MissingStage(f"no features in {workspace.root}: run 'funnel features' first")
     from feature_repo.declarations.built_in import NEVER_STALE
     from feature_repo.stores.feature_store import apply, feature_store
+    from pipelines.features.feast_session import feast_session
     from pipelines.features.whole_tables import require_whole_tables
 
     require_whole_tables(workspace)
     with (
         stage_lock(workspace, Written.ONLINE),
+        feast_session(workspace),
         display.stage("Materialize (Feast -> Redis)"),
         warnings.catch_warnings(),
     ):

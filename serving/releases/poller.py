@@ -6,9 +6,11 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from feature_repo.stores.registry import RegistryUnavailable, registry_state
 from feature_repo.workspace import Workspace
 from serving.releases.manifest import BadRelease, file_states, read_manifest
 from serving.releases.release import Release
@@ -52,7 +54,7 @@ class ReleasePoller:
 
         """
         self._link = workspace.releases / "current"
-        self._registry = workspace.feast_registry
+        self._registry = partial(registry_state, workspace)
         self._adopt = adopt
         self._every_s = every_s
         self._keep = keep
@@ -156,7 +158,11 @@ class ReleasePoller:
             files = file_states(folder)
         except OSError:  # a file went away in between
             files = frozenset()
-        return folder, files, _state_of(self._link), _state_of(self._registry)
+        try:
+            registry = self._registry()
+        except RegistryUnavailable:  # must not hold up a release that is loaded already
+            registry = "unavailable"
+        return folder, files, _state_of(self._link), registry
 
 
 def _claimed_id(folder: Path) -> str:

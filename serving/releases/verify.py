@@ -12,6 +12,7 @@ import numpy.typing as npt
 from feature_repo import columns as c
 from feature_repo.arrays import Int64Array
 from feature_repo.stores.feature_store import feature_store
+from feature_repo.stores.registry import registry_state
 from feature_repo.workspace import Workspace
 from ranking.calibration import HeadCalibration, Method
 from ranking.data import spaced_rows
@@ -59,7 +60,7 @@ def registered_features(workspace: Workspace) -> FeatureNames:
     """Return a function that reads the names from a workspace's registry at each call."""
 
     def read() -> dict[Entity, set[str]]:
-        if not workspace.feast_registry.is_file():  # Feast would make an empty one
+        if registry_state(workspace) is None:
             return {"user": set(), "item": set()}
         store = feature_store(workspace)
         users = user_reader(store).names.values()

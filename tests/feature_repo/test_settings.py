@@ -71,7 +71,8 @@ def test_all_wrong_values_are_named_at_once(monkeypatch):
 def test_secrets_do_not_show(monkeypatch):
     monkeypatch.setenv("FUNNEL_KEY", "fk_hidden")
     monkeypatch.setenv("FUNNEL_REDIS", "host,password=hidden")
-    assert {"key", "redis"} == SECRETS
+    monkeypatch.setenv("FUNNEL_REGISTRY", "postgresql+psycopg://me:hidden@host/feast")
+    assert {"key", "redis", "registry"} == SECRETS
     assert "hidden" not in repr(read_settings())
 
 
