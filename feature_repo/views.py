@@ -141,9 +141,7 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
         for declared in built_in_aggregates(spec)
     ]
     by_name = {of.name: of.registered for of in computed}
-    history, activity, item_activity = (
-        by_name[name] for name in ("user_history", "user_activity", "item_activity")
-    )
+    activity, item_activity = by_name["user_activity"], by_name["item_activity"]
     seen, affinity = by_name["user_seen"], [by_name[n] for n in ("user_affinity",) if n in by_name]
     profiles = [
         view("user_profile", user, s, NEVER_STALE) for s in [user_profile_schema(spec)] if s
@@ -153,6 +151,7 @@ def built_in(spec: DatasetSpec, features: Path, profile: Profile = "local") -> B
     ]
     request = RequestSource(name=REQUEST_SOURCE, schema=[Field(name=c.REQUEST_TIME, dtype=Int64)])
     with without_experimental_warnings():
+        history = by_name["user_history"][[c.HISTORY_ITEMS, c.HISTORY_TIMES]]  # without its state
         moments = activity[[c.FIRST_EVENT_AT, c.LAST_EVENT_AT]]
     request_time = _request_time_view(request, moments)
     return BuiltIn(

@@ -283,3 +283,51 @@ def planted(
     world = {"users": users, "items": items, "days": 40, "events_per_user": 45.0}
     figures = run(_folder(home, "planted"), list(range(1, seeds + 1)), world, strength)
     result(json.dumps(figures))
+
+
+@benchmarks.command("windows")
+def windows(
+    *,
+    data: Annotated[
+        str, typer.Option(help="Name of a known data set, or path of a dataset.toml")
+    ] = "synthetic",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data set's files; a built-in world has none")
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option(help="Working folder (default: work/benchmark-windows)")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Number of trainings of each kind", min=1)] = 3,
+    users: Annotated[
+        int | None, typer.Option(help="Take the events of so many users (default: all)", min=50)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Test events to replay, evenly spaced (default: all)", min=1)
+    ] = None,
+) -> None:
+    """Counts of a user's newest events as features of the ranker: NDCG@10 with and without."""
+    from benchmarks.windows import run
+    from pipelines.display import result
+
+    use_all_cores()
+    root = _folder(home, "windows")
+    numbers = list(range(1, seeds + 1))
+    figures = run(root, data, data_dir, seeds=numbers, users=users, limit=limit)
+    result(json.dumps(figures))
+
+
+@benchmarks.command("feature-cost")
+def feature_cost(
+    *,
+    home: Annotated[
+        Path | None, typer.Option(help="Working folder (default: work/benchmark-feature-cost)")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Turns of each load", min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="Seconds of one turn", min=0.5)] = 3.0,
+) -> None:
+    """What 10, 50 and 100 declared features of users cost a request and an event."""
+    use_one_core()
+    from benchmarks.feature_cost import run
+    from pipelines.display import result
+
+    result(json.dumps(run(_folder(home, "feature-cost"), rounds=rounds, seconds=seconds)))

@@ -18,6 +18,7 @@ from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.built_in import counts_of
+from feature_repo.declarations.declared import Declared
 from feature_repo.declarations.reading import declared_in
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
@@ -119,18 +120,17 @@ def train_retrieval(
 
     """
     final = workspace.models / "retrieval"
+    declared = declared_in(workspace)
     origin = [base.folder.name] if base else []
     # Earlier versions recommended items that only the log knows.
     origin += ["listed"] if ends_unlisted(workspace.spec(), workspace.ingest, events) else []
-    declared = declared_in(workspace)
+
+    def version_of(parts: list[str]) -> str:
+        settings = config.version_parts()
+        return fingerprint(FORMAT, data_version(workspace), split.to_dict(), *settings, *parts)
+
     # The codec, which is made here, has the columns of the ranker's rows.
-    origin += [declared.version, *map(str, declared.ranking)] if declared.ranking else []
-    origin += map(str, declared.ranking_on_demand)
-    for part in (declared.user_tower, declared.item_tower, declared.left_out):
-        origin += [str(part)] if part else []
-    version = fingerprint(
-        FORMAT, data_version(workspace), split.to_dict(), *config.version_parts(), *origin
-    )
+    version = version_of([*origin, *_read_by_models(declared)])
     finished = RetrievalReport.load(final)
     if finished and finished.version == version:
         return final
@@ -142,7 +142,7 @@ def train_retrieval(
         build=tower_builder(data, config.shape),
         training=data.training,
         validation=data.validation,
-        version=version,
+        version=version_of([*origin, *_read_by_towers(declared)]),
         initialise=(lambda towers: base.initialise(towers, data.codec)) if base else None,
     )
     towers, report = train_towers(
@@ -167,6 +167,20 @@ def train_retrieval(
             warm_start=base.folder.name if base else None,
         ).save(folder)
     return final
+
+
+def _read_by_models(declared: Declared) -> list[str]:
+    """Return what the candidate generator, with the codec of the ranker's rows, depends on."""
+    parts = [declared.version, *map(str, declared.ranking)] if declared.ranking else []
+    parts += map(str, declared.ranking_on_demand)
+    parts += [str(declared.left_out)] if declared.left_out else []
+    return parts + _read_by_towers(declared)
+
+
+def _read_by_towers(declared: Declared) -> list[str]:
+    """Return what trained towers depend on: the columns of the ranker's rows are none of it."""
+    parts = [str(part) for part in (declared.user_tower, declared.item_tower) if part]
+    return [declared.version, *parts] if parts else []
 
 
 def tower_data(

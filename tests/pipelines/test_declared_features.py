@@ -26,6 +26,7 @@ from feature_repo.declarations.reading import read_declared
 from feature_repo.encoding import Vocabulary
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.context import BadContext
+from feature_repo.files import read_json
 from feature_repo.on_demand.function import FunctionText
 from feature_repo.stores.feature_store import feature_store
 from pipelines.features.point_in_time import PointInTime
@@ -35,9 +36,12 @@ from pipelines.operations.recount import check
 from pipelines.operations.skew import newest_impressions, skew
 from pipelines.streaming.offline import read_archive
 from pipelines.synthetic.generate import PAGES
+from pipelines.training.config import RetrievalConfig
 from pipelines.training.declared_features import fit_user_categories
 from pipelines.training.past_requests import InteractionHistory, replay, requests_from
 from pipelines.training.release_pointer import current_release
+from pipelines.training.split import Split
+from pipelines.training.train_retrieval import train_retrieval
 from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
 from serving.counters import CounterFiles, CounterReader
@@ -50,9 +54,9 @@ from serving.recommender.hydrate import Hydrator
 from serving.recommender.item_table import activity_from
 from serving.recommender.users import UserReader
 from serving.releases.item_files import load_items, save_items
-from serving.releases.release import load_release
+from serving.releases.release import load_release, load_retrieval
 from tests.support.streaming_job import streaming
-from tests.support.tiny_world import margins, tiny_world, vector
+from tests.support.tiny_world import TOWERS, margins, tiny_world, vector
 
 NAMES = ["spend_1h", "dearest", "bought_7d"]
 
@@ -621,3 +625,29 @@ def joined_at(shop, users, micros, features=tuple(f"spend:{name}" for name in NA
         )
         .to_df()
     )
+
+
+def test_another_column_of_the_ranker_leaves_the_towers_as_they_are(copy, tmp_path):
+    with copy(tiny_world(), tmp_path / "w") as workspace:
+        text = workspace.declarations.read_text().replace("spend, bought,", "spend,")
+        shutil.copy(workspace.declarations.with_name("margins.parquet"), tmp_path)
+        (tmp_path / "features.py").write_text(text)
+        spec = workspace.spec().model_copy(update={"features": str(tmp_path / "features.py")})
+        (workspace.ingest / "dataset.json").write_text(spec.model_dump_json())
+        vectors = workspace.models / "retrieval" / "item_vectors.npy"
+        before, columns = vectors.read_bytes(), load_retrieval(vectors.parent).codec.numeric
+
+        epochs = []
+        settings = RetrievalConfig(towers=TOWERS)
+        split = Split.from_dict(read_json(workspace.models / "split.json"))
+        train_retrieval(
+            workspace,
+            read_events(workspace),
+            split,
+            settings,
+            log=lambda epoch, _: epochs.append(epoch),
+            progress=lambda *_: None,
+        )
+        assert vectors.read_bytes() == before and not epochs
+        left = load_retrieval(vectors.parent).codec.numeric
+        assert sorted(set(columns) - set(left)) == ["item_paid_7d"]
