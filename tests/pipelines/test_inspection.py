@@ -48,7 +48,7 @@ def test_user_features_count_what_had_happened(built):
     times = epoch_seconds(events.loc[events[c.USER] == user, c.TIMESTAMP])
     asked = np.array([times[0], times[-1] + 86_400.0])
     rows = inspection.user_features(PointInTime(built.workspace), np.full(2, user), asked)
-    assert pd.isna(rows[c.events("all")][0]) and rows[c.events("all")][1] == len(times)
+    assert pd.isna(rows["events_all"][0]) and rows["events_all"][1] == len(times)
 
 
 def test_what_is_missing_is_none_or_no_number_or_an_empty_list():

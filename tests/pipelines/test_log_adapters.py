@@ -115,13 +115,8 @@ def check_rows(batch, first, log):
 
 
 def reader_of(log, start="0-0", most=5):
-    options = {
-        "folder": str(log.folder),
-        "types": json.dumps(TYPES),
-        "shards": json.dumps(SHARDS),
-        "from": start,
-    }
-    return FileLogReader(options | {"max_entries": str(most)})
+    reading = LogReading(TYPES, SHARDS, start=start, max_entries=most)
+    return FileLogReader({"folder": str(log.folder), "reading": json.dumps(reading._asdict())})
 
 
 def read(reader, start, end):

@@ -169,15 +169,15 @@ def test_a_changed_value_is_named_with_its_requests(spoilt):
         for row in asked
         if row["row_position"] == "0-0" and "stale_user_activity" not in row["degraded"]
     )
-    add_one(spoilt.features / "user_activity", c.ACTIVE_DAYS, c.USER, user)
+    add_one(spoilt.features / "user_activity", "active_days", c.USER, user)
     found = report(spoilt)
     theirs = [
         row
         for row in asked
         if row["user_id"] == user and "stale_user_activity" not in row["degraded"]
     ]
-    assert list(found.figures()["features"]) == [c.ACTIVE_DAYS]
-    feature = found.features[c.ACTIVE_DAYS]
+    assert list(found.figures()["features"]) == ["active_days"]
+    feature = found.features["active_days"]
     assert feature.differing == found.differing == sum(len(row["numeric"]) for row in theirs) > 0
     assert (feature.largest, feature.example) == (1.0, theirs[0]["request_id"])
     assert found.requests_differing == len(theirs)
@@ -185,10 +185,10 @@ def test_a_changed_value_is_named_with_its_requests(spoilt):
 
 def test_the_command_says_which_feature_and_ends_with_1(spoilt):
     item = rows(spoilt)[-100]["item_ids"][0]
-    add_one(spoilt.features / "item_activity", c.events("all"), c.ITEM, item)
+    add_one(spoilt.features / "item_activity", "events_all", c.ITEM, item)
     done = funnel("skew", "--home", spoilt.root)
     assert done.returncode == 1
-    name = f"item_{c.events('all')}"
+    name = "item_events_all"
     assert f"most often {name}, as in request" in done.stderr.splitlines()[-1]
     figures = json.loads(done.stdout.splitlines()[-1])
     assert (

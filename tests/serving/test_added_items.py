@@ -322,7 +322,7 @@ def test_a_click_on_an_added_item_moves_its_user(tiny: Tiny, api: Api) -> None:
     assert "no_history" not in after["degraded"] and "fresh" not in ids(after)
     engine = api.engine
     features = engine.user_features("walker").columns
-    assert features["recent_category_names"] == [["War"]]
+    assert features["view_count_10m"] == [1]
     release = engine.release
     context = release.reader.read(features, np.array([time.time()])).context
     assert context.history[0, 0] == release.codec.items.code("fresh") == ITEMS + 1

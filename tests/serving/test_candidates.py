@@ -155,7 +155,7 @@ def test_static_lists_are_in_order(tiny: Tiny) -> None:
     week: list[float | None] = [float(n % 5) for n in range(ITEMS)]
     items = table(
         tiny,
-        **{c.events("30d"): counts, c.events("7d"): week, c.TREND: [0.0] * (ITEMS - 1) + [3.0]},
+        **{c.EVENTS_30D: counts, c.EVENTS_7D: week, c.TREND: [0.0] * (ITEMS - 1) + [3.0]},
     )
     lists = static_lists(items, CandidateQuota(popular=6, trending=4, new=3), NOW)
     # Items 4, 6 and 7 cannot be had; item 40 has the trend e^3, and the month tells items of equal

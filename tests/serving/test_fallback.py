@@ -23,7 +23,7 @@ def large(tiny: Tiny) -> ItemTable:
     rng = np.random.default_rng(5)
     source = np.r_[0, rng.integers(1, len(tiny.items), ITEMS)]
     counts = tiny.items.activity.counts[source].copy()
-    counts[:, tiny.codec.item_activity.index(c.events("30d"))] = rng.permutation(ITEMS + 1)
+    counts[:, tiny.codec.item_activity.index(c.EVENTS_30D)] = rng.permutation(ITEMS + 1)
     return replace(
         tiny.items,
         encoded=tiny.items.encoded[source],
@@ -35,7 +35,7 @@ def large(tiny: Tiny) -> ItemTable:
 
 
 def popularity(items: ItemTable) -> np.ndarray:
-    return items.count(c.events("30d"))
+    return items.count(c.EVENTS_30D)
 
 
 def test_the_order_is_of_what_can_be_had(large: ItemTable) -> None:

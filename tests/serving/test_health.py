@@ -75,6 +75,7 @@ def finish_batch(workspace, lease, batch):
     columns |= {
         "micros": [int(time.time() * 1e6)] * len(entries),
         "event_id": entries,
+        "user": ["u1"] * len(entries),
         "item": ["i1"] * len(entries),
     }
     columns |= {

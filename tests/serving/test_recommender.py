@@ -248,7 +248,7 @@ def test_hydrated_rows_are_what_their_names_say(tiny: Tiny) -> None:
         first = tiny.items.activity.first_event_at[other]
         assert column["item_age_days"][row] == pytest.approx((NOW - first) / 86_400, nan_ok=True)
         assert column["history_length"][row] == (users.context.history[user] > 0).sum()
-        counts = tiny.items.activity.counts[other, tiny.codec.item_activity.index(c.events("7d"))]
+        counts = tiny.items.activity.counts[other, tiny.codec.item_activity.index(c.EVENTS_7D)]
         assert column["item_events_7d"][row] == counts
         price = tiny.items.raw["price"][other]
         assert column["item_price"][row] == pytest.approx(
