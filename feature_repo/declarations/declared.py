@@ -104,9 +104,31 @@ class Declared:
         )
 
     @property
+    def tower_views(self) -> tuple[OnDemandView, ...]:
+        """The on-demand views that the user tower reads, with the features that it reads."""
+        named: dict[str, list[str]] = {}
+        for view, feature in self.user_tower:
+            named.setdefault(view, []).append(feature)
+        return tuple(
+            replace(view.definition, features=tuple(named[view.definition.name]))
+            for view in self.on_demand
+            if view.definition.name in named
+        )
+
+    @property
+    def tower_inputs(self) -> tuple[tuple[str, str], ...]:
+        """Views and names of the stored features of users that the user tower reads."""
+        computed = {view.name for view in self.tower_views}
+        stored = [pair for pair in self.user_tower if pair[0] not in computed]
+        inputs = (given for view in self.tower_views for given in view.inputs)
+        stored += [(given.view, given.name) for given in inputs if given.owner == "user"]
+        return tuple(dict.fromkeys(stored))
+
+    @property
     def user_inputs(self) -> tuple[tuple[str, str], ...]:
         """Views and names of the user features that on-demand views read."""
-        inputs = (given for view in self.ranking_on_demand for given in view.inputs)
+        views = (*self.ranking_on_demand, *self.tower_views)
+        inputs = (given for view in views for given in view.inputs)
         return tuple(
             dict.fromkeys((given.view, given.name) for given in inputs if given.owner == "user")
         )

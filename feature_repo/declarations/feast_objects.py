@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from feast import FeatureView
+
 from feature_repo import columns as c
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import DeclaredView, without_experimental_warnings
@@ -57,9 +59,10 @@ def build(
             optional[name][list(names)] for name, names in declared.ranking if name in optional
         ]
         tower: dict[str, list[str]] = {}
-        for name, feature in declared.user_tower:
+        for name, feature in declared.tower_inputs:
             tower.setdefault(name, []).append(feature)
-        user_tower = [views[name][names] for name, names in tower.items()]
+        known = {view.name: view for view in own.objects if isinstance(view, FeatureView)}
+        user_tower = [(known | views)[name][names] for name, names in tower.items()]
     services = own.services(
         ranking=[*built_in_ranking, *ranking], online=online, user_tower=user_tower
     )

@@ -90,7 +90,10 @@ def ranker_column(view: str, feature: str, spec: DatasetSpec) -> str:
 
 
 def tower_features(
-    service: FeatureService, views: Sequence[DeclaredView], key: str
+    service: FeatureService,
+    views: Sequence[DeclaredView],
+    key: str,
+    on_demand: Sequence[DeclaredOnDemand] = (),
 ) -> tuple[tuple[str, str, int], ...]:
     """Return views, names and lengths (1: a number) of the declared features that a tower reads.
 
@@ -98,24 +101,40 @@ def tower_features(
         service: the tower's.
         views: the declared views.
         key: the column of the tower's entity.
+        on_demand: the declared on-demand views, of which the tower reads those without items.
 
     Raises:
         ValueError: the tower cannot read one of them.
 
     """
     declared = {view.name: view for view in views}
+    computed = {view.definition.name: view.definition for view in on_demand}
     selected = []
     for projection in service.feature_view_projections:
         view = declared.get(projection.name)
+        wanted = projection.desired_features or [f.name for f in projection.features]
+        if projection.name in computed:
+            definition = computed[projection.name]
+            if any(given.owner == "item" for given in definition.inputs):
+                raise ValueError(
+                    f"view '{projection.name}' reads items, which the user tower does not know"
+                )
+            unknown = sorted(set(wanted) - set(definition.features))
+            if unknown:
+                raise ValueError(f"view '{projection.name}' has no {unknown}")
+            selected += [(definition.name, name, 1) for name in wanted or definition.features]
+            continue
         if view is None:
             if projection.name in _BUILT_IN[key]:
                 continue
-            raise ValueError(f"view '{projection.name}': towers read tables and aggregates only")
+            raise ValueError(
+                f"view '{projection.name}': towers read tables and aggregates only, "
+                "and the user tower on-demand views"
+            )
         if view.key != key:
             raise ValueError(f"view '{view.name}' is not of its entity '{key}'")
         every = [*view.numeric, *view.vectors]
-        wanted = projection.desired_features or [f.name for f in projection.features] or every
-        checked = _checked(view, wanted)
+        checked = _checked(view, wanted or every)
         selected += [(view.name, name, view.vectors.get(name, 1)) for name in checked]
     return tuple(selected)
 

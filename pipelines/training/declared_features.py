@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,21 +18,34 @@ from pipelines.training.split import epoch_seconds
 from ranking.data import spaced_rows
 from serving.recommender.codec import Category, TowerFeature
 from serving.recommender.item_table import unit_vectors
+from serving.recommender.users import with_computed
 
 _SAMPLE = 20_000
 """Past requests that moments are taken from."""
 
 
 def fit_user_features(
-    declared: Declared, features: PointInTime, events: pd.DataFrame
+    declared: Declared, features: PointInTime, events: pd.DataFrame, context: Iterable[str] = ()
 ) -> tuple[TowerFeature, ...]:
-    """Return the user tower's declared features, with moments as of the events of a sample."""
-    pairs = declared.user_tower
-    if not pairs:
+    """Return the user tower's declared features, with moments as of the events of a sample.
+
+    ``context``: names of the columns of ``events`` that requests have as well.
+    """
+    if not declared.user_tower:
         return ()
-    table = _of_sample(pairs, features, events)
+    sample = events.iloc[spaced_rows(len(events), _SAMPLE)]
+    columns: dict[str, Sequence[Any]] = {
+        name: sample[name].astype(object).where(sample[name].notna(), None).tolist()
+        for name in context
+    }
+    if declared.tower_inputs:
+        table = _of_sample(declared.tower_inputs, features, events)
+        columns |= {name: table[name].to_pylist() for _, name in declared.tower_inputs}
+    time = epoch_seconds(sample[c.TIMESTAMP])
+    given, _ = with_computed(declared.tower_views, columns, time)
     return tuple(
-        TowerFeature(view, name, 1, *moments_of(table[name].to_pylist())) for view, name in pairs
+        TowerFeature(view, name, 1, *moments_of(list(given[name])))
+        for view, name in declared.user_tower
     )
 
 

@@ -179,7 +179,8 @@ def _read_by_models(declared: Declared) -> list[str]:
 
 def _read_by_towers(declared: Declared) -> list[str]:
     """Return what trained towers depend on: the columns of the ranker's rows are none of it."""
-    parts = [str(part) for part in (declared.user_tower, declared.item_tower) if part]
+    read = (declared.user_tower, declared.item_tower, declared.tower_views)
+    parts = [str(part) for part in read if part]
     return [declared.version, *parts] if parts else []
 
 
@@ -255,8 +256,9 @@ def fit_codec(
         declared.ranking_numeric(c.ITEM),
         declared.ranking_on_demand,
         declared.ranking_vectors,
-        fit_user_features(declared, features, positive),
+        fit_user_features(declared, features, positive, spec.context),
         fit_item_features(declared, features, ids, split.ranker),
+        declared.tower_views,
         declared.left_out_columns(spec),
         fit_user_categories(declared, features, positive),
         fit_item_categories(declared, features, ids, split.ranker),
@@ -320,7 +322,10 @@ def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examp
     requests = requests_from(positive, codec)
     reader = UserReader(codec)
     contexts = [
-        reader.context(columns, requests.time[rows])
+        reader.context(
+            {**columns, **{name: of[rows].tolist() for name, of in requests.context.items()}},
+            requests.time[rows],
+        )
         for rows, columns in features.users(TOWER_USERS, requests.user, requests.time)
     ]
     # The square root keeps a rare purchase from drowning a hundred views.

@@ -55,7 +55,8 @@ class Codec:
     ``declared_item``: numeric features that a ``features.py`` gave the ranker, each with the view
     that it is of. ``on_demand``: what is computed in the request.
     ``vectors``: view, name and length of vectors of items. ``user_tower`` and ``item_tower``:
-    declared features that the towers read. ``left_out``: columns that the ranker does not read.
+    declared features that the towers read. ``tower_views``: on-demand views of users and requests
+    that the user tower reads. ``left_out``: columns that the ranker does not read.
     ``user_categories`` and ``item_categories``: declared features that are text.
     """
 
@@ -73,6 +74,7 @@ class Codec:
     vectors: tuple[tuple[str, str, int], ...] = ()
     user_tower: tuple[TowerFeature, ...] = ()
     item_tower: tuple[TowerFeature, ...] = ()
+    tower_views: tuple[OnDemandView, ...] = ()
     left_out: frozenset[str] = frozenset()
     user_categories: tuple[Category, ...] = ()
     item_categories: tuple[Category, ...] = ()
@@ -161,7 +163,14 @@ class Codec:
     @property
     def user_reads(self) -> tuple[tuple[str, str], ...]:
         """View and name of what is read of users: declared features, and on-demand inputs."""
-        others = [(feature.view, feature.name) for feature in self.user_tower]
+        computed = {view.name for view in self.tower_views}
+        others = [(of.view, of.name) for of in self.user_tower if of.view not in computed]
+        others += [
+            (given.view, given.name)
+            for view in self.tower_views
+            for given in view.inputs
+            if given.owner == "user"
+        ]
         others += [(category.view, category.name) for category in self.user_categories]
         return tuple(dict.fromkeys([*self.declared_user, *others, *self._inputs("user")]))
 
@@ -226,10 +235,13 @@ class Codec:
             "item_counts": self.item_counts,
             **({"declared_user": self.declared_user} if self.declared_user else {}),
             **({"declared_item": self.declared_item} if self.declared_item else {}),
-            **({"on_demand": [v.to_dict() for v in self.on_demand]} if self.on_demand else {}),
+            **_views("on_demand", self.on_demand),
             **({"vectors": self.vectors} if self.vectors else {}),
             **({"user_tower": self.user_tower} if self.user_tower else {}),
             **({"item_tower": self.item_tower} if self.item_tower else {}),
+            **(
+                {"tower_views": [v.to_dict() for v in self.tower_views]} if self.tower_views else {}
+            ),
             **({"left_out": sorted(self.left_out)} if self.left_out else {}),
             **_categories("user_categories", self.user_categories),
             **_categories("item_categories", self.item_categories),
@@ -260,6 +272,7 @@ class Codec:
             tuple((view, name, size) for view, name, size in raw.get("vectors", ())),
             tuple(TowerFeature(*feature) for feature in raw.get("user_tower", ())),
             tuple(TowerFeature(*feature) for feature in raw.get("item_tower", ())),
+            tuple(OnDemandView.from_dict(view) for view in raw.get("tower_views", ())),
             frozenset(raw.get("left_out", ())),
             _read_categories(raw.get("user_categories", ())),
             _read_categories(raw.get("item_categories", ())),
@@ -299,6 +312,10 @@ def _encoder(raw: dict[str, Any], order: list[str]) -> AttributeEncoder:
 
 def _in_order(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: values[name] for name in names} | values
+
+
+def _views(name: str, views: Sequence[OnDemandView]) -> dict[str, Any]:
+    return {name: [view.to_dict() for view in views]} if views else {}
 
 
 def _categories(name: str, categories: Sequence[Category]) -> dict[str, Any]:

@@ -264,7 +264,9 @@ class Recommender:
 
         if ranked.degradation:
             result.degraded.append(ranked.degradation)
-        result.degraded += [f"missing_{name}" for name in ranked.pairs[row].missing]
+        result.degraded += [
+            f"missing_{name}" for name in (*users.missing, *ranked.pairs[row].missing)
+        ]
         if not users.context.history[row].any():
             result.degraded.append("no_history")
         return result

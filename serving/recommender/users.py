@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Float64Array, Int32Array
 from feature_repo.encoding import Encoded, standardised
+from feature_repo.on_demand.view import Input, OnDemandError, OnDemandView, Values
 from feature_repo.request_time import SECONDS_PER_DAY, request_time_features
 from ranking.rows import REQUEST_TIME, UserRows
 from retrieval.towers.context import UserContext
 from serving.recommender.codec import Codec, ranked_columns
+
+_log = logging.getLogger(__name__)
 
 Columns = Mapping[str, Sequence[Any]]
 """Feature values by name, one per request; None where missing."""
@@ -26,7 +30,8 @@ class UserBatch:
 
     ``category_shares`` float32 ``[B, K]``, each user's share of positive events by category;
     ``seen[b]``: codes of the items that the user has interacted with, by event type; ``inputs``:
-    what on-demand functions take of the users and their requests, by name, one value per request.
+    what on-demand functions take of the users and their requests, by name, one value per request;
+    ``missing``: features of the user tower that could not be computed.
     """
 
     context: UserContext
@@ -34,6 +39,7 @@ class UserBatch:
     category_shares: Float32Array
     seen: list[dict[str, Int32Array]]
     inputs: Columns = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.context)
@@ -54,7 +60,9 @@ class UserReader:
 
     def context(self, columns: Columns, time: Float64Array) -> UserContext:
         """Return the user tower's view of ``n`` feature rows at ``time``, float64 ``[n]``."""
-        return self._context(columns, time, self.codec.user_attributes.encode(columns, len(time)))
+        attributes = self.codec.user_attributes.encode(columns, len(time))
+        given, _ = with_computed(self.codec.tower_views, columns, time)
+        return self._context(given, time, attributes)
 
     def _context(self, columns: Columns, time: Float64Array, attributes: Encoded) -> UserContext:
         codec = self.codec
@@ -90,16 +98,18 @@ class UserReader:
     def read(self, columns: Columns, time: Float64Array) -> UserBatch:
         """Return ``n`` feature rows at ``time`` (float64 ``[n]`` epoch seconds) as arrays."""
         attributes = self.codec.user_attributes.encode(columns, len(time))
-        context = self._context(columns, time, attributes)
+        given, missing = with_computed(self.codec.tower_views, columns, time)
+        context = self._context(given, time, attributes)
         rows = self._rows(columns, context, attributes)
         given = {c.REQUEST_TIME: time.tolist(), **columns}
-        missing = [None] * len(time)
+        unknown = [None] * len(time)
         return UserBatch(
             context,
             rows,
             self._shares(columns, len(time)),
             self._seen(columns),
-            {name: given.get(name, missing) for name in self._inputs},
+            {name: given.get(name, unknown) for name in self._inputs},
+            missing,
         )
 
     def _rows(self, columns: Columns, context: UserContext, attributes: Encoded) -> UserRows:
@@ -158,6 +168,46 @@ class UserReader:
             }
             for row in range(size)
         ]
+
+
+def with_computed(
+    views: Sequence[OnDemandView], columns: Columns, time: Float64Array
+) -> tuple[Columns, tuple[str, ...]]:
+    """Return feature columns with those that on-demand views compute of users and requests.
+
+    Args:
+        views: of users and requests only.
+        columns: feature values and fields of the context, ``n`` each.
+        time: of the requests, epoch seconds, float64 ``[n]``.
+
+    Returns:
+        the columns, and the features whose function failed: they are missing.
+
+    """
+    if not views:
+        return columns, ()
+    size = len(time)
+    given = {c.REQUEST_TIME: time.tolist(), **columns}
+    computed: dict[str, Sequence[Any]] = {}
+    failed: tuple[str, ...] = ()
+    for view in views:
+        inputs = [_input(one, given.get(one.name, [None] * size)) for one in view.inputs]
+        try:
+            values = view.compute(inputs, size).T.tolist()
+        except OnDemandError as error:
+            _log.warning("on-demand view %s: %s", view.name, error)
+            values, failed = [[np.nan] * size] * len(view.features), (*failed, *view.features)
+        computed |= dict(zip(view.features, values, strict=True))
+    return {**columns, **computed}, failed
+
+
+def _input(given: Input, values: Sequence[Any]) -> Values:
+    """Return an input of an on-demand function, ``[n]``."""
+    if given.numeric:
+        return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column
 
 
 def _numbers(columns: Columns, names: Sequence[str], size: int) -> Float64Array:

@@ -405,6 +405,27 @@ def test_a_function_may_take_and_return_lists(tmp_path):
     assert found[0, 0] == 2.0 and np.isnan(found[1, 0])
 
 
+def test_the_user_tower_reads_what_is_computed_of_users_and_requests(tmp_path):
+    text = ON_DEMAND.replace('defaults["item_profile"][["price"]], ', "").replace(
+        ' - inputs["item_profile__price"]', ""
+    )
+    text += 'tower = FeatureService(name="user_tower", features=[wallet[["at_home"]]])\n'
+    found = declared(tmp_path, text)
+    assert found.user_tower == (("wallet", "at_home"),)
+    assert [(view.name, view.features) for view in found.tower_views] == [("wallet", ("at_home",))]
+    assert found.tower_inputs == (("spend", "spend_1h"), ("spend", "purchases"))
+    services = {
+        service.name: [
+            f"{projection.name}:{field.name}"
+            for projection in service.feature_view_projections
+            for field in projection.features
+        ]
+        for service in build(SPEC, TABLES, declarations=tmp_path / "features.py")
+        if isinstance(service, FeatureService)
+    }
+    assert services["user_tower_v1"][-2:] == ["spend:spend_1h", "spend:purchases"]
+
+
 PYTHON = """
 @on_demand_feature_view(
     sources=[spend], schema=[Field(name="change", dtype=Float64)], mode="python"
@@ -512,7 +533,7 @@ def test_each_tower_reads_what_its_service_names(tmp_path):
     with pytest.raises(BadDefinition, match="service 'item_tower': view 'spend' is not of its"):
         declared(tmp_path, swapped)
     computed = ON_DEMAND + 'tower = FeatureService(name="user_tower", features=[wallet])\n'
-    with pytest.raises(BadDefinition, match="service 'user_tower': .*tables and aggregates only"):
+    with pytest.raises(BadDefinition, match="'wallet' reads items, which the user tower does not"):
         declared(tmp_path, computed)
 
 

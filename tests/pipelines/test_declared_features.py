@@ -37,11 +37,11 @@ from pipelines.operations.skew import newest_impressions, skew
 from pipelines.streaming.offline import read_archive
 from pipelines.synthetic.generate import PAGES
 from pipelines.training.config import RetrievalConfig
-from pipelines.training.declared_features import fit_user_categories
+from pipelines.training.declared_features import fit_user_categories, fit_user_features
 from pipelines.training.past_requests import InteractionHistory, replay, requests_from
 from pipelines.training.release_pointer import current_release
 from pipelines.training.split import Split
-from pipelines.training.train_retrieval import train_retrieval
+from pipelines.training.train_retrieval import examples, train_retrieval
 from pipelines.workflow.stages import run_materialize
 from serving.api.schemas import RecommendationRequest
 from serving.counters import CounterFiles, CounterReader
@@ -210,6 +210,52 @@ def test_text_of_a_table_is_a_category_of_the_ranker(shop, events):
     assert found[-1] == level.values.code("l20") > 0
     found = UserReader(codec).read(no_features("u0001", codec), np.array([float(NOW)]))
     assert found.rows.categorical[0, -1] == 0
+
+
+TOWER = """
+@on_demand_feature_view(sources=[spend[["bought_7d"]], visit],
+    schema=[Field(name="bought_on_deals", dtype=Float64)])
+def eager(inputs: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame({"bought_on_deals": inputs["bought_7d"] * (inputs["page"] == "deals")})
+
+user_tower = FeatureService(name="user_tower", features=[*defaults.user_tower, eager])
+"""
+
+
+def test_the_user_tower_reads_the_context_of_past_and_of_present_requests(shop, engine):
+    text = Path(str(shop.declarations) + ".tower.py")
+    text.write_text(shop.declarations.read_text() + TOWER)
+    spec = shop.spec()
+    declared = read_declared(text, spec, shop.features)
+    log = read_events(shop)
+    log = log[log[c.POSITIVE]].tail(300)
+    fitted = fit_user_features(declared, PointInTime(shop), log, spec.context)
+    (feature,) = fitted
+    assert (feature.view, feature.name) == ("eager", "bought_on_deals") and feature.spread > 0
+    codec = replace(
+        engine.release.codec, user_tower=fitted, tower_views=declared.tower_views, declared_user=()
+    )
+    codec = Codec.from_dict(json.loads(json.dumps(codec.to_dict())))
+    assert ("spend", "bought_7d") in codec.user_reads
+
+    # In training: of past events, from their columns and the user's features then.
+    found = examples(codec, PointInTime(shop), log).context.numbers[:, -1]
+    users, micros = log[c.USER].tolist(), log[c.TIMESTAMP].astype("datetime64[us, UTC]")
+    joined = joined_at(shop, users, micros.astype("int64") - 1)["bought_7d"].to_numpy()
+    expected = np.where(log["page"].eq("deals"), joined, 0.0)
+    assert len(set(found.tolist())) > 2
+    assert np.array_equal(np.argsort(found, kind="stable"), np.argsort(expected, kind="stable"))
+
+    # In a request: from its context. A function that fails leaves the feature missing, and says so.
+    row = no_features("u0001", codec) | {"bought_7d": [3], "page": ["deals"]}
+    at = np.array([float(NOW)])
+    batch = UserReader(codec).read(row, at)
+    other = UserReader(codec).read(row | {"page": ["home"]}, at)
+    assert batch.context.numbers[0, -1] > other.context.numbers[0, -1] and batch.missing == ()
+    (view,) = codec.tower_views
+    broken = replace(view, function=FunctionText("f", "def f(inputs):\n    raise OSError\n", ()))
+    batch = UserReader(replace(codec, tower_views=(broken,))).read(row, at)
+    assert batch.missing == ("bought_on_deals",) and batch.context.numbers[0, -1] == 0.0
 
 
 def test_text_of_items_is_a_category_of_the_ranker(engine, tmp_path):
