@@ -17,7 +17,7 @@ from zlib import crc32
 
 from feature_repo import columns as c
 from feature_repo.aggregates.condition import columns_of, predicate
-from feature_repo.aggregates.functions import FUNCTIONS, Name, Part, Value, trend_of
+from feature_repo.aggregates.functions import FUNCTIONS, Function, Name, Part, Value, trend_of
 from feature_repo.aggregates.units import DAY_MICROS, MICROS, units_of
 
 _LEAST_PANE = 60 * MICROS
@@ -100,14 +100,14 @@ class Aggregate:
     limit: int = 0
     daily: bool = False
 
-    @property
+    @cached_property
     def pane(self) -> int | None:
         """Length of a pane in microseconds; None: one pane holds all time."""
         if self.window is None:
             return None
         return DAY_MICROS if self.daily else max(_LEAST_PANE, self.window // _PANES)
 
-    @property
+    @cached_property
     def panes(self) -> int:
         """Number of panes in the window."""
         return 1 if self.window is None or self.pane is None else -(-self.window // self.pane)
@@ -119,6 +119,10 @@ class Aggregate:
             return _LISTS[self.function]
         whole = self.function in ("count", "count_distinct")
         return "integer" if whole or self.column == c.TIMESTAMP else "number"
+
+    @cached_property
+    def _function(self) -> Function:
+        return FUNCTIONS[self.function]
 
     def pane_of(self, micros: int) -> int:
         """Return the number of the pane of a time since the epoch."""
@@ -135,18 +139,18 @@ class Aggregate:
     def part(self, event: Occurrence) -> Part:
         """Return what is kept of one event."""
         value = event.columns[self.column]
-        return FUNCTIONS[self.function].part(event.micros, event.event_id, value, event.weight)
+        return self._function.part(event.micros, event.event_id, value, event.weight)
 
     def merge(self, part: Part, other: Part) -> Part:
         """Return what is kept of the events of two parts."""
-        return FUNCTIONS[self.function].merge(part, other, self.limit)
+        return self._function.merge(part, other, self.limit)
 
     def value(self, parts: Sequence[Part]) -> Value:
         """Return the value of the events of some parts.
 
         Nothing counts 0 and sums to 0; a mean, extreme or last value of nothing is missing.
         """
-        value = FUNCTIONS[self.function].value(parts, self.limit)
+        value = self._function.value(parts, self.limit)
         if value is None or self.function not in ("sum", "min", "max", "last"):
             return value
         assert isinstance(value, int)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +33,10 @@ class AggregateState:
 
     def add(self, events: Iterable[Occurrence]) -> None:
         """Add events, in any order."""
-        for event in events:
-            for aggregate, panes in zip(self.view.kept[0], self.panes, strict=True):
-                if aggregate.counts(event):
-                    _add_to(panes, aggregate, event)
+        listed = list(events)
+        for aggregate, panes in zip(self.view.kept[0], self.panes, strict=True):
+            if counted := [event for event in listed if aggregate.counts(event)]:
+                _add_to(panes, aggregate, counted)
 
     def values(self, micros: int) -> dict[str, Value]:
         """Return the features as of a time, microseconds since the epoch."""
@@ -107,12 +107,13 @@ def values_of(view: AggregateView, text: str | None, micros: int) -> dict[str, V
     }
 
 
-def _add_to(panes: Panes, aggregate: Aggregate, event: Occurrence) -> None:
-    pane, part = aggregate.pane_of(event.micros), aggregate.part(event)
-    if pane in panes:
-        panes[pane] = aggregate.merge(panes[pane], part)
-    elif pane > max(panes, default=pane) - aggregate.panes:
-        panes[pane] = part
-        # Panes outside the window go at once, so that the state does not depend on the order.
-        for old in [old for old in panes if old <= pane - aggregate.panes]:
-            del panes[old]
+def _add_to(panes: Panes, aggregate: Aggregate, events: Sequence[Occurrence]) -> None:
+    """Add events that an aggregate counts, at least one."""
+    parts = [(aggregate.pane_of(event.micros), aggregate.part(event)) for event in events]
+    outside = max([pane for pane, _ in parts] + list(panes)) - aggregate.panes
+    for pane, part in parts:
+        if pane > outside:
+            panes[pane] = aggregate.merge(panes[pane], part) if pane in panes else part
+    # Panes outside the window go at once, so that the state does not depend on the order.
+    for old in [old for old in panes if old <= outside]:
+        del panes[old]
