@@ -30,10 +30,10 @@ from benchmarks.load import Load, encode_requests, load
 from benchmarks.serving import K, Stopwatch, active_users, ready
 from feature_repo import columns as c
 from feature_repo.aggregates.key_state import KeyState
-from feature_repo.aggregates.units import MICROS
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.declarations.reading import declared_in
-from feature_repo.events.reading import EventReader
 from feature_repo.stores.feature_store import apply, feature_store
+from feature_repo.units import MICROS
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.features.stream_state import KEY, STATE, STATE_COLUMN, USER_KEY

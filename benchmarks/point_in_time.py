@@ -145,7 +145,7 @@ def _entities(rows: int) -> pd.DataFrame:
 
 
 def _store(folder: Path, tables: dict[str, list[str]], profile: Any) -> FeatureStore:
-    from feature_repo.views import source
+    from feature_repo.declarations.views import source
 
     offline: dict[str, Any] = {"type": "feature_repo.stores.offline_store.AsofDuckDBOfflineStore"}
     if profile == "cluster":

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from feature_repo import columns as c
-from feature_repo.aggregates.units import MICROS
+from feature_repo.units import MICROS
 
 Columns = Mapping[str, Any]
 """Columns of an event by name; numbers are in millionths, what is missing is None."""

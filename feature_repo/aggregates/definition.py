@@ -18,7 +18,7 @@ from zlib import crc32
 from feature_repo import columns as c
 from feature_repo.aggregates.condition import columns_of, predicate
 from feature_repo.aggregates.functions import FUNCTIONS, Function, Name, Part, Value, trend_of
-from feature_repo.aggregates.units import DAY_MICROS, MICROS, units_of
+from feature_repo.units import DAY_MICROS, MICROS, units_of
 
 _LEAST_PANE = 60 * MICROS
 _PANES = 60

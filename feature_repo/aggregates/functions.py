@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Literal, NamedTuple
 
-from feature_repo.aggregates.units import MICROS
+from feature_repo.units import MICROS
 
 Name = Literal[
     "count", "sum", "mean", "min", "max", "last",

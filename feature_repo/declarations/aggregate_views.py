@@ -15,7 +15,6 @@ from feature_repo import columns as c
 from feature_repo.aggregates.condition import BadCondition, columns_of
 from feature_repo.aggregates.definition import Aggregate, AggregateView, ValueKind
 from feature_repo.aggregates.functions import FUNCTIONS, Name
-from feature_repo.aggregates.units import MICROS
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import (
     ENTITIES,
@@ -33,6 +32,7 @@ from feature_repo.declare import (
     daily,
     events,
 )
+from feature_repo.units import MICROS
 
 _LEAST_WINDOW = timedelta(minutes=1)
 _DAY = timedelta(days=1)

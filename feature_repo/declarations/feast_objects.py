@@ -13,7 +13,7 @@ from feature_repo.declarations.checks import DeclaredView, without_experimental_
 from feature_repo.declarations.declared import Declared
 from feature_repo.declarations.reading import read_with
 from feature_repo.declarations.tables import read_by_spark
-from feature_repo.views import Profile, built_in
+from feature_repo.declarations.views import Profile, built_in
 
 
 def build(

@@ -12,7 +12,7 @@ from feast.permissions.permission import Permission
 from feature_repo.declarations.checks import without_experimental_warnings
 from feature_repo.declarations.declared import Declared
 from feature_repo.declarations.services import MODELS
-from feature_repo.views import BuiltIn
+from feature_repo.declarations.views import BuiltIn
 
 _ALIKE = 0.8
 

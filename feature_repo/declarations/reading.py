@@ -46,9 +46,9 @@ from feature_repo.declarations.services import (
     tower_features,
 )
 from feature_repo.declarations.tables import declared_table
+from feature_repo.declarations.views import REQUEST_SOURCE, BuiltIn, Profile, built_in
 from feature_repo.declare import BuiltInViews, built_in_views
 from feature_repo.own_names import EVENT_NAMES, FIXED
-from feature_repo.views import REQUEST_SOURCE, BuiltIn, Profile, built_in
 from feature_repo.workspace import Workspace
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from feast import FeatureService
 
 from feature_repo import columns as c
-from feature_repo.aggregates.units import DAY_MICROS
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import DeclaredView
 from feature_repo.declarations.on_demand_views import DeclaredOnDemand
+from feature_repo.units import DAY_MICROS
 
 MODELS = ("ranking", "user_tower", "item_tower")
 """Names of the services that say what a model reads."""

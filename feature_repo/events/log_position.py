@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from feature_repo.aggregates.units import MICROS
+from feature_repo.units import MICROS
 
 
 def position_key(position: str | None) -> tuple[int, int]:

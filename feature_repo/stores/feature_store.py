@@ -13,11 +13,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from feature_repo.declarations.feast_objects import build
+from feature_repo.declarations.views import Profile
 from feature_repo.settings import SettingsError, read_settings
 from feature_repo.stores.embedded_redis import connect, ensure_running
 from feature_repo.stores.redis_settings import RedisSettings
 from feature_repo.stores.registry import registry_config, registry_url
-from feature_repo.views import Profile
 from feature_repo.workspace import Workspace
 
 _CONNECT_S = 2.0

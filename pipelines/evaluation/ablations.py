@@ -11,7 +11,7 @@ import numpy as np
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float32Array, Int64Array
-from feature_repo.views import ONLINE_USERS
+from feature_repo.declarations.views import ONLINE_USERS
 from pipelines.evaluation.evaluated_models import Funnel
 from pipelines.evaluation.metrics import K
 from pipelines.evaluation.replayed_requests import Lists, Model, PastRequests

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from feature_repo import columns as c
 from feature_repo.arrays import BoolArray, Float32Array, Float64Array
-from feature_repo.views import ONLINE_USERS
+from feature_repo.declarations.views import ONLINE_USERS
 from feature_repo.workspace import Workspace
 from pipelines.evaluation.evaluated_models import simple_models, two_tower_search
 from pipelines.evaluation.held_out import HeldOut

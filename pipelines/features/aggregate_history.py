@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from feature_repo.aggregates.definition import Aggregate, AggregateView, ValueKind
 from feature_repo.aggregates.functions import EXACT, distinct, hashed, trend_of
-from feature_repo.aggregates.units import DAY_MICROS, MICROS
 from feature_repo.arrays import Float64Array, Int64Array
+from feature_repo.units import DAY_MICROS, MICROS
 from pipelines.features import ranges
 from pipelines.features.occurrences import Occurrences, Values
 

@@ -21,8 +21,8 @@ from pyspark.sql.pandas.types import from_arrow_schema
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView, Occurrence
 from feature_repo.aggregates.state import AggregateState
-from feature_repo.aggregates.units import DAY_MICROS
 from feature_repo.arrays import Int64Array
+from feature_repo.units import DAY_MICROS
 from pipelines.features.aggregate_history import ARROW, Days, history
 from pipelines.features.occurrences import Column, Occurrences
 

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from feature_repo import columns as c
 from feature_repo.aggregates.condition import columns_of, predicate
 from feature_repo.aggregates.definition import Aggregate
-from feature_repo.aggregates.units import DAY_MICROS
 from feature_repo.arrays import BoolArray, Int64Array
+from feature_repo.units import DAY_MICROS
 
 Values = npt.NDArray[Any]
 """Integers ``[n]``: int64, or objects where they may be larger; texts and lists are objects."""

@@ -9,9 +9,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.pandas.types import from_arrow_type
 
 from feature_repo import columns as c
-from feature_repo.aggregates.units import DAY_MICROS
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import DatasetSpec, Users
+from feature_repo.units import DAY_MICROS
 from pipelines.features.aggregates import Span
 
 SPARK_TYPES = {

@@ -24,12 +24,12 @@ from pyspark.sql.pandas.types import from_arrow_schema
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
-from feature_repo.aggregates.units import DAY_MICROS, MICROS
 from feature_repo.cell_values import MAX_NUMBER
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.declared import Declared
 from feature_repo.events.schema import event_schema
 from feature_repo.files import write_json
+from feature_repo.units import DAY_MICROS, MICROS
 from pipelines.features.aggregates import DAY, EVENT_MICROS, Span, aggregate_table
 from pipelines.features.profiles import AttributeTables
 from pipelines.features.stream_state import POSITION_FILE, STATE, stream_state

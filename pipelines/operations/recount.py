@@ -19,12 +19,12 @@ from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
 from feature_repo.aggregates.functions import Name
 from feature_repo.aggregates.state import AggregateState
-from feature_repo.aggregates.units import MICROS
 from feature_repo.declarations.reading import declared_in
 from feature_repo.errors import FunnelError
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import RowReader
 from feature_repo.stores.pipelined_reads import PipelinedReads
+from feature_repo.units import MICROS
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.ingest.ingested import log_position, read_events

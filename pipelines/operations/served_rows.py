@@ -21,11 +21,11 @@ from pyarrow.dataset import dataset
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.aggregates.state import position_of, values_of
-from feature_repo.aggregates.units import MICROS
 from feature_repo.events.log_position import position_key
-from feature_repo.events.reading import EventReader
 from feature_repo.stores.asof_join import has_table, newest_rows
+from feature_repo.units import MICROS
 from serving.event_log.redis_stream import RECENT_EVENTS, RECENT_S
 from serving.online.features import FeatureReader, activity_reader, no_features, user_reader
 from serving.online.overlay import AcceptedEvent, Columns, Overlay

@@ -18,9 +18,9 @@ from pyspark.sql.streaming import StreamingQuery
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.reading import declared_in
-from feature_repo.events.reading import EventReader
 from feature_repo.files import read_json
 from feature_repo.stores.feature_store import feature_store, redis_url
 from feature_repo.workspace import MissingStage, Workspace

@@ -14,8 +14,8 @@ from pyspark.sql.streaming import StatefulProcessor, StatefulProcessorHandle
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView, Occurrence
 from feature_repo.aggregates.key_state import KeyState
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.events.log_position import position_key
-from feature_repo.events.reading import EventReader
 from pipelines.features.stream_state import ITEM_KEY, KEY, STATE_COLUMN, USER_KEY
 from pipelines.streaming.decode import POISON_KEY
 from pipelines.streaming.state import StateMap

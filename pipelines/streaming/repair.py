@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 import redis
 
 from feature_repo import columns as c
-from feature_repo.aggregates.units import MICROS
 from feature_repo.erased import ErasedUsers
 from feature_repo.events.log_folder import LogFolder
 from feature_repo.events.log_names import LOG, log_address
 from feature_repo.events.log_position import event_micros, position_key
 from feature_repo.parquet_files import files_set_aside, original_name, read_whole, set_torn_aside
 from feature_repo.stores.feature_store import redis_client
+from feature_repo.units import MICROS
 from feature_repo.workspace import Workspace
 from pipelines.streaming.decode import PoisonError, checked_event, context_text
 from pipelines.streaming.generation import Generation

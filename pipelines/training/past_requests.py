@@ -12,7 +12,7 @@ import pandas as pd
 
 from feature_repo import columns as c
 from feature_repo.arrays import Float64Array, Int32Array, Int64Array
-from feature_repo.views import ONLINE_USERS
+from feature_repo.declarations.views import ONLINE_USERS
 from pipelines.features.point_in_time import DAY_S, PointInTime
 from pipelines.training.split import epoch_seconds
 from serving.recommender.codec import Codec

@@ -20,11 +20,11 @@ from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.built_in import counts_of
 from feature_repo.declarations.declared import Declared
 from feature_repo.declarations.reading import declared_in
+from feature_repo.declarations.views import TOWER_USERS
 from feature_repo.encoding import AttributeEncoder, Vocabulary, parts
 from feature_repo.files import staged_folder, write_json
 from feature_repo.hashing import fingerprint
 from feature_repo.progress import Progress
-from feature_repo.views import TOWER_USERS
 from feature_repo.workspace import Workspace
 from pipelines.features.point_in_time import (
     DAY_S,

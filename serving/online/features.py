@@ -13,16 +13,16 @@ from feast import FeatureService, FeatureStore
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.aggregates.state import values_of
-from feature_repo.aggregates.units import MICROS
 from feature_repo.declarations.aggregate_views import computed_as_of, definition_of
+from feature_repo.declarations.views import ONLINE_USERS
 from feature_repo.errors import FunnelError
 from feature_repo.events.log_names import recent_key
-from feature_repo.events.reading import EventReader
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import RowReader
 from feature_repo.stores.pipelined_reads import PipelinedReads
-from feature_repo.views import ONLINE_USERS
+from feature_repo.units import MICROS
 from feature_repo.workspace import Workspace
 from serving.online.overlay import Overlay, parse_overlay
 from serving.recommender.codec import Codec
@@ -322,7 +322,7 @@ class OnlineFeatures:
         known = any(value is not None for value in row.values())
 
         stale = reader.expire(columns, {view: [time] for view, time in times.items()}, now)[0]
-        accepted = parse_overlay(user_id, entries)
+        accepted = parse_overlay(entries)
         row_position, position = overlay.merge(columns, accepted, round(now * MICROS))
         return UserFeatures(
             columns=columns,

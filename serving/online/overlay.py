@@ -8,9 +8,9 @@ from typing import Any
 
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import AggregateView, Occurrence
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.aggregates.state import AggregateState, is_of, position_of, values_of
 from feature_repo.events.log_position import event_micros, position_key
-from feature_repo.events.reading import EventReader
 from feature_repo.events.stored import parse_stored
 
 Columns = dict[str, list[Any]]
@@ -33,7 +33,7 @@ class AcceptedEvent:
     context: dict[str, Any] = field(default_factory=dict)
 
 
-def parse_overlay(user_id: str, entries: Sequence[bytes]) -> list[AcceptedEvent]:
+def parse_overlay(entries: Sequence[bytes]) -> list[AcceptedEvent]:
     """Return a user's overlay, oldest first, from its entries as Redis keeps them, newest first."""
     accepted = []
     for entry in reversed(entries):
@@ -43,7 +43,7 @@ def parse_overlay(user_id: str, entries: Sequence[bytes]) -> list[AcceptedEvent]
             AcceptedEvent(
                 position=position,
                 event_id=event["event_id"],
-                user=user_id,
+                user=event["user_id"],
                 item=event["item_id"],
                 type=event["type"],
                 micros=event_micros(event["timestamp"], position),

@@ -13,7 +13,7 @@ from feature_repo.aggregates.condition import BadCondition, columns_of
 from feature_repo.aggregates.definition import Aggregate, AggregateView, Occurrence, occurrence
 from feature_repo.aggregates.functions import EXACT
 from feature_repo.aggregates.state import AggregateState, values_of
-from feature_repo.aggregates.units import MICROS, units_of
+from feature_repo.units import MICROS, units_of
 from pipelines.features.aggregate_history import Days, history
 from pipelines.features.occurrences import Column, Occurrences
 

@@ -6,7 +6,7 @@ from feast.types import Array, Float64, String
 
 from feature_repo.attribute_types import ATTRIBUTE_TYPES
 from feature_repo.dataset import AttributeKind
-from feature_repo.views import _FEAST_TYPES
+from feature_repo.declarations.views import _FEAST_TYPES
 from pipelines.features.profiles import SPARK_TYPES
 
 

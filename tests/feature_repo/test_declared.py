@@ -13,12 +13,12 @@ import pytest
 from feast import FeatureService, StreamFeatureView
 
 from feature_repo.aggregates.definition import Aggregate, AggregateView
-from feature_repo.aggregates.units import MICROS
 from feature_repo.dataset import load_spec
 from feature_repo.declarations.checks import BadDefinition
 from feature_repo.declarations.feast_objects import build
 from feature_repo.declarations.reading import read_declared
 from feature_repo.on_demand.view import OnDemandView
+from feature_repo.units import MICROS
 from pipelines.workflow.data_sets import SPECS
 
 PLAIN = load_spec(SPECS / "synthetic.toml")

@@ -107,4 +107,4 @@ def test_stream_views_and_python_functions_are_listed(said):
     names = {view["spec"]["name"] for view in registered["streamFeatureViews"]}
     assert {"spend", "bought", "user_recent"} <= names
     names = {view["spec"]["name"] for view in registered["onDemandFeatureViews"]}
-    assert names == {"request_time", "user_sliding", "item_sliding", "dear"}
+    assert names == {"request_time", "dear"}

@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from feature_repo import columns as c
 from feature_repo.aggregates.definition import Aggregate, AggregateView
 from feature_repo.aggregates.key_state import KeyState
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.aggregates.state import is_of, position_of
-from feature_repo.aggregates.units import MICROS
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.aggregate_views import definition_of
 from feature_repo.declarations.built_in import built_in_aggregates
 from feature_repo.events.log_position import event_micros
-from feature_repo.events.reading import EventReader
+from feature_repo.units import MICROS
 
 SPEC = DatasetSpec.model_validate({
     "name": "small",

@@ -21,10 +21,10 @@ from prometheus_client import Counter
 
 from feature_repo import columns as c
 from feature_repo.aggregates.key_state import KeyState
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.declarations.reading import declared_in
 from feature_repo.events.log_names import DEAD_LETTERS, LOG
 from feature_repo.events.log_position import event_micros
-from feature_repo.events.reading import EventReader
 from feature_repo.files import TEMPORARY, read_json
 from feature_repo.hashing import file_hash
 from feature_repo.stores.embedded_redis import release as stop_redis

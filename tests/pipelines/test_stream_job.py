@@ -79,7 +79,8 @@ def send(workspace, events):
     log = RedisStreamLog(workspace)
     rows = [
         {"event_id": row.event_id, "user_id": row.user_id, "item_id": row.item_id, "type": row.type,
-         "timestamp": row.timestamp.timestamp()}
+         "timestamp": row.timestamp.timestamp(),
+         **({} if row.value != row.value else {"value": row.value})}
         for row in events.itertuples()
     ]  # fmt: skip
     for start in range(0, len(rows), 500):

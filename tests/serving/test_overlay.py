@@ -9,12 +9,12 @@ import pytest
 
 from feature_repo import columns as c
 from feature_repo.aggregates.key_state import KeyState
+from feature_repo.aggregates.reading import EventReader
 from feature_repo.aggregates.state import position_of
-from feature_repo.aggregates.units import MICROS
 from feature_repo.dataset import load_spec
 from feature_repo.declarations.aggregate_views import definition_of
 from feature_repo.declarations.built_in import built_in_aggregates
-from feature_repo.events.reading import EventReader
+from feature_repo.units import MICROS
 from pipelines.workflow.data_sets import SPECS
 from serving.online.overlay import Overlay, parse_overlay
 
@@ -58,7 +58,7 @@ def stored_row(events, at):
 
 def merged(columns, overlay, time):
     """Return the features of a stored row as of a time, and both positions."""
-    positions = OVERLAY.merge(columns, parse_overlay("u", overlay), int(time * MICROS))
+    positions = OVERLAY.merge(columns, parse_overlay(overlay), int(time * MICROS))
     assert not any(name in columns for name in STATES)
     return columns, positions
 
