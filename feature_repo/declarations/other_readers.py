@@ -104,9 +104,7 @@ def _readable(declared: Declared, own: BuiltIn) -> dict[str, tuple[Any, list[str
     views += [view.registered for view in declared.on_demand]
     readable = {view.name: (view, [field.name for field in view.features]) for view in views}
     # The state of aggregates is not a feature.
-    states = {
-        view.name: (view.registered, list(view.numeric))
-        for view in declared.views
-        if view.aggregates
-    }
-    return readable | states
+    for aggregates in declared.aggregates:
+        view, _ = readable[aggregates.name]
+        readable[aggregates.name] = (view, [one.name for one in aggregates.aggregates])
+    return readable

@@ -57,13 +57,26 @@ class Days:
     heartbeat: int | None = None
 
 
-def history(view: AggregateView, events: Occurrences, days: Days | None = None) -> History:
+def history(
+    view: AggregateView,
+    events: Occurrences,
+    days: Days | None = None,
+    until: int | None = None,
+) -> History:
     """Return the rows of all moments at which a value of a view changes.
 
-    ``days``: of daily aggregates, whose rows are of midnights and include no event from then on.
+    Args:
+        view: what to compute.
+        events: of some keys.
+        days: of daily aggregates, whose rows are of midnights and include no event from then on.
+        until: the last moment, microseconds since the epoch; None: that of the last change.
+
     """
     selected = _Selected(events)
     key, micros = _changes(view, selected)
+    if until is not None:
+        inside = micros <= until
+        key, micros = key[inside], micros[inside]
     as_of = micros
     if days:
         key, micros = _midnights(key, micros, days)

@@ -56,7 +56,7 @@ def arrow_schema(view: AggregateView) -> pa.Schema:
 def aggregate_table(
     events: DataFrame, view: AggregateView, span: Span, position: str = "0-0"
 ) -> DataFrame:
-    """Return a row of every moment at which a value changes, stamped with that moment.
+    """Return a row of every moment up to the end at which a value changes, stamped with it.
 
     Rows from a key's last counted event on have the state, from which a stream or a read goes on.
     Daily aggregates have rows of midnights and no state; the row of the midnight after the last
@@ -122,7 +122,9 @@ class _Part:
         if self.view.daily:
             ttl = self.view.ttl_days
             days = Days(self.span.last_midnight, None if ttl is None else _heartbeat(ttl))
-        rows = history(self.view, self.occurrences, days)
+        # What later moments have follows from the state; a row of then would hide that of a stream.
+        until = None if days else self.span.end
+        rows = history(self.view, self.occurrences, days, until)
         stamps = rows.micros
         if days:
             at_end = stamps == self.span.last_midnight * DAY_MICROS

@@ -216,7 +216,8 @@ TOWER = """
 @on_demand_feature_view(sources=[spend[["bought_7d"]], visit],
     schema=[Field(name="bought_on_deals", dtype=Float64)])
 def eager(inputs: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame({"bought_on_deals": inputs["bought_7d"] * (inputs["page"] == "deals")})
+    on_deals = (inputs["page"] == "deals").astype(float)
+    return pd.DataFrame({"bought_on_deals": inputs["bought_7d"] * on_deals})
 
 user_tower = FeatureService(name="user_tower", features=[*defaults.user_tower, eager])
 """
