@@ -28,7 +28,7 @@ from feature_repo.declare import (
 )
 
 NEVER_STALE = timedelta(days=18_250)
-"""TTL of facts that no passing of time makes wrong: attributes, what was seen, what was clicked."""
+"""TTL of attributes, which no passing of time makes wrong."""
 
 SNAPSHOT_TTL = timedelta(days=90)
 """TTL of daily aggregates."""
@@ -44,6 +44,13 @@ _WINDOWS = {
 }
 
 
+_RECENT = {
+    "10m": timedelta(minutes=10),
+    "1h": timedelta(hours=1),
+    "24h": timedelta(hours=24),
+}
+
+
 def built_in_aggregates(spec: DatasetSpec) -> list[StreamFeatureView]:
     """Return the built-in aggregates that a data set has."""
     views = [_user_history(spec), _user_recent(spec)]
@@ -52,12 +59,6 @@ def built_in_aggregates(spec: DatasetSpec) -> list[StreamFeatureView]:
         views.append(_user_affinity(spec))
     return views
 
-
-_RECENT = {
-    "10m": timedelta(minutes=10),
-    "1h": timedelta(hours=1),
-    "24h": timedelta(hours=24),
-}
 
 _Typed = tuple[Aggregation, str]
 """An aggregate and the event types that it is of, with commas; "": all."""
