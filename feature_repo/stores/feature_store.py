@@ -99,6 +99,18 @@ def redis_url(workspace: Workspace) -> str:
     return RedisSettings.from_environment().url()
 
 
+def _forget_other_kinds(store: FeatureStore, objects: list[Any]) -> None:
+    """Take views out of the registry that are declared as another kind now.
+
+    Feast would refuse the new one: earlier versions registered daily aggregates as plain views.
+    """
+    kinds = {view.name: type(view) for view in objects if isinstance(view, FeatureView)}
+    registered = (*store.list_feature_views(), *store.list_stream_feature_views())
+    for view in registered:
+        if kinds.get(view.name, type(view)) is not type(view):
+            store.registry.delete_feature_view(view.name, store.project)
+
+
 def apply(store: FeatureStore, workspace: Workspace) -> list[str]:
     """Register the views of the ingested data set, as ``feast apply`` does.
 
@@ -118,5 +130,6 @@ def apply(store: FeatureStore, workspace: Workspace) -> list[str]:
     )
     names = {declared.name for declared in objects}
     gone = [view for view in store.list_on_demand_feature_views() if view.name not in names]
+    _forget_other_kinds(store, objects)
     store.apply(objects, objects_to_delete=gone, partial=not gone)
     return [view.name for view in objects if isinstance(view, FeatureView) and view.online]

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from feast import FeatureStore
+from feast import FeatureStore, FeatureView
 
 from feature_repo import columns as c
+from feature_repo.declarations.checks import ENTITIES
 from feature_repo.declarations.reading import read_declared
 from feature_repo.encoding import Vocabulary
 from feature_repo.erased import ErasedUsers
@@ -312,6 +313,21 @@ def test_items_have_the_newest_row_of_their_table_that_is_known(shop, engine):
         for values, days in ((served, -7), (trained.activity, -7), (past, -100)):
             found = values.counts[code, column]
             assert found == pytest.approx(number / 100 + days) if known else np.isnan(found), name
+
+
+def test_a_view_that_was_registered_as_another_kind_is_registered_anew(shop, copy, tmp_path):
+    """As of the version whose daily aggregates were plain views."""
+    with copy(shop, tmp_path / "w") as workspace:
+        store = feature_store(workspace)
+        now = store.get_stream_feature_view("user_activity")
+        store.registry.delete_feature_view(now.name, store.project)
+        store.apply(
+            [FeatureView(name=now.name, entities=[ENTITIES["user"]], source=now.batch_source)]
+        )
+        run_materialize(workspace)
+        store.refresh_registry()
+        assert store.get_stream_feature_view(now.name).aggregations == now.aggregations
+        assert now.name not in {view.name for view in store.list_feature_views()}
 
 
 def test_a_changed_row_reaches_filter_and_score_without_a_new_release(shop, copy, tmp_path):
