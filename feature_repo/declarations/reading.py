@@ -132,7 +132,7 @@ def _with_service(declared: Declared, service: FeatureService, own: BuiltIn) -> 
             left_out=left_out_features(service, own.ranking),
         )
     if service.name == "user_tower":
-        read = tower_features(service, views, c.USER, declared.on_demand)
+        read = tower_features(service, [*views, *own.optional], c.USER, declared.on_demand)
         return replace(declared, user_tower=tuple((view, feature) for view, feature, _ in read))
     return replace(declared, item_tower=tower_features(service, views, c.ITEM))
 

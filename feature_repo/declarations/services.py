@@ -43,8 +43,7 @@ def selected_features(
         wanted = projection.desired_features or [f.name for f in projection.features]
         if name in declared:
             view = declared[name]
-            every = [*view.numeric, *view.vectors]
-            selected[name] = _checked(view, wanted or every, also=view.categorical)
+            selected[name] = _checked(view, wanted, also=view.categorical)
         elif name in computed:
             given_features = computed[name].features
             unknown = sorted(set(wanted) - set(given_features))
@@ -133,8 +132,7 @@ def tower_features(
             )
         if view.key != key:
             raise ValueError(f"view '{view.name}' is not of its entity '{key}'")
-        every = [*view.numeric, *view.vectors]
-        checked = _checked(view, wanted or every)
+        checked = _checked(view, wanted)
         selected += [(view.name, name, view.vectors.get(name, 1)) for name in checked]
     return tuple(selected)
 
@@ -142,11 +140,16 @@ def tower_features(
 def _checked(view: DeclaredView, wanted: Sequence[str], also: Sequence[str] = ()) -> list[str]:
     """Return features of a view that a model can read: numbers, vectors, and those of ``also``.
 
+    None wanted, or all of a built-in view, are its numbers and vectors: its state is no feature.
+
     Raises:
         ValueError: it cannot read one of them.
 
     """
-    unknown = sorted(set(wanted) - {field.name for field in view.registered.features})
+    known = {field.name for field in view.registered.features}
+    if not wanted or (view.aggregates and set(wanted) == known):
+        wanted = [*view.numeric, *view.vectors]
+    unknown = sorted(set(wanted) - known)
     if unknown:
         every = [*view.numeric, *view.vectors, *also]
         raise ValueError(f"view '{view.name}' has no {unknown}, only {every}")

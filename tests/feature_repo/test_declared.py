@@ -405,6 +405,28 @@ def test_a_function_may_take_and_return_lists(tmp_path):
     assert found[0, 0] == 2.0 and np.isnan(found[1, 0])
 
 
+def test_a_built_in_view_that_no_model_reads_is_given_to_one_by_its_name(tmp_path):
+    names = [f"{kind}_count_{w}" for w in ("10m", "1h", "24h") for kind in SPEC.event_types]
+    recent = 'defaults["user_recent"]'
+    text = SPEND.replace("*defaults.ranking, spend", f"*defaults.ranking, {recent}")
+    text += f'tower = FeatureService(name="user_tower", features=[{recent}[["view_count_1h"]]])\n'
+    found = declared(tmp_path, text)
+    assert found.ranking_numeric("user_id") == tuple(("user_recent", name) for name in names)
+    assert found.user_tower == (("user_recent", "view_count_1h"),)
+    read = {
+        service.name: {
+            field.name
+            for projection in service.feature_view_projections
+            if projection.name == "user_recent"
+            for field in projection.features
+        }
+        for service in build(SPEC, TABLES, declarations=tmp_path / "features.py")
+        if isinstance(service, FeatureService)
+    }
+    assert read["ranking_v1"] == read["online_user_v1"] == set(names)
+    assert read["user_tower_v1"] == {"view_count_1h"}
+
+
 def test_the_user_tower_reads_what_is_computed_of_users_and_requests(tmp_path):
     text = ON_DEMAND.replace('defaults["item_profile"][["price"]], ', "").replace(
         ' - inputs["item_profile__price"]', ""
