@@ -127,7 +127,7 @@ def same(found, expected):
     return found == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(happened, aggregates, st.randoms(use_true_random=False))
 def test_history_state_and_a_recount_agree_at_every_change(drawn, aggregate, shuffle):
     view = AggregateView("view", "user_id", (aggregate,))
@@ -147,7 +147,7 @@ def test_history_state_and_a_recount_agree_at_every_change(drawn, aggregate, shu
         assert same(value, expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(happened, aggregates, st.integers(1, 9))
 def test_daily_aggregates_are_of_the_days_before_each_midnight(drawn, aggregate, days):
     window = None if aggregate.window is None else days * DAY
@@ -192,7 +192,7 @@ def occurrences(events):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(happened, aggregates, moments)
 def test_between_two_rows_of_the_history_no_value_changes(drawn, aggregate, later):
     view = AggregateView("view", "user_id", (aggregate,))

@@ -282,6 +282,7 @@ def feast_serves(folder, environment, rows):
     return answer.json()["results"][names.index("events_all")]["values"]
 
 
+@pytest.mark.faults  # six processes of Feast
 def test_feast_on_its_own_command_line(copied, tmp_path):
     """From a project folder with `work/current`, on a store that nothing was written to yet."""
     shutil.copytree(

@@ -205,6 +205,7 @@ def test_rankers_begin_with_the_default_of_every_kind(tiny):
     assert result.value >= result.default_value
 
 
+@pytest.mark.faults  # another training
 def test_training_uses_what_was_tuned_and_says_so(tiny, capsys):
     towers = TowerSearch().defaults()[0] | {"batch": 2_000, "dropout": 0.2}
     rankers = RankerSearch().defaults()[0] | {"trees.leaves": 9}
