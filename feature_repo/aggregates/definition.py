@@ -26,12 +26,13 @@ _PANES = 60
 ValueKind = Literal["integer", "number", "integers", "numbers", "texts"]
 """What the values of a feature are: one, or a list (``integers`` ...)."""
 
-_LISTS: dict[Name, ValueKind] = {
+LISTS: dict[Name, ValueKind] = {
     "last_distinct": "texts",
     "last_distinct_times": "integers",
     "top": "texts",
     "top_shares": "numbers",
 }
+"""Functions whose values are lists, which have a length, and of what."""
 
 
 class Occurrence(NamedTuple):
@@ -115,8 +116,8 @@ class Aggregate:
     @property
     def kind(self) -> ValueKind:
         """What the values are."""
-        if self.function in _LISTS:
-            return _LISTS[self.function]
+        if self.function in LISTS:
+            return LISTS[self.function]
         whole = self.function in ("count", "count_distinct")
         return "integer" if whole or self.column == c.TIMESTAMP else "number"
 

@@ -104,13 +104,6 @@ def _newest_of(parts: Sequence[Part], limit: int) -> list[Part]:
     return newest((entry for part in parts for entry in part), limit)
 
 
-def _weighed(part: Part, other: Part, _limit: int) -> Part:
-    weights = dict(part)
-    for name, weight in other:
-        weights[name] = weights.get(name, 0) + weight
-    return sorted([name, weight] for name, weight in weights.items())
-
-
 def ranked(weights: dict[Any, int], limit: int) -> list[tuple[Any, int]]:
     """Return the values of the greatest weights, greatest first, those of equal weight by name."""
     return sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
@@ -122,6 +115,10 @@ def _weights(parts: Sequence[Part]) -> dict[Any, int]:
         for name, weight in part:
             weights[name] = weights.get(name, 0) + weight
     return weights
+
+
+def _weighed(part: Part, other: Part, _limit: int) -> Part:
+    return sorted([name, weight] for name, weight in _weights((part, other)).items())
 
 
 def _top_shares(parts: Sequence[Part], limit: int) -> list[float]:

@@ -13,7 +13,7 @@ from feast.types import Array, FeastType, Float32, Float64, Int64, String
 
 from feature_repo import columns as c
 from feature_repo.aggregates.condition import BadCondition, columns_of
-from feature_repo.aggregates.definition import Aggregate, AggregateView, ValueKind
+from feature_repo.aggregates.definition import LISTS, Aggregate, AggregateView, ValueKind
 from feature_repo.aggregates.functions import FUNCTIONS, Name
 from feature_repo.dataset import DatasetSpec
 from feature_repo.declarations.checks import (
@@ -39,7 +39,6 @@ _DAY = timedelta(days=1)
 _LEAST_TREND = 4
 _MOST_LISTED = 10_000
 _OF_NUMBERS = ("sum", "mean", "min", "max", "last")
-_LISTS = ("last_distinct", "last_distinct_times", "top", "top_shares")
 _TYPES: dict[ValueKind, FeastType] = {
     "integer": Int64,
     "number": Float64,
@@ -160,7 +159,7 @@ def _problem(aggregation: Aggregation, spec: DatasetSpec, *, is_daily: bool) -> 
         return "the events of dataset.toml have no value"
     if column not in columns:
         return f"events have no column '{column}', only {columns}"
-    if (function in _LISTS) != bool(limit) or (limit and not _is_length(limit)):
+    if (function in LISTS) != bool(limit) or (limit and not _is_length(limit)):
         return f"a list has a length of 1 to {_MOST_LISTED:,}, and only a list has one"
     is_number = _is_number(column, spec) and column != c.DAY
     if (
@@ -169,7 +168,7 @@ def _problem(aggregation: Aggregation, spec: DatasetSpec, *, is_daily: bool) -> 
         and not (column == c.TIMESTAMP and function in ("min", "max"))
     ):
         return f"'{function}' takes a column of numbers such as '{c.VALUE}'"
-    if function in _LISTS and (is_number or column in (c.TIMESTAMP, c.DAY)):
+    if function in LISTS and (is_number or column in (c.TIMESTAMP, c.DAY)):
         return f"'{function}' takes a column of ids or text"
     pane = _DAY if is_daily else _LEAST_WINDOW
     if function == "trend" and (window is None or window < _LEAST_TREND * pane):

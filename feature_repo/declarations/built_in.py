@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from types import MappingProxyType
 
 from feast import Entity, StreamFeatureView
 from feast.aggregation import Aggregation
@@ -88,13 +89,13 @@ def _user_recent(spec: DatasetSpec) -> StreamFeatureView:
 def _user_activity(spec: DatasetSpec) -> StreamFeatureView:
     active_days = Aggregation(c.DAY, "count_distinct", name="active_days")
     counts = [*_activity(spec, c.ITEM, "items"), (active_days, "")]
-    return _view("user_activity", user, counts, ttl=SNAPSHOT_TTL)
+    return _view("user_activity", user, counts, ttl=SNAPSHOT_TTL, tags=daily)
 
 
 def _item_activity(spec: DatasetSpec) -> StreamFeatureView:
     trend = Aggregation(c.EVENT_ID, "trend", time_window=_WINDOWS["30d"], name=c.TREND)
     counts = [*_activity(spec, c.USER, "users"), (trend, "")]
-    return _view("item_activity", item, counts, ttl=SNAPSHOT_TTL)
+    return _view("item_activity", item, counts, ttl=SNAPSHOT_TTL, tags=daily)
 
 
 def _activity(spec: DatasetSpec, other: str, others: str) -> Iterator[_Typed]:
@@ -132,6 +133,7 @@ def _user_affinity(spec: DatasetSpec) -> StreamFeatureView:
             (top_shares(c.ITEM_CATEGORIES, AFFINITY_LENGTH, name=c.CATEGORY_SHARES), positive),
         ],
         ttl=SNAPSHOT_TTL,
+        tags=daily,
     )
 
 
@@ -141,9 +143,9 @@ def _view(
     typed: Iterable[_Typed],
     *,
     ttl: timedelta = timedelta(0),
-    tags: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] = MappingProxyType({}),
 ) -> StreamFeatureView:
-    """Return a view of aggregates; those with a TTL are daily."""
+    """Return a view of aggregates."""
     aggregates = list(typed)
     types = {f"{EVENT_TYPES_TAG}.{one.name}": kind for one, kind in aggregates if kind}
     with without_experimental_warnings():
@@ -153,7 +155,7 @@ def _view(
             ttl=ttl,
             source=events,
             timestamp_field=c.TIMESTAMP,
-            tags={**(tags or (daily if ttl else {})), **types},
+            tags={**tags, **types},
             aggregations=[one for one, _ in aggregates],
         )
 

@@ -27,14 +27,13 @@ from feature_repo.events.context import usable_context
 from feature_repo.stores.feature_store import feature_store, redis_client
 from feature_repo.stores.online_store import RowReader
 from feature_repo.stores.pipelined_reads import PipelinedReads
-from feature_repo.units import MICROS
+from feature_repo.units import DAY_MICROS, MICROS
 from feature_repo.workspace import Workspace
 from pipelines import display
 from pipelines.ingest.ingested import log_position, read_events
 from pipelines.streaming.offline import read_archive
 
 _KEYS_A_READ = 500
-_DAY = 86_400 * MICROS
 _EXAMPLES = 5
 _MICROS = "_micros"
 
@@ -101,7 +100,9 @@ class Recount:
     ) -> None:
         """Compare one key's features of a view, and count what differs."""
         counts = {
-            one.name for one in view.aggregates if one.function == "count" and one.window == _DAY
+            one.name
+            for one in view.aggregates
+            if one.function == "count" and one.window == DAY_MICROS
         }
         different = [
             name for name, value in expected.items() if not _equal(online.get(name), value)
@@ -143,7 +144,7 @@ def all_events(workspace: Workspace) -> pd.DataFrame:
     streamed = streamed.assign(**{name: [of.get(name) for of in given] for name in context})
     ingested = pd.concat([ingested, streamed[list(ingested.columns)]], ignore_index=True)
     micros = ingested[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64")
-    return ingested.assign(**{_MICROS: micros, c.DAY: micros // _DAY})
+    return ingested.assign(**{_MICROS: micros, c.DAY: micros // DAY_MICROS})
 
 
 def check(workspace: Workspace, now: float) -> Recount:

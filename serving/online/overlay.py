@@ -87,7 +87,8 @@ class Overlay:
             seen = [event.item for event in known if event.type == kind]
             if seen and name in columns:
                 columns[name][0] = [*(columns[name][0] or ()), *seen]
-        positions = [self._compute(view, columns, known, micros) for view in self._views]
+        events = [(position_key(event.position), self._read(event)) for event in known]
+        positions = [self._compute(view, columns, events, micros) for view in self._views]
         stored = max((at for at in positions if at), key=position_key, default=None)
         arrived = [event.position for event in known]
         newest = max([*arrived, *([stored] if stored else [])], key=position_key, default=None)
@@ -97,17 +98,20 @@ class Overlay:
         self,
         view: AggregateView,
         columns: Columns,
-        known: Sequence[AcceptedEvent],
+        events: Sequence[tuple[tuple[int, int], Occurrence]],
         micros: int,
     ) -> str | None:
-        """Set the features of one view; return the log position of its stored state."""
+        """Set the features of one view; return the log position of its stored state.
+
+        ``events``: the overlay, each with its log position in a form that sorts.
+        """
         stored: str | None = columns.pop(view.state_column, [None])[0]
         position = position_of(stored) if stored else None
         included = position_key(position)
-        new = [event for event in known if position_key(event.position) > included]
+        new = [event for at, event in events if at > included]
         if new and (not stored or is_of(view, stored)):
             state = AggregateState.load(view, stored) or AggregateState(view)
-            state.add(map(self._read, new))
+            state.add(new)
             values = state.values(micros)
         elif stored and view.is_timeless and is_of(view, stored):
             return position  # the stored values hold at any time

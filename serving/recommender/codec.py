@@ -239,9 +239,7 @@ class Codec:
             **({"vectors": self.vectors} if self.vectors else {}),
             **({"user_tower": self.user_tower} if self.user_tower else {}),
             **({"item_tower": self.item_tower} if self.item_tower else {}),
-            **(
-                {"tower_views": [v.to_dict() for v in self.tower_views]} if self.tower_views else {}
-            ),
+            **_views("tower_views", self.tower_views),
             **({"left_out": sorted(self.left_out)} if self.left_out else {}),
             **_categories("user_categories", self.user_categories),
             **_categories("item_categories", self.item_categories),
