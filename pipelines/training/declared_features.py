@@ -14,6 +14,7 @@ from feature_repo.arrays import Float32Array
 from feature_repo.declarations.declared import Declared
 from feature_repo.encoding import Vocabulary, moments_of, standardised
 from pipelines.features.point_in_time import DAY_S, PointInTime
+from pipelines.training.past_requests import context_of
 from pipelines.training.split import epoch_seconds
 from ranking.data import spaced_rows
 from serving.recommender.codec import Category, TowerFeature
@@ -34,9 +35,8 @@ def fit_user_features(
     if not declared.user_tower:
         return ()
     sample = events.iloc[spaced_rows(len(events), _SAMPLE)]
-    columns: dict[str, Sequence[Any]] = {
-        name: sample[name].astype(object).where(sample[name].notna(), None).tolist()
-        for name in context
+    columns: dict[str, Any] = {
+        name: values.tolist() for name, values in context_of(sample, context).items()
     }
     if declared.tower_inputs:
         table = _of_sample(declared.tower_inputs, features, events)

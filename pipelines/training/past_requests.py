@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -48,6 +48,10 @@ class Requests:
         context = {name: values[rows] for name, values in self.context.items()}
         return Requests(self.user[rows], self.item[rows], self.type[rows], self.time[rows], context)
 
+    def context_columns(self, rows: slice) -> dict[str, list[Any]]:
+        """Return the fields of the context of some requests, as feature columns."""
+        return {name: values[rows].tolist() for name, values in self.context.items()}
+
 
 def requests_from(events: pd.DataFrame, codec: Codec) -> Requests:
     """Return events as requests."""
@@ -56,11 +60,16 @@ def requests_from(events: pd.DataFrame, codec: Codec) -> Requests:
         codec.items.encode(events[c.ITEM].tolist()),
         events[c.TYPE].to_numpy(dtype=object),
         epoch_seconds(events[c.TIMESTAMP]),
-        {
-            name: events[name].astype(object).where(events[name].notna(), None).to_numpy()
-            for name in codec.spec.context
-        },
+        context_of(events, codec.spec.context),
     )
+
+
+def context_of(events: pd.DataFrame, fields: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """Return fields of the context of ``n`` events by name, objects ``[n]``; None: missing."""
+    return {
+        name: events[name].astype(object).where(events[name].notna(), None).to_numpy()
+        for name in fields
+    }
 
 
 class UserEvents(NamedTuple):
@@ -147,9 +156,7 @@ def replay_columns(
             end = min(stop, start + BATCH, end_of_day)
             part = slice(start - rows.start, end - rows.start)
             columns_part = {name: values[part] for name, values in columns.items()}
-            columns_part |= {
-                name: values[start:end].tolist() for name, values in requests.context.items()
-            }
+            columns_part |= requests.context_columns(slice(start, end))
             yield np.arange(start, end), columns_part, tables.of(int(days[start]))
             start = end
 

@@ -323,7 +323,7 @@ def examples(codec: Codec, features: PointInTime, events: pd.DataFrame) -> Examp
     reader = UserReader(codec)
     contexts = [
         reader.context(
-            {**columns, **{name: of[rows].tolist() for name, of in requests.context.items()}},
+            {**columns, **requests.context_columns(rows)},
             requests.time[rows],
         )
         for rows, columns in features.users(TOWER_USERS, requests.user, requests.time)
