@@ -142,7 +142,9 @@ def all_events(workspace: Workspace) -> pd.DataFrame:
     streamed = read_archive(workspace, log_position(workspace)).to_pandas()
     given = [usable_context(orjson.loads(text or "{}"), context) for text in streamed["context"]]
     streamed = streamed.assign(**{name: [of.get(name) for of in given] for name in context})
-    ingested = pd.concat([ingested, streamed[list(ingested.columns)]], ignore_index=True)
+    # Of the same types: pandas guesses those of a column that has missing values only.
+    streamed = streamed[list(ingested.columns)].astype(ingested.dtypes)
+    ingested = pd.concat([ingested, streamed], ignore_index=True)
     micros = ingested[c.TIMESTAMP].astype("datetime64[us, UTC]").astype("int64")
     return ingested.assign(**{_MICROS: micros, c.DAY: micros // DAY_MICROS})
 
